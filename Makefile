@@ -1,0 +1,38 @@
+# make demo   sets up and stylizes sample pictures into demo-output
+# make test   sets up and runs every test
+# make check  lint, types and the arrows between the rooms
+# make lock   writes constraints.txt anew from the newest versions that pyproject.toml allows
+# make clean  removes what the others made
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check lock clean
+
+demo: .venv/ready
+	$(BIN)/nst demo --out demo-output
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --editable ".[test]"
+	.venv-lock/bin/pip freeze --exclude-editable | grep -v ' @ ' >constraints.txt
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

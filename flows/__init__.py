@@ -1,0 +1,1 @@
+"""Orchestration and front door: the Prefect flows and the `nst` command."""

@@ -1,0 +1,252 @@
+"""The command `nst`: parse, call, print; nothing else.
+
+Prefect and TensorFlow are imported only by the commands that run them, so that the others answer at once. Results go to
+standard output, everything about the way there to standard error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from enum import StrEnum
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from nst_tasks import __version__, recipes, settings, weights
+from nst_tasks.errors import InputError, NstError, StorageError
+
+app = typer.Typer(
+    name="nst",
+    help="Batch neural style transfer: a CSV manifest of content x style pairs goes in, pictures come out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+BACKBONE_HELP = f"Network whose features are used: {', '.join(weights.BACKBONES)}."
+RECIPE_HELP = "Recipe of the rows that name none; `nst recipes` lists them."
+
+
+class Runner(StrEnum):
+    """Where batches run."""
+
+    THREADS = "threads"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nst {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Batch neural style transfer."""
+
+
+@app.command()
+def run(
+    manifest: Annotated[str, typer.Argument(help="CSV manifest, a local path or a URI such as s3://bucket/pairs.csv.")],
+    out: Annotated[str, typer.Option(help="Folder for everything that comes out, a local path or a URI.")],
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = recipes.DEFAULT,
+    size: Annotated[int | None, typer.Option(help="Longest side of the results, in pixels; the recipe's by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimization steps at full size; the recipe's by default.")] = None,
+    backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
+    weights_file: Annotated[str | None, typer.Option("--weights", help="Keras weights file for vgg19 or vgg16, path or URI.")] = None,
+    runner: Annotated[Runner, typer.Option(help="Where batches run: threads of this process, one batch a device.")] = Runner.THREADS,
+    strict: Annotated[bool, typer.Option("--strict", help="Run nothing if any row is rejected.")] = False,
+    max_failures: Annotated[str | None, typer.Option(help="The run ends Failed above this many failed rows: N or P%.")] = None,
+    upscale: Annotated[bool, typer.Option("--upscale", help="Enlarge pictures that are smaller than the size.")] = False,
+    history_every: Annotated[int, typer.Option(help="Keep every N-th step in the loss history; first and last stay.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would be done, do nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Stylize every pair of a manifest."""
+    from nst_tasks import intake, storage
+
+    request = intake.Request(
+        storage.absolute(manifest), storage.absolute(out), recipe, size, steps, backbone,
+        storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every,
+    )  # fmt: skip
+    try:
+        configured = settings.from_environment()
+        taken = intake.prepare(request, configured)
+        if dry_run:
+            _print_dry_run(intake.survey(request, taken, configured), as_json)
+    except NstError as error:
+        _refuse(error)
+    _run(request, as_json)
+
+
+@app.command()
+def validate(
+    manifest: Annotated[str, typer.Argument(help="CSV manifest, a local path or a URI.")],
+    probe: Annotated[bool, typer.Option("--probe", help="Also open every picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Check a manifest: every problem with its row, column, value and remedy. Runs nothing, writes nothing."""
+    from nst_tasks import intake, storage
+
+    try:
+        configured = settings.from_environment()
+        _, parsed = intake.read_manifest(storage.absolute(manifest))
+        problems = [str(problem) for problem in parsed.problems]
+        if probe:
+            problems += intake.probe(parsed.pairs, configured)
+    except NstError as error:
+        _refuse(error)
+    if as_json:
+        result = {"rows": parsed.rows, "good": len(parsed.pairs), "rejected": len(parsed.rejected), "problems": problems}
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        for problem in problems:
+            typer.echo(problem)
+        typer.echo(f"{parsed.rows} rows: {len(parsed.pairs)} good, {len(parsed.rejected)} rejected")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def grid(
+    content: Annotated[list[str], typer.Option(help="Glob pattern of content pictures; may be given several times.")],
+    style: Annotated[list[str], typer.Option(help="Glob pattern of style pictures; may be given several times.")],
+    recipe: Annotated[str | None, typer.Option(help="Recipe for every row.")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="Where to write the manifest; - is standard output.")] = "-",
+) -> None:
+    """Write the manifest of every content with every style."""
+    from nst_tasks import manifest, storage
+
+    try:
+        found = {
+            name: [uri for pattern in patterns for uri in storage.expand(storage.absolute(pattern))]
+            for name, patterns in (("content", content), ("style", style))
+        }
+        data = manifest.grid(found["content"], found["style"], recipe)
+        if output != "-":
+            storage.write(storage.absolute(output), data)
+    except NstError as error:
+        _refuse(error)
+    if output == "-":
+        sys.stdout.buffer.write(data)
+    else:
+        typer.echo(f"{len(set(found['content'])) * len(set(found['style']))} pairs written to {output}", err=True)
+
+
+@app.command(name="recipes")
+def list_recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe, to see its source and every constant.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """List the recipes, or show one with its source and constants."""
+    try:
+        chosen = [recipes.find(name)] if name else list(recipes.PRESETS.values())
+    except InputError as error:
+        _refuse(error)
+    if as_json:
+        plain = [recipe.as_plain() for recipe in chosen]
+        typer.echo(json.dumps(plain[0] if name else plain, indent=1))
+    elif name:
+        typer.echo("\n".join(_lines(chosen[0].as_plain())))
+    else:
+        width = max(len(recipe.name) for recipe in chosen)
+        for recipe in chosen:
+            typer.echo(f"{recipe.name:{width}}  {recipe.summary}")
+
+
+@app.command()
+def report(
+    out: Annotated[str, typer.Argument(help="Folder that was given to --out.")],
+) -> None:
+    """Write OUT/report.html, one page with every finished pair of all runs."""
+    from nst_tasks import reporting, storage
+
+    try:
+        uri, pairs, warnings = reporting.rebuild(storage.absolute(out), settings.from_environment())
+    except NstError as error:
+        _refuse(error)
+    for warning in warnings:
+        typer.echo(warning, err=True)
+    typer.echo(f"{uri}: {pairs} pairs")
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Local folder for sample pictures and results.")] = "demo-output",
+) -> None:
+    """Stylize sample pictures by the bundled manifest, with real features and no network."""
+    from flows.demo import prepare
+    from nst_tasks import intake, storage
+
+    try:
+        manifest = prepare(storage.absolute(out))
+    except NstError as error:
+        _refuse(error)
+    _run(intake.Request(manifest, storage.absolute(out)), as_json=False)
+
+
+def _run(request: Any, as_json: bool) -> NoReturn:
+    """Run the flow under a progress bar and end with its exit code."""
+    # Prefect's own lines would run into the bar; an operator's setting wins, and the API gets every line all the same
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from flows.terminal import run_flow
+
+    try:
+        ended = run_flow(request)
+    except NstError as error:
+        _refuse(error)
+    if ended.report is None:
+        typer.echo(ended.message, err=True)
+    elif as_json:
+        typer.echo(json.dumps({"state": ended.name, **dataclasses.asdict(ended.report)}, indent=1))
+    else:
+        for failure in ended.report.failures:
+            typer.echo(failure, err=True)
+        typer.echo(f"{ended.name}: {ended.message} in {ended.report.seconds:.0f} s")
+        typer.echo(f"images   {storage_join(ended.report.out, 'images')}")
+        typer.echo(f"history  {storage_join(ended.report.out, 'history')}")
+        for kind, uri in sorted(ended.report.files.items()):
+            typer.echo(f"{kind:8} {uri}")
+    raise typer.Exit(ended.exit_code)
+
+
+def storage_join(base: str, name: str) -> str:
+    from nst_tasks import storage
+
+    return storage.join(base, name)
+
+
+def _print_dry_run(survey: Any, as_json: bool) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(survey), indent=1))
+    else:
+        for line in survey.lines():
+            typer.echo(line)
+    raise typer.Exit(1 if survey.problems else 0)
+
+
+def _refuse(error: NstError) -> NoReturn:
+    """Say what is wrong, one line a problem, and end with exit code 2."""
+    for line in str(error).splitlines():
+        typer.echo(f"nst: {line}", err=True)
+    raise typer.Exit(2)
+
+
+def _lines(value: Any, indent: str = "") -> list[str]:
+    """Nested values as indented lines, short lists on one line."""
+    lines = []
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            lines += [f"{indent}{name}:", *_lines(inner, indent + "  ")]
+        elif isinstance(inner, list):
+            lines.append(f"{indent}{name}: " + ", ".join(f"{layer} x {weight:g}" for layer, weight in inner))
+        else:
+            lines.append(f"{indent}{name}: {inner}")
+    return lines

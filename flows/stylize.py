@@ -1,0 +1,215 @@
+"""The flow `stylize-manifest`: read, validate, fan out with a bounded window, gather, report."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow, get_run_logger, runtime
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from nst_tasks import batching, devices, intake, recipes, reporting, settings, storage, weights, work
+from nst_tasks.batching import Job
+from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, redact
+from nst_tasks.intake import Request
+from nst_tasks.manifest import Pair
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.progress import watch
+from nst_tasks.reporting import Report
+from nst_tasks.settings import Run, Settings
+from nst_tasks.source import Source
+from nst_tasks.tasks import inspect_pictures, stylize_batch, with_retries
+
+INSPECTED_AT_ONCE = 100
+"""Pictures that one task run inspects."""
+
+MOST_THREADS = 64
+"""Of the task runner; how many batches are really in flight is bounded by the window, one more than there are devices."""
+
+def _flow_run_name() -> str:
+    uri = str(runtime.flow_run.parameters.get("manifest", "manifest"))
+    return redact(uri).rpartition("/")[2].removesuffix(".csv") or "manifest"
+
+
+@flow(
+    name="stylize-manifest",
+    flow_run_name=_flow_run_name,
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_THREADS),
+    persist_result=False,
+)
+def stylize_manifest(
+    manifest: str,
+    out: str,
+    recipe: str = recipes.DEFAULT,
+    size: int | None = None,
+    steps: int | None = None,
+    backbone: str = weights.DEFAULT,
+    weights_file: str | None = None,
+    strict: bool = False,
+    max_failures: str | None = None,
+    upscale: bool = False,
+    history_every: int = 1,
+) -> State[Report]:
+    """Stylize every pair of a manifest.
+
+    Args:
+        manifest: URI of the CSV manifest, local or remote.
+        out: URI of the folder for images, history, outcomes and the report.
+        recipe: recipe of the rows that name none.
+        size: longest side of the results in pixels, for rows that name none; the recipe's if empty.
+        steps: optimization steps at full size, for rows that name none; the recipe's if empty.
+        backbone: network whose features are used.
+        weights_file: URI of a Keras weights file for vgg19 or vgg16.
+        strict: run nothing if any row is rejected.
+        max_failures: the run ends Failed if more rows than this fail, such as 10 or 5%.
+        upscale: enlarge pictures that are smaller than the size.
+        history_every: keep every N-th step in the loss history.
+    """
+    request = Request(
+        storage.absolute(manifest), storage.absolute(out), recipe, size, steps, backbone,
+        storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every,
+    )  # fmt: skip
+    try:
+        report = run_manifest(request, settings.from_environment())
+    except InputError as error:
+        return Failed(name="Refused", message=str(error), data=error)
+    except Interrupted:
+        return Cancelled(message="interrupted; what is finished is safe: run the same command again")
+    except StorageError as error:
+        return Failed(message=f"the run could not go on: {error}", data=error)
+    message = report.message
+    if len(report.failures) > intake.failure_limit(max_failures, report.rows):
+        limit = f"above --max-failures {max_failures}" if max_failures else "none succeeded"
+        return Failed(message=f"{message} ({limit})", data=report)
+    if report.failures:
+        return Completed(name="Completed with failures", message=message, data=report)
+    return Completed(message=message, data=report)
+
+
+def run_manifest(request: Request, settings: Settings) -> Report:
+    """Carry out a request inside a flow run.
+
+    Raises:
+        InputError: something in it is wrong as a whole, and nothing ran. Interrupted: it was asked to stop.
+        StorageError: the output could not be listed or the summary not written.
+    """
+    logger = get_run_logger()
+    began = datetime.now(UTC)
+    taken = intake.prepare(request, settings)
+    run = Run(
+        id=f"{began:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}",
+        out=request.out,
+        backbone=request.backbone,
+        weights=request.weights,
+        weights_sha256=taken.weights_sha256,
+        history_every=request.history_every,
+        settings=settings,
+    )
+    folder = storage.join(request.out, "runs", run.id)
+    storage.write(storage.join(folder, "manifest.csv"), taken.manifest_bytes)
+
+    done, warnings = intake.finished(request.out, (pair.id for pair in taken.manifest.pairs), settings.readers)
+    for warning in warnings:
+        logger.warning(warning)
+    sources = _sources(taken.manifest.pairs, done.values(), settings)
+    outcomes: list[Outcome] = [
+        Outcome(id="", row=row.row, status=Status.REJECTED, run_id=run.id, error=reporting.reasons(taken.manifest, row.row))
+        for row in taken.manifest.rejected
+    ]
+    jobs: list[Job] = []
+    for pair in taken.manifest.pairs:
+        try:
+            job = intake.resolve(pair, sources, request, run.weights_sha256)
+        except NstError as error:
+            outcomes.append(work.failure(pair.id, pair.row, error, run.id))
+            work.write_marker(outcomes[-1], run)
+            continue
+        if intake.is_done(job, done):
+            outcomes.append(replace(done[job.id], status=Status.SKIPPED, row=job.row))
+        else:
+            jobs.append(job)
+    for failed in (o for o in outcomes if o.error):
+        logger.warning("row %d: %s", failed.row, failed.error)
+
+    observer = watch()
+    observer.add(
+        pairs=taken.manifest.rows,
+        pairs_done=len(outcomes),
+        steps=sum(job.steps for job in jobs),
+        work=sum(job.work for job in jobs),
+    )
+    logger.info("%d rows: %d to do, %d skipped or refused", taken.manifest.rows, len(jobs), len(outcomes))
+    outcomes += _stylize(jobs, run)
+    assert sorted(o.row for o in outcomes) == sorted(
+        [pair.row for pair in taken.manifest.pairs] + [row.row for row in taken.manifest.rejected]
+    ), "every row has exactly one outcome"
+    return reporting.write(request, taken, run, folder, outcomes, warnings, began)
+
+
+def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings) -> dict[str, Source | NstError]:
+    """Every picture of the manifest, once: remembered from earlier outcomes, or inspected."""
+    uris = sorted({uri for pair in pairs for uri in (pair.content, *pair.styles)})
+    sources: dict[str, Source | NstError] = dict(intake.remembered(uris, done, settings.readers))
+    unknown = [uri for uri in uris if uri not in sources]
+    chunks = [unknown[k : k + INSPECTED_AT_ONCE] for k in range(0, len(unknown), INSPECTED_AT_ONCE)]
+
+    def submit(chunk: list[str]) -> PrefectFuture[Any]:
+        first = unknown.index(chunk[0]) + 1
+        name = f"inspect pictures {first}-{first + len(chunk) - 1} of {len(unknown)}"
+        return with_retries(inspect_pictures, settings, task_run_name=name).submit(chunk, settings)
+
+    for chunk, result in _windowed(chunks, submit, window=4):
+        if isinstance(result, BaseException):
+            sources |= {uri: NstError(f"{redact(uri)}: could not be inspected ({result})") for uri in chunk}
+        else:
+            sources |= result
+    return sources
+
+
+def _stylize(jobs: list[Job], run: Run) -> list[Outcome]:
+    """Fan the jobs out in batches and gather their outcomes, whatever becomes of each."""
+    if not jobs:
+        return []
+    most = devices.most_pairs(run.settings.batch)
+    batches = batching.batches(jobs, most, run.settings.device_memory_gib * 2**30)
+
+    def submit(batch: batching.Batch) -> PrefectFuture[Any]:
+        tags = [batch.jobs[0].recipe.name]
+        return with_retries(stylize_batch, run.settings, task_run_name=batch.name, tags=tags).submit(batch, run)
+
+    outcomes = []
+    for batch, result in _windowed(batches, submit, window=len(devices.names()) + 1):
+        if isinstance(result, Interrupted):
+            raise result
+        if isinstance(result, BaseException):  # a defect, or memory that ran out: the other pairs go on
+            failed = [work.failure(job.id, job.row, result, run.id) for job in batch.jobs]
+            for one in failed:
+                work.write_marker(one, run)
+            outcomes += failed
+        else:
+            outcomes += result
+    return outcomes
+
+
+def _windowed(items: Iterable[Any], submit: Any, window: int) -> Iterator[tuple[Any, Any]]:
+    """Each item with its future's result or exception, as they finish, with at most `window` submitted at a time.
+
+    `task.map` would submit them all at once: ten thousand pairs would wait in memory and in the API's queue.
+    """
+    in_flight: dict[PrefectFuture[Any], Any] = {}
+    waiting = iter(items)
+    while True:
+        for item in waiting:
+            in_flight[submit(item)] = item
+            if len(in_flight) >= window:
+                break
+        if not in_flight:
+            return
+        future = next(as_completed(list(in_flight)))
+        yield in_flight.pop(future), future.result(raise_on_failure=False)

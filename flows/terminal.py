@@ -1,0 +1,108 @@
+"""The flow under a terminal: a progress bar, signals, and an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flows.stylize import stylize_manifest
+from nst_tasks.errors import InputError
+from nst_tasks.intake import Request
+from nst_tasks.progress import Watch, current
+from nst_tasks.reporting import Report
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a flow run ended: its state's name and message, the exit code, and the report if it got that far."""
+
+    name: str
+    message: str
+    exit_code: int
+    report: Report | None
+
+
+def run_flow(request: Request) -> Ended:
+    """Run `stylize_manifest` with a progress bar on standard error; SIGINT and SIGTERM end it between two chunks of steps.
+
+    Raises:
+        InputError: the request is refused.
+    """
+    with _progress_bar() as watch, _signals(watch.stop):
+        token = current.set(watch)
+        try:
+            state = stylize_manifest(
+                manifest=request.manifest,
+                out=request.out,
+                recipe=request.recipe,
+                size=request.size,
+                steps=request.steps,
+                backbone=request.backbone,
+                weights_file=request.weights,
+                strict=request.strict,
+                max_failures=request.max_failures,
+                upscale=request.upscale,
+                history_every=request.history_every,
+                return_state=True,
+            )
+        except KeyboardInterrupt:
+            return Ended("Cancelled", "interrupted; what is finished is safe: run the same command again", INTERRUPTED, None)
+        finally:
+            current.reset(token)
+    if state.is_cancelled() or (watch.stop.is_set() and not state.is_completed()):
+        return Ended("Cancelled", "interrupted; what is finished is safe: run the same command again", INTERRUPTED, None)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, InputError):
+        raise result
+    report = result if isinstance(result, Report) else None
+    failed = report is None or bool(report.failures)
+    return Ended(state.name or "", state.message or "", 1 if failed else 0, report)
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks the run to stop, the second SIGINT ends it where it is."""
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("nst: stopping after the current steps; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Watch]:
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        line = bar.add_task("starting", total=None)
+
+        def show(watch: Watch) -> None:
+            text = f"{watch.pairs_done}/{watch.pairs} pairs  {watch.steps_done}/{watch.steps} steps"
+            bar.update(line, description=text, total=watch.work or None, completed=watch.work_done)
+
+        yield Watch(changed=show)

@@ -1,0 +1,1 @@
+"""Example manifests, as package data: `importlib.resources.files("manifests")`."""

@@ -1,0 +1,97 @@
+"""Jobs, and how they are grouped into batches: one method, one shape, as many pairs as the device's memory takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nst_tasks.core.method import NUMERICS_VERSION, as_plain
+from nst_tasks.core.pyramid import levels
+from nst_tasks.recipes import Recipe
+from nst_tasks.source import Source
+
+BYTES_PER_PIXEL = 6_000
+"""Peak memory of one step for each pixel of a picture: activations of VGG kept for the gradient, measured by bench/memory.py."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A manifest row with its recipe resolved and its pictures known; `height` and `width` are those of the result."""
+
+    id: str
+    row: int
+    content: Source
+    styles: tuple[Source, ...]
+    style_weights: tuple[float, ...]
+    recipe: Recipe
+    seed: int
+    keep_color: bool
+    upscale: bool
+    format: str
+    height: int
+    width: int
+    weights_sha256: str
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all that decides the result's bytes; a finished outcome with the same key need not be made again."""
+        decides = {
+            "numerics": NUMERICS_VERSION,
+            "content": self.content.sha256,
+            "styles": [[style.sha256, weight] for style, weight in zip(self.styles, self.style_weights, strict=True)],
+            "method": as_plain(self.recipe.method),
+            "size": self.recipe.size,
+            "upscale": self.upscale,
+            "keep_color": self.keep_color,
+            "seed": self.seed,
+            "format": self.format,
+            "weights": self.weights_sha256,
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """What a person calls the pair: `tubingen x starry_night`."""
+        return f"{self.content.name} x {' + '.join(style.name for style in self.styles)}"
+
+    @property
+    def steps(self) -> int:
+        """Steps over all levels."""
+        return sum(level.steps for level in levels(self.recipe.method, self.height, self.width))
+
+    @property
+    def work(self) -> int:
+        """Pixel-steps: pixels times steps, summed over levels; time passes in proportion to them."""
+        return sum(at.steps * at.height * at.width for at in levels(self.recipe.method, self.height, self.width))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs of one method and one shape, optimized together."""
+
+    jobs: tuple[Job, ...]
+
+    @property
+    def name(self) -> str:
+        """The pair's name, or the first one's and how many more."""
+        more = f" and {len(self.jobs) - 1} more" if len(self.jobs) > 1 else ""
+        return self.jobs[0].name + more
+
+
+def batches(jobs: Iterable[Job], most: int, memory_bytes: float) -> list[Batch]:
+    """Group jobs of one method, shape and number of styles, in the order of their first rows.
+
+    A batch holds at most `most` jobs and as many as `memory_bytes` have room for, but always at least one: a picture too
+    large for the memory is tried alone.
+    """
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.recipe.method, job.height, job.width, len(job.styles)), []).append(job)
+    found = []
+    for group in groups.values():
+        fitting = int(memory_bytes // (BYTES_PER_PIXEL * group[0].height * group[0].width))
+        at_once = max(1, min(most, fitting))
+        found += [Batch(tuple(group[k : k + at_once])) for k in range(0, len(group), at_once)]
+    return sorted(found, key=lambda batch: batch.jobs[0].row)

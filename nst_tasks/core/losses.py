@@ -1,0 +1,112 @@
+"""The terms of a style transfer's loss, each per pair: the batch axis B is never summed over.
+
+Statistics of a style picture are computed once and compared many times, so each style loss comes as two functions, one that
+measures features and one that compares. Sources are named at each.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from nst_tasks.core.method import ContentLoss, StyleLoss, TotalVariation
+
+RIDGE = 1e-4
+"""Added to the diagonal of a covariance, in units of the layer's mean square, so that its square root has a gradient."""
+
+Statistics = dict[str, tf.Tensor]
+"""What is kept of a style picture at one layer; every tensor's leading axis is the batch."""
+
+
+def gram(x: tf.Tensor) -> tf.Tensor:
+    """Gram matrix `F^T F / (h w)` of features: (B, h, w, C) -> (B, C, C) (Gatys et al. 2015, arXiv 1508.06576)."""
+    flat, positions = _flatten(x)
+    return tf.matmul(flat, flat, transpose_a=True) / positions
+
+
+def style_statistics(loss: StyleLoss, x: tf.Tensor) -> Statistics:
+    """What `style_distance` needs to know of a style picture's features (B, h, w, C) at one layer."""
+    mean_square = tf.reduce_mean(tf.square(x), axis=(1, 2, 3))  # (B,)
+    if loss.statistic == "gram":
+        return {"gram": gram(x), "mean_square": mean_square}
+    mean, covariance = _moments(_scaled(x, mean_square) if loss.relative else x)
+    values, vectors = tf.linalg.eigh(covariance)
+    root = tf.matmul(vectors * tf.sqrt(tf.maximum(values, 0.0))[..., None, :], vectors, transpose_b=True)
+    return {"mean": mean, "trace": tf.linalg.trace(covariance), "root": root, "mean_square": mean_square}
+
+
+def style_distance(loss: StyleLoss, x: tf.Tensor, style: Statistics) -> tf.Tensor:
+    """Distance of features (B, h, w, C) from the statistics of S styles (B, S, ...) at one layer -> (B, S).
+
+    Gram: `mean((G - G*)^2)`, relative: divided by mean(style^2)^2. Wasserstein: `(|m - m*|^2 + tr(K + K* - 2 (K*^1/2 K
+    K*^1/2)^1/2)) / C` over means m and covariances K (Olkin and Pukelsheim 1982), of features divided by rms(style) if
+    relative.
+    """
+    mean_square = style["mean_square"]  # (B, S)
+    if loss.statistic == "gram":
+        distance = tf.reduce_mean(tf.square(gram(x)[:, None] - style["gram"]), axis=(2, 3))  # (B, S)
+        return distance / (tf.square(mean_square) + 1e-12) if loss.relative else distance
+    channels = tf.cast(tf.shape(x)[-1], x.dtype)
+    scale = tf.math.rsqrt(mean_square + 1e-12) if loss.relative else tf.ones_like(mean_square)  # (B, S)
+    mean, covariance = _moments(x, ridge=False)
+    mean = mean[:, None] * scale[..., None]  # (B, S, C)
+    covariance = covariance[:, None] * tf.square(scale)[..., None, None]  # (B, S, C, C)
+    covariance += RIDGE * tf.eye(tf.shape(x)[-1], dtype=x.dtype)
+    root = style["root"]
+    cross = trace_of_root(tf.matmul(root, tf.matmul(covariance, root)))  # (B, S)
+    bures = tf.linalg.trace(covariance) + style["trace"] - 2.0 * cross
+    return (tf.reduce_sum(tf.square(mean - style["mean"]), axis=-1) + bures) / channels
+
+
+@tf.custom_gradient
+def trace_of_root(matrix: tf.Tensor) -> tuple[tf.Tensor, object]:
+    """`tr(M^1/2)` of symmetric positive matrices (..., C, C) -> (...), with the gradient `1/2 M^-1/2`.
+
+    The gradient through the eigenvectors, as automatic differentiation has it, divides by differences of eigenvalues and
+    so is not finite for repeated ones; this one needs none.
+    """
+    values, vectors = tf.linalg.eigh((matrix + tf.linalg.matrix_transpose(matrix)) / 2.0)
+    roots = tf.sqrt(tf.maximum(values, RIDGE**2))  # both factors are at least RIDGE
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        inverse = tf.matmul(vectors / roots[..., None, :], vectors, transpose_b=True)
+        return 0.5 * upstream[..., None, None] * inverse
+
+    return tf.reduce_sum(roots, axis=-1), gradient
+
+
+def content_distance(loss: ContentLoss, x: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
+    """Mean squared difference of features (B, h, w, C) -> (B,); relative: divided by mean(content^2)."""
+    distance = tf.reduce_mean(tf.square(x - content), axis=(1, 2, 3))
+    if loss.relative:
+        distance /= tf.reduce_mean(tf.square(content), axis=(1, 2, 3)) + 1e-12
+    return distance
+
+
+def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
+    """Differences of neighbouring pixels of an image (B, H, W, 3) in [0, 1] -> (B,): `l1_sum` or `l2_mean` of `method`."""
+    down = image[:, 1:] - image[:, :-1]
+    right = image[:, :, 1:] - image[:, :, :-1]
+    if loss.kind == "l1_sum":
+        return tf.reduce_sum(tf.abs(down), axis=(1, 2, 3)) + tf.reduce_sum(tf.abs(right), axis=(1, 2, 3))
+    return tf.reduce_mean(tf.square(down), axis=(1, 2, 3)) + tf.reduce_mean(tf.square(right), axis=(1, 2, 3))
+
+
+def _flatten(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    shape = tf.shape(x)
+    flat = tf.reshape(x, (shape[0], shape[1] * shape[2], x.shape[-1] or shape[3]))  # (B, h*w, C)
+    return flat, tf.cast(shape[1] * shape[2], x.dtype)
+
+
+def _moments(x: tf.Tensor, ridge: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean (B, C) and covariance (B, C, C) of features (B, h, w, C)."""
+    flat, positions = _flatten(x)
+    mean = tf.reduce_mean(flat, axis=1)
+    centred = flat - mean[:, None]
+    covariance = tf.matmul(centred, centred, transpose_a=True) / positions
+    if ridge:
+        covariance += RIDGE * tf.eye(tf.shape(covariance)[-1], dtype=x.dtype)
+    return mean, covariance
+
+
+def _scaled(x: tf.Tensor, mean_square: tf.Tensor) -> tf.Tensor:
+    return x * tf.math.rsqrt(mean_square + 1e-12)[:, None, None, None]

@@ -1,0 +1,92 @@
+"""Devices of this process, leased one batch at a time, each with what was already computed on it.
+
+Threads and leases, not processes: a process pool breaks whole when one worker dies. A device keeps its backbone's weights and
+the statistics of style pictures, so that one style at one size is measured once per run and not once per pair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import queue
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from nst_tasks.core.backbones import Backbone
+from nst_tasks.errors import Interrupted
+from nst_tasks.progress import Watch
+
+STATISTICS_KEPT = 256
+"""Style statistics kept on a device, the least recently used given up first; one of VGG16's is about 5 MB."""
+
+
+@dataclass
+class Device:
+    """A device of this process, by its TensorFlow name such as `/GPU:0`; used only by the thread that leases it."""
+
+    name: str
+    backbones: dict[str, Backbone] = field(default_factory=dict)
+    statistics: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
+
+    def backbone(self, sha256: str, make: Callable[[], Backbone]) -> Backbone:
+        """The backbone with weights of this SHA-256, made at first use."""
+        if sha256 not in self.backbones:
+            self.backbones[sha256] = make()
+        return self.backbones[sha256]
+
+    def style(self, key: Any, make: Callable[[], Any]) -> Any:
+        """A style's statistics by a key that says all they depend on, made at first use."""
+        if key not in self.statistics:
+            self.statistics[key] = make()
+        self.statistics.move_to_end(key)
+        if len(self.statistics) > STATISTICS_KEPT:
+            self.statistics.popitem(last=False)
+        return self.statistics[key]
+
+
+def names() -> list[str]:
+    """The devices that batches run on: all GPUs, or else the CPU."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return [device.name for device in gpus] or ["/CPU:0"]
+
+
+def most_pairs(asked: int) -> int:
+    """The most pairs in a batch: as asked, or else 8 on a GPU and 1 on a CPU, where a batch gains little."""
+    return asked or (1 if names() == ["/CPU:0"] else 8)
+
+
+@contextlib.contextmanager
+def lease(watch: Watch) -> Iterator[Device]:
+    """A device for the caller alone, as soon as one is free.
+
+    Raises:
+        Interrupted: the run is asked to stop while waiting.
+    """
+    pool = _pool()
+    while True:
+        if watch.stop.is_set():
+            raise Interrupted("interrupted while waiting for a device")
+        try:
+            device = pool.get(timeout=0.2)
+            break
+        except queue.Empty:
+            continue
+    try:
+        with tf.device(device.name):
+            yield device
+    finally:
+        pool.put(device)
+
+
+@functools.cache
+def _pool() -> queue.SimpleQueue[Device]:
+    # the same pixels from the same inputs, on a GPU too; must be said before the first operation
+    tf.config.experimental.enable_op_determinism()
+    pool: queue.SimpleQueue[Device] = queue.SimpleQueue()
+    for name in names():
+        pool.put(Device(name))
+    return pool

@@ -1,0 +1,70 @@
+"""Everything that can go wrong, in one tree.
+
+NstError
+├── InputError                what the caller handed in is wrong as a whole; nothing ran (exit code 2)
+│   ├── ManifestError         the manifest cannot be read as one
+│   └── SettingsError         an option, an environment variable or a recipe's value is out of range
+├── PairError                 one pair cannot be done, now or later; the others go on
+│   ├── PictureError          not a picture, truncated, too large, too small
+│   └── DivergedError         the optimization left the finite numbers
+├── StorageError              the store said no for good: missing, forbidden, not a file
+│   └── StorageUnavailable    the store did not answer, or asked to come back later: worth a retry
+└── Interrupted               a person or the machine asked the run to stop
+
+A row's failure is data (see `outcome`); these are raised where it happens and turned into data once, in `work` and `intake`.
+"""
+
+import urllib.parse
+
+
+class NstError(Exception):
+    """Any error that nst raises on purpose; its text is one sentence with the place, the value and the remedy."""
+
+
+class InputError(NstError):
+    """What the caller handed in is wrong as a whole, so nothing ran."""
+
+
+class ManifestError(InputError):
+    """The manifest cannot be read as one; the text holds one line for each problem."""
+
+
+class SettingsError(InputError):
+    """An option, an environment variable or a recipe's value is out of range."""
+
+
+class PairError(NstError):
+    """One pair cannot be done, now or later; the others go on."""
+
+
+class PictureError(PairError):
+    """Bytes that are not a picture we can take: damaged, of an unknown format, too large or too small."""
+
+
+class DivergedError(PairError):
+    """The optimization of one pair left the finite numbers."""
+
+
+class StorageError(NstError):
+    """The store said no for good: missing, forbidden, not a file."""
+
+
+class StorageUnavailable(StorageError):
+    """The store did not answer, or asked to come back later: worth a retry."""
+
+
+class Interrupted(NstError):
+    """A person or the machine asked the run to stop; what is finished is safe."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying the same again later may succeed: the one place where this is decided."""
+    return isinstance(error, StorageUnavailable)
+
+
+def redact(uri: str) -> str:
+    """A URI fit for logs, markers and reports: without user, password, query and fragment."""
+    parts = urllib.parse.urlsplit(uri)
+    if not parts.scheme or "://" not in uri:
+        return uri
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

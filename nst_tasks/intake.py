@@ -1,0 +1,317 @@
+"""From a manifest to jobs: read it, refuse what is wrong before anything runs, look up what is done, inspect the pictures.
+
+No TensorFlow and no Prefect: `nst validate` is built on this and answers at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nst_tasks import images, manifest, outcome, recipes, storage, weights
+from nst_tasks.batching import Job
+from nst_tasks.core.architecture import check_layers, smallest_side
+from nst_tasks.core.method import MAX_STEPS
+from nst_tasks.errors import InputError, ManifestError, NstError, PictureError, SettingsError, StorageError, redact
+from nst_tasks.manifest import Manifest, Pair
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.settings import Settings
+from nst_tasks.source import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks of one run: where from, where to, and the defaults for rows that say nothing themselves."""
+
+    manifest: str
+    out: str
+    recipe: str = recipes.DEFAULT
+    size: int | None = None
+    steps: int | None = None
+    backbone: str = weights.DEFAULT
+    weights: str | None = None
+    strict: bool = False
+    max_failures: str | None = None
+    upscale: bool = False
+    history_every: int = 1
+
+
+@dataclass(frozen=True)
+class Intake:
+    """A manifest that was read, with the identity of its bytes and of the weights that the run will use."""
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    weights_sha256: str
+
+    @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the manifest's bytes."""
+        return hashlib.sha256(self.manifest_bytes).hexdigest()
+
+
+def read_manifest(uri: str) -> tuple[bytes, Manifest]:
+    """A manifest's bytes and its rows.
+
+    Raises:
+        ManifestError: it cannot be reached, or is no manifest.
+    """
+    try:
+        data = storage.read(uri)
+    except StorageError as error:
+        raise ManifestError(f"manifest {error}") from error
+    try:
+        return data, manifest.parse(data, storage.folder(uri))
+    except ManifestError as error:
+        place = redact(uri)
+        raise ManifestError("\n".join(f"manifest {place}: {line}" for line in str(error).splitlines())) from error
+
+
+def prepare(request: Request, settings: Settings) -> Intake:
+    """Everything that can be known to be wrong before any compute, looked at and told at once.
+
+    Raises:
+        InputError: the manifest, an option or the output is wrong; each problem on its own line.
+    """
+    problems: list[str] = []
+    data, parsed = b"", None
+    weights_sha256 = ""
+    try:
+        data, parsed = read_manifest(request.manifest)
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        weights_sha256 = weights.sha256(request.backbone, read_weights(request.weights))
+    except InputError as error:
+        problems.append(str(error))
+    problems += _option_problems(request)
+    if parsed is not None and not problems:
+        if request.strict and parsed.problems:
+            problems += [str(problem) for problem in parsed.problems]
+        elif not parsed.pairs:
+            problems += [str(problem) for problem in parsed.problems] + ["manifest: no row is usable; correct the rows above"]
+    if not problems:
+        try:
+            storage.probe_writable(request.out)
+        except StorageError as error:
+            problems.append(f"--out: the output cannot be written: {error}")
+    if problems or parsed is None:
+        raise InputError("\n".join(problems))
+    return Intake(parsed, data, weights_sha256)
+
+
+def read_weights(uri: str | None) -> bytes | None:
+    """The bytes of a weights file, or None where none is asked for.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    if uri is None:
+        return None
+    try:
+        return storage.read(uri)
+    except StorageError as error:
+        raise SettingsError(f"--weights: {error}") from error
+
+
+def _option_problems(request: Request) -> list[str]:
+    problems = []
+    try:
+        recipe = recipes.override(recipes.find(request.recipe), size=request.size, steps=request.steps)
+        check_layers(weights.architecture(request.backbone), recipe.method.layers)
+    except SettingsError as error:
+        if not str(error).startswith("backbone"):  # told already
+            problems.append(f"--{error}")
+    try:
+        failure_limit(request.max_failures, 1)
+    except SettingsError as error:
+        problems.append(str(error))
+    if not 1 <= request.history_every <= MAX_STEPS:
+        problems.append(f"--history-every: {request.history_every} is not in 1..{MAX_STEPS}")
+    return problems
+
+
+def failure_limit(text: str | None, rows: int) -> int:
+    """How many of `rows` rows may fail: `N` or `P%`; without a limit, all but the last one.
+
+    Raises:
+        SettingsError: it is neither a whole number nor a percentage.
+    """
+    if text is None:
+        return max(rows - 1, 0)
+    number, percent, rest = text.strip().partition("%")
+    try:
+        value = float(number) if percent else int(number)
+    except ValueError:
+        value = -1
+    if rest or value < 0 or (percent and value > 100):
+        raise SettingsError(f"--max-failures: {text!r} is not a whole number such as 10, or a percentage such as 5%")
+    return int(rows * value / 100) if percent else int(value)
+
+
+def finished(out: str, ids: Iterable[str], readers: int) -> tuple[dict[str, Outcome], list[str]]:
+    """Outcomes of earlier runs for these ids, and a warning for each marker that cannot be trusted.
+
+    A marker counts only while the picture and the history that it names lie beside it in the sizes that it names.
+    """
+    wanted = set(ids)
+    names = [name for name in storage.listing(storage.join(out, "outcomes")) if name.removesuffix(".json") in wanted]
+    beside = {
+        folder: storage.listing(storage.join(out, folder)) if names else {} for folder in ("images", "history")
+    }
+    warnings: list[str] = []
+    found: dict[str, Outcome] = {}
+
+    def load(name: str) -> Outcome:
+        try:
+            return outcome.from_json(storage.read(storage.join(out, "outcomes", name)))
+        except ValueError as error:
+            raise NstError(f"outcomes/{name}: ignored, {error}") from error
+
+    for result in storage.each(load, names, readers):
+        if isinstance(result, NstError):
+            warnings.append(str(result))
+        elif result.status == Status.SUCCEEDED and not _is_beside(result, beside):
+            warnings.append(f"outcomes/{result.id}.json: ignored, its picture or history is missing or of another size")
+        else:
+            found[result.id] = result
+    return found, warnings
+
+
+def _is_beside(done: Outcome, beside: Mapping[str, Mapping[str, storage.Entry]]) -> bool:
+    for path, size in ((done.image, done.image_bytes), (done.history, done.history_bytes)):
+        folder, _, name = path.partition("/")
+        entry = beside.get(folder, {}).get(name)
+        if entry is None or entry.size != size:
+            return False
+    return True
+
+
+def remembered(uris: Iterable[str], done: Iterable[Outcome], readers: int) -> dict[str, Source]:
+    """Sources that earlier outcomes describe and that their store says have not been rewritten since: no need to open them."""
+    seen = {source.uri: source for result in done for source in (result.content, *result.styles) if source is not None}
+    candidates = sorted(uri for uri in uris if redact(uri) in seen)
+    entries = storage.each(storage.stat, candidates, readers)
+    found = {}
+    for uri, entry in zip(candidates, entries, strict=True):
+        source = seen[redact(uri)]
+        if isinstance(entry, storage.Entry) and entry.version and entry.version == source.version:
+            found[uri] = Source(uri, source.sha256, source.version, source.height, source.width)
+    return found
+
+
+def inspect(uri: str, max_pixels: int) -> Source:
+    """Read a picture's bytes for their SHA-256, and its header for its size.
+
+    Raises:
+        PictureError: it is not a picture, or too large. StorageError: it cannot be read.
+    """
+    entry = storage.stat(uri)  # before the bytes: a rewrite in between is then noticed by the next run
+    data = storage.read(uri)
+    try:
+        height, width = images.probe(data, max_pixels)
+    except PictureError as error:
+        raise PictureError(f"{redact(uri)}: {error}") from error
+    return Source(uri, hashlib.sha256(data).hexdigest(), entry.version if entry else "", height, width)
+
+
+def resolve(pair: Pair, sources: Mapping[str, Source | NstError], request: Request, weights_sha256: str) -> Job:
+    """A row's job: its recipe with the run's and its own overrides, its pictures, and the size of its result.
+
+    Raises:
+        NstError: one of its pictures cannot be read, or is too small for the network.
+    """
+    used = []
+    for uri in (pair.content, *pair.styles):
+        source = sources[uri]
+        if isinstance(source, NstError):
+            raise source
+        used.append(source)
+    content, *styles = used
+    recipe = recipes.override(
+        recipes.find(pair.recipe or request.recipe),
+        size=pair.size if pair.size is not None else request.size,
+        steps=pair.steps if pair.steps is not None else request.steps,
+        content_weight=pair.content_weight,
+        style_weight=pair.style_weight,
+        tv_weight=pair.tv_weight,
+    )
+    least = smallest_side(recipe.method.layers)
+    for source in used:
+        height, width = images.fit(source.height, source.width, recipe.size, request.upscale)
+        if min(height, width) < least:
+            raise PictureError(
+                f"{redact(source.uri)}: {width} x {height} pixels at size {recipe.size} leave a side below {least}, the least "
+                f"that the network can see; give a larger or less narrow picture, or a larger size"
+            )
+    height, width = images.fit(content.height, content.width, recipe.size, request.upscale)
+    return Job(
+        id=pair.id,
+        row=pair.row,
+        content=content,
+        styles=tuple(styles),
+        style_weights=pair.style_weights,
+        recipe=recipe,
+        seed=pair.seed,
+        keep_color=pair.keep_color,
+        upscale=request.upscale,
+        format=pair.format,
+        height=height,
+        width=width,
+        weights_sha256=weights_sha256,
+    )
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run of a request would do: its rows, what is done already, what is to do, and every problem in a line."""
+
+    rows: int
+    done: int
+    to_do: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The survey in lines to print."""
+        return [*self.problems, *self.to_do, f"{self.rows} rows: {self.done} done, {len(self.to_do)} to do"]
+
+
+def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
+    """Look at everything that a run would look at before its first step, and write nothing."""
+    pairs = taken.manifest.pairs
+    done, warnings = finished(request.out, (pair.id for pair in pairs), settings.readers)
+    uris = sorted({uri for pair in pairs for uri in (pair.content, *pair.styles)})
+    sources: dict[str, Source | NstError] = dict(remembered(uris, done.values(), settings.readers))
+    unknown = [uri for uri in uris if uri not in sources]
+    found = storage.each(lambda uri: inspect(uri, settings.max_pixels), unknown, settings.readers)
+    sources |= dict(zip(unknown, found, strict=True))
+    to_do, problems = [], [*warnings, *(str(problem) for problem in taken.manifest.problems)]
+    finished_already = 0
+    for pair in pairs:
+        try:
+            job = resolve(pair, sources, request, taken.weights_sha256)
+        except NstError as error:
+            problems.append(f"row {pair.row}, {pair.id}: {error}")
+            continue
+        if is_done(job, done):
+            finished_already += 1
+        else:
+            to_do.append(f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps")
+    return Survey(taken.manifest.rows, finished_already, tuple(to_do), tuple(problems))
+
+
+def is_done(job: Job, done: Mapping[str, Outcome]) -> bool:
+    """Whether an earlier outcome already holds this job's result."""
+    before = done.get(job.id)
+    return before is not None and before.status == Status.SUCCEEDED and before.key == job.key
+
+
+def probe(pairs: Iterable[Pair], settings: Settings) -> list[str]:
+    """Open every picture of these rows; a line for each that fails, with the first row that names it."""
+    rows: dict[str, str] = {}
+    for pair in pairs:
+        for column, uri in (("content", pair.content), *(("style", style) for style in pair.styles)):
+            rows.setdefault(uri, f"row {pair.row}, column {column}")
+    found = storage.each(lambda uri: inspect(uri, settings.max_pixels), rows, settings.readers)
+    return [f"{rows[uri]}: {result}" for uri, result in zip(rows, found, strict=True) if isinstance(result, NstError)]

@@ -1,0 +1,458 @@
+"""The manifest: CSV bytes -> pairs to stylize, every problem of every row found at once.
+
+Pure: no I/O, standard library only, so that checking a manifest takes a moment. What is wrong with the file as a whole
+is raised as one `ManifestError`; what is wrong with a row is data, a `Problem` for each cell, and the other rows go on.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import hashlib
+import io
+import math
+import posixpath
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product, zip_longest
+from typing import Any
+
+from nst_tasks.core.method import MAX_STEPS
+from nst_tasks.errors import ManifestError
+from nst_tasks.recipes import MAX_SIZE, MIN_SIZE, PRESETS
+
+MAX_SEED = 2**31 - 1
+FORMATS = ("png", "jpg", "webp")
+FLAGS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+REQUIRED = ("content", "style")
+COLUMNS: Mapping[str, str] = {
+    "content": "the picture to stylize: a URI, or a path relative to the manifest's folder; required",
+    "style": "the picture whose style it takes, several separated by |; required",
+    "id": "names the outputs: letters, digits, . _ -, unique; derived from the two names when empty",
+    "style_weights": "how much each style counts, 0 or more, separated by |; equal when empty",
+    "recipe": f"one of {', '.join(PRESETS)}; the run's when empty",
+    "size": f"the result's longest side in pixels, {MIN_SIZE} to {MAX_SIZE}; the recipe's when empty",
+    "steps": f"optimization steps at full size, 0 to {MAX_STEPS}; the recipe's when empty",
+    "seed": f"of the initial noise, 0 to {MAX_SEED}; 0 when empty",
+    "content_weight": "weight of the content loss, 0 or more; the recipe's when empty",
+    "style_weight": "weight of the style loss, 0 or more; the recipe's when empty",
+    "tv_weight": "weight of the total variation, 0 or more; the recipe's when empty",
+    "keep_color": "whether the content keeps its colors: true, false, yes, no, 1 or 0; false when empty",
+    "format": f"of the result: {', '.join(FORMATS)}; png when empty",
+    "problem": "ignored; nst writes the reason there in rejected.csv",
+}
+"""Every column a manifest may have, in any order, with what it holds."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One good row, starting on line `row` (the header is line 1). None leaves the choice to the run or its recipe."""
+
+    row: int
+    id: str
+    content: str
+    styles: tuple[str, ...]
+    style_weights: tuple[float, ...]
+    recipe: str | None = None
+    size: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    content_weight: float | None = None
+    style_weight: float | None = None
+    tv_weight: float | None = None
+    keep_color: bool = False
+    format: str = "png"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one cell and what to do about it; `value` is fit to print: short, and without secrets."""
+
+    row: int
+    column: str
+    value: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}, column {self.column}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The cells of a row with a problem, as they were."""
+
+    row: int
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All rows, good or rejected, in the file's order: `rows == len(pairs) + len(rejected)`."""
+
+    pairs: tuple[Pair, ...]
+    problems: tuple[Problem, ...]
+    rejected: tuple[Rejected, ...]
+    header: tuple[str, ...]
+    rows: int
+
+
+def parse(data: bytes, folder: str) -> Manifest:
+    """Read a manifest whose relative URIs mean files under `folder`, an absolute path or a URI.
+
+    A row whose `id` another row above already has is rejected, even when that one is rejected too: it will come back.
+
+    Raises:
+        ManifestError: the file as a whole is no manifest; one line for each reason.
+        ValueError: `folder` is relative.
+    """
+    if not _is_absolute(folder):
+        raise ValueError(f"folder: {folder!r} is relative; pass an absolute path or a URI")
+    header, table = _table(_text(data))
+    pairs: list[Pair] = []
+    problems: list[Problem] = []
+    rejected: list[Rejected] = []
+    owners: dict[str, int] = {}
+    for row, cells in table:
+        found = _read_row(row, header, cells, folder, owners)
+        if isinstance(found, Pair):
+            pairs.append(found)
+        else:
+            problems += found
+            rejected.append(Rejected(row, cells))
+    return Manifest(tuple(pairs), tuple(problems), tuple(rejected), header, len(table))
+
+
+def rejected_csv(manifest: Manifest, folder: str) -> bytes:
+    """The rejected rows as a manifest to correct and submit again, from any folder: relative URIs are made absolute.
+
+    The reasons go into a first column, `problem`, so that spare cells at a row's end stay where they were. They begin
+    with "row", never with a character that a spreadsheet takes for a formula. The other cells are the submitter's own,
+    unescaped because they are submitted again. Styles stay relative below a folder with a | in its name.
+    """
+    reasons: defaultdict[int, list[str]] = defaultdict(list)
+    for problem in manifest.problems:
+        reasons[problem.row].append(str(problem))
+
+    def relocated(column: str, cell: str) -> str:
+        if column not in REQUIRED or (column == "style" and "|" in folder):
+            return cell
+        items = [item.strip() for item in (cell.split("|") if column == "style" else [cell])]
+        return "|".join(_resolve(folder, item) if item else "" for item in items)
+
+    rows = [["problem", *(name for name in manifest.header if name != "problem")]]
+    for row in manifest.rejected:
+        named_cells = zip_longest(manifest.header, row.cells, fillvalue="")
+        cells = [relocated(name, cell) for name, cell in named_cells if name != "problem"]
+        rows.append([" | ".join(reasons[row.row]), *cells])
+    return _csv(rows)
+
+
+def grid(contents: Sequence[str], styles: Sequence[str], recipe: str | None) -> bytes:
+    """The manifest of every content with every style, each named once, sorted.
+
+    Raises:
+        ManifestError: there is nothing to pair, no such recipe, or a name that no cell can hold.
+    """
+    problems = ["no content picture is given"] * (not contents) + ["no style picture is given"] * (not styles)
+    for uri in sorted({*contents, *styles}):
+        if not uri or uri != uri.strip() or re.search("[\0\ud800-\udfff]", uri):
+            problems.append(f"{_shown(uri)} cannot be a manifest's cell (outer spaces, or not UTF-8); rename the file")
+        if "|" in uri and uri in styles:
+            problems.append(f"{_shown(uri)} has a |, which separates styles; rename the file")
+    if recipe is not None and recipe not in PRESETS:
+        problems.append(f"{_shown(recipe)} is not a recipe; {_nearest(recipe, PRESETS)}")
+    if problems:
+        raise ManifestError("\n".join(problems))
+
+    overrides = {} if recipe is None else {"recipe": recipe}
+    rows = [["id", *REQUIRED, *overrides]]
+    taken: set[str] = set()
+    copies: Counter[str] = Counter()
+    for content, style in product(sorted({*contents}), sorted({*styles})):
+        derived = identity = _derived_id(content, [style], overrides)
+        while identity.lower() in taken:
+            copies[derived.lower()] += 1
+            identity = f"{derived}-{copies[derived.lower()] + 1}"
+        taken.add(identity.lower())
+        rows.append([identity, content, style, *overrides.values()])
+    return _csv(rows)
+
+
+# The file as a whole
+
+
+def _text(data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ManifestError("the manifest is UTF-16; save it as UTF-8")
+    if data.startswith(b"PK\x03\x04"):
+        raise ManifestError("the manifest is a spreadsheet or another zip file; export it as CSV, in UTF-8")
+    if (offset := data.find(b"\0")) >= 0:
+        raise ManifestError(f"the manifest has a NUL byte at offset {offset}, so it is not text; save it as UTF-8 CSV")
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        offset, line = error.start, data.count(b"\n", 0, error.start) + 1
+        place = f"byte 0x{data[offset]:02x} at offset {offset}, line {line},"
+        raise ManifestError(f"{place} is not UTF-8 (it may be Latin-1); save it as UTF-8") from error
+    if not text.strip(" ,\t\r\n"):
+        raise ManifestError("the manifest is empty; give a header with content and style, and a row for each pair")
+    return text
+
+
+def _table(text: str) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]]]:
+    """The header's names, and each row that is not blank with the line it starts on."""
+    first_line = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        names = {cell.strip(' "').lower() for cell in first_line.split(separator)}
+        if separator in first_line and names & {*REQUIRED}:
+            raise ManifestError(f"the manifest's columns are separated by {name}; use commas")
+
+    problems: list[str] = []
+    table: list[tuple[int, tuple[str, ...]]] = []
+    # newline="" leaves CR, LF and CRLF for the reader to tell apart; strict refuses a quote left open.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    start = 1
+    try:
+        for cells in reader:
+            if any(map(str.strip, cells)):
+                table.append((start, tuple(cells)))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        remedy = "look for a double quote that is left open, and double those inside a cell"
+        problems.append(f"row {start} cannot be read as CSV: {error}; {remedy}")
+
+    header = tuple(cell.strip().lower() for cell in table[0][1]) if table else ()
+    if table:
+        problems += _header_problems(header)
+    if len(table) <= 1 and not problems:
+        problems.append("the manifest has no rows; below the header, add one for each pair of pictures")
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return header, table[1:]
+
+
+def _header_problems(header: Sequence[str]) -> Iterable[str]:
+    unknown = [name for name in header if name and name not in COLUMNS]
+    for name in dict.fromkeys(unknown):
+        yield f"column {_shown(name)} is not known; {_nearest(name, COLUMNS)}"
+    for position, name in enumerate(header, start=1):
+        if not name:
+            yield f"column {position} has no name; name it or delete it"
+    for name, count in Counter(header).items():
+        if count > 1 and name in COLUMNS:
+            yield f"column {name} is there {count} times; keep one"
+    for name in REQUIRED:
+        if name not in header:
+            similar = difflib.get_close_matches(name, unknown, n=1)
+            yield f"column {name} is missing; {f'is it the one named {_shown(similar[0])}?' if similar else 'add it'}"
+
+
+# Cells: a reader takes a stripped cell and gives its value, or raises what follows the value in the message
+
+
+class _BadCell(Exception):
+    pass
+
+
+def _uri(cell: str) -> str:
+    if not cell:
+        raise _BadCell("names no picture; give a path or a URI")
+    return cell
+
+
+def _uris(cell: str) -> tuple[str, ...]:
+    items = tuple(item.strip() for item in _uri(cell).split("|"))
+    if not all(items):
+        raise _BadCell("has an empty name beside a |; name a picture there or delete the |")
+    return items
+
+
+def _safe_id(cell: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", cell):
+        raise _BadCell("is not safe; give up to 128 letters, digits, dots, - or _, beginning with a letter or digit")
+    return cell
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def _whole(cell: str, what: str, least: int, most: int) -> int:
+    number, remedy = _number(cell), f"give {least} to {most} or leave it empty"
+    if not number.is_integer():  # 512.0 is: pandas writes so when a column of whole numbers has gaps
+        raise _BadCell(f"is not a whole number; {remedy}")
+    if number < least:
+        raise _BadCell(f"is below the smallest {what}, {least}; {remedy}")
+    if number > most:
+        raise _BadCell(f"is above the largest {what}, {most}; {remedy}")
+    return int(number)
+
+
+def _weight(cell: str) -> float:
+    number = _number(cell)
+    if not (math.isfinite(number) and number >= 0):
+        fault = "not a number" if math.isnan(number) else "not finite" if math.isinf(number) else "negative"
+        raise _BadCell(f"is {fault}; give a finite number of 0 or more, or leave the cell empty")
+    return number
+
+
+def _weights(cell: str) -> tuple[float, ...]:
+    try:
+        values = [_weight(item) for item in cell.split("|")]
+    except _BadCell as bad:
+        raise _BadCell(f"has an item that {bad}") from None
+    largest = max(values)
+    if largest == 0:
+        raise _BadCell("is all zeros; give one style or more a weight above 0")
+    total = sum(value / largest for value in values)  # scaled, so that the sum of huge weights stays finite
+    return tuple(value / largest / total for value in values)
+
+
+def _choice(cell: str, what: str, choices: Mapping[str, object]) -> object:
+    if cell.lower() not in choices:
+        raise _BadCell(f"is not {what}; {_nearest(cell, choices)}")
+    return choices[cell.lower()]
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "content": _uri,
+    "style": _uris,
+    "id": _safe_id,
+    "style_weights": _weights,
+    "recipe": partial(_choice, what="a recipe", choices={name: name for name in PRESETS}),
+    "size": partial(_whole, what="size", least=MIN_SIZE, most=MAX_SIZE),
+    "steps": partial(_whole, what="number of steps", least=0, most=MAX_STEPS),
+    "seed": partial(_whole, what="seed", least=0, most=MAX_SEED),
+    "content_weight": _weight,
+    "style_weight": _weight,
+    "tv_weight": _weight,
+    "keep_color": partial(_choice, what="a yes or no", choices=FLAGS),
+    "format": partial(_choice, what="a format to write", choices={name: name for name in FORMATS}),
+}
+
+
+def _read_row(
+    row: int, header: Sequence[str], cells: Sequence[str], folder: str, owners: dict[str, int]
+) -> Pair | list[Problem]:
+    """The row's pair, or all that is wrong with it; `owners` gains its id, in lower case, for the rows below.
+
+    File systems may fold case, so that two ids which differ in capitals only would share their outputs.
+    """
+    texts = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+
+    def refuse(column: str, cell: str, reason: object, kind: str = "") -> None:
+        problems.append(Problem(row, column, _shown(cell), f"{kind}{_shown(cell)} {reason}"))
+
+    for column, read in _READERS.items():
+        text = texts.get(column, "")
+        if text or column in REQUIRED:
+            try:
+                values[column] = read(text)
+            except _BadCell as bad:
+                refuse(column, text, bad)
+    count = len(values.get("style", ()))
+    weights = values.get("style_weights", (1 / max(count, 1),) * count)
+    if count and len(weights) != count:
+        reason = f"does not give each style one weight ({len(weights)} for {count}); separate them by |"
+        refuse("style_weights", texts["style_weights"], reason)
+    if len(cells) > len(header):
+        remedy = "quote a cell that holds a comma, or delete the spare one"
+        refuse(str(len(header) + 1), cells[len(header)], f"is beyond the header's {len(header)} columns; {remedy}")
+
+    overrides = {column: value for column, value in values.items() if column not in (*REQUIRED, "id")}
+    identity = values.get("id") or ("" if problems else _derived_id(values["content"], values["style"], overrides))
+    owner = owners.setdefault(identity.lower(), row) if identity else row
+    if owner != row and "id" in values:
+        refuse("id", identity, f"is also the id of row {owner} (capitals do not count); give another")
+    elif owner != row:
+        refuse("id", identity, f"is also row {owner}'s; add an id column and name each", kind="derived id ")
+    if problems:
+        return problems
+    settings = {column: value for column, value in overrides.items() if column != "style_weights"}
+    content, styles = _resolve(folder, values["content"]), tuple(_resolve(folder, uri) for uri in values["style"])
+    return Pair(row, identity, content, styles, weights, **settings)
+
+
+# Names and text
+
+
+def _derived_id(content: str, styles: Sequence[str], overrides: Mapping[str, object]) -> str:
+    """`cat_starry`, or `cat_starry-3f2a9c` where the row has settings of its own: the row alone decides, no other."""
+    identity = f"{_stem(content)[:56]}_{'-'.join(map(_stem, styles))[:56]}"
+    if overrides:
+        canonical = "\n".join(f"{column}={overrides[column]!r}" for column in sorted(overrides))
+        identity += "-" + hashlib.sha256(canonical.encode()).hexdigest()[:6]
+    return identity  # at most 120 characters: `grid` has room for a number
+
+
+def _stem(uri: str) -> str:
+    """The name of the file without its ending, in characters that are safe in an id; never a password or a query."""
+    before, scheme, path = uri.partition("://")
+    if not scheme:
+        path = before
+    else:
+        path = path.partition("?")[0]
+        path = path if "/" in path else path.rpartition("@")[2]
+    stem = posixpath.splitext(path.rstrip("/").rpartition("/")[2])[0]
+    latin = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]", "-", latin).lstrip("._-") or "picture"
+
+
+def _is_absolute(uri: str) -> bool:
+    return "://" in uri or uri.startswith("/")
+
+
+def _resolve(folder: str, uri: str) -> str:
+    """`uri` as seen from `folder`. Stores know no `..`, so it is resolved; on disk it stays, for the sake of links."""
+    if _is_absolute(uri):
+        return uri
+    joined = folder + ("" if folder.endswith("/") else "/") + uri
+    scheme, mark, path = joined.partition("://")
+    if not mark:
+        return joined
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del parts[max(len(parts) - 1, 1) :]  # never the bucket
+        elif part != ".":
+            parts.append(part)
+    return scheme + mark + "/".join(parts)
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    names = list(names)
+    similar = difflib.get_close_matches(word.lower(), names, n=1)
+    return f"did you mean {similar[0]}?" if similar else f"give one of {', '.join(names)}"
+
+
+def _shown(cell: str) -> str:
+    """A cell as a message shows it: 80 characters, none of control, no password, no query (it may be a signature)."""
+    if not cell:
+        return "an empty cell"
+    place, query, _ = cell.partition("?")
+    before, at, after = place.rpartition("@")
+    if at and ":" in before:
+        scheme = re.match(r"([A-Za-z0-9+.-]+://)?", before)
+        place = f"{scheme[0] if scheme else ''}***@{after}"
+    text = place + ("?***" if query else "")
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:81])
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> bytes:
+    """Rows with LF ends. Unlike csv.writer's, a cell with a lone CR is quoted, without which it would end the row."""
+
+    def quoted(cell: str) -> str:
+        return '"' + cell.replace('"', '""') + '"' if re.search(r'[,"\r\n]', cell) else cell
+
+    return "".join(",".join(map(quoted, row)) + "\n" for row in rows).encode("utf-8")

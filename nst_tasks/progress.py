@@ -1,0 +1,42 @@
+"""How far a run is, told upwards, and whether it should stop, told downwards, between threads of one process.
+
+A context variable carries the `Watch`: Prefect copies the context into its worker threads, so neither flow nor task needs a
+parameter that the Prefect API could not store. Where nobody watches (a worker process elsewhere), all of it is silent.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Watch:
+    """Counts of a run in progress; `work` is in pixel-steps (pixels times steps), the unit in which time passes evenly."""
+
+    changed: Callable[[Watch], None] = lambda watch: None
+    pairs: int = 0
+    pairs_done: int = 0
+    steps: int = 0
+    steps_done: int = 0
+    work: int = 0
+    work_done: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, **counts: int) -> None:
+        """Add to the named counts and tell the watcher."""
+        with self._lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+        self.changed(self)
+
+
+current: ContextVar[Watch | None] = ContextVar("nst_watch", default=None)
+
+
+def watch() -> Watch:
+    """The watch of the run that this code is part of, or a silent one."""
+    return current.get() or Watch()

@@ -1,0 +1,80 @@
+"""Run-level settings from the environment: built once at the front door, passed down by value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nst_tasks.errors import SettingsError
+
+PREFIX = "NST_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator sets for a machine rather than a person for a manifest; see `VARIABLES`."""
+
+    max_megapixels: int = 100
+    device_memory_gib: float = 8.0
+    batch: int = 0
+    readers: int = 8
+    retries: int = 3
+    retry_seconds: float = 2.0
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest picture that is decoded, in pixels."""
+        return self.max_megapixels * 1_000_000
+
+
+VARIABLES = {
+    "max_megapixels": ("1", "10000", "the largest picture that is decoded, in megapixels"),
+    "device_memory_gib": ("0.5", "1000", "memory that one batch may take on a device, in GiB"),
+    "batch": ("0", "256", "the most pairs in one batch; 0 chooses: 1 on a CPU, up to 8 on a GPU"),
+    "readers": ("1", "64", "pictures read at once when a manifest's pictures are inspected"),
+    "retries": ("0", "20", "how often a task is tried again after the store failed for the moment"),
+    "retry_seconds": ("0", "600", "the delay before the first retry, doubled each time, with jitter"),
+}
+"""Field -> (smallest, largest, meaning); the environment variable is NST_ and the field in capitals."""
+
+
+def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings with each field overridden by its environment variable.
+
+    Raises:
+        SettingsError: a variable is not a number or out of range; all of them are named.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, int | float] = {}
+    problems = []
+    for field, (smallest, largest, meaning) in VARIABLES.items():
+        name = PREFIX + field.upper()
+        text = environment.get(name, "").strip()
+        if not text:
+            continue
+        kind = type(getattr(Settings, field))
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not float(smallest) <= value <= float(largest):
+            problems.append(f"{name}: {text!r} is not a number in {smallest}..{largest} ({meaning})")
+        else:
+            values[field] = value
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return Settings(**values)  # type: ignore[arg-type]  # each value was made by its field's own type
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every task of one run needs to know besides its own jobs; small enough to travel with each."""
+
+    id: str
+    out: str
+    backbone: str
+    weights: str | None
+    weights_sha256: str
+    history_every: int
+    settings: Settings

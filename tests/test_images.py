@@ -1,0 +1,592 @@
+"""Pictures in every dress, built here in memory; the expected pixels are computable by hand."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms, ImageFile
+
+from nst_tasks import images
+from nst_tasks.errors import PictureError
+from nst_tasks.images import Picture, decode, encode, fit, probe, read_text, resize
+
+LIMIT = 1_000_000
+GRAYS = (0, 1, 257, 32768, 65534, 65535)
+
+
+def saved(image: Image.Image, format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def flat(rgb: tuple[int, ...], mode: str = "RGB", size: tuple[int, int] = (4, 3)) -> Image.Image:
+    return Image.new(mode, size, rgb)
+
+
+def png(width: int, height: int, depth: int, kind: int, *chunks: tuple[bytes, bytes], rows: bytes = b"") -> bytes:
+    """A PNG by hand; `rows` are filter byte plus samples, row after row."""
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    )
+
+
+def tiff(width: int, height: int, bits: int, photometric: int, pixels: bytes) -> bytes:
+    """A little-endian, uncompressed gray TIFF of one strip, by hand."""
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (277, 1), (278, height)]
+    tags += [(273, 8 + 2 + 9 * 12 + 4), (279, len(pixels))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+
+
+def icc(space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile by hand (ICC.1:2001-04): 128 bytes of header, the tag table, the tags."""
+    table, body, at = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        table += struct.pack(">4sII", name, at + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4xI4s4s4s12x4s28x", at + len(body), 0x02400000, b"scnr", space, pcs, b"acsp") + xyz(
+        0.9642, 1.0, 0.8249
+    )
+    return head[:128].ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+def xyz(*values: float) -> bytes:
+    return struct.pack(">3i", *(round(value * 65536) for value in values))
+
+
+def gamma(value: float) -> bytes:
+    return b"curv" + bytes(4) + struct.pack(">IH", 1, round(value * 256))
+
+
+SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7142))
+"""XYZ of sRGB's red, green and blue, adapted to D50."""
+
+
+def matrix_profile(red: int, green: int, blue: int, power: float) -> bytes:
+    """An RGB profile whose channels are sRGB's primaries in the order given."""
+    tags = {name: gamma(power) for name in (b"rTRC", b"gTRC", b"bTRC")}
+    for name, which in ((b"rXYZ", red), (b"gXYZ", green), (b"bXYZ", blue)):
+        tags[name] = b"XYZ " + bytes(4) + xyz(*SRGB_PRIMARIES[which])
+    return icc(b"RGB ", b"XYZ ", tags)
+
+
+def ink_profile() -> bytes:
+    """A CMYK profile in which only black ink prints, L* = 100 (1 - K), and C, M, Y leave the paper white."""
+    identity = bytes(range(256))
+    grid = b"".join(bytes((0 if corner & 1 else 255, 128, 128)) for corner in range(16))  # K runs fastest
+    unit = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    lut = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + unit + 4 * identity + grid + 3 * identity
+    return icc(b"CMYK", b"Lab ", {b"A2B0": lut})
+
+
+def pixel(data: bytes) -> list[int]:
+    """The one colour of a flat picture, in 8-bit steps."""
+    rgb = decode(data, LIMIT).rgb
+    assert np.ptp(rgb, axis=(0, 1)).max() < 2 / 255
+    return np.rint(rgb[1, 1] * 255).astype(int).tolist()
+
+
+# Reading: kinds of pixels
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "BMP"])
+def test_lossless_formats_give_their_bytes_over_255(format):
+    stored = noise(5, 7)
+    picture = decode(saved(Image.fromarray(stored), format, **({"lossless": True} if format == "WEBP" else {})), LIMIT)
+    assert picture.rgb.dtype == np.float32
+    assert picture.alpha is None
+    np.testing.assert_array_equal(picture.rgb, stored.astype(np.float32) / np.float32(255))
+
+
+def test_jpeg_is_read():
+    assert np.abs(np.subtract(pixel(saved(flat((200, 100, 50)), "JPEG", quality=95)), (200, 100, 50))).max() <= 2
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP", "GIF"])
+def test_gray_and_one_bit(format):
+    assert pixel(saved(flat((77,), "L"), format)) == [77, 77, 77]
+    rgb = decode(saved(Image.fromarray(np.array([[True, False]])), format), LIMIT).rgb
+    np.testing.assert_array_equal(rgb, [[[1, 1, 1], [0, 0, 0]]])
+
+
+def palette_picture() -> Image.Image:
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
+    image = image.convert("P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    return image
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF", "TIFF", "BMP"])
+def test_palette(format):
+    picture = decode(saved(palette_picture(), format), LIMIT)
+    np.testing.assert_array_equal(picture.rgb, [np.eye(3)])
+    assert picture.alpha is None
+
+
+def test_palette_with_transparency():
+    half = saved(palette_picture(), "PNG", transparency=bytes((255, 0, 51)))
+    np.testing.assert_allclose(decode(half, LIMIT).alpha, [[1, 0, 0.2]])
+    np.testing.assert_array_equal(decode(half, LIMIT).rgb, [np.eye(3)])
+    one = saved(palette_picture(), "GIF", transparency=1)
+    np.testing.assert_array_equal(decode(one, LIMIT).alpha, [[1, 0, 1]])
+
+
+def test_one_transparent_gray_or_colour():
+    gray = saved(Image.fromarray(np.array([[10, 20]], np.uint8)), "PNG", transparency=10)
+    np.testing.assert_array_equal(decode(gray, LIMIT).alpha, [[0, 1]])
+    colour = saved(Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)), "PNG", transparency=(4, 5, 6))
+    np.testing.assert_array_equal(decode(colour, LIMIT).alpha, [[1, 0]])
+    deep = png(2, 1, 16, 0, (b"tRNS", struct.pack(">H", 258)), rows=b"\0" + struct.pack(">2H", 257, 258))
+    np.testing.assert_array_equal(decode(deep, LIMIT).alpha, [[1, 0]])
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_is_kept_apart(mode, format):
+    if (mode, format) == ("LA", "WEBP"):
+        pytest.skip("WebP has no gray")
+    options = {"lossless": True, "exact": True} if format == "WEBP" else {}
+    stored = noise(4, 5, len(mode))
+    picture = decode(saved(Image.fromarray(stored, mode), format, **options), LIMIT)
+    np.testing.assert_array_equal(picture.alpha, stored[..., -1].astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(np.rint(picture.rgb * 255), np.broadcast_to(stored[..., :-1], (4, 5, 3)))
+
+
+def test_an_opaque_alpha_is_none():
+    assert decode(saved(flat((1, 2, 3, 255), "RGBA"), "PNG"), LIMIT).alpha is None
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+@pytest.mark.parametrize(
+    ("ink", "seen"), [((0, 255, 255, 0), [255, 0, 0]), ((0, 0, 0, 0), [255] * 3), ((0, 0, 0, 255), [0] * 3)]
+)
+def test_cmyk(ink, seen, format):
+    # Pillow writes CMYK JPEGs as Adobe does, inverted; reading them the other way round would make white black.
+    assert np.abs(np.subtract(pixel(saved(flat(ink, "CMYK"), format)), seen)).max() <= 2
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bit_gray_is_scaled_not_clipped(format):
+    data = saved(Image.fromarray(np.array([GRAYS], np.uint16)), format)
+    expected = np.repeat(np.array([GRAYS], np.float32)[..., None] / 65535, 3, axis=-1)
+    np.testing.assert_allclose(decode(data, LIMIT).rgb, expected, atol=1e-7)
+
+
+def test_sixteen_bit_gray_big_endian_white_is_zero_and_twelve_bits():
+    big = saved(Image.fromarray(np.array([GRAYS], ">u2")), "TIFF")
+    assert big[:2] == b"MM"
+    np.testing.assert_allclose(decode(big, LIMIT).rgb[0, :, 0], np.array(GRAYS) / 65535, atol=1e-7)
+    inverted = tiff(3, 1, 16, 0, struct.pack("<3H", 0, 13107, 65535))
+    np.testing.assert_allclose(decode(inverted, LIMIT).rgb[0, :, 0], [1, 0.8, 0], atol=1e-7)
+    twelve = tiff(2, 1, 12, 1, bytes((0xFF, 0xF3, 0x33)))  # 4095 and 819
+    np.testing.assert_allclose(decode(twelve, LIMIT).rgb[0, :, 0], [1, 0.2], atol=1e-7)
+
+
+def test_integer_and_float_gray():
+    integer = saved(Image.fromarray(np.array([[0, 13107, 65535]], np.int32)), "TIFF")
+    np.testing.assert_allclose(decode(integer, LIMIT).rgb[0, :, 0], [0, 0.2, 1], atol=1e-7)
+    real = saved(Image.fromarray(np.array([[0, 0.3, 1]], np.float32)), "TIFF")
+    np.testing.assert_allclose(decode(real, LIMIT).rgb[0, :, 2], [0, 0.3, 1], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.array([[0, 70000]], np.int32), np.array([[-1, 5]], np.int32)]
+    + [np.array([[0, bad]], np.float32) for bad in (255, -0.1, np.nan, np.inf)],
+)
+def test_gray_out_of_range_is_refused(values):
+    with pytest.raises(PictureError, match=r"^gray values from .* leave 0\.\.(1|65535); save it"):
+        decode(saved(Image.fromarray(values), "TIFF"), LIMIT)
+
+
+def test_sixteen_bit_colour():
+    data = png(2, 1, 16, 2, rows=b"\0" + struct.pack(">6H", 65535, 0, 0x8080, 0x4040, 0xC0C0, 257))
+    np.testing.assert_allclose(decode(data, LIMIT).rgb, np.array([[[255, 0, 128], [64, 192, 1]]]) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame(format):
+    frames = [flat((255, 0, 0)), flat((0, 0, 255)), flat((0, 255, 0))]
+    options = {"lossless": True} if format == "WEBP" else {}
+    assert pixel(saved(frames[0], format, save_all=True, append_images=frames[1:], **options)) == [255, 0, 0]
+
+
+# Reading: orientation
+
+UPRIGHT = np.kron(np.array([[0, 80, 160], [255, 200, 40]], np.uint8), np.ones((16, 16), np.uint8))
+"""Six flat squares of 16 pixels: no two turns look the same, and JPEG's blocks fall on them."""
+
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.T,
+    6: np.rot90(UPRIGHT),
+    7: UPRIGHT[::-1, ::-1].T,
+    8: np.rot90(UPRIGHT, -1),
+}
+"""EXIF orientation -> the pixels as stored. 6 means: turn by 90 degrees clockwise to show."""
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_every_orientation_gives_the_same_upright_picture(orientation, format):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation])).convert("RGB")
+    data = saved(stored, format, exif=exif)
+    assert probe(data, LIMIT) == UPRIGHT.shape
+    rgb = decode(data, LIMIT).rgb
+    assert rgb.shape == (32, 48, 3)
+    assert np.abs(rgb[..., 1] * 255 - UPRIGHT).max() <= 4
+
+
+def test_an_orientation_after_the_pixels_of_a_png_is_seen_by_probe():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    plain = saved(flat((1, 2, 3), size=(5, 2)), "PNG")
+    body = b"eXIf" + exif.tobytes()[6:]
+    late = plain[:-12] + struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) + plain[-12:]
+    assert probe(late, LIMIT) == decode(late, LIMIT).rgb.shape[:2] == (5, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow says so while it opens the file
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage of some length"])
+def test_a_damaged_exif_means_upright(exif):
+    data = saved(flat((9, 9, 9), size=(6, 4)), "JPEG", exif=exif)
+    assert probe(data, LIMIT) == decode(data, LIMIT).rgb.shape[:2] == (4, 6)
+
+
+# Reading: colour profiles
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_profile_with_red_and_green_exchanged_turns_red_into_green(format):
+    options = {"quality": 100} if format in ("JPEG", "WEBP") else {}
+    data = saved(flat((255, 0, 0)), format, icc_profile=matrix_profile(1, 0, 2, 2.2), **options)
+    assert np.abs(np.subtract(pixel(data), (0, 255, 0))).max() <= 2
+
+
+def test_a_linear_profile_brightens_to_the_srgb_curve():
+    # sRGB of linear 51 / 255 = 0.2 is 1.055 * 0.2 ** (1 / 2.4) - 0.055 = 0.4845 = 124 / 255.
+    linear = matrix_profile(0, 1, 2, 1.0)
+    for image in (flat((51, 51, 51)), flat((51,), "L"), flat((51, 51, 51, 128), "RGBA"), flat((51,), "L").convert("P")):
+        assert np.abs(np.subtract(pixel(saved(image, "PNG", icc_profile=linear)), 124)).max() <= 1
+
+
+def test_alpha_passes_a_profile_untouched():
+    picture = decode(saved(flat((51, 51, 51, 128), "RGBA"), "PNG", icc_profile=matrix_profile(0, 1, 2, 1.0)), LIMIT)
+    np.testing.assert_allclose(picture.alpha, 128 / 255)
+
+
+def test_a_gray_profile_at_eight_and_sixteen_bits():
+    linear = icc(b"GRAY", b"XYZ ", {b"kTRC": gamma(1.0), b"wtpt": b"XYZ " + bytes(4) + xyz(0.9642, 1, 0.8249)})
+    assert np.abs(np.subtract(pixel(saved(flat((51,), "L"), "PNG", icc_profile=linear)), 124)).max() <= 1
+    assert np.abs(np.subtract(pixel(saved(flat((51, 9), "LA"), "PNG", icc_profile=linear)), 124)).max() <= 1
+    ramp = np.array([[13107, 13107 + 128]], np.uint16)  # half an 8-bit step apart: still told apart
+    rgb = decode(saved(Image.fromarray(ramp), "PNG", icc_profile=linear), LIMIT).rgb
+    assert abs(rgb[0, 0, 0] - 124 / 255) < 1 / 255
+    assert 0 < rgb[0, 1, 0] - rgb[0, 0, 0] < 1.5 / 255
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_a_cmyk_profile(format):
+    data = saved(flat((255, 0, 0, 128), "CMYK"), format, icc_profile=ink_profile())
+    # L* = 100 (1 - 128 / 255) = 49.8, a luminance of 0.1825, sRGB 118; cyan does not print. Without: 0, 127, 127.
+    assert np.abs(np.subtract(pixel(data), 118)).max() <= 3
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [b"garbage", b"\0" * 200, matrix_profile(1, 0, 2, 2.2)[:150], ink_profile(), icc(b"RGB ", b"XYZ ", {})],
+    ids=["garbage", "zeros", "cut", "other space", "no tags"],
+)
+def test_a_broken_or_foreign_profile_counts_as_srgb(profile):
+    assert pixel(saved(flat((200, 100, 50)), "PNG", icc_profile=profile)) == [200, 100, 50]
+
+
+def test_an_srgb_profile_changes_nothing():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.abs(np.subtract(pixel(saved(flat((200, 100, 50)), "PNG", icc_profile=srgb)), (200, 100, 50))).max() <= 1
+
+
+# Refusing
+
+
+@pytest.mark.parametrize("read", [probe, decode])
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "not a picture: the file is empty, 0 bytes; check the file"),
+        (b"<svg/>", "not a picture: the bytes are no PNG, JPEG, WebP, TIFF, BMP or GIF; check the file"),
+        (saved(flat((1, 2, 3)), "PPM"), "not a picture: the bytes are no PNG"),
+        (saved(flat((1, 2, 3)), "ICO"), "not a picture: the bytes are no PNG"),
+    ],
+    ids=["empty", "text", "ppm", "ico"],
+)
+def test_what_is_no_picture_is_refused(data, sentence, read):
+    with pytest.raises(PictureError, match="^" + sentence):
+        read(data, LIMIT)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_truncated_anywhere_is_refused_or_read_never_something_else(format):
+    data = saved(Image.fromarray(noise(40, 40)), format)
+    for length in (*range(200), len(data) // 2):
+        for read in (probe, decode):
+            try:
+                read(data[:length], LIMIT)
+            except PictureError as error:
+                assert str(error).endswith(("check the file", "make it smaller"))
+    with pytest.raises(PictureError, match="^the picture is damaged, truncated or of an unsupported kind: .*; check"):
+        decode(data[: len(data) // 2], LIMIT)
+    with pytest.raises(PictureError):
+        probe(data[:18], LIMIT)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_flipped_bytes_raise_nothing_but_picture_errors(format):
+    data = saved(Image.fromarray(noise(12, 12)), format)
+    random = np.random.default_rng(1)
+    for _ in range(150):
+        spoilt = bytearray(data)
+        for at in random.integers(0, min(len(data), 300), 3):
+            spoilt[at] = random.integers(256)
+        try:
+            decode(bytes(spoilt), LIMIT)
+        except PictureError:
+            pass
+
+
+@pytest.mark.parametrize("read", [probe, decode])
+def test_a_bomb_is_refused_by_its_header(read):
+    bomb = png(40000, 30000, 8, 2)
+    sentence = (
+        r"^1200 megapixels \(40000 x 30000\) is above the limit of 100 megapixels; "
+        "make it smaller or raise NST_MAX_PIXELS$"
+    )
+    with pytest.raises(PictureError, match=sentence):
+        read(bomb, 100_000_000)
+
+
+def test_the_limit_is_inclusive():
+    data = saved(flat((1, 2, 3), size=(20, 10)), "PNG")
+    assert probe(data, 200) == decode(data, 200).rgb.shape[:2] == (10, 20)
+    for read in (probe, decode):
+        with pytest.raises(PictureError, match="0.0002 megapixels .20 x 10. is above the limit of 0.000199"):
+            read(data, 199)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_probe_and_read_text_decode_nothing(format, monkeypatch):
+    loads = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loads.append(image))
+    data = saved(flat((1, 2, 3)), format)
+    assert (probe(data, LIMIT), read_text(data), loads) == ((3, 4), {}, [])
+
+
+def test_probe_measures_what_could_not_be_decoded():
+    assert probe(png(40000, 30000, 8, 2), 2_000_000_000) == (30000, 40000)  # above both of Pillow's own limits
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP", "GIF"])
+@pytest.mark.parametrize("own", [10, 250], ids=["error", "warning"])
+def test_pillows_own_limit_is_not_in_the_way(format, own, monkeypatch):
+    data = saved(flat((0, 0, 0), size=(20, 15)), format)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", own)
+    assert probe(data, LIMIT) == (15, 20)
+    assert pixel(data) == [0, 0, 0]
+    assert Image.MAX_IMAGE_PIXELS == own
+
+
+def test_webp_above_pillows_own_limit_is_one_sentence(monkeypatch):
+    data = saved(flat((0, 0, 0), size=(20, 15)), "WEBP")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(PictureError, match=r"300 pixels.* exceeds limit of 20 .*make it smaller$"):
+        decode(data, LIMIT)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((300, 400, 200, False), (150, 200)),
+        ((400, 300, 200, False), (200, 150)),
+        ((30, 40, 200, False), (30, 40)),
+        ((30, 40, 200, True), (150, 200)),
+        ((1, 60000, 512, False), (1, 512)),
+        ((60000, 1, 512, True), (512, 1)),
+        ((2, 3, 2, False), (1, 2)),
+        ((512, 512, 512, False), (512, 512)),
+    ],
+)
+def test_fit(given, expected):
+    assert fit(*given) == expected
+
+
+def test_an_absurd_aspect_passes_through():
+    picture = decode(saved(Image.new("RGB", (60000, 1), (0, 51, 255)), "PNG"), LIMIT)
+    small = resize(picture, *fit(1, 60000, 512, False))
+    assert small.rgb.shape == (1, 512, 3)
+    np.testing.assert_allclose(small.rgb[0, 100], [0, 0.2, 1], atol=1e-6)
+
+
+def test_resize_to_the_same_size_is_the_same_picture():
+    picture = Picture(np.zeros((3, 4, 3), np.float32))
+    assert resize(picture, 3, 4) is picture
+
+
+def test_resize_averages_what_it_shrinks_and_stays_in_range():
+    board = (np.indices((64, 64)).sum(axis=0) % 2).astype(np.float32)
+    small = resize(Picture(np.stack([board] * 3, axis=-1)), 8, 8).rgb
+    assert small.dtype == np.float32
+    np.testing.assert_allclose(small, 0.5, atol=0.02)  # without antialiasing: 0 or 1
+    edge = np.repeat(np.repeat(np.array([[0, 1]], np.float32), 4, axis=1), 8, axis=0)
+    large = resize(Picture(np.stack([edge] * 3, axis=-1)), 32, 32).rgb
+    assert large.min() == 0 and large.max() == 1  # Lanczos alone overshoots
+    assert len(np.unique(large)) > 5
+
+
+def test_resize_keeps_invisible_colour_out():
+    # White beside transparent black: without weights the edge would turn gray.
+    rgb, alpha = np.zeros((16, 16, 3), np.float32), np.zeros((16, 16), np.float32)
+    rgb[:, :7], alpha[:, :7] = 1, 1
+    small = resize(Picture(rgb, alpha), 8, 8)
+    assert small.alpha is not None and 0.2 < small.alpha[4, 3] < 0.8
+    np.testing.assert_allclose(small.rgb[small.alpha > 0.01], 1, atol=1e-4)
+    assert small.alpha.min() == 0 and small.alpha.max() == 1
+    assert small.rgb.dtype == small.alpha.dtype == np.float32
+
+
+# Writing
+
+TEXT = {"pair": "cafe-1", "recipe": '{"steps": 60}', "title": "Göteborg – 東京"}
+
+
+@pytest.mark.parametrize("format", images.FORMATS)
+def test_round_trip_and_determinism(format):
+    y, x = np.mgrid[0:32, 0:48].astype(np.float32) / 48
+    rgb = np.stack([x, y, 1 - x], axis=-1)
+    data = encode(rgb, None, format, TEXT)
+    assert data == encode(rgb.copy(), None, format, dict(reversed(TEXT.items())))
+    assert probe(data, LIMIT) == (32, 48)
+    difference = np.abs(decode(data, LIMIT).rgb - rgb)
+    assert difference.max() < {"png": 0.5001, "jpg": 6, "webp": 16}[format] / 255
+    assert difference.mean() < {"png": 0.5, "jpg": 1.5, "webp": 3}[format] / 255
+
+
+@pytest.mark.parametrize("format", images.FORMATS)
+def test_text_comes_back(format):
+    rgb = np.zeros((4, 4, 3), np.float32)
+    assert read_text(encode(rgb, None, format, TEXT)) == TEXT
+    assert read_text(encode(rgb, None, format, {})) == {}
+
+
+def test_text_in_a_png_is_plain_text_chunks():
+    data = encode(np.zeros((4, 4, 3), np.float32), None, "png", TEXT)
+    assert b"tEXtpair\0cafe-1" in data
+    assert Image.open(io.BytesIO(data)).info["title"] == TEXT["title"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [saved(flat((1, 2, 3)), f) for f in ("JPEG", "WEBP", "GIF", "BMP", "TIFF", "PNG")]
+    + [saved(flat((1, 2, 3)), "JPEG", comment=note) for note in (b"hello", b"[1]", b"\xff\xfe")],
+)
+def test_a_foreign_picture_has_no_text(data):
+    assert read_text(data) == {}
+
+
+def test_read_text_refuses_what_is_no_picture():
+    with pytest.raises(PictureError):
+        read_text(b"hello")
+
+
+@pytest.mark.parametrize("format", ["png", "webp"])
+def test_alpha_round_trip(format):
+    rgb, alpha = np.full((8, 8, 3), 0.2, np.float32), np.full((8, 8), 0.6, np.float32)
+    back = decode(encode(rgb, alpha, format, {}), LIMIT)
+    np.testing.assert_allclose(back.alpha, 0.6, atol=1e-6)
+    np.testing.assert_allclose(back.rgb, 0.2, atol=3 / 255)
+
+
+def test_jpg_is_flattened_on_white():
+    rgb, alpha = np.zeros((8, 8, 3), np.float32), np.full((8, 8), 0.2, np.float32)
+    np.testing.assert_allclose(decode(encode(rgb, alpha, "jpg", {}), LIMIT).rgb, 0.8, atol=2 / 255)
+
+
+def test_values_are_rounded_and_clipped():
+    rgb = np.array([[[-1, 0.4 / 255, 0.6 / 255], [254.4 / 255, 254.6 / 255, 9]]], np.float32)
+    back = np.rint(decode(encode(rgb, None, "png", {}), LIMIT).rgb * 255)
+    np.testing.assert_array_equal(back, [[[0, 0, 1], [254, 255, 255]]])
+
+
+def test_jpg_keeps_full_colour_resolution():
+    assert Image.open(io.BytesIO(encode(np.zeros((8, 8, 3)), None, "jpg", {}))).layer[0][1:3] == (1, 1)
+
+
+def test_encode_refuses():
+    with pytest.raises(ValueError, match="format: 'gif' is none of png, jpg, webp"):
+        encode(np.zeros((2, 2, 3)), None, "gif", {})
+    with pytest.raises(PictureError, match="^20000 x 1 pixels cannot be written as webp"):
+        encode(np.zeros((1, 20000, 3), np.float32), None, "webp", {})
+
+
+# Luminance
+
+
+def test_luminance_of_the_primaries():
+    rgb = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]], np.float32)
+    np.testing.assert_allclose(images.luminance(rgb), [[0.299, 0.587, 0.114, 1]], atol=1e-6)
+
+
+def test_with_luminance_keeps_the_chroma():
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    rgb = np.full((1, 1, 3), 0.4, np.float32) + np.array([0.1, 0, -0.1], np.float32)
+    changed = images.with_luminance(rgb, images.luminance(rgb) + 0.25)
+    np.testing.assert_allclose(to_yiq @ (changed - rgb)[0, 0], [0.25, 0, 0], atol=1e-4)
+    np.testing.assert_array_equal(images.with_luminance(rgb, np.full((1, 1), 5.0)), 1)
+    np.testing.assert_allclose(images.with_luminance(rgb, images.luminance(rgb)), rgb, atol=1e-7)
+
+
+def test_match_luminance_takes_mean_and_deviation():
+    like = np.array([[0.1, 0.3], [0.1, 0.3]], np.float32)  # mean 0.2, deviation 0.1
+    np.testing.assert_allclose(images.match_luminance(np.array([[0.0, 1.0, 1.0, 0.0]]), like), [[0.1, 0.3, 0.3, 0.1]])
+    np.testing.assert_allclose(images.match_luminance(np.full((2, 2), 0.9, np.float32), like), 0.2, atol=1e-6)
+
+
+# Strip
+
+
+def test_strip_stands_pictures_side_by_side():
+    red = np.zeros((10, 20, 3), np.float32)
+    red[..., 0] = 1
+    clear = Picture(np.zeros((40, 40, 3), np.float32), np.zeros((40, 40), np.float32))  # shows as white
+    wide = np.zeros((10, 900, 3), np.float32)
+    wide[:, 435:465, 2] = 1  # blue in its middle, three times its height; black outside
+    data = images.strip([red, clear, wide], 48, 8)
+    assert data[8:12] == b"WEBP" and len(data) < 3000
+    rgb = decode(data, LIMIT).rgb
+    assert rgb.shape == (48, 96 + 8 + 48 + 8 + 144, 3)
+    np.testing.assert_allclose(rgb[24, 48], [1, 0, 0], atol=0.05)
+    np.testing.assert_allclose(rgb[24, 100:156], 1, atol=0.1)
+    np.testing.assert_allclose(rgb[24, 172:292], np.broadcast_to([0, 0, 1], (120, 3)), atol=0.1)
+
+
+def test_strip_bears_absurd_aspects():
+    rows = [np.zeros((1, 60000, 3), np.float32), np.zeros((60000, 1, 3), np.float32)]
+    assert probe(images.strip(rows, 32, 4), LIMIT) == (32, 96 + 4 + 1)

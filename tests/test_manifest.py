@@ -1,0 +1,607 @@
+import csv
+import io
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nst_tasks.errors import ManifestError
+from nst_tasks.manifest import COLUMNS, REQUIRED, Manifest, Pair, Problem, grid, parse, rejected_csv
+from nst_tasks.recipes import PRESETS
+
+FOLDER = "/data/in"
+
+
+def read(text: str, folder: str = FOLDER) -> Manifest:
+    return parse(text.encode(), folder)
+
+
+def only_pair(text: str, folder: str = FOLDER) -> Pair:
+    manifest = read(text, folder)
+    assert not manifest.problems
+    (pair,) = manifest.pairs
+    return pair
+
+
+def one_row(**cells: str) -> str:
+    """A manifest of one row on line 2, cat.jpg in the style of starry.jpg unless told otherwise."""
+    cells = {"content": "cat.jpg", "style": "starry.jpg"} | cells
+    return ",".join(cells) + "\n" + ",".join(cells.values()) + "\n"
+
+
+# What a good manifest means
+
+
+def test_a_row_of_every_column() -> None:
+    pair = only_pair(
+        "id,content,style,style_weights,recipe,size,steps,seed,content_weight,style_weight,tv_weight,keep_color,format\n"
+        "a-1,x/cat.jpg,one.jpg | two.png,3|1,tf-tutorial,512,100,7,1e4,0.5,0,Yes,JPG\n"
+    )
+    assert pair == Pair(
+        row=2,
+        id="a-1",
+        content="/data/in/x/cat.jpg",
+        styles=("/data/in/one.jpg", "/data/in/two.png"),
+        style_weights=(0.75, 0.25),
+        recipe="tf-tutorial",
+        size=512,
+        steps=100,
+        seed=7,
+        content_weight=1e4,
+        style_weight=0.5,
+        tv_weight=0.0,
+        keep_color=True,
+        format="jpg",
+    )
+
+
+def test_the_defaults_of_a_row() -> None:
+    pair = only_pair("content,style\ncat.jpg,a.jpg|b.jpg\n")
+    assert pair == Pair(
+        row=2,
+        id="cat_a-b",
+        content="/data/in/cat.jpg",
+        styles=("/data/in/a.jpg", "/data/in/b.jpg"),
+        style_weights=(0.5, 0.5),
+        recipe=None,
+        size=None,
+        steps=None,
+        seed=0,
+        content_weight=None,
+        style_weight=None,
+        tv_weight=None,
+        keep_color=False,
+        format="png",
+    )
+
+
+def test_huge_weights_still_sum_to_one() -> None:
+    assert only_pair(one_row(style="a|b", style_weights="1.5e308|1.5e308")).style_weights == (0.5, 0.5)
+
+
+def test_whole_numbers_as_pandas_writes_them() -> None:
+    pair = only_pair(one_row(size="512.0", steps="1e2"))
+    assert (pair.size, pair.steps) == (512, 100)
+    assert isinstance(pair.size, int)
+
+
+@pytest.mark.parametrize("cell", ["true", "TRUE", "yes", "1", "false", "No", "0", ""])
+def test_keep_color_in_words_and_digits(cell: str) -> None:
+    assert only_pair(one_row(keep_color=cell)).keep_color is (cell.lower() in {"true", "yes", "1"})
+
+
+@pytest.mark.parametrize(("column", "cell"), [("size", "64"), ("size", "8192"), ("steps", "0"), ("steps", "100000")])
+def test_bounds_are_inclusive(column: str, cell: str) -> None:
+    assert getattr(only_pair(one_row(**{column: cell})), column) == int(cell)
+
+
+@pytest.mark.parametrize(
+    ("folder", "cell", "uri"),
+    [
+        ("/data/in", "a/b.jpg", "/data/in/a/b.jpg"),
+        ("/data/in/", "b.jpg", "/data/in/b.jpg"),
+        ("/", "b.jpg", "/b.jpg"),
+        ("/data/in", "../b.jpg", "/data/in/../b.jpg"),
+        ("/data/in", "~/b.jpg", "/data/in/~/b.jpg"),
+        ("/data/in", "/other/b.jpg", "/other/b.jpg"),
+        ("s3://bucket/dir", "a/b.jpg", "s3://bucket/dir/a/b.jpg"),
+        ("s3://bucket/dir/", "./b.jpg", "s3://bucket/dir/b.jpg"),
+        ("s3://bucket/dir", "../b.jpg", "s3://bucket/b.jpg"),
+        ("s3://bucket/dir", "../../../b.jpg", "s3://bucket/b.jpg"),
+        ("s3://bucket/dir", "a//b.jpg", "s3://bucket/dir/a//b.jpg"),
+        ("s3://bucket/dir", "/local/b.jpg", "/local/b.jpg"),
+        ("s3://bucket/dir", "gs://other/../b.jpg", "gs://other/../b.jpg"),
+        ("memory://in", "b.jpg", "memory://in/b.jpg"),
+        ("memory://", "b.jpg", "memory://b.jpg"),
+        ("file:///data/in", "../b.jpg", "file:///data/b.jpg"),
+        ("/data/in", "https://user:pw@host/b.jpg?sig=1", "https://user:pw@host/b.jpg?sig=1"),
+    ],
+)
+def test_relative_uris_resolve_against_the_folder(folder: str, cell: str, uri: str) -> None:
+    pair = only_pair(one_row(content=cell, style=cell), folder)
+    assert (pair.content, pair.styles) == (uri, (uri,))
+
+
+def test_a_relative_folder_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="'inbox' is relative"):
+        read(one_row(), "inbox")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_and_byte_order_mark(end: str, mark: str) -> None:
+    lines = ["content,style", "a.jpg,b.jpg", "", ",", 'c.jpg,"d.jpg"']
+    manifest = read(mark + end.join(lines))
+    assert [(pair.row, pair.content) for pair in manifest.pairs] == [(2, "/data/in/a.jpg"), (5, "/data/in/c.jpg")]
+    assert manifest.rows == 2
+
+
+def test_mixed_line_ends_and_quoted_newlines_keep_row_numbers_right() -> None:
+    manifest = read('\n CONTENT , "Style"\r\n"two\nlines.jpg", "a, b.jpg"\r\rc.jpg,"d\r\n\r\n.jpg"\nlast.jpg,e.jpg')
+    assert manifest.header == ("content", "style")
+    assert [pair.row for pair in manifest.pairs] == [3, 6, 9]
+    assert manifest.pairs[0].styles == ("/data/in/a, b.jpg",)
+
+
+def test_missing_trailing_cells_are_empty() -> None:
+    assert only_pair("content,style,size,seed\na.jpg,b.jpg\n").size is None
+
+
+def test_every_column_is_documented_and_accepted() -> None:
+    pair = only_pair(",".join(COLUMNS) + "\ncat.jpg,starry.jpg\n")
+    assert pair.id == "cat_starry"
+    assert all(COLUMNS.values())
+    assert set(REQUIRED) < set(COLUMNS)
+
+
+# Refusals of the file as a whole
+
+REFUSALS = {
+    "empty": (b"", ["the manifest is empty; give a header"]),
+    "only a mark": (b"\xef\xbb\xbf\n", ["the manifest is empty"]),
+    "only separators": (b",,\n,,\n", ["the manifest is empty"]),
+    "header only": (b"content,style\n\n", ["the manifest has no rows; below the header, add one"]),
+    "utf-16": ("content,style\na,b\n".encode("utf-16"), ["the manifest is UTF-16; save it as UTF-8"]),
+    "latin-1": (
+        "content,style\ncafé.jpg,b\n".encode("latin-1"),
+        ["byte 0xe9 at offset 17, line 2,", "save it as UTF-8"],
+    ),
+    "latin-1 below a mark": (b"\xef\xbb\xbfcontent\n\xe9", ["byte 0xe9 at offset 11, line 2,"]),
+    "nul": (b"content,style\na\0,b\n", ["NUL byte at offset 15", "UTF-8 CSV"]),
+    "utf-16 without a mark": ("content".encode("utf-16-le"), ["NUL byte at offset 1"]),
+    "spreadsheet": (b"PK\x03\x04\x14\x00\x06", ["a spreadsheet", "export it as CSV"]),
+    "picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ["NUL byte", "not text"]),
+    "semicolons": (b"content;style\na;b\n", ["separated by semicolons; use commas"]),
+    "semicolons and quotes": (b'"id";"Content";"Style"\n1;a;b\n', ["separated by semicolons; use commas"]),
+    "tabs": (b"content\tstyle\na\tb\n", ["separated by tabs; use commas"]),
+    "missing": (b"content,size\na,512\n", ["column style is missing; add it"]),
+    "both missing": (b"size\n512\n", ["column content is missing; add it", "column style is missing; add it"]),
+    "misspelt": (
+        b"content,stile\na,b\n",
+        ["column stile is not known; did you mean style?", "column style is missing; is it the one named stile?"],
+    ),
+    "unknown": (b"content,style,zzz\na,b,c\n", ["column zzz is not known; give one of content, style, id"]),
+    "unknown, unprintable": (b"content,style,z\x1bz\na,b,c\n", [r"column z\x1bz is not known"]),
+    "unnamed": (b",content,style\n0,a,b\n", ["column 1 has no name; name it or delete it"]),
+    "doubled": (b"content,style,Style \na,b,c\n", ["column style is there 2 times; keep one"]),
+    "all at once": (
+        b"contents,size,size,\n",
+        [
+            "column contents is not known; did you mean content?",
+            "column 4 has no name",
+            "column size is there 2 times",
+            "column content is missing; is it the one named contents?",
+            "column style is missing",
+        ],
+    ),
+    "open quote": (b'content,style\na,b\nc,"d\ne,f\n', ["row 3 cannot be read as CSV", "quote that is left open"]),
+    "stray quote": (b'content,style\n\n"a"b,c\n', ["row 3 cannot be read as CSV", "double those inside a cell"]),
+    "open quote in the header": (b'content,"style\n', ["row 1 cannot be read as CSV"]),
+    "broken header and body": (b'content,stile\na,"b\n', ["column stile is not known", "row 2 cannot be read as CSV"]),
+    "huge cell": (b"content,style\n" + b"a" * 200_000 + b",b\n", ["row 2 cannot be read as CSV: field larger than"]),
+}
+
+
+@pytest.mark.parametrize(("data", "parts"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_file_that_is_no_manifest_is_refused(data: bytes, parts: list[str]) -> None:
+    limit = csv.field_size_limit()
+    with pytest.raises(ManifestError) as caught:
+        parse(data, FOLDER)
+    for part in parts:
+        assert part in str(caught.value)
+    assert csv.field_size_limit() == limit
+
+
+def test_a_refusal_has_one_line_for_each_problem() -> None:
+    with pytest.raises(ManifestError) as caught:
+        read("content,stile,sise\na,b,c\n")
+    assert str(caught.value).splitlines() == [
+        "column stile is not known; did you mean style?",
+        "column sise is not known; did you mean size?",
+        "column style is missing; is it the one named stile?",
+    ]
+
+
+# Problems of a row
+
+WEIGHT_REMEDY = "give a finite number of 0 or more, or leave the cell empty"
+ID_REMEDY = "give up to 128 letters, digits, dots, - or _, beginning with a letter or digit"
+NO_PICTURE = "an empty cell names no picture; give a path or a URI"
+STYLES = {"style": "a|b"}
+ROW_PROBLEMS: list[tuple[dict[str, str], str, str]] = [
+    ({"content": ""}, "content", NO_PICTURE),
+    ({"content": "  "}, "content", NO_PICTURE),
+    ({"style": ""}, "style", NO_PICTURE),
+    ({"style": "a||b"}, "style", "a||b has an empty name beside a |; name a picture there or delete the |"),
+    ({"style": "a|"}, "style", "a| has an empty name beside a |; name a picture there or delete the |"),
+    ({"size": "9"}, "size", "9 is below the smallest size, 64; give 64 to 8192 or leave it empty"),
+    ({"size": "8193"}, "size", "8193 is above the largest size, 8192; give 64 to 8192 or leave it empty"),
+    ({"size": "big"}, "size", "big is not a whole number; give 64 to 8192 or leave it empty"),
+    ({"size": "512.5"}, "size", "512.5 is not a whole number; give 64 to 8192 or leave it empty"),
+    ({"size": "nan"}, "size", "nan is not a whole number; give 64 to 8192 or leave it empty"),
+    ({"size": "9" * 5000}, "size", "9" * 79 + "… is not a whole number; give 64 to 8192 or leave it empty"),
+    ({"steps": "-1"}, "steps", "-1 is below the smallest number of steps, 0; give 0 to 100000 or leave it empty"),
+    ({"steps": "100001"}, "steps", "100001 is above the largest number of steps, 100000; give 0 to 100000"),
+    ({"seed": "-1"}, "seed", "-1 is below the smallest seed, 0; give 0 to 2147483647 or leave it empty"),
+    ({"seed": "2147483648"}, "seed", "2147483648 is above the largest seed, 2147483647; give 0 to 2147483647"),
+    ({"content_weight": "-0.5"}, "content_weight", f"-0.5 is negative; {WEIGHT_REMEDY}"),
+    ({"style_weight": "inf"}, "style_weight", f"inf is not finite; {WEIGHT_REMEDY}"),
+    ({"style_weight": "1e999"}, "style_weight", f"1e999 is not finite; {WEIGHT_REMEDY}"),
+    ({"tv_weight": "nan"}, "tv_weight", f"nan is not a number; {WEIGHT_REMEDY}"),
+    ({"tv_weight": "much"}, "tv_weight", f"much is not a number; {WEIGHT_REMEDY}"),
+    (STYLES | {"style_weights": "1"}, "style_weights", "1 does not give each style one weight (1 for 2); separate"),
+    (
+        {"style_weights": "1|2"},
+        "style_weights",
+        "1|2 does not give each style one weight (2 for 1); separate them by |",
+    ),
+    (STYLES | {"style_weights": "0|0"}, "style_weights", "0|0 is all zeros; give one style or more a weight above 0"),
+    (STYLES | {"style_weights": "1|-1"}, "style_weights", f"1|-1 has an item that is negative; {WEIGHT_REMEDY}"),
+    (STYLES | {"style_weights": "1|"}, "style_weights", f"1| has an item that is not a number; {WEIGHT_REMEDY}"),
+    (STYLES | {"style_weights": "1|inf"}, "style_weights", f"1|inf has an item that is not finite; {WEIGHT_REMEDY}"),
+    ({"id": "../up"}, "id", f"../up is not safe; {ID_REMEDY}"),
+    ({"id": ".hidden"}, "id", f".hidden is not safe; {ID_REMEDY}"),
+    ({"id": "chat é"}, "id", f"chat é is not safe; {ID_REMEDY}"),
+    ({"id": "a" * 129}, "id", f"{'a' * 79}… is not safe; {ID_REMEDY}"),
+    ({"recipe": "paintrly"}, "recipe", "paintrly is not a recipe; did you mean painterly?"),
+    ({"recipe": "zzz"}, "recipe", f"zzz is not a recipe; give one of {', '.join(PRESETS)}"),
+    ({"keep_color": "maybe"}, "keep_color", "maybe is not a yes or no; give one of true, false, yes, no, 1, 0"),
+    ({"format": "bmp"}, "format", "bmp is not a format to write; give one of png, jpg, webp"),
+    ({"format": "jpeg"}, "format", "jpeg is not a format to write; did you mean jpg?"),
+    ({"seed": "a\x1b[31m\u202e"}, "seed", r"a\x1b[31m\u202e is not a whole number"),
+    ({"size": "https://ann:secret@host/a.jpg"}, "size", "https://***@host/a.jpg is not a whole number"),
+    ({"size": "https://host/a.jpg?signature=secret"}, "size", "https://host/a.jpg?*** is not a whole number"),
+    ({"size": "s3://ann:sec/ret@b/c|s3://k:secret@b/d"}, "size", "s3://***@b/d is not a whole number"),
+    ({"size": "ann:secret@host"}, "size", "***@host is not a whole number"),
+]
+
+
+@pytest.mark.parametrize(("cells", "column", "message"), ROW_PROBLEMS)
+def test_a_bad_cell_is_named_with_its_value_and_remedy(cells: dict[str, str], column: str, message: str) -> None:
+    manifest = read(one_row(**cells))
+    (problem,) = manifest.problems
+    assert str(problem).startswith(f"row 2, column {column}: {message}")
+    assert (problem.row, problem.column) == (2, column)
+    assert problem.value in str(problem) and len(problem.value) <= 80
+    assert "secret" not in repr(problem)
+    assert not manifest.pairs
+    assert manifest.rejected[0].row == 2
+
+
+def test_the_line_of_a_problem() -> None:
+    problem = Problem(7, "size", "9", "9 is below the smallest size, 64; give 64 to 8192 or leave it empty")
+    line = "row 7, column size: 9 is below the smallest size, 64; give 64 to 8192 or leave it empty"
+    assert str(problem) == line
+    assert str(read("content,style,size\n\n\n\n\n\na,b,9\n").problems[0]) == line
+
+
+def test_longest_id_is_accepted() -> None:
+    assert only_pair(one_row(id="a" * 128)).id == "a" * 128
+
+
+@pytest.mark.parametrize("extra", ["c.jpg", ""])
+def test_a_spare_cell_is_a_problem(extra: str) -> None:
+    (problem,) = read(f"content,style\na.jpg,b.jpg,{extra},more\n").problems
+    shown = extra or "an empty cell"
+    remedy = "quote a cell that holds a comma, or delete the spare one"
+    assert str(problem) == f"row 2, column 3: {shown} is beyond the header's 2 columns; {remedy}"
+
+
+def test_a_required_cell_left_off_is_a_problem() -> None:
+    (problem,) = read("content,style\na.jpg\n").problems
+    assert str(problem) == f"row 2, column style: {NO_PICTURE}"
+
+
+def test_all_problems_of_all_rows_at_once_and_good_rows_go_on() -> None:
+    manifest = read(
+        "content,style,size,seed,format\n"
+        "a.jpg,s.jpg,512,1,png\n"
+        ",s.jpg|,9,x,bmp,spare\n"
+        "b.jpg,s.jpg,,,\n"
+        "c.jpg,s.jpg,0,,\n"
+    )
+    columns = [(problem.row, problem.column) for problem in manifest.problems]
+    assert columns == [(3, "content"), (3, "style"), (3, "size"), (3, "seed"), (3, "format"), (3, "6"), (5, "size")]
+    assert [pair.row for pair in manifest.pairs] == [2, 4]
+    assert [row.row for row in manifest.rejected] == [3, 5]
+    assert manifest.rejected[0].cells == ("", "s.jpg|", "9", "x", "bmp", "spare")
+    assert manifest.rows == 4
+
+
+def test_a_doubled_id_rejects_the_later_row_whatever_its_capitals() -> None:
+    manifest = read("id,content,style\nCat,a,b\ncAT,c,d\ncat,e,f\n")
+    assert [pair.row for pair in manifest.pairs] == [2]
+    assert [str(problem) for problem in manifest.problems] == [
+        "row 3, column id: cAT is also the id of row 2 (capitals do not count); give another",
+        "row 4, column id: cat is also the id of row 2 (capitals do not count); give another",
+    ]
+
+
+def test_a_rejected_row_keeps_its_id_for_when_it_comes_back() -> None:
+    manifest = read("id,content,style,size\ncat,a,b,9\ncat,c,d,\n")
+    assert [(problem.row, problem.column) for problem in manifest.problems] == [(2, "size"), (3, "id")]
+
+
+# Derived ids
+
+
+def test_equal_derived_ids_reject_the_later_row() -> None:
+    manifest = read("content,style\nx/other.jpg,s.jpg\nx/cat.jpg,starry.jpg\ny/Cat.jpg,starry.jpg\n")
+    assert [pair.row for pair in manifest.pairs] == [2, 3]
+    (problem,) = manifest.problems
+    line = "row 4, column id: derived id Cat_starry is also row 3's; add an id column and name each"
+    assert str(problem) == line
+
+
+def test_a_derived_and_a_given_id_may_not_be_equal() -> None:
+    assert str(read("id,content,style\n,cat.jpg,s.jpg\ncat_s,a,b\n").problems[0]).startswith(
+        "row 3, column id: cat_s is"
+    )
+    assert "derived id cat_s is also row 2's" in str(read("id,content,style\ncat_s,a,b\n,cat.jpg,s.jpg\n").problems[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "style", "identity"),
+    [
+        ("x/cat.jpg", "y/starry.png", "cat_starry"),
+        ("s3://bucket/cat.tar.gz", "a.jpg|b c.jpg", "cat.tar_a-b-c"),
+        ("été.jpg", "ﬁn.jpg", "ete_fin"),
+        ("猫.jpg", "_.jpg", "picture_picture"),
+        (".-_a@2x.jpg", "b/", "a-2x_b"),
+        ("https://ann:pw@host", "https://host/a.jpg?key=http://pw/pw.jpg", "host_a"),
+        ("x" * 300 + ".jpg", "y" * 300 + ".jpg", "x" * 56 + "_" + "y" * 56),
+    ],
+)
+def test_derived_ids(content: str, style: str, identity: str) -> None:
+    assert only_pair(one_row(content=content, style=style)).id == identity
+
+
+def test_settings_of_a_row_give_it_another_id() -> None:
+    """Pinned: an output of last month must be found under the same name."""
+    assert only_pair(one_row(size="512", steps="100")).id == "cat_starry-72e428"
+    assert only_pair(one_row(steps=" 100.0", size="512")).id == "cat_starry-72e428"
+    settings = {
+        "style_weights": "1",
+        "recipe": "painterly",
+        "size": "512",
+        "steps": "512",
+        "seed": "512",
+        "content_weight": "1",
+        "style_weight": "1",
+        "tv_weight": "1",
+        "keep_color": "1",
+        "format": "png",
+    }
+    assert {*settings} == {*COLUMNS} - {*REQUIRED, "id", "problem"}
+    identities = {only_pair(one_row(**{column: cell})).id for column, cell in settings.items()}
+    assert len(identities) == len(settings)
+    assert "cat_starry" not in identities
+
+
+def test_a_derived_id_does_not_depend_on_other_rows_or_the_folder() -> None:
+    rows = ["a.jpg,s.jpg,", "b.jpg,s.jpg,256", "c.jpg,s.jpg,"]
+    forward = read("content,style,size\n" + "\n".join(rows))
+    backward = read("content,style,size\n" + "\n".join(reversed(rows)), "s3://bucket")
+    assert [pair.id for pair in forward.pairs] == [pair.id for pair in reversed(backward.pairs)]
+
+
+# rejected.csv
+
+
+@pytest.mark.parametrize("folder", ["/data/in", "s3://bucket/in", "memory://in"])
+def test_rejected_rows_come_back_corrected_from_another_folder(folder: str) -> None:
+    text = (
+        "problem,content,style,size,id\n"
+        "old,a/good.jpg,s.jpg,512,\n"
+        'old,"a/one, two.jpg","s.jpg | s3://other/t.jpg",9,\n'
+        "old,../up.jpg,s.jpg||t.jpg\n"
+        "old,/abs/c.jpg,s.jpg,512,x,spare\n"
+        "old,https://ann:pw@host/d.jpg?sig=1,s.jpg,512,.bad\n"
+    )
+    corrections = [(",9,", ",99,"), ("s.jpg||t.jpg", "s.jpg|t.jpg"), (",x,spare", ",x"), (",.bad", ",fine")]
+    wanted = text
+    for wrong, right in corrections:
+        wanted = wanted.replace(wrong, right)
+    expected = [
+        (pair.id, pair.content, pair.styles, pair.size)
+        for pair in read(wanted, folder).pairs
+        if "good" not in pair.content
+    ]
+    assert len(expected) == 4
+
+    first = read(text, folder)
+    written = rejected_csv(first, folder)
+    again = parse(written, "/elsewhere")
+    assert [problem.column for problem in again.problems] == [problem.column for problem in first.problems]
+    assert not again.pairs
+    corrected = written.decode().replace(f"s.jpg||{folder}/t", f"s.jpg|{folder}/t")
+    for wrong, right in corrections:
+        corrected = corrected.replace(wrong, right)
+    manifest = read(corrected, "/elsewhere")
+    assert not manifest.problems
+    assert [(pair.id, pair.content, pair.styles, pair.size) for pair in manifest.pairs] == expected
+
+
+def test_rejected_csv_says_why_in_the_row_itself() -> None:
+    manifest = read("content,style,size,format\na.jpg,b.jpg,,\n=cmd().jpg,-b.jpg,9,bmp\n")
+    header, row = csv.reader(io.StringIO(rejected_csv(manifest, FOLDER).decode()))
+    assert header == ["problem", "content", "style", "size", "format"]
+    assert row[0] == " | ".join(map(str, manifest.problems))
+    assert row[0].startswith("row 3, column size: 9 is below"), "never with a formula's first character"
+    assert row[1:] == ["/data/in/=cmd().jpg", "/data/in/-b.jpg", "9", "bmp"]
+
+
+def test_rejected_csv_keeps_any_cell_whole() -> None:
+    cells = ['say "hi", all.jpg', "cr\rlf\nboth\r\n.jpg", "9", "=1+1"]
+    out = io.StringIO()
+    csv.writer(out).writerows([["content", "style", "size", "id"], cells])
+    manifest = read(out.getvalue())
+    again = parse(rejected_csv(manifest, FOLDER), "/elsewhere")
+    assert again.rejected[0].cells[1:] == ("/data/in/" + cells[0], "/data/in/" + cells[1], "9", "=1+1")
+
+
+def test_styles_below_a_folder_with_a_bar_stay_as_they_are() -> None:
+    written = rejected_csv(read(one_row(size="9"), "/a|b"), "/a|b").decode()
+    assert written.endswith("/a|b/cat.jpg,starry.jpg,9\n")
+
+
+# grid
+
+
+def test_grid_is_the_sorted_cross_product() -> None:
+    assert grid(["b.jpg", "a.jpg", "b.jpg"], ["t.jpg", "s.jpg"], None) == (
+        b"id,content,style\na_s,a.jpg,s.jpg\na_t,a.jpg,t.jpg\nb_s,b.jpg,s.jpg\nb_t,b.jpg,t.jpg\n"
+    )
+
+
+def test_grid_numbers_equal_names() -> None:
+    data = grid(["x/a.jpg", "y/A.jpg", "z/a.png", "z/q.jpg"], ["s.jpg", "t/s.jpg", "s-2.jpg"], None)
+    manifest = parse(data, FOLDER)
+    assert not manifest.problems
+    assert [pair.id for pair in manifest.pairs] == [
+        *("a_s-2", "a_s", "a_s-3"),
+        *("A_s-2-2", "A_s-4", "A_s-5"),
+        *("a_s-2-3", "a_s-6", "a_s-7"),
+        *("q_s-2", "q_s", "q_s-3"),
+    ]
+
+
+def test_grid_with_a_recipe_names_the_pairs_as_rows_without_id_would() -> None:
+    pair = only_pair(grid(["cat.jpg"], ["starry.jpg"], "painterly").decode())
+    assert pair == only_pair(one_row(recipe="painterly"))
+    assert pair.recipe == "painterly"
+
+
+def test_grid_writes_odd_names_whole() -> None:
+    names = ["a,b.jpg", 'c"d.jpg', "e\nf.jpg", "g\rh.jpg", "é|ü.jpg"]
+    manifest = parse(grid(names, ["s, t.jpg"], None), FOLDER)
+    assert sorted(pair.content for pair in manifest.pairs) == [f"/data/in/{name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("contents", "styles", "recipe", "message"),
+    [
+        ([], ["s"], None, "no content picture is given"),
+        (["a"], [], None, "no style picture is given"),
+        (["a"], ["s|t.jpg"], None, r"s\|t.jpg has a \|, which separates styles; rename the file"),
+        ([" a"], ["s"], None, " a cannot be a manifest's cell .*; rename the file"),
+        (["a\udce9"], ["s"], None, r"a\\udce9 cannot be a manifest's cell"),
+        (["a"], ["s"], "paintrly", "paintrly is not a recipe; did you mean painterly"),
+    ],
+)
+def test_grid_refuses_what_no_manifest_can_hold(
+    contents: list[str], styles: list[str], recipe: str | None, message: str
+) -> None:
+    with pytest.raises(ManifestError, match=message):
+        grid(contents, styles, recipe)
+
+
+# Any input at all
+
+CELL = st.one_of(
+    st.sampled_from(
+        ["", "a.jpg", "b/c.png", "a|b", "|", "1|2", "painterly", "512", "-1", "nan", "yes", "x\ny", "s3://b/c"]
+    ),
+    st.text(max_size=8),
+)
+HEADER = st.lists(st.sampled_from(sorted({*COLUMNS} - {*REQUIRED})), unique=True, max_size=5)
+TABLES = st.tuples(HEADER, st.lists(st.lists(CELL, min_size=1, max_size=8), max_size=8))
+
+
+def check(data: bytes) -> None:
+    """Either a refusal, or a manifest that keeps its promises."""
+    try:
+        manifest = parse(data, FOLDER)
+    except ManifestError as error:
+        assert str(error)
+        return
+    assert manifest.rows == len(manifest.pairs) + len(manifest.rejected) > 0
+    assert {problem.row for problem in manifest.problems} == {row.row for row in manifest.rejected}
+    assert len({pair.id.lower() for pair in manifest.pairs}) == len(manifest.pairs)
+    for pair in manifest.pairs:
+        assert pair.id.isascii() and len(pair.id) <= 128 and pair.id[0].isalnum()
+        assert all(char.isalnum() or char in "._-" for char in pair.id)
+        assert pair.content and all(pair.styles)
+        assert sum(pair.style_weights) == pytest.approx(1) and len(pair.style_weights) == len(pair.styles)
+    for problem in manifest.problems:
+        assert str(problem).isprintable() and str(problem).startswith(f"row {problem.row}, column {problem.column}: ")
+    if manifest.rejected:
+        again = parse(rejected_csv(manifest, FOLDER), "/elsewhere")
+        assert again.rows == len(manifest.rejected)
+
+
+@settings(deadline=None)
+@given(st.binary())
+def test_any_bytes(data: bytes) -> None:
+    check(data)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=st.sampled_from('content,style;|"\t\r\n ab1\x85é')))
+def test_any_text(text: str) -> None:
+    check(text.encode())
+
+
+@settings(deadline=None)
+@given(st.text(), st.sampled_from(["content,style\n", "style,id,content,seed\r\n", "\ufeffcontent,style\r"]))
+def test_any_rows_below_a_header(text: str, header: str) -> None:
+    check((header + text).encode())
+
+
+@settings(deadline=None)
+@given(TABLES)
+def test_any_table(table: tuple[list[str], list[list[str]]]) -> None:
+    header, rows = table
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\r\n").writerows([[*REQUIRED, *header], *rows])
+    check(out.getvalue().encode())
+
+
+NAMES = st.lists(
+    st.text(st.characters(exclude_characters="\0|", exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4
+)
+
+
+@settings(deadline=None)
+@given(NAMES, NAMES)
+def test_any_grid_is_a_good_manifest(contents: list[str], styles: list[str]) -> None:
+    contents, styles = ([name.strip() or "x" for name in names] for names in (contents, styles))
+    manifest = parse(grid(contents, styles, None), FOLDER)
+    assert not manifest.problems
+    assert manifest.rows == len({*contents}) * len({*styles})
+
+
+def test_a_hundred_thousand_rows() -> None:
+    lines = (f"c{row}.jpg,s.jpg,{63 if row % 1000 == 0 else 64}\n" for row in range(100_000))
+    manifest = read("content,style,size\n" + "".join(lines))
+    assert (manifest.rows, len(manifest.pairs), len(manifest.problems)) == (100_000, 99_900, 100)
+    assert str(manifest.problems[-1]).startswith("row 99002, column size: 63")
+
+
+def test_only_light_imports() -> None:
+    """`nst validate` answers within a second."""
+    code = "import sys, nst_tasks.manifest; print(*{'tensorflow', 'numpy', 'pandas', 'prefect'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
