@@ -14,7 +14,7 @@ NstError
 A row's failure is data (see `outcome`); these are raised where it happens and turned into data once, in `work` and `intake`.
 """
 
-import urllib.parse
+import re
 
 
 class NstError(Exception):
@@ -62,9 +62,17 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, StorageUnavailable)
 
 
+_CHAINED = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")
+_SECRET = re.compile(
+    r"""(?<=://) [^/@:?#[]* : (?!\d+(?:[/?#]|$)) [^@]* @  # user and password, which may hold a slash, but is no port
+    | (?<=://) [^/@?#]* @                              # user alone
+    | [?#] .*                                          # query, fragment""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
 def redact(uri: str) -> str:
-    """A URI fit for logs, markers and reports: without user, password, query and fragment."""
-    parts = urllib.parse.urlsplit(uri)
-    if not parts.scheme or "://" not in uri:
+    """A URI fit for logs, markers and reports: without user, password, query and fragment. It takes any text."""
+    if "://" not in uri:
         return uri
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return "::".join(_SECRET.sub("", part) for part in _CHAINED.split(uri))

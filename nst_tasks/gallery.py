@@ -32,7 +32,7 @@ border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 <body>
 <h1>{{ title }}</h1>
 <dl>{% for name, value in facts.items() %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor %}</dl>
-<p>{% for status, count in counts.items() %}<span class="{{ status if count }}">{{ count }} {{ status }}</span>{{ ", " if not loop.last }}{% endfor %}
+<p>{% for status, count in counts.items() %}<span class="{{ status if count }}">{{ count }} {{ status }}</span>{{ ", " if not loop.last }}{% endfor +%}
 of {{ outcomes | length }} rows</p>
 {% if broken %}
 <h2>Failed and rejected</h2>
@@ -51,8 +51,8 @@ of {{ outcomes | length }} rows</p>
 alt="{{ o.id }}: content, style and result side by side"></a>{% endif %}
 <p><a class="name" href="{{ base + o.image }}">{{ o.id }}</a> &middot; {{ o.status }} &middot; {{ o.recipe.name }} &middot;
 {{ o.width }} x {{ o.height }} &middot; {{ o.steps }} steps &middot; {{ "%.1f" | format(o.seconds) }} s</p>
-<p>loss {{ "%.4g" | format(o.losses.total) }} = content {{ "%.4g" | format(o.losses.content) }} + style
-{{ "%.4g" | format(o.losses.style) }} + tv {{ "%.4g" | format(o.losses.tv) }}</p>
+{% if o.losses %}<p>loss {{ "%.4g" | format(o.losses.total) }} = content {{ "%.4g" | format(o.losses.content) }} + style
+{{ "%.4g" | format(o.losses.style) }} + tv {{ "%.4g" | format(o.losses.tv) }}</p>{% endif %}
 </li>
 {% endfor %}</ul>
 {% endif %}

@@ -249,7 +249,7 @@ def _open(data: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     if max_pixels is not None and pixels > max_pixels:
         raise PictureError(
             f"{pixels / 1e6:.6g} megapixels ({image.width} x {image.height}) is above the limit of "
-            f"{max_pixels / 1e6:.6g} megapixels; make it smaller or raise NST_MAX_PIXELS"
+            f"{max_pixels / 1e6:.6g} megapixels; make it smaller or raise NST_MAX_MEGAPIXELS"
         )
     return image
 

@@ -84,9 +84,9 @@ def prepare(request: Request, settings: Settings) -> Intake:
     try:
         weights_sha256 = weights.sha256(request.backbone, read_weights(request.weights))
     except InputError as error:
-        problems.append(str(error))
+        problems.append(f"--{str(error).removeprefix('--')}")
     problems += _option_problems(request)
-    if parsed is not None and not problems:
+    if parsed is not None:
         if request.strict and parsed.problems:
             problems += [str(problem) for problem in parsed.problems]
         elif not parsed.pairs:
@@ -117,12 +117,21 @@ def read_weights(uri: str | None) -> bytes | None:
 
 def _option_problems(request: Request) -> list[str]:
     problems = []
+    recipe = recipes.PRESETS[recipes.DEFAULT]  # for a look at size and steps, should the one asked for not be known
     try:
-        recipe = recipes.override(recipes.find(request.recipe), size=request.size, steps=request.steps)
-        check_layers(weights.architecture(request.backbone), recipe.method.layers)
+        recipe = recipes.find(request.recipe)
     except SettingsError as error:
-        if not str(error).startswith("backbone"):  # told already
+        problems.append(f"--{error}")
+    for option in ({"size": request.size}, {"steps": request.steps}):
+        try:
+            recipes.override(recipe, **option)
+        except SettingsError as error:
             problems.append(f"--{error}")
+    try:
+        if request.backbone in weights.BACKBONES:  # or else told already
+            check_layers(weights.architecture(request.backbone), recipe.method.layers)
+    except SettingsError as error:
+        problems.append(f"--recipe {recipe.name}: {error}")
     try:
         failure_limit(request.max_failures, 1)
     except SettingsError as error:
@@ -145,7 +154,7 @@ def failure_limit(text: str | None, rows: int) -> int:
         value = float(number) if percent else int(number)
     except ValueError:
         value = -1
-    if rest or value < 0 or (percent and value > 100):
+    if rest or not value >= 0 or (percent and value > 100):  # so written, it refuses NaN too
         raise SettingsError(f"--max-failures: {text!r} is not a whole number such as 10, or a percentage such as 5%")
     return int(rows * value / 100) if percent else int(value)
 
@@ -265,16 +274,21 @@ def resolve(pair: Pair, sources: Mapping[str, Source | NstError], request: Reque
 
 @dataclass(frozen=True)
 class Survey:
-    """What a run of a request would do: its rows, what is done already, what is to do, and every problem in a line."""
+    """What a run of a request would do: its rows, what is done already, what is to do, and every problem in a line.
+
+    A problem makes a row fail; a warning, such as a damaged marker, only has it made again.
+    """
 
     rows: int
     done: int
     to_do: tuple[str, ...]
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """The survey in lines to print."""
-        return [*self.problems, *self.to_do, f"{self.rows} rows: {self.done} done, {len(self.to_do)} to do"]
+        total = f"{self.rows} rows: {self.done} done, {len(self.to_do)} to do"
+        return [*self.warnings, *self.problems, *self.to_do, total]
 
 
 def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
@@ -286,7 +300,7 @@ def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
     unknown = [uri for uri in uris if uri not in sources]
     found = storage.each(lambda uri: inspect(uri, settings.max_pixels), unknown, settings.readers)
     sources |= dict(zip(unknown, found, strict=True))
-    to_do, problems = [], [*warnings, *(str(problem) for problem in taken.manifest.problems)]
+    to_do, problems = [], [str(problem) for problem in taken.manifest.problems]
     finished_already = 0
     for pair in pairs:
         try:
@@ -298,7 +312,7 @@ def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
             finished_already += 1
         else:
             to_do.append(f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps")
-    return Survey(taken.manifest.rows, finished_already, tuple(to_do), tuple(problems))
+    return Survey(taken.manifest.rows, finished_already, tuple(to_do), tuple(problems), tuple(warnings))
 
 
 def is_done(job: Job, done: Mapping[str, Outcome]) -> bool:

@@ -85,6 +85,10 @@ def to_json(outcome: Outcome) -> bytes:
     return (json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict}
+"""Types of fields that JSON holds as they are, by the name in `Outcome`."""
+
+
 def from_json(data: bytes) -> Outcome:
     """The outcome in a marker's bytes; fields that a newer version added are ignored.
 
@@ -94,8 +98,10 @@ def from_json(data: bytes) -> Outcome:
     record = json.loads(data)
     if not isinstance(record, dict) or record.get("marker_version") != MARKER_VERSION:
         raise ValueError("not an outcome marker of this version")
-    known = {f.name for f in fields(Outcome)}
-    values = {name: value for name, value in record.items() if name in known}
+    values = {f.name: record[f.name] for f in fields(Outcome) if f.name in record}
+    kinds = {f.name: _KINDS.get(str(f.type).partition("[")[0], object) for f in fields(Outcome)}
+    if not all(isinstance(value, kinds[name]) for name, value in values.items()):
+        raise ValueError("an outcome marker with missing or wrong fields")
     try:
         values["status"] = Status(values["status"])
         values["content"] = Source(**values["content"]) if values.get("content") else None

@@ -106,10 +106,10 @@ def override(
     """
     method = recipe.method
     if steps is not None:
-        if method.pyramid is not None and method.steps:
-            coarse_steps = min(round(method.pyramid.coarse_steps * steps / method.steps), MAX_STEPS)
+        method = replace(method, steps=steps)  # first: what is out of range is then refused by this name
+        if method.pyramid is not None and recipe.method.steps:
+            coarse_steps = min(round(method.pyramid.coarse_steps * steps / recipe.method.steps), MAX_STEPS)
             method = replace(method, pyramid=replace(method.pyramid, coarse_steps=coarse_steps))
-        method = replace(method, steps=steps)
     if content_weight is not None:
         method = replace(method, content=replace(method.content, weight=content_weight))
     if style_weight is not None:

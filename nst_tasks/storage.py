@@ -19,7 +19,6 @@ import fsspec
 
 from nst_tasks.errors import NstError, StorageError, StorageUnavailable, redact
 
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -80,10 +79,11 @@ def listing(uri: str) -> dict[str, Entry]:
 
 
 def expand(pattern: str) -> list[str]:
-    """URIs that match a glob pattern, sorted; with the pattern's own protocol, if it has one."""
+    """URIs of the files that match a glob pattern, sorted, no dot files; with the pattern's own protocol, if any."""
     with _translated(pattern):
         fs, path = _open(pattern)
-        found = sorted(str(name) for name in fs.glob(path) if fs.isfile(name))
+        matching = (str(name) for name in fs.glob(path) if fs.isfile(name))
+        found = sorted(name for name in matching if not name.rpartition("/")[2].startswith("."))
         return [fs.unstrip_protocol(name) for name in found] if "://" in pattern else found
 
 
@@ -115,13 +115,15 @@ def each(function: Callable[[T], R], items: Iterable[T], readers: int) -> list[R
 
 def join(base: str, *names: str) -> str:
     """A URI below another."""
-    return "/".join([base.rstrip("/"), *names])
+    protocol, mark, path = base.rpartition("://")
+    return protocol + mark + "/".join([path.rstrip("/"), *names])
 
 
 def folder(uri: str) -> str:
     """The folder of an object's URI: what a manifest's relative URIs are resolved against."""
-    head, slash, _ = uri.rpartition("/")
-    return head if slash and head else "/" if slash else "."
+    protocol, mark, path = uri.rpartition("://")
+    head, slash, _ = path.rpartition("/")
+    return protocol + mark + (head or slash or ("" if mark else "."))
 
 
 def absolute(uri: str) -> str:
@@ -135,7 +137,10 @@ def is_local(uri: str) -> bool:
 
 
 def _open(uri: str) -> tuple[Any, str]:
-    return fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    try:
+        return fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    except TypeError as error:  # a file system that wants more than a URI says
+        raise ValueError("a URI is not enough for this protocol") from error
 
 
 def _is_local(fs: Any) -> bool:
@@ -144,8 +149,8 @@ def _is_local(fs: Any) -> bool:
 
 def _write_local(path: str, data: bytes) -> None:
     parent, _, name = path.rpartition("/")
-    os.makedirs(parent, exist_ok=True)
-    temporary = f"{parent}/.{name[:100]}.{secrets.token_hex(4)}.tmp"  # in the same folder: a rename stays on its disk
+    os.makedirs(parent or "/", exist_ok=True)
+    temporary = f"{parent}/.{name[:50]}.{secrets.token_hex(4)}.tmp"  # in the same folder: a rename stays on its disk
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -168,6 +173,7 @@ _FOR_GOOD = {
     errno.EPERM: "access is denied",
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the file system or the user's limit allows",
     errno.EROFS: "the file system is read-only",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EINVAL: "the store refuses the name or the request",
@@ -182,6 +188,8 @@ _FOR_GOOD_TYPES = {
     "ParamValidationError": "the store refuses the name; check bucket and key",
     "InvalidRegionError": "the AWS region is not valid; check AWS_DEFAULT_REGION",
 }
+_HTTP_LATER = (408, 425, 429)
+"""HTTP statuses below 500 that ask to come back later."""
 _CLIENT_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "s3fs", "requests", "httpx")
 
 
@@ -194,11 +202,17 @@ def _translated(uri: str) -> Iterator[None]:
         raise StorageError(f"{place}: does not exist; check the name") from error
     except PermissionError as error:
         raise StorageError(f"{place}: access is denied; check the permissions or credentials") from error
-    except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        raise StorageError(f"{place}: {_FOR_GOOD.get(error.errno or errno.EISDIR)}; choose another path") from error
+    except NotADirectoryError as error:
+        raise StorageError(f"{place}: {_FOR_GOOD[errno.ENOTDIR]}; choose another path") from error
+    except IsADirectoryError as error:
+        raise StorageError(f"{place}: {_FOR_GOOD[errno.EISDIR]}; choose another path") from error
+    except FileExistsError as error:
+        raise StorageError(f"{place}: {_FOR_GOOD[errno.EEXIST]}; choose another path") from error
     except ImportError as error:
         protocol = uri.partition("://")[0]
         raise StorageError(f"{place}: the file system for {protocol}:// is not installed ({error})") from error
+    except NotImplementedError as error:
+        raise StorageError(f"{place}: this kind of store cannot do that; choose another place") from error
     except OSError as error:
         if error.errno in _FOR_GOOD:
             raise StorageError(f"{place}: {_FOR_GOOD[error.errno]}") from error
@@ -207,10 +221,13 @@ def _translated(uri: str) -> Iterator[None]:
         name = type(error).__name__
         if name in _FOR_GOOD_TYPES:
             raise StorageError(f"{place}: {_FOR_GOOD_TYPES[name]}") from error
+        if isinstance(error, ValueError):  # an unknown protocol, an address or a name that cannot be taken apart
+            raise StorageError(f"{place}: not a place that can be read or written; check protocol and name") from error
+        status = getattr(error, "status", None)  # aiohttp's
+        if isinstance(status, int) and 400 <= status < 500 and status not in _HTTP_LATER:
+            raise StorageError(f"{place}: the server answers HTTP {status}; check address and permissions") from error
         if type(error).__module__.partition(".")[0] in _CLIENT_PACKAGES:
             raise StorageUnavailable(f"{place}: the store failed for the moment ({_brief(error)})") from error
-        if isinstance(error, ValueError):  # fsspec: an unknown protocol, a name that it cannot take apart
-            raise StorageError(f"{place}: not a place that can be read or written ({_brief(error)})") from error
         raise
 
 

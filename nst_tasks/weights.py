@@ -52,9 +52,7 @@ def sha256(name: str, data: bytes | None) -> str:
     Raises:
         SettingsError: the name is not known, a file is given to a backbone that takes none, or the weights cannot be had.
     """
-    architecture(name)
-    if data is not None and name not in CONVOLUTIONS:
-        raise SettingsError(f"weights: {name} takes no weights file; leave --weights out or choose vgg19 or vgg16")
+    _check(name, data)
     if data is not None:
         return hashlib.sha256(data).hexdigest()
     if name == "tiny":
@@ -67,13 +65,20 @@ def load(name: str, data: bytes | None) -> Weights:
     """A backbone's arrays; arguments as for `sha256`.
 
     Raises:
-        SettingsError: the weights cannot be had, or the file does not hold this network's weights.
+        SettingsError: as for `sha256`, or the file does not hold this network's weights.
     """
+    _check(name, data)
     if name == "tiny":
         return _tiny()
     if name == "vgg16-hed":
         return _hed(_hed_file().read_bytes())
     return _keras(name, _imagenet_file(name).read_bytes() if data is None else data)
+
+
+def _check(name: str, data: bytes | None) -> None:
+    architecture(name)
+    if data is not None and name not in CONVOLUTIONS:
+        raise SettingsError(f"weights: {name} takes no weights file; leave --weights out or choose vgg19 or vgg16")
 
 
 def _tiny() -> Weights:

@@ -375,7 +375,7 @@ def test_a_bomb_is_refused_by_its_header(read):
     bomb = png(40000, 30000, 8, 2)
     sentence = (
         r"^1200 megapixels \(40000 x 30000\) is above the limit of 100 megapixels; "
-        "make it smaller or raise NST_MAX_PIXELS$"
+        "make it smaller or raise NST_MAX_MEGAPIXELS$"
     )
     with pytest.raises(PictureError, match=sentence):
         read(bomb, 100_000_000)

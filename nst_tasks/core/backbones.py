@@ -36,7 +36,7 @@ def features(
     """Activations after ReLU at `layers`: image (B, H, W, 3) float32 RGB in [0, 1] -> layer -> (B, h, w, C) float32."""
     wanted = set(layers)
     found: dict[str, tf.Tensor] = {}
-    x = (image * 255.0 - tf.constant(MEAN_RGB))[..., ::-1]  # (B, H, W, 3), BGR
+    x = (image * 255.0 - tf.constant(MEAN_RGB, image.dtype))[..., ::-1]  # (B, H, W, 3), BGR
     block = "block1"
     for name, kernel, bias in backbone.convolutions:
         if not name.startswith(block):

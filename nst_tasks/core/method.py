@@ -106,10 +106,10 @@ class Adam:
     decay_to: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"learning_rate: {self.learning_rate!r} is not above 0")
+        _require(0 < self.learning_rate < math.inf, f"learning_rate: {self.learning_rate!r} is not a finite number above 0")
         _require(0 <= self.beta_1 < 1, f"beta_1: {self.beta_1!r} is not in [0, 1)")
         _require(0 <= self.beta_2 < 1, f"beta_2: {self.beta_2!r} is not in [0, 1)")
-        _require(self.epsilon > 0, f"epsilon: {self.epsilon!r} is not above 0")
+        _require(0 < self.epsilon < math.inf, f"epsilon: {self.epsilon!r} is not a finite number above 0")
         _require(0 < self.decay_to <= 1, f"decay_to: {self.decay_to!r} is not in (0, 1]")
 
 
@@ -126,7 +126,7 @@ class Pyramid:
 
     def __post_init__(self) -> None:
         _require(self.smallest >= 32, f"pyramid smallest: {self.smallest!r} is below 32 px")
-        _require(self.ratio > 1.1, f"pyramid ratio: {self.ratio!r} is not above 1.1")
+        _require(1.1 < self.ratio < math.inf, f"pyramid ratio: {self.ratio!r} is not a finite number above 1.1")
         _require(0 <= self.coarse_steps <= MAX_STEPS, f"pyramid coarse_steps: {self.coarse_steps!r} is not in 0..{MAX_STEPS}")
 
 

@@ -1,0 +1,53 @@
+"""The schedule of sizes, by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nst_tasks.core.method import Method, Pyramid
+from nst_tasks.core.pyramid import Level, levels
+from nst_tasks.recipes import PAINTERLY
+
+FLAT = replace(PAINTERLY.method, steps=60, pyramid=None)
+
+
+def with_pyramid(smallest: int, ratio: float, coarse_steps: int = 80) -> Method:
+    return replace(FLAT, pyramid=Pyramid(smallest, ratio, coarse_steps))
+
+
+def test_without_a_pyramid_there_is_the_final_level_only() -> None:
+    assert levels(FLAT, 300, 512) == (Level(300, 512, 60),)
+
+
+def test_halving_by_hand() -> None:
+    assert levels(with_pyramid(100, 2.0), 300, 400) == (Level(75, 100, 80), Level(150, 200, 80), Level(300, 400, 60))
+
+
+def test_sizes_are_rounded_from_the_final_one_each() -> None:
+    # 511 / 1.6 = 319.375, / 1.6 = 199.609, / 1.6 = 124.756; 301 / 1.6 = 188.125, 117.578, 73.486
+    expected = (Level(73, 125, 80), Level(118, 200, 80), Level(188, 319, 80), Level(301, 511, 60))
+    assert levels(with_pyramid(96, 1.6), 301, 511) == expected
+
+
+def test_a_picture_below_the_next_size_up_has_one_level() -> None:
+    assert levels(with_pyramid(100, 2.0), 150, 199) == (Level(150, 199, 60),)
+    assert len(levels(with_pyramid(100, 2.0), 150, 200)) == 2
+
+
+def test_a_narrow_picture_stops_before_its_shorter_side_vanishes() -> None:
+    assert levels(with_pyramid(32, 2.0), 64, 1024) == (Level(32, 512, 80), Level(64, 1024, 60))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (511, 301), (1080, 1920), (8192, 8192)])
+@pytest.mark.parametrize("ratio", [1.2, 1.6, 2.0])
+def test_levels_grow_to_the_final_size(height: int, width: int, ratio: float) -> None:
+    found = levels(with_pyramid(96, ratio), height, width)
+    assert found[-1] == Level(height, width, 60)
+    assert all(level.steps == 80 for level in found[:-1])
+    assert all(max(level.height, level.width) >= 96 for level in found[:-1])
+    for small, large in zip(found, found[1:], strict=False):
+        assert small.height < large.height
+        assert small.width < large.width
+        assert small.height / small.width == pytest.approx(height / width, rel=0.05)

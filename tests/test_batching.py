@@ -1,0 +1,182 @@
+"""Keys that change with the pixels and with nothing else, and groups by hand."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from nst_tasks import recipes
+from nst_tasks.batching import BYTES_PER_PIXEL, Batch, Job, batches
+from nst_tasks.core import method as methods
+from nst_tasks.core.method import Pyramid
+from nst_tasks.recipes import PAINTERLY, TF_TUTORIAL, Recipe
+from nst_tasks.source import Source
+
+CAT = Source("/in/cat.png", "c" * 64, "1", 60, 80)
+OIL = Source("/in/oil.v2.png", "0" * 64, "1", 60, 80)
+INK = Source("/in/ink.png", "1" * 64, "1", 60, 80)
+
+
+def job(**fields: Any) -> Job:
+    defaults: dict[str, Any] = {
+        "id": "cat_oil",
+        "row": 2,
+        "content": CAT,
+        "styles": (OIL,),
+        "style_weights": (1.0,),
+        "recipe": TF_TUTORIAL,
+        "seed": 0,
+        "keep_color": False,
+        "upscale": False,
+        "format": "png",
+        "height": 60,
+        "width": 80,
+        "weights_sha256": "w" * 64,
+    }
+    return Job(**defaults | fields)
+
+
+def with_method(**changes: Any) -> Recipe:
+    return replace(TF_TUTORIAL, method=replace(TF_TUTORIAL.method, **changes))
+
+
+METHOD = TF_TUTORIAL.method
+DECIDE = {
+    "content bytes": job(content=replace(CAT, sha256="d" * 64)),
+    "style bytes": job(styles=(replace(OIL, sha256="2" * 64),)),
+    "another style": job(styles=(OIL, INK), style_weights=(0.5, 0.5)),
+    "style weights": job(styles=(OIL, INK), style_weights=(0.25, 0.75)),
+    "style order": job(styles=(INK, OIL), style_weights=(0.25, 0.75)),
+    "content weight": job(recipe=recipes.override(TF_TUTORIAL, content_weight=1.0)),
+    "style weight": job(recipe=recipes.override(TF_TUTORIAL, style_weight=1.0)),
+    "tv weight": job(recipe=recipes.override(TF_TUTORIAL, tv_weight=1.0)),
+    "steps": job(recipe=recipes.override(TF_TUTORIAL, steps=7)),
+    "size": job(recipe=recipes.override(TF_TUTORIAL, size=256)),
+    "another method": job(recipe=PAINTERLY),
+    "learning rate": job(recipe=with_method(optimizer=replace(METHOD.optimizer, learning_rate=0.021))),
+    "epsilon": job(recipe=with_method(optimizer=replace(METHOD.optimizer, epsilon=1e-7))),
+    "content layer": job(recipe=with_method(content=replace(METHOD.content, layers=(("block4_conv2", 1.0),)))),
+    "statistic": job(recipe=with_method(style=replace(METHOD.style, statistic="wasserstein"))),
+    "tv kind": job(recipe=with_method(total_variation=replace(METHOD.total_variation, kind="l2_mean"))),
+    "pyramid": job(recipe=with_method(pyramid=Pyramid(64, 2.0, 10))),
+    "initial noise": job(recipe=with_method(init_noise=0.1)),
+    "pooling": job(recipe=with_method(pooling="average")),
+    "padding": job(recipe=with_method(padding="replicate")),
+    "seed": job(seed=1),
+    "keep_color": job(keep_color=True),
+    "upscale": job(upscale=True),
+    "format": job(format="jpg"),
+    "weights": job(weights_sha256="x" * 64),
+}
+DO_NOT_DECIDE = {
+    "id": job(id="another"),
+    "row": job(row=99),
+    "content's place": job(content=replace(CAT, uri="s3://b/moved.png", version="2")),
+    "style's place": job(styles=(replace(OIL, uri="s3://b/moved.png", version="2"),)),
+    "recipe's texts": job(recipe=replace(TF_TUTORIAL, name="mine", summary="x", source="y", differs="z")),
+}
+
+
+@pytest.mark.parametrize("what", DECIDE)
+def test_the_key_changes_with_all_that_decides_the_result(what: str) -> None:
+    others = {name: decided.key for name, decided in DECIDE.items() if name != what}
+    assert DECIDE[what].key not in {job().key, *others.values()}
+
+
+@pytest.mark.parametrize("what", DO_NOT_DECIDE)
+def test_the_key_does_not_change_with_names_and_places(what: str) -> None:
+    assert DO_NOT_DECIDE[what].key == job().key
+
+
+def test_the_key_changes_with_the_numerics_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = job().key
+    monkeypatch.setattr("nst_tasks.batching.NUMERICS_VERSION", methods.NUMERICS_VERSION + 1)
+    assert job().key != before
+
+
+def test_the_key_is_a_sha256() -> None:
+    assert len(job().key) == 64
+    assert set(job().key) <= set("0123456789abcdef")
+
+
+def test_a_field_added_to_a_job_or_a_method_is_thought_about_here() -> None:
+    """Each field decides the key, and is in DECIDE above, or does not; `height` and `width` follow from others."""
+    assert [field.name for field in fields(Job)] == [
+        "id", "row", "content", "styles", "style_weights", "recipe", "seed", "keep_color", "upscale", "format",
+        "height", "width", "weights_sha256",
+    ]  # fmt: skip
+    assert [field.name for field in fields(methods.Method)] == [
+        "content", "style", "total_variation", "optimizer", "steps", "pyramid", "init_noise", "pooling", "padding",
+    ]  # fmt: skip
+
+
+def test_names_are_those_that_a_person_says() -> None:
+    assert job().name == "cat x oil"
+    two = job(styles=(OIL, INK), style_weights=(0.5, 0.5))
+    assert two.name == "cat x oil + ink"
+    assert Batch((job(),)).name == "cat x oil"
+    assert Batch((job(), two, two)).name == "cat x oil and 2 more"
+
+
+def test_steps_and_work_are_summed_over_levels() -> None:
+    plain = job(recipe=recipes.override(TF_TUTORIAL, steps=7))
+    assert (plain.steps, plain.work) == (7, 7 * 60 * 80)
+    two_levels = job(recipe=with_method(steps=7, pyramid=Pyramid(smallest=40, ratio=1.6, coarse_steps=3)))
+    assert (two_levels.steps, two_levels.work) == (3 + 7, 3 * 38 * 50 + 7 * 60 * 80)
+
+
+def rows(found: list[Batch]) -> list[list[int]]:
+    return [[one.row for one in batch.jobs] for batch in found]
+
+
+PLENTY = 1e15
+
+
+def test_jobs_of_one_method_shape_and_number_of_styles_go_together_in_order() -> None:
+    two = {"styles": (OIL, INK), "style_weights": (0.5, 0.5)}
+    jobs = [
+        job(row=2),
+        job(row=3, height=80, width=60),
+        job(row=4, content=replace(CAT, sha256="d" * 64)),
+        job(row=5, **two),
+        job(row=6, recipe=PAINTERLY),
+        job(row=7, styles=(INK,)),
+        job(row=8, height=80, width=60),
+        job(row=9, recipe=recipes.override(TF_TUTORIAL, tv_weight=0.5)),
+        job(row=10, **two),
+        job(row=11, recipe=replace(TF_TUTORIAL, name="the same method under another name")),
+    ]
+    found = batches(jobs, 8, PLENTY)
+    assert rows(found) == [[2, 4, 7, 11], [3, 8], [5, 10], [6], [9]]
+    assert sorted(one.row for batch in found for one in batch.jobs) == [one.row for one in jobs]
+
+
+def test_a_batch_holds_no_more_than_asked() -> None:
+    jobs = [job(row=row) for row in range(2, 9)]
+    assert rows(batches(jobs, 3, PLENTY)) == [[2, 3, 4], [5, 6, 7], [8]]
+    assert rows(batches(jobs, 1, PLENTY)) == [[row] for row in range(2, 9)]
+
+
+def test_batches_run_in_the_order_of_their_first_rows() -> None:
+    jobs = [job(row=2), job(row=3, seed=1, height=50), job(row=4), job(row=5), job(row=6, height=50)]
+    assert rows(batches(jobs, 2, PLENTY)) == [[2, 4], [3, 6], [5]]
+
+
+@pytest.mark.parametrize(("pairs", "at_once"), [(0.5, 1), (1.0, 1), (2.0, 2), (2.99, 2), (3.0, 3), (100, 5)])
+def test_memory_bounds_a_batch_but_one_pair_is_always_tried(pairs: float, at_once: int) -> None:
+    memory = pairs * BYTES_PER_PIXEL * 60 * 80
+    found = batches([job(row=row) for row in range(2, 7)], 8, memory)
+    assert len(found[0].jobs) == at_once
+    assert sum(len(batch.jobs) for batch in found) == 5
+
+
+def test_memory_is_counted_by_the_pictures_own_size() -> None:
+    memory = 4 * BYTES_PER_PIXEL * 60 * 80
+    jobs = [job(row=2 + k, height=60 * (1 + k % 2), width=80) for k in range(8)]
+    assert rows(batches(jobs, 8, memory)) == [[2, 4, 6, 8], [3, 5], [7, 9]]
+
+
+def test_nothing_to_do_is_no_batch() -> None:
+    assert batches([], 8, PLENTY) == []

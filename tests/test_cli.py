@@ -1,0 +1,340 @@
+"""The command `nst`, but for running: exit codes, what is printed where, and what is not imported."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows.cli import app
+from nst_tasks import __version__, outcome, storage
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.recipes import PRESETS
+
+
+def nst(*arguments: str, **environment: str) -> Result:
+    """Run a command in this process; a traceback is never an answer."""
+    result = CliRunner().invoke(app, arguments, env=environment)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def refused(*arguments: str, **environment: str) -> list[str]:
+    """The lines of a command that ends with exit code 2, each of which says who speaks."""
+    result = nst(*arguments, **environment)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert all(line.startswith("nst: ") for line in lines)
+    return [line.removeprefix("nst: ") for line in lines]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A manifest of two good rows with their pictures."""
+    for name, color in (("cat.png", "teal"), ("dog.png", "brown"), ("oil.png", "navy")):
+        file = io.BytesIO()
+        Image.new("RGB", (80, 60), color).save(file, "PNG")
+        (tmp_path / name).write_bytes(file.getvalue())
+    manifest(tmp_path, "cat.png,oil.png,", "dog.png,oil.png,")
+    return tmp_path
+
+
+def manifest(folder: Path, *rows: str, header: str = "content,style,size") -> str:
+    (folder / "m.csv").write_text("\n".join([header, *rows]) + "\n")
+    return str(folder / "m.csv")
+
+
+def files(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+
+
+# What answers at once
+
+
+WATCHED = """
+import json, sys
+from flows.cli import app
+try:
+    app(sys.argv[1:], standalone_mode=True)
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"tensorflow", "keras", "prefect", "pandas", "h5py"}
+print(json.dumps(sorted(heavy & {*sys.modules})), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["validate", "m.csv"], ["recipes"], ["recipes", "painterly"]]
+)
+def test_commands_that_answer_at_once_import_nothing_heavy(folder: Path, arguments: list[str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", WATCHED, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout
+    assert json.loads(ended.stderr.splitlines()[-1]) == []
+
+
+def test_the_command_is_installed_under_its_name() -> None:
+    (entry,) = metadata.entry_points(group="console_scripts", name="nst")
+    assert entry.load() is app
+
+
+def test_version_and_help() -> None:
+    assert nst("--version").stdout == f"nst {__version__}\n"
+    text = nst("--help").stdout
+    for command in ("run", "validate", "grid", "recipes", "report", "demo"):
+        assert f"\n  {command} " in text
+    assert nst("nonsense").exit_code == 2
+
+
+# validate
+
+
+def test_validate_a_good_manifest(folder: Path) -> None:
+    before = files(folder)
+    result = nst("validate", str(folder / "m.csv"))
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "2 rows: 2 good, 0 rejected\n", "")
+    assert files(folder) == before
+
+
+def test_validate_finds_the_manifest_from_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert nst("validate", "m.csv", "--probe").exit_code == 0
+
+
+def test_validate_names_every_problem_of_every_row(folder: Path) -> None:
+    result = nst("validate", manifest(folder, "cat.png,oil.png,9", ",oil.png,x", "dog.png,oil.png,"))
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        "row 2, column size",
+        "row 3, column content",
+        "row 3, column size",
+    ]
+    assert lines[-1] == "3 rows: 1 good, 2 rejected"
+
+
+def test_validate_opens_the_pictures_only_when_asked(folder: Path) -> None:
+    place = manifest(folder, "cat.png,oil.png,", "none.png,oil.png,")
+    assert nst("validate", place).exit_code == 0
+    result = nst("validate", place, "--probe")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        f"row 3, column content: {folder}/none.png: does not exist; check the name",
+        "2 rows: 2 good, 0 rejected",
+    ]
+
+
+def test_validate_as_json(folder: Path) -> None:
+    result = nst("validate", manifest(folder, "cat.png,oil.png,9", "dog.png,oil.png,"), "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert (found["rows"], found["good"], found["rejected"]) == (2, 1, 1)
+    assert found["problems"][0].startswith("row 2, column size: 9 is below")
+
+
+def test_an_unknown_column_is_refused_with_a_suggestion(folder: Path) -> None:
+    place = manifest(folder, "cat.png,oil.png,64", header="content,style,sise")
+    for command in (["validate", place], ["run", place, "--out", str(folder / "out"), "--dry-run"]):
+        lines = refused(*command)
+        assert lines == [f"manifest {place}: column sise is not known; did you mean size?"]
+
+
+@pytest.mark.parametrize("name", ["none.csv", "m.csv/below", "."])
+def test_an_unreachable_manifest_is_refused(folder: Path, name: str) -> None:
+    (line,) = refused("validate", str(folder / name))
+    assert line.startswith(f"manifest {folder}")
+
+
+def test_a_picture_in_place_of_the_manifest_is_refused(folder: Path) -> None:
+    (line,) = refused("validate", str(folder / "cat.png"))
+    assert line.startswith(f"manifest {folder}/cat.png: the manifest has a NUL byte")
+
+
+def test_a_signed_uri_is_refused_without_its_signature() -> None:
+    (line,) = refused("validate", "memory://user:hunter2@nst-none/m.csv?token=hunter2")
+    assert line == "manifest memory://nst-none/m.csv: does not exist; check the name"
+
+
+def test_a_bad_environment_variable_is_refused(folder: Path) -> None:
+    lines = refused("validate", str(folder / "m.csv"), NST_READERS="0", NST_BATCH="many")
+    assert [line.split(":")[0] for line in lines] == ["NST_BATCH", "NST_READERS"]
+
+
+# run: what it refuses, and what it would do
+
+
+def dry_run(folder: Path, *options: str, **environment: str) -> Result:
+    out = str(folder / "out")
+    return nst("run", str(folder / "m.csv"), "--out", out, "--backbone", "tiny", "--dry-run", *options, **environment)
+
+
+def test_a_dry_run_says_what_would_be_done_and_leaves_no_file(folder: Path) -> None:
+    before = files(folder)
+    result = dry_run(folder, "--size", "64", "--steps", "5")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "row 2, cat_oil: cat x oil, painterly, 64 x 48, 5 steps",
+        "row 3, dog_oil: dog x oil, painterly, 64 x 48, 5 steps",
+        "2 rows: 0 done, 2 to do",
+    ]
+    assert files(folder) == before  # the probe of the output is gone
+
+
+def test_a_dry_run_of_rows_that_would_fail(folder: Path) -> None:
+    manifest(folder, "cat.png,oil.png,", "none.png,oil.png,", "cat.png,oil.png,9")
+    result = dry_run(folder)
+    assert result.exit_code == 1
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+        "row 4, column size",
+        "row 3, none_oil",
+        "row 2, cat_oil",
+        "3 rows",
+    ]
+    assert refused(
+        "run", str(folder / "m.csv"), "--out", str(folder / "out"), "--backbone", "tiny", "--dry-run", "--strict"
+    )[0].startswith("row 4, column size")
+
+
+def test_a_dry_run_as_json(folder: Path) -> None:
+    storage.write(str(folder / "out" / "outcomes" / "cat_oil.json"), b"damaged")
+    result = dry_run(folder, "--json")
+    assert result.exit_code == 0  # a damaged marker has its pair made again, nothing fails
+    found = json.loads(result.stdout)
+    assert (found["rows"], found["done"], len(found["to_do"]), found["problems"]) == (2, 0, 2, [])
+    assert found["warnings"][0].startswith("outcomes/cat_oil.json: ignored")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--recipe", "paintrly"], "--recipe: 'paintrly' is not known; did you mean painterly?"),
+        (["--size", "9"], "--size: 9 is not in 64..8192 pixels"),
+        (["--steps", "-1"], "--steps: -1 is not in 0..100000"),
+        (
+            ["--max-failures", "5%%"],
+            "--max-failures: '5%%' is not a whole number such as 10, or a percentage such as 5%",
+        ),
+        (["--history-every", "0"], "--history-every: 0 is not in 1..100000"),
+        (["--backbone", "vgg"], "--backbone: 'vgg' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny"),
+        (["--weights", "/none.h5", "--backbone", "vgg19"], "--weights: /none.h5: does not exist; check the name"),
+    ],
+)
+def test_a_bad_option_is_refused_before_anything_runs(folder: Path, options: list[str], line: str) -> None:
+    # without --dry-run too: nothing of the flow is needed to refuse
+    for more in ([], ["--dry-run"]):
+        place = str(folder / "out")
+        assert refused("run", str(folder / "m.csv"), "--out", place, "--backbone", "tiny", *options, *more) == [line]
+    assert not (folder / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(folder: Path) -> None:
+    (line,) = refused("run", str(folder / "m.csv"), "--out", str(folder / "cat.png"), "--backbone", "tiny")
+    assert line.startswith("--out: the output cannot be written: ")
+
+
+@pytest.mark.parametrize("arguments", [["run", "m.csv"], ["run"], ["run", "m.csv", "--out", "out", "--size", "big"]])
+def test_a_wrong_command_line_is_exit_code_2(arguments: list[str]) -> None:
+    assert nst(*arguments).exit_code == 2
+
+
+# grid
+
+
+def test_grid_feeds_validate(folder: Path) -> None:
+    result = nst("grid", "--content", f"{folder}/[cd]*.png", "--style", f"{folder}/oil.png", "--recipe", "tf-tutorial")
+    assert result.exit_code == 0
+    (folder / "m.csv").write_bytes(result.stdout_bytes)
+    checked = nst("validate", str(folder / "m.csv"), "--probe")
+    assert (checked.exit_code, checked.stdout) == (0, "2 rows: 2 good, 0 rejected\n")
+    assert result.stdout.splitlines()[0] == "id,content,style,recipe"
+
+
+def test_grid_writes_where_it_is_told_and_takes_several_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    result = nst(
+        "grid", "--content", "cat.png", "--content", "*g.png", "--style", "o*", "--style", "c*.png", "-o", "new/m.csv"
+    )
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "4 pairs written to new/m.csv\n")
+    assert nst("validate", "new/m.csv", "--probe").stdout == "4 rows: 4 good, 0 rejected\n"
+
+
+def test_grid_takes_no_dot_files(folder: Path) -> None:
+    (folder / ".hidden.png").write_bytes(b"x")
+    assert "hidden" not in nst("grid", "--content", f"{folder}/*.png", "--style", f"{folder}/oil.png").stdout
+
+
+def test_grid_refuses_what_it_cannot_pair(folder: Path) -> None:
+    lines = refused("grid", "--content", f"{folder}/*.gif", "--style", f"{folder}/oil.png", "--recipe", "paintrly")
+    assert lines == ["no content picture is given", "paintrly is not a recipe; did you mean painterly?"]
+
+
+# recipes
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for inner in value.values() for leaf in leaves(inner)]
+    if isinstance(value, list):
+        return [leaf for inner in value for leaf in leaves(inner)]
+    return [value]
+
+
+def test_recipes_lists_them_all() -> None:
+    result = nst("recipes")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(PRESETS)
+    assert all(recipe.summary in result.stdout for recipe in PRESETS.values())
+    assert [recipe["name"] for recipe in json.loads(nst("recipes", "--json").stdout)] == list(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_recipe_is_shown_with_its_source_and_every_constant(name: str) -> None:
+    recipe = PRESETS[name]
+    text = nst("recipes", name).stdout
+    assert f"source: {recipe.source}\n" in text
+    assert f"differs: {recipe.differs}\n" in text
+    shown = text.replace(",", " ").split()
+    for leaf in leaves(recipe.as_plain()):
+        if isinstance(leaf, float):
+            assert {str(leaf), f"{leaf:g}"} & {*shown}, leaf
+        elif isinstance(leaf, str):
+            assert leaf in text
+        else:
+            assert str(leaf) in shown, leaf
+    assert json.loads(nst("recipes", name, "--json").stdout) == recipe.as_plain()
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    assert refused("recipes", "paintrly") == ["recipe: 'paintrly' is not known; did you mean painterly?"]
+
+
+# report
+
+
+def test_report_writes_one_page_of_all_pairs(tmp_path: Path) -> None:
+    failed = Outcome(id="elk", row=2, status=Status.FAILED, error="x")
+    storage.write(str(tmp_path / outcome.marker_path("elk")), outcome.to_json(failed))
+    storage.write(str(tmp_path / "outcomes/bad.json"), b"damaged")
+    result = nst("report", str(tmp_path))
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/report.html: 1 pairs\n")
+    assert result.stderr.startswith("outcomes/bad.json: ignored, ")
+    assert "elk" in (tmp_path / "report.html").read_text()
+
+
+def test_report_of_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
+    assert refused("report", str(tmp_path)) == [
+        f"{tmp_path}: holds no outcomes; give the folder that was given to --out"
+    ]

@@ -1,0 +1,101 @@
+"""What may be printed of a URI, and what is worth a retry."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nst_tasks import errors
+from nst_tasks.errors import NstError, is_transient, redact
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://bucket/a/b.png", "s3://bucket/a/b.png"),
+        ("https://host:9000/a.png", "https://host:9000/a.png"),
+        ("https://user@host/a.png", "https://host/a.png"),
+        ("https://user:pass@host:9000/a.png", "https://host:9000/a.png"),
+        ("https://host/a.png?X-Amz-Signature=pass&x=1", "https://host/a.png"),
+        ("https://host/a.png#pass", "https://host/a.png"),
+        ("https://host?mail=me@pass", "https://host"),
+        ("https://user:pass@host/a.png?pass#pass", "https://host/a.png"),
+        # an unescaped slash, as half of all AWS secret keys have one
+        ("s3://AKIA:pa/ss@bucket/a.png", "s3://bucket/a.png"),
+        # an @ in a name is no credential
+        ("s3://bucket/photo@2x.png", "s3://bucket/photo@2x.png"),
+        ("https://host:9000/photo@2x.png", "https://host:9000/photo@2x.png"),
+        ("http://[::1]:9000/a.png?pass", "http://[::1]:9000/a.png"),
+        # fsspec's chains
+        ("zip://a.png::https://user:pass@host/x.zip?pass", "zip://a.png::https://host/x.zip"),
+        ("simplecache::s3://user:pass@bucket/a.png", "simplecache::s3://bucket/a.png"),
+        ("https://host/a.png?sig=pa::ss", "https://host/a.png"),
+        # no address at all, yet no traceback in place of the message
+        ("https://[bad/a.png", "https://[bad/a.png"),
+        ("https://user:pass@", "https://"),
+    ],
+)
+def test_redact_leaves_the_place_only(uri: str, shown: str) -> None:
+    assert redact(uri) == shown
+
+
+@pytest.mark.parametrize("path", ["", "a.png", "/data/a?b#c@d:e.png", "C:\\a.png", "mailto:a@b", "/data/a::b.png"])
+def test_redact_leaves_local_paths_as_they_are(path: str) -> None:
+    assert redact(path) == path
+
+
+@given(st.text(), st.text())
+def test_redact_never_raises_and_changes_nothing_twice(before: str, after: str) -> None:
+    once = redact(f"{before}://{after}")
+    assert redact(once) == once
+
+
+NAME = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=8)
+
+
+@given(host=NAME, path=NAME, secret=st.text("SECRET", min_size=6))
+def test_redact_never_shows_a_secret_wherever_it_is(host: str, path: str, secret: str) -> None:
+    place = f"s3://{host.lower()}/{path.lower()}"
+    for uri in (
+        f"s3://u:{secret}@{host.lower()}/{path.lower()}",
+        f"s3://{secret}:{secret}@{host.lower()}/{path.lower()}",
+        f"{place}?token={secret}",
+        f"{place}#{secret}",
+        f"{place}?{secret}#{secret}",
+    ):
+        assert redact(uri) == place
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (errors.StorageUnavailable("x"), True),
+        (errors.StorageError("x"), False),
+        (errors.PictureError("x"), False),
+        (errors.DivergedError("x"), False),
+        (errors.PairError("x"), False),
+        (errors.ManifestError("x"), False),
+        (errors.SettingsError("x"), False),
+        (errors.Interrupted("x"), False),
+        (NstError("x"), False),
+        (TimeoutError("foreign errors are translated first"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_only_an_unavailable_store_is_worth_a_retry(error: BaseException, transient: bool) -> None:
+    assert is_transient(error) is transient
+
+
+def test_every_error_is_in_the_tree_and_drawn_at_its_top() -> None:
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
+    assert len(classes) == 10
+    assert all(issubclass(c, NstError) for c in classes)
+    drawing = errors.__doc__ or ""
+    for c in classes:
+        assert c.__name__ in drawing
+    # the command line turns these two into exit code 2, and a retry must be a storage error to be caught as one
+    assert issubclass(errors.ManifestError, errors.InputError)
+    assert issubclass(errors.SettingsError, errors.InputError)
+    assert issubclass(errors.StorageUnavailable, errors.StorageError)
+    assert issubclass(errors.PictureError, errors.PairError)

@@ -1,0 +1,514 @@
+"""What is refused before anything runs, what counts as done, and how a row becomes a job."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from PIL import Image
+
+from nst_tasks import intake, outcome, recipes, storage, weights
+from nst_tasks.core.architecture import smallest_side
+from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
+from nst_tasks.intake import Request
+from nst_tasks.manifest import Pair
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.recipes import PAINTERLY, TF_TUTORIAL
+from nst_tasks.settings import Settings
+from nst_tasks.source import Source
+
+SETTINGS = Settings(readers=4)
+
+
+def picture(width: int = 80, height: int = 60, color: str = "teal", format: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), color).save(file, format)
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A manifest of two good rows with their pictures."""
+    (tmp_path / "cat.png").write_bytes(picture())
+    (tmp_path / "dog.png").write_bytes(picture(60, 80, "brown"))
+    (tmp_path / "oil.jpg").write_bytes(picture(100, 100, "navy", "JPEG"))
+    (tmp_path / "m.csv").write_text("content,style\ncat.png,oil.jpg\ndog.png,oil.jpg\n")
+    return tmp_path
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[str]:
+    """An empty place in memory."""
+    yield f"memory://{tmp_path.name}"
+    store = fsspec.filesystem("memory")
+    if store.exists(tmp_path.name):
+        store.rm(tmp_path.name, recursive=True)
+
+
+def request_of(folder: Path, **fields: Any) -> Request:
+    return Request(**{"manifest": str(folder / "m.csv"), "out": str(folder / "out"), "backbone": "tiny"} | fields)
+
+
+def files(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+
+
+# Reading the manifest
+
+
+def test_a_manifests_relative_uris_are_resolved_against_its_folder(folder: Path, memory: str) -> None:
+    data, parsed = intake.read_manifest(str(folder / "m.csv"))
+    assert data == (folder / "m.csv").read_bytes()
+    assert parsed.pairs[0].content == str(folder / "cat.png")
+    storage.write(f"{memory}/m.csv", data)
+    assert intake.read_manifest(f"{memory}/m.csv")[1].pairs[0].content == f"{memory}/cat.png"
+
+
+def test_a_manifest_at_the_root_of_its_store() -> None:
+    storage.write("memory://nst-test.csv", b"content,style\ncat.png,oil.jpg\n")
+    try:
+        assert intake.read_manifest("memory://nst-test.csv")[1].pairs[0].content == "memory://cat.png"
+    finally:
+        fsspec.filesystem("memory").rm("nst-test.csv")
+
+
+def test_an_unreachable_manifest_says_where(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError) as caught:
+        intake.read_manifest(str(tmp_path / "none.csv"))
+    assert str(caught.value) == f"manifest {tmp_path}/none.csv: does not exist; check the name"
+
+
+def test_what_is_wrong_with_a_manifest_is_told_with_its_place_on_every_line(folder: Path) -> None:
+    (folder / "m.csv").write_text("contents,style,sise\ncat.png,oil.jpg,9\n")
+    with pytest.raises(ManifestError) as caught:
+        intake.read_manifest(str(folder / "m.csv"))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"manifest {folder}/m.csv: column ") for line in lines)
+
+
+# Preparing
+
+
+def test_a_good_request_is_taken_and_leaves_no_file(folder: Path) -> None:
+    before = files(folder)
+    taken = intake.prepare(request_of(folder), SETTINGS)
+    assert [pair.row for pair in taken.manifest.pairs] == [2, 3]
+    assert taken.manifest_sha256 == hashlib.sha256((folder / "m.csv").read_bytes()).hexdigest()
+    assert taken.weights_sha256 == weights.sha256("tiny", None)
+    assert files(folder) == before
+
+
+def refusals(request: Request) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        intake.prepare(request, SETTINGS)
+    return str(caught.value).splitlines()
+
+
+def test_every_refusal_is_told_at_once_each_on_its_own_line(folder: Path) -> None:
+    (folder / "m.csv").write_text("content,stile,size\ncat.png,oil.jpg,64\n")
+    lines = refusals(
+        request_of(folder, recipe="paintrly", backbone="vgg17", size=9, steps=-1, max_failures="many", history_every=0)
+    )
+    assert lines == [
+        f"manifest {folder}/m.csv: column stile is not known; did you mean style?",
+        f"manifest {folder}/m.csv: column style is missing; is it the one named stile?",
+        "--backbone: 'vgg17' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny",
+        "--recipe: 'paintrly' is not known; did you mean painterly?",
+        "--size: 9 is not in 64..8192 pixels",
+        "--steps: -1 is not in 0..100000",
+        "--max-failures: 'many' is not a whole number such as 10, or a percentage such as 5%",
+        "--history-every: 0 is not in 1..100000",
+    ]
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"recipe": "x"}, "--recipe: 'x' is not known; choose one of painterly, tf-tutorial"),
+        ({"backbone": "x"}, "--backbone: 'x' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny"),
+        ({"size": 63}, "--size: 63 is not in 64..8192 pixels"),
+        ({"size": 8193}, "--size: 8193 is not in 64..8192 pixels"),
+        ({"steps": -1}, "--steps: -1 is not in 0..100000"),
+        ({"steps": -1, "recipe": "tf-tutorial"}, "--steps: -1 is not in 0..100000"),
+        ({"steps": 100_001}, "--steps: 100001 is not in 0..100000"),
+        ({"history_every": 100_001}, "--history-every: 100001 is not in 1..100000"),
+        ({"weights": "/none.h5"}, "--weights: /none.h5: does not exist; check the name"),
+    ],
+)
+def test_one_bad_option_is_one_line(folder: Path, fields: dict[str, Any], line: str) -> None:
+    assert refusals(request_of(folder, **fields)) == [line]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"size": 64}, {"size": 8192}, {"steps": 0}, {"steps": 100_000}, {"history_every": 100_000}, {"max_failures": "0"}],
+)
+def test_the_bounds_themselves_are_allowed(folder: Path, fields: dict[str, Any]) -> None:
+    assert intake.prepare(request_of(folder, **fields), SETTINGS).manifest.rows == 2
+
+
+def test_a_recipe_that_the_backbone_has_no_layers_for_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = replace(TF_TUTORIAL.method.content, layers=(("block5_conv4", 1.0),))  # which VGG19 alone has
+    recipe = replace(TF_TUTORIAL, name="deep", method=replace(TF_TUTORIAL.method, content=deep))
+    monkeypatch.setattr(recipes, "PRESETS", {**recipes.PRESETS, "deep": recipe})
+    (line,) = refusals(request_of(folder, recipe="deep"))
+    assert line.startswith("--recipe deep: layer block5_conv4: vgg16 has none of that name; choose among block1_conv1")
+
+
+def test_a_weights_file_for_a_backbone_that_takes_none_is_refused(folder: Path) -> None:
+    (folder / "some.h5").write_bytes(b"x")
+    (line,) = refusals(request_of(folder, weights=str(folder / "some.h5")))
+    assert line == "--weights: tiny takes no weights file; leave --weights out or choose vgg19 or vgg16"
+
+
+def test_bad_rows_are_data_unless_the_request_is_strict(folder: Path) -> None:
+    (folder / "m.csv").write_text("content,style,size\ncat.png,oil.jpg,9\ndog.png,oil.jpg,64\ndog.png,,1e9\n")
+    taken = intake.prepare(request_of(folder), SETTINGS)
+    assert ([pair.row for pair in taken.manifest.pairs], len(taken.manifest.problems)) == ([3], 3)
+    lines = refusals(request_of(folder, strict=True))
+    assert [line.split(":")[0] for line in lines] == ["row 2, column size", "row 4, column style", "row 4, column size"]
+    # and with the other problems, not after they are mended
+    assert refusals(request_of(folder, strict=True, size=9)) == ["--size: 9 is not in 64..8192 pixels", *lines]
+
+
+def test_a_manifest_without_a_usable_row_is_refused(folder: Path) -> None:
+    (folder / "m.csv").write_text("content,style,size\ncat.png,oil.jpg,9\n,oil.jpg,64\n")
+    lines = refusals(request_of(folder))
+    assert [line.split(":")[0] for line in lines] == ["row 2, column size", "row 3, column content", "manifest"]
+    assert lines[-1] == "manifest: no row is usable; correct the rows above"
+
+
+def test_an_output_that_cannot_be_written_is_known_before_any_compute(folder: Path) -> None:
+    (line,) = refusals(request_of(folder, out=str(folder / "cat.png")))
+    assert line.startswith(f"--out: the output cannot be written: {folder}/cat.png/.nst-probe-")
+    assert line.endswith("a file is in the way; choose another path")
+
+
+def test_read_weights(folder: Path) -> None:
+    assert intake.read_weights(None) is None
+    assert intake.read_weights(str(folder / "cat.png")) == picture()
+    with pytest.raises(SettingsError, match="^--weights: .*does not exist"):
+        intake.read_weights(str(folder / "none.h5"))
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "limit"),
+    [
+        (None, 10, 9),
+        (None, 1, 0),
+        (None, 0, 0),
+        ("0", 10, 0),
+        ("3", 10, 3),
+        (" 3 ", 10, 3),
+        ("99", 10, 99),
+        ("0%", 10, 0),
+        ("5%", 10, 0),
+        ("5%", 100, 5),
+        ("29%", 100, 29),
+        ("12.5%", 16, 2),
+        ("50%", 3, 1),
+        ("100%", 7, 7),
+    ],
+)
+def test_failure_limit(text: str | None, rows: int, limit: int) -> None:
+    assert intake.failure_limit(text, rows) == limit
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "x", "-1", "-1%", "101%", "2.5", "5%%", "5%x", "nan", "nan%", "inf%", "1e3", "9" * 5000]
+)
+def test_a_failure_limit_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="^--max-failures: .* is not a whole number such as 10, or a percentage"):
+        intake.failure_limit(text, 10)
+
+
+# What is done already
+
+
+def done(id: str = "cat_oil", **fields: Any) -> Outcome:
+    defaults: dict[str, Any] = {
+        "id": id, "row": 2, "status": Status.SUCCEEDED, "key": "k", "image": f"images/{id}.png", "image_bytes": 5,
+        "history": f"history/{id}.parquet", "history_bytes": 7,
+    }  # fmt: skip
+    return Outcome(**defaults | fields)
+
+
+def publish(out: str, *outcomes: Outcome, image: bytes = b"image", history: bytes = b"history") -> None:
+    for one in outcomes:
+        if one.status == Status.SUCCEEDED:
+            storage.write(storage.join(out, one.image), image)
+            storage.write(storage.join(out, one.history), history)
+        storage.write(storage.join(out, outcome.marker_path(one.id)), outcome.to_json(one))
+
+
+@pytest.fixture(params=["local", "memory"])
+def out(request: pytest.FixtureRequest, tmp_path: Path, memory: str) -> str:
+    return f"{memory}/out" if request.param == "memory" else str(tmp_path / "out")
+
+
+def test_nothing_is_done_in_an_output_that_is_not_there(out: str) -> None:
+    assert intake.finished(out, ["cat_oil"], 4) == ({}, [])
+
+
+def test_markers_of_the_ids_asked_for_count(out: str) -> None:
+    failed = Outcome(id="elk", row=4, status=Status.FAILED, error="x")
+    publish(out, done(), done("dog_oil"), failed, done("other"))
+    found, warnings = intake.finished(out, ["cat_oil", "dog_oil", "elk", "new"], 4)
+    assert found == {"cat_oil": done(), "dog_oil": done("dog_oil"), "elk": failed}
+    assert warnings == []
+
+
+@pytest.mark.parametrize("missing", ["images/cat_oil.png", "history/cat_oil.parquet"])
+def test_a_marker_without_its_files_does_not_count(tmp_path: Path, missing: str) -> None:
+    publish(str(tmp_path), done(), done("dog_oil"))
+    (tmp_path / missing).unlink()
+    found, warnings = intake.finished(str(tmp_path), ["cat_oil", "dog_oil"], 4)
+    assert list(found) == ["dog_oil"]
+    assert warnings == ["outcomes/cat_oil.json: ignored, its picture or history is missing or of another size"]
+
+
+@pytest.mark.parametrize("files", [{"image": b"imag"}, {"history": b"histories"}])
+def test_a_marker_beside_files_of_another_size_does_not_count(out: str, files: dict[str, bytes]) -> None:
+    publish(out, done(), **files)
+    found, warnings = intake.finished(out, ["cat_oil"], 4)
+    assert (found, len(warnings)) == ({}, 1)
+
+
+def test_a_picture_of_another_format_is_not_the_one_of_the_marker(out: str) -> None:
+    publish(out, done(), done("dog_oil"))
+    storage.write(storage.join(out, "outcomes/cat_oil.json"), outcome.to_json(done(image="images/cat_oil.jpg")))
+    assert list(intake.finished(out, ["cat_oil", "dog_oil"], 4)[0]) == ["dog_oil"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        outcome.to_json(done())[:100],
+        outcome.to_json(done()).replace(b'"images/cat_oil.png"', b"5"),
+    ],
+)
+def test_a_damaged_marker_is_a_warning(out: str, data: bytes) -> None:
+    publish(out, done(), done("dog_oil"))
+    storage.write(storage.join(out, "outcomes/cat_oil.json"), data)
+    found, (warning,) = intake.finished(out, ["cat_oil", "dog_oil"], 4)
+    assert list(found) == ["dog_oil"]
+    assert warning.startswith("outcomes/cat_oil.json: ignored, ")
+
+
+def test_a_job_is_done_only_by_a_success_with_its_own_key(folder: Path) -> None:
+    job = resolved(folder)
+    assert intake.is_done(job, {job.id: done(job.id, key=job.key)})
+    assert not intake.is_done(job, {})
+    assert not intake.is_done(job, {job.id: done(job.id, key="another")})
+    assert not intake.is_done(job, {job.id: done(job.id, key=job.key, status=Status.FAILED)})
+    assert not intake.is_done(job, {"another": done("another", key=job.key)})
+
+
+# Pictures
+
+
+def test_inspect_reads_identity_and_size(folder: Path) -> None:
+    place = str(folder / "cat.png")
+    entry = storage.stat(place)
+    assert entry is not None
+    assert intake.inspect(place, 10_000) == Source(place, hashlib.sha256(picture()).hexdigest(), entry.version, 60, 80)
+
+
+def test_inspect_refuses_with_the_place(folder: Path, memory: str) -> None:
+    with pytest.raises(PictureError, match=r"cat\.png: 0\.0048 megapixels \(80 x 60\) is above the limit of 0\.0047"):
+        intake.inspect(str(folder / "cat.png"), 4700)
+    with pytest.raises(PictureError, match=r"m\.csv: not a picture"):
+        intake.inspect(str(folder / "m.csv"), 10_000)
+    with pytest.raises(StorageError, match=r"none\.png: does not exist"):
+        intake.inspect(str(folder / "none.png"), 10_000)
+    storage.write(f"{memory}/a.png?token=SECRET", b"no picture")
+    with pytest.raises(PictureError) as caught:
+        intake.inspect(f"{memory}/a.png?token=SECRET", 10_000)
+    assert str(caught.value).startswith(f"{memory}/a.png: not a picture")
+    assert "SECRET" not in str(caught.value)
+
+
+def test_remembered_while_the_store_says_that_nothing_changed(folder: Path) -> None:
+    cat, dog, oil = (intake.inspect(str(folder / name), 10_000) for name in ("cat.png", "dog.png", "oil.jpg"))
+    earlier = [done(content=cat, styles=(oil,)), done("dog_oil", content=dog, styles=(oil,)), done("old")]
+    uris = [cat.uri, dog.uri, oil.uri, str(folder / "new.png")]
+    assert intake.remembered(uris, earlier, 4) == {cat.uri: cat, dog.uri: dog, oil.uri: oil}
+    assert intake.remembered([oil.uri], earlier, 4) == {oil.uri: oil}
+    storage.write(cat.uri, picture())  # the very same bytes, yet written again
+    (folder / "dog.png").unlink()
+    assert intake.remembered(uris, earlier, 4) == {oil.uri: oil}
+
+
+def test_a_store_that_tells_no_version_is_never_trusted(folder: Path) -> None:
+    cat = intake.inspect(str(folder / "cat.png"), 10_000)
+    assert intake.remembered([cat.uri], [done(content=replace(cat, version=""))], 4) == {}
+
+
+def test_remembered_by_the_redacted_place_but_read_by_the_whole_one(memory: str) -> None:
+    place = f"{memory}/cat.png?token=1"
+    storage.write(place, picture())
+    cat = intake.inspect(place, 10_000)
+    assert cat.redacted().uri == f"{memory}/cat.png"
+    assert intake.remembered([place], [done(content=cat.redacted())], 4) == {place: cat}
+
+
+def test_probe_names_each_bad_picture_once_with_its_first_row(folder: Path) -> None:
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    (folder / "m.csv").write_text(
+        "content,style\ncat.png,oil.jpg|bad.jpg\nnone.png,bad.jpg\ndog.png,oil.jpg\nbad.jpg,none.png\n"
+    )
+    _, parsed = intake.read_manifest(str(folder / "m.csv"))
+    first, second = intake.probe(parsed.pairs, SETTINGS)
+    assert first.startswith(f"row 2, column style: {folder}/bad.jpg: not a picture")
+    assert second == f"row 3, column content: {folder}/none.png: does not exist; check the name"
+
+
+# Jobs
+
+
+CAT = Source("/in/cat.png", "c", "1", 60, 80)
+OIL = Source("/in/oil.jpg", "o", "1", 100, 100)
+PAIR = Pair(2, "cat_oil", CAT.uri, (OIL.uri,), (1.0,))
+SOURCES = {CAT.uri: CAT, OIL.uri: OIL}
+
+
+def resolved(folder: Path, pair: Pair = PAIR, **fields: Any) -> intake.Job:
+    return intake.resolve(pair, SOURCES, request_of(folder, **fields), "w")
+
+
+def test_a_row_becomes_a_job(folder: Path) -> None:
+    pair = replace(PAIR, seed=7, keep_color=True, format="jpg", styles=(OIL.uri, CAT.uri), style_weights=(0.25, 0.75))
+    job = resolved(folder, pair, upscale=True)
+    assert (job.id, job.row, job.content, job.styles) == ("cat_oil", 2, CAT, (OIL, CAT))
+    assert (job.style_weights, job.seed, job.keep_color, job.format) == ((0.25, 0.75), 7, True, "jpg")
+    assert (job.recipe, job.upscale, job.weights_sha256) == (PAINTERLY, True, "w")
+    assert (job.width, job.height) == (512, 384)
+
+
+def test_the_result_is_never_larger_than_the_content_unless_asked(folder: Path) -> None:
+    assert (resolved(folder).width, resolved(folder).height) == (80, 60)
+    assert (resolved(folder, size=64).width, resolved(folder, size=64).height) == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("row", "command_line", "expected"),
+    [
+        ({}, {}, ("painterly", 512, 60)),
+        ({}, {"recipe": "tf-tutorial"}, ("tf-tutorial", 512, 1000)),
+        ({}, {"size": 256, "steps": 5}, ("painterly", 256, 5)),
+        ({}, {"steps": 0}, ("painterly", 512, 0)),
+        ({"recipe": "tf-tutorial"}, {}, ("tf-tutorial", 512, 1000)),
+        ({"recipe": "tf-tutorial"}, {"recipe": "painterly"}, ("tf-tutorial", 512, 1000)),
+        ({"recipe": "tf-tutorial"}, {"size": 256, "steps": 5}, ("tf-tutorial", 256, 5)),
+        ({"size": 128, "steps": 0}, {"size": 256, "steps": 5}, ("painterly", 128, 0)),
+        ({"size": 128}, {"size": 256, "steps": 5}, ("painterly", 128, 5)),
+    ],
+)
+def test_a_rows_word_goes_before_the_command_lines_and_that_before_the_recipes(
+    folder: Path, row: dict[str, Any], command_line: dict[str, Any], expected: tuple[str, int, int]
+) -> None:
+    recipe = resolved(folder, replace(PAIR, **row), **command_line).recipe
+    assert (recipe.name, recipe.size, recipe.method.steps) == expected
+
+
+def test_a_rows_weights_replace_the_recipes(folder: Path) -> None:
+    method = resolved(folder, replace(PAIR, content_weight=0.0, style_weight=2.0, tv_weight=3.0)).recipe.method
+    assert (method.content.weight, method.style.weight, method.total_variation.weight) == (0.0, 2.0, 3.0)
+    method = resolved(folder, replace(PAIR, style_weight=2.0)).recipe.method
+    assert (method.content.weight, method.style.weight, method.total_variation.weight) == (1.0, 2.0, 0.1)
+
+
+def test_the_error_of_a_picture_becomes_that_of_the_rows_that_use_it(folder: Path) -> None:
+    failed = PictureError("/in/oil.jpg: not a picture")
+    with pytest.raises(PictureError) as caught:
+        intake.resolve(PAIR, {CAT.uri: CAT, OIL.uri: failed}, request_of(folder), "w")
+    assert caught.value is failed
+
+
+LEAST = smallest_side(PAINTERLY.method.layers)
+
+
+def test_a_side_too_small_for_the_network_is_one_sentence(folder: Path) -> None:
+    narrow = replace(CAT, uri="memory://in/narrow.png?token=SECRET", height=LEAST - 1, width=300)
+    pair = replace(PAIR, content=narrow.uri)
+    with pytest.raises(PictureError) as caught:
+        intake.resolve(pair, {narrow.uri: narrow, OIL.uri: OIL}, request_of(folder), "w")
+    assert str(caught.value) == (
+        f"memory://in/narrow.png: 300 x {LEAST - 1} pixels at size 512 leave a side below {LEAST}, "
+        "the least that the network can see; give a larger or less narrow picture, or a larger size"
+    )
+    enough = replace(narrow, height=LEAST)
+    assert intake.resolve(pair, {narrow.uri: enough, OIL.uri: OIL}, request_of(folder), "w").height == LEAST
+    # the size can make it too small, and enlarging large enough
+    with pytest.raises(PictureError, match="64 x 3 pixels at size 64"):
+        intake.resolve(pair, {narrow.uri: enough, OIL.uri: OIL}, request_of(folder, size=64), "w")
+    assert intake.resolve(pair, {narrow.uri: narrow, OIL.uri: OIL}, request_of(folder, upscale=True), "w").width == 512
+
+
+def test_a_style_too_small_for_the_network_is_refused_too(folder: Path) -> None:
+    with pytest.raises(PictureError, match="^/in/oil.jpg: 5 x 5 pixels at size 512 leave a side below"):
+        intake.resolve(PAIR, {CAT.uri: CAT, OIL.uri: replace(OIL, height=5, width=5)}, request_of(folder), "w")
+
+
+# Surveys
+
+
+def survey(request: Request) -> intake.Survey:
+    return intake.survey(request, intake.prepare(request, SETTINGS), SETTINGS)
+
+
+def test_a_survey_says_what_a_run_would_do_and_writes_nothing(folder: Path) -> None:
+    before = {name: os.stat(folder / name).st_mtime_ns for name in files(folder)}
+    found = survey(request_of(folder, size=64))
+    assert found == intake.Survey(
+        rows=2,
+        done=0,
+        to_do=(
+            "row 2, cat_oil: cat x oil, painterly, 64 x 48, 60 steps",
+            "row 3, dog_oil: dog x oil, painterly, 48 x 64, 60 steps",
+        ),
+        problems=(),
+        warnings=(),
+    )
+    assert found.lines()[-1] == "2 rows: 0 done, 2 to do"
+    assert {name: os.stat(folder / name).st_mtime_ns for name in files(folder)} == before
+
+
+def test_a_survey_knows_what_is_done(folder: Path) -> None:
+    request = request_of(folder)
+    cat, oil = (intake.inspect(str(folder / name), 10_000) for name in ("cat.png", "oil.jpg"))
+    pair = intake.prepare(request, SETTINGS).manifest.pairs[0]
+    job = intake.resolve(pair, {cat.uri: cat, oil.uri: oil}, request, weights.sha256("tiny", None))
+    publish(request.out, done(job.id, key=job.key, content=cat, styles=(oil,)))
+    assert (survey(request).done, len(survey(request).to_do)) == (1, 1)
+    # other steps are other work, and so are other bytes under the same name
+    assert survey(replace(request, steps=5)).done == 0
+    storage.write(oil.uri, picture(color="red"))
+    assert survey(request).done == 0
+
+
+def test_a_survey_tells_every_problem(folder: Path) -> None:
+    (folder / "m.csv").write_text("content,style,size\ncat.png,oil.jpg,\nnone.png,oil.jpg,\ncat.png,oil.jpg,9\n")
+    request = request_of(folder)
+    storage.write(storage.join(request.out, "outcomes/cat_oil.json"), b"damaged")
+    found = survey(request)
+    assert (found.rows, found.done, len(found.to_do)) == (3, 0, 1)
+    (row_4, row_3) = found.problems
+    assert row_4.startswith("row 4, column size: 9 is below the smallest size, 64")
+    assert row_3 == f"row 3, none_oil: {folder}/none.png: does not exist; check the name"
+    (warning,) = found.warnings
+    assert warning.startswith("outcomes/cat_oil.json: ignored, ")
+    assert found.lines() == [warning, row_4, row_3, *found.to_do, "3 rows: 0 done, 1 to do"]

@@ -1,0 +1,154 @@
+"""The commit marker: what is written comes back, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nst_tasks import outcome
+from nst_tasks.outcome import SUMMARY_COLUMNS, Outcome, Status, from_json, summary, to_json
+from nst_tasks.source import Source
+
+CAT = Source("s3://b/cat.png", "c" * 64, "v1", 30, 40)
+OIL = Source("/data/oil.jpg", "0" * 64, "", 5, 6)
+INK = Source("/data/tusche schön.jpg", "1" * 64, "7", 5, 6)
+DONE = Outcome(
+    id="cat_oil",
+    row=7,
+    status=Status.SUCCEEDED,
+    run_id="run-1",
+    key="k" * 64,
+    content=CAT,
+    styles=(OIL, INK),
+    style_weights=(0.25, 0.75),
+    recipe={"name": "painterly", "size": 512, "method": {"pyramid": None, "layers": [["block1_conv1", 1.0]]}},
+    seed=3,
+    keep_color=True,
+    backbone="tiny",
+    weights_sha256="w" * 64,
+    versions={"numpy": "2"},
+    height=30,
+    width=40,
+    steps=9,
+    seconds=1.5,
+    losses={"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0},
+    image="images/cat_oil.png",
+    image_bytes=11,
+    image_sha256="i" * 64,
+    history="history/cat_oil.parquet",
+    history_bytes=12,
+    thumbnail="thumbnails/cat_oil.webp",
+)
+FAILED = Outcome(id="dog", row=2, status=Status.FAILED, error="cannot be read")
+
+
+@pytest.mark.parametrize("what", [DONE, FAILED])
+def test_a_marker_comes_back_as_it_was(what: Outcome) -> None:
+    back = from_json(to_json(what))
+    assert back == what
+    assert isinstance(back.status, Status)
+    assert isinstance(back.styles, tuple)
+    assert isinstance(back.style_weights, tuple)
+
+
+def test_the_same_outcome_gives_the_same_bytes() -> None:
+    other_order = replace(DONE, losses=dict(reversed(DONE.losses.items())), recipe=dict(reversed(DONE.recipe.items())))
+    assert to_json(other_order) == to_json(DONE)
+    data = to_json(DONE)
+    record = json.loads(data)
+    assert list(record) == sorted(record)
+    assert list(record["losses"]) == ["content", "style", "total", "tv"]
+    assert data.endswith(b"}\n")
+    assert "schön" in data.decode()
+
+
+def test_a_marker_holds_no_number_that_is_none() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json(replace(DONE, losses={"total": math.nan}))
+
+
+def changed(**fields: Any) -> bytes:
+    return json.dumps(json.loads(to_json(DONE)) | fields).encode()
+
+
+def without(*names: str) -> bytes:
+    return json.dumps({name: value for name, value in json.loads(to_json(DONE)).items() if name not in names}).encode()
+
+
+def test_fields_of_a_newer_version_are_ignored_and_missing_ones_default() -> None:
+    assert from_json(changed(mood="blue")) == DONE
+    assert from_json(without("thumbnail", "losses")) == replace(DONE, thumbnail="", losses={})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        to_json(DONE)[:-20],
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'"succeeded"',
+        b"{}",
+        b'{"id": "a", "row": 1, "status": "succeeded"}',
+        changed(marker_version=2),
+        changed(marker_version="1"),
+        without("marker_version"),
+        without("id"),
+        without("row"),
+        without("status"),
+        changed(status="sleeping"),
+        changed(id=5),
+        changed(row="2"),
+        changed(image=None),
+        changed(image_bytes="11"),
+        changed(seconds="fast"),
+        changed(losses=[1]),
+        changed(recipe="painterly"),
+        changed(content="s3://b/cat.png"),
+        changed(content={"uri": "s3://b/cat.png"}),
+        changed(content={**json.loads(to_json(DONE))["content"], "mood": "blue"}),
+        changed(styles=None),
+        changed(styles=["/data/oil.jpg"]),
+        changed(style_weights=1),
+    ],
+)
+def test_what_is_no_marker_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  its text differs with what is wrong
+        from_json(data)
+
+
+def test_paths_below_the_output() -> None:
+    paths = (
+        outcome.image_path("a", "jpg"),
+        outcome.history_path("a"),
+        outcome.thumbnail_path("a"),
+        outcome.marker_path("a"),
+    )
+    assert paths == ("images/a.jpg", "history/a.parquet", "thumbnails/a.webp", "outcomes/a.json")
+
+
+def test_the_summary_has_a_row_for_each_outcome_in_the_manifests_order() -> None:
+    rejected = Outcome(id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below")
+    table = summary([DONE, rejected, FAILED])
+    assert tuple(table.columns) == SUMMARY_COLUMNS
+    assert list(table["row"]) == [2, 3, 7]
+    assert list(table["status"]) == ["failed", "rejected", "succeeded"]
+    done = table.iloc[2]
+    assert (done["content"], done["style"]) == ("s3://b/cat.png", "/data/oil.jpg|/data/tusche schön.jpg")
+    assert (done["recipe"], done["backbone"], done["height"], done["width"]) == ("painterly", "tiny", 30, 40)
+    assert [done[name] for name in ("total", "content_loss", "style_loss", "tv_loss")] == [6.0, 1.0, 2.0, 3.0]
+    assert (done["image"], done["history"]) == ("images/cat_oil.png", "history/cat_oil.parquet")
+    failed = table.iloc[0]
+    assert (failed["id"], failed["error"], failed["content"]) == ("dog", "cannot be read", "")
+    assert math.isnan(failed["total"])
+
+
+def test_the_summary_of_nothing_has_its_columns() -> None:
+    table = summary([])
+    assert (tuple(table.columns), len(table)) == (SUMMARY_COLUMNS, 0)

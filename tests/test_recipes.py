@@ -1,0 +1,150 @@
+"""The presets' published constants, and a row's numbers in place of a recipe's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from nst_tasks.core.architecture import CONVOLUTIONS, check_layers
+from nst_tasks.core.method import MAX_STEPS, Adam, ContentLoss, Method, StyleLoss, TotalVariation
+from nst_tasks.errors import SettingsError
+from nst_tasks.recipes import DEFAULT, MAX_SIZE, MIN_SIZE, PAINTERLY, PRESETS, TF_TUTORIAL, Recipe, find, override
+
+RECIPES = [pytest.param(recipe, id=name) for name, recipe in PRESETS.items()]
+
+
+def test_tf_tutorial_has_the_constants_that_the_tutorial_published() -> None:
+    # style_weight 1e-2 over 5 layers, content_weight 1e4, total_variation_weight 30, Adam(0.02, 0.99, epsilon 1e-1),
+    # 10 epochs of 100 steps, longest side 512; the picture starts as the content, clipped to [0, 1]
+    assert TF_TUTORIAL.method == Method(
+        content=ContentLoss((("block5_conv2", 1.0),), weight=1e4, relative=False),
+        style=StyleLoss(
+            (
+                ("block1_conv1", 1 / 5),
+                ("block2_conv1", 1 / 5),
+                ("block3_conv1", 1 / 5),
+                ("block4_conv1", 1 / 5),
+                ("block5_conv1", 1 / 5),
+            ),
+            weight=1e-2,
+            statistic="gram",
+            relative=False,
+        ),
+        total_variation=TotalVariation(30.0, "l1_sum"),
+        optimizer=Adam(learning_rate=0.02, beta_1=0.99, beta_2=0.999, epsilon=0.1, decay_to=1.0),
+        steps=1000,
+        pyramid=None,
+        init_noise=0.0,
+        pooling="max",
+        padding="zero",
+    )
+    assert TF_TUTORIAL.size == 512
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_preset_says_what_it_is_and_where_it_comes_from(recipe: Recipe) -> None:
+    assert PRESETS[recipe.name] is recipe
+    for text in (recipe.summary, recipe.source, recipe.differs):
+        assert text.strip()
+        assert "\n" not in text
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_preset_names_layers_that_both_architectures_have(recipe: Recipe) -> None:
+    for architecture in CONVOLUTIONS:
+        check_layers(architecture, recipe.method.layers)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_preset_has_a_stable_text(recipe: Recipe) -> None:
+    text = json.dumps(recipe.as_plain(), allow_nan=False)
+    assert json.loads(text)["method"]["steps"] == recipe.method.steps
+    assert json.dumps(replace(recipe).as_plain(), allow_nan=False) == text
+
+
+def test_the_default_is_a_preset() -> None:
+    assert DEFAULT in PRESETS
+
+
+# --- override ---
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_number_leaves_a_recipe_as_it_is(recipe: Recipe) -> None:
+    assert override(recipe) == recipe
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_number_takes_its_own_place_and_leaves_the_others(recipe: Recipe) -> None:
+    method = recipe.method
+    assert override(recipe, size=100) == replace(recipe, size=100)
+    assert override(recipe, content_weight=7.5) == replace(
+        recipe, method=replace(method, content=replace(method.content, weight=7.5))
+    )
+    assert override(recipe, style_weight=7.5) == replace(
+        recipe, method=replace(method, style=replace(method.style, weight=7.5))
+    )
+    assert override(recipe, tv_weight=0.0) == replace(
+        recipe, method=replace(method, total_variation=replace(method.total_variation, weight=0.0))
+    )
+
+
+def test_steps_replace_those_of_a_recipe_of_one_level() -> None:
+    assert override(TF_TUTORIAL, steps=10).method == replace(TF_TUTORIAL.method, steps=10)
+
+
+@pytest.mark.parametrize(("steps", "coarse"), [(30, 40), (60, 80), (120, 160), (1, 1), (0, 0), (100_000, MAX_STEPS)])
+def test_steps_scale_a_pyramids_coarse_levels(steps: int, coarse: int) -> None:
+    # 60 steps of the last level go with 80 of each coarse one; 100,000 would ask for 133,333, above the most
+    pyramid = PAINTERLY.method.pyramid
+    assert pyramid is not None
+    assert (PAINTERLY.method.steps, pyramid.coarse_steps) == (60, 80)
+    method = override(PAINTERLY, steps=steps).method
+    assert method == replace(PAINTERLY.method, steps=steps, pyramid=replace(pyramid, coarse_steps=coarse))
+
+
+def test_a_recipe_without_fine_steps_keeps_its_coarse_ones() -> None:
+    coarse_only = replace(PAINTERLY, method=replace(PAINTERLY.method, steps=0))
+    method = override(coarse_only, steps=5).method
+    assert method.steps == 5
+    assert method.pyramid == PAINTERLY.method.pyramid
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sentence"),
+    [
+        ({"steps": -1}, r"steps: -1 is not in 0\.\.100000"),
+        ({"steps": MAX_STEPS + 1}, r"steps: 100001 is not in 0\.\.100000"),
+        ({"size": MIN_SIZE - 1}, r"size: 63 is not in 64\.\.8192 pixels"),
+        ({"size": MAX_SIZE + 1}, r"size: 8193 is not in 64\.\.8192 pixels"),
+        ({"content_weight": -1.0}, r"content_weight: -1\.0 is not"),
+        ({"style_weight": float("nan")}, r"style_weight: nan is not"),
+        ({"tv_weight": float("inf")}, r"tv_weight: inf is not"),
+    ],
+)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_number_out_of_range_is_refused_by_name(recipe: Recipe, numbers: dict[str, float], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        override(recipe, **numbers)
+
+
+# --- find ---
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_preset_is_found_by_its_name(recipe: Recipe) -> None:
+    assert find(recipe.name) is recipe
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"recipe: 'paintrly' is not known; did you mean painterly\?"):
+        find("paintrly")
+    with pytest.raises(SettingsError, match=r"recipe: 'tf-tutorail' is not known; did you mean tf-tutorial\?"):
+        find("tf-tutorail")
+
+
+def test_a_name_like_none_is_answered_with_all() -> None:
+    with pytest.raises(SettingsError, match=f"recipe: 'zzz' is not known; choose one of {', '.join(PRESETS)}"):
+        find("zzz")

@@ -1,0 +1,196 @@
+"""The files that a run leaves behind, read back."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pandas as pd
+import pytest
+
+from nst_tasks import intake, outcome, reporting, storage
+from nst_tasks.errors import StorageError
+from nst_tasks.intake import Request
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.reporting import MOST_THUMBNAILS, Report
+from nst_tasks.settings import Run, Settings
+from nst_tasks.source import Source
+
+SETTINGS = Settings(readers=4)
+LOSSES = {"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0}
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[str]:
+    """An empty place in memory."""
+    yield f"memory://{tmp_path.name}"
+    store = fsspec.filesystem("memory")
+    if store.exists(tmp_path.name):
+        store.rm(tmp_path.name, recursive=True)
+
+
+def done(id: str = "cat_oil", row: int = 2, **fields: Any) -> Outcome:
+    defaults: dict[str, Any] = {
+        "id": id, "row": row, "status": Status.SUCCEEDED, "recipe": {"name": "painterly"}, "losses": LOSSES,
+        "content": Source("/in/cat.png", "c", "1", 60, 80), "styles": (Source("/in/oil.jpg", "o", "1", 5, 5),),
+        "image": f"images/{id}.png", "thumbnail": f"thumbnails/{id}.webp",
+    }  # fmt: skip
+    return Outcome(**defaults | fields)
+
+
+# After a run
+
+
+def written(tmp_path: Path, out: str, outcomes: list[Outcome], rows: str = "cat.png,oil.jpg,\n") -> tuple[Report, str]:
+    (tmp_path / "m.csv").write_text("content,style,size\n" + rows)
+    request = Request(manifest=str(tmp_path / "m.csv"), out=out, backbone="tiny")
+    taken = intake.prepare(request, SETTINGS)
+    run = Run("run-1", out, "tiny", None, taken.weights_sha256, 1, SETTINGS)
+    folder = storage.join(out, "runs", run.id)
+    began = datetime.now(UTC) - timedelta(seconds=100)
+    return reporting.write(request, taken, run, folder, outcomes, ["a warning"], began), folder
+
+
+def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    rows = "cat.png,oil.jpg,\ncat.png,oil.jpg,9\ndog.png,oil.jpg,\nelk.png,oil.jpg,\n"
+    rejected = Outcome(
+        id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below the smallest size, 64"
+    )
+    failed = Outcome(id="dog_oil", row=4, status=Status.FAILED, error="/in/dog.png: does not exist")
+    skipped = done("elk_oil", 5, status=Status.SKIPPED)
+    storage.write(storage.join(out, "thumbnails/cat_oil.webp"), b"RIFF")
+    report, folder = written(tmp_path, out, [skipped, failed, done(), rejected], rows)
+
+    assert sorted(storage.listing(folder)) == ["rejected.csv", "report.html", "run.json", "summary.parquet"]
+    assert report.rows == 4
+    assert report.counts == {"succeeded": 1, "failed": 1, "rejected": 1, "skipped": 1}
+    assert report.message == "1 succeeded, 1 failed, 1 rejected, 1 skipped of 4 rows"
+    assert report.failures == (rejected.error, "row 4, dog_oil: /in/dog.png: does not exist")
+    assert report.warnings == ("a warning",)
+    assert 100 <= report.seconds < 200
+    assert report.files == {
+        kind: f"{folder}/{name}"
+        for kind, name in (
+            ("summary", "summary.parquet"),
+            ("report", "report.html"),
+            ("run", "run.json"),
+            ("rejected", "rejected.csv"),
+        )
+    }
+    table = pd.read_parquet(io.BytesIO(storage.read(report.files["summary"])))
+    assert list(table["id"]) == ["cat_oil", "", "dog_oil", "elk_oil"]
+    again = storage.read(report.files["rejected"]).decode().splitlines()
+    assert again[0] == "problem,content,style,size"
+    assert again[1].endswith(f",{tmp_path}/cat.png,{tmp_path}/oil.jpg,9")
+    assert len(again) == 2
+    page = storage.read(report.files["report"]).decode()
+    assert '"../../images/cat_oil.png"' in page
+    assert "data:image/webp;base64,UklGRg==" in page
+    record = json.loads(storage.read(report.files["run"]))
+    assert json.loads(json.dumps(asdict(report))).items() <= record.items()
+    assert record["request"]["backbone"] == "tiny"
+    assert (len(record["manifest_sha256"]), len(record["weights_sha256"])) == (64, 64)
+
+
+def test_a_run_without_rejected_rows_writes_no_rejected_csv(tmp_path: Path) -> None:
+    report, folder = written(tmp_path, str(tmp_path / "out"), [done()])
+    assert sorted(storage.listing(folder)) == ["report.html", "run.json", "summary.parquet"]
+    assert "rejected" not in report.files
+
+
+def test_no_file_of_a_run_names_a_credential(tmp_path: Path, memory: str) -> None:
+    out = memory.replace("memory://", "memory://user:hunter2@") + "/out?token=hunter2"
+    store = fsspec.filesystem("memory")
+    try:
+        report, folder = written(tmp_path, out, [done()])
+        for name in storage.listing(folder):
+            assert b"hunter2" not in storage.read(storage.join(folder, name)), name
+    finally:
+        store.rm(out.removeprefix("memory://").partition("/")[0], recursive=True)
+    assert "hunter2" not in str(report)
+    assert report.out == f"{memory}/out"
+
+
+def test_reasons_of_a_row_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("content,style,size,seed\na.png,b.png,9,-1\na.png,b.png,8,\nc.png,d.png,,\n")
+    _, parsed = intake.read_manifest(str(tmp_path / "m.csv"))
+    size, seed = reporting.reasons(parsed, 2).split("; row 2, ")
+    assert size.startswith("row 2, column size: 9 is below")
+    assert seed.startswith("column seed: -1 is below")
+    assert reporting.reasons(parsed, 4) == ""
+
+
+# Rebuilding
+
+
+def publish(out: str, *outcomes: Outcome) -> None:
+    for one in outcomes:
+        storage.write(storage.join(out, outcome.marker_path(one.id)), outcome.to_json(one))
+        if one.thumbnail:
+            storage.write(storage.join(out, one.thumbnail), b"RIFF" + one.id.encode())
+
+
+def test_rebuild_shows_the_pairs_of_all_runs(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    failed = Outcome(id="elk", row=9, status=Status.FAILED, error="/in/elk.png: does not exist")
+    publish(out, done(), done("dog_oil", 3, run_id="run-2"), failed)
+    uri, pairs, warnings = reporting.rebuild(out, SETTINGS)
+    assert (uri, pairs, warnings) == (f"{tmp_path}/report.html", 3, [])
+    page = (tmp_path / "report.html").read_text()
+    assert 'href="images/cat_oil.png"' in page
+    assert 'href="images/dog_oil.png"' in page
+    assert page.count("data:image/webp;base64,") == 2
+    assert "/in/elk.png: does not exist" in page
+
+
+def test_rebuild_ignores_a_damaged_marker_with_a_warning(tmp_path: Path) -> None:
+    publish(str(tmp_path), done(), done("dog_oil"))
+    (tmp_path / "outcomes" / "cat_oil.json").write_bytes(b'{"id": "cat')
+    (tmp_path / "outcomes" / "foreign.json").write_bytes(b"[1]")
+    (tmp_path / "outcomes" / "notes.txt").write_bytes(b"none of ours")
+    _, pairs, warnings = reporting.rebuild(str(tmp_path), SETTINGS)
+    assert pairs == 1
+    assert [warning.split(", ")[0] for warning in warnings] == [
+        "outcomes/cat_oil.json: ignored",
+        "outcomes/foreign.json: ignored",
+    ]
+    page = (tmp_path / "report.html").read_text()
+    assert "dog_oil" in page
+    assert "cat_oil" not in page
+
+
+def test_outcomes_that_cannot_be_read_are_ignored_with_a_warning(memory: str) -> None:
+    publish(memory, done())
+    found, warnings = reporting.outcomes_of(memory, ["gone.json", "cat_oil.json"], 4)
+    assert found == [done()]
+    assert warnings == [f"outcomes/gone.json: ignored, {memory}/outcomes/gone.json: does not exist; check the name"]
+
+
+def test_rebuild_of_a_folder_that_is_no_output(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        reporting.rebuild(str(tmp_path), SETTINGS)
+    assert str(caught.value) == f"{tmp_path}: holds no outcomes; give the folder that was given to --out"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_shows_a_bounded_number_of_thumbnails(memory: str) -> None:
+    outcomes = [done(f"pair-{k}", k + 2) for k in range(MOST_THUMBNAILS + 1)]
+    for one in outcomes:
+        storage.write(storage.join(memory, one.thumbnail), one.id.encode())
+    without = done("without", thumbnail="")
+    found = reporting.thumbnails(memory, [without, *outcomes], SETTINGS)
+    assert list(found) == [one.id for one in outcomes[:MOST_THUMBNAILS]]
+    assert found["pair-0"] == "data:image/webp;base64,cGFpci0w"
+
+
+def test_a_thumbnail_that_is_gone_is_left_out(memory: str) -> None:
+    publish(memory, done(), done("dog_oil"))
+    outcomes = [done(), done("gone"), done("dog_oil")]
+    assert list(reporting.thumbnails(memory, outcomes, SETTINGS)) == ["cat_oil", "dog_oil"]

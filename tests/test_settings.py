@@ -1,0 +1,71 @@
+"""Environment variables become settings, or one line each."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from nst_tasks.errors import SettingsError
+from nst_tasks.settings import VARIABLES, Settings, from_environment
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert from_environment({}) == Settings()
+    assert from_environment({"NST_BATCH": "", "NST_READERS": "  ", "PATH": "/bin", "NST_UNHEARD_OF": "x"}) == Settings()
+
+
+def test_every_field_has_its_variable() -> None:
+    assert list(VARIABLES) == [field.name for field in fields(Settings)]
+    found = from_environment(
+        {
+            "NST_MAX_MEGAPIXELS": "50",
+            "NST_DEVICE_MEMORY_GIB": "2.5",
+            "NST_BATCH": " 4 ",
+            "NST_READERS": "3",
+            "NST_RETRIES": "0",
+            "NST_RETRY_SECONDS": "0.5",
+        }
+    )
+    assert found == Settings(50, 2.5, 4, 3, 0, 0.5)
+    assert found.max_pixels == 50_000_000
+
+
+def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NST_READERS", "5")
+    assert from_environment().readers == 5
+
+
+@pytest.mark.parametrize("field", VARIABLES)
+def test_the_bounds_themselves_are_allowed_and_defaults_lie_between(field: str) -> None:
+    smallest, largest, _ = VARIABLES[field]
+    assert float(smallest) <= getattr(Settings(), field) <= float(largest)
+    for bound in (smallest, largest):
+        assert getattr(from_environment({"NST_" + field.upper(): bound}), field) == float(bound)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("NST_READERS", "0"),
+        ("NST_READERS", "65"),
+        ("NST_READERS", "2.5"),
+        ("NST_READERS", "eight"),
+        ("NST_RETRIES", "-1"),
+        ("NST_DEVICE_MEMORY_GIB", "0.4"),
+        ("NST_DEVICE_MEMORY_GIB", "nan"),
+        ("NST_DEVICE_MEMORY_GIB", "inf"),
+        ("NST_RETRY_SECONDS", "-0.1"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_value_and_limits(name: str, text: str) -> None:
+    smallest, largest, meaning = VARIABLES[name.removeprefix("NST_").lower()]
+    with pytest.raises(SettingsError) as caught:
+        from_environment({name: text})
+    assert str(caught.value) == f"{name}: {text!r} is not a number in {smallest}..{largest} ({meaning})"
+
+
+def test_all_bad_values_are_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        from_environment({"NST_READERS": "no", "NST_BATCH": "9999", "NST_RETRIES": "3"})
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["NST_BATCH", "NST_READERS"]

@@ -1,0 +1,490 @@
+"""Storage against a local folder, memory, a web server of our own, and a small store that fails on demand."""
+
+from __future__ import annotations
+
+import errno
+import http.server
+import os
+import resource
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+import botocore.exceptions
+import fsspec
+import pytest
+
+from nst_tasks import storage
+from nst_tasks.errors import NstError, PictureError, StorageError, StorageUnavailable
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty place, of each kind that works without a server."""
+    if request.param == "memory":
+        place = f"memory://{tmp_path.name}"
+        yield place
+        memory = fsspec.filesystem("memory")
+        if memory.exists(place):
+            memory.rm(place, recursive=True)
+    else:
+        yield {"path": str(tmp_path), "file": f"file://{tmp_path}"}[request.param]
+
+
+# Reading and writing
+
+
+def test_what_is_written_is_read_folders_included(base: str) -> None:
+    place = storage.join(base, "new", "deep", "a.bin")
+    storage.write(place, b"one")
+    assert storage.read(place) == b"one"
+    storage.write(place, b"two, longer")
+    assert storage.read(place) == b"two, longer"
+    assert list(storage.listing(storage.join(base, "new", "deep"))) == ["a.bin"]
+
+
+def test_nothing_can_be_read_where_nothing_is(base: str) -> None:
+    place = storage.join(base, "none.bin")
+    with pytest.raises(StorageError) as caught:
+        storage.read(place)
+    assert str(caught.value) == f"{place}: does not exist; check the name"
+    assert type(caught.value) is StorageError
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system refuses this process larger files for a while: what is written first fits, the rest does not."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_bytes_and_nothing_else(tmp_path: Path) -> None:
+    place = tmp_path / "a.bin"
+    storage.write(str(place), b"old")
+    with pytest.raises(StorageError, match=r"a\.bin: the file is larger than"), files_of_at_most(1000):
+        storage.write(str(place), b"new" * 100_000)
+    assert place.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_write_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").mkdir()
+    with pytest.raises(StorageError, match=r"a\.bin: it is a folder, not a file; choose another path"):
+        storage.write(str(tmp_path / "a.bin"), b"new")
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_reader_sees_the_old_bytes_or_the_new_ones_never_a_mixture(tmp_path: Path) -> None:
+    place = str(tmp_path / "a.bin")
+    versions = [bytes([k]) * 200_000 for k in range(2)]
+    storage.write(place, versions[0])
+    done = threading.Event()
+
+    def rewrite() -> None:
+        for k in range(40):
+            storage.write(place, versions[k % 2])
+        done.set()
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    while not done.is_set():
+        assert storage.read(place) in versions
+    writer.join()
+
+
+@pytest.mark.parametrize("name", ["n" * 251 + ".png", "画" * 83 + ".png"])
+def test_a_name_of_the_longest_length_can_be_written(tmp_path: Path, name: str) -> None:
+    storage.write(str(tmp_path / name), b"x")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_file_at_the_root_can_be_written() -> None:
+    place = f"/nst-test-{os.getpid()}.bin"
+    if not os.access("/", os.W_OK):
+        pytest.skip("the root folder is not writable for this user")
+    try:
+        storage.write(place, b"x")
+        assert storage.read(place) == b"x"
+    finally:
+        os.unlink(place)
+
+
+# Stat, listing, expand
+
+
+def test_stat_tells_size_and_a_version_that_a_rewrite_changes(base: str) -> None:
+    place = storage.join(base, "a.bin")
+    assert storage.stat(place) is None
+    seen = set()
+    for data in (b"one", b"two", b"two"):
+        storage.write(place, data)
+        entry = storage.stat(place)
+        assert entry is not None
+        assert entry.size == 3
+        assert entry == storage.stat(place)
+        seen.add(entry.version)
+        time.sleep(0.002)
+    assert len(seen) == 3
+    assert "" not in seen
+
+
+def test_a_version_changes_though_time_of_writing_and_size_are_set_back(tmp_path: Path) -> None:
+    place = tmp_path / "a.bin"
+    storage.write(str(place), b"one")
+    os.utime(place, (1, 1))
+    before = storage.stat(str(place))
+    storage.write(str(place), b"two")
+    os.utime(place, (1, 1))
+    assert storage.stat(str(place)) != before
+
+
+def test_listing_is_sorted_and_shows_neither_folders_nor_dot_files(base: str) -> None:
+    for name in ("b.bin", "a.bin", ".hidden", "c/d.bin", "B.bin"):
+        storage.write(storage.join(base, "x", name), name.encode())
+    found = storage.listing(storage.join(base, "x"))
+    assert list(found) == ["B.bin", "a.bin", "b.bin"]
+    assert [entry.size for entry in found.values()] == [5, 5, 5]
+    assert list(storage.listing(storage.join(base, "x", ""))) == list(found)
+
+
+def test_listing_what_is_not_there_is_empty(base: str) -> None:
+    assert storage.listing(storage.join(base, "none")) == {}
+
+
+def test_listing_is_never_stale(base: str) -> None:
+    storage.write(storage.join(base, "x", "a.bin"), b"1")
+    assert list(storage.listing(storage.join(base, "x"))) == ["a.bin"]
+    storage.write(storage.join(base, "x", "b.bin"), b"1")
+    assert list(storage.listing(storage.join(base, "x"))) == ["a.bin", "b.bin"]
+
+
+def test_expand_gives_uris_that_can_be_read_sorted_without_folders_and_dot_files(base: str) -> None:
+    for name in ("b.png", "a.png", "c.txt", ".hidden.png", "folder.png/x.bin"):
+        storage.write(storage.join(base, "x", name), name.encode())
+    found = storage.expand(storage.join(base, "x", "*.png"))
+    assert [storage.read(uri) for uri in found] == [b"a.png", b"b.png"]
+    assert all(("://" in uri) == ("://" in base) for uri in found)
+    assert len(storage.expand(storage.join(base, "x", "*"))) == 3
+    assert storage.expand(storage.join(base, "x", "a.png")) == found[:1]
+    assert storage.expand(storage.join(base, "x", "*.gif")) == []
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder"),
+    [
+        ("s3://bucket/a/m.csv", "s3://bucket/a"),
+        ("s3://bucket/m.csv", "s3://bucket"),
+        ("memory://a/m.csv", "memory://a"),
+        ("memory://m.csv", "memory://"),
+        ("file:///data/m.csv", "file:///data"),
+        ("file:///m.csv", "file:///"),
+        ("/data/m.csv", "/data"),
+        ("/m.csv", "/"),
+        ("data/m.csv", "data"),
+        ("m.csv", "."),
+    ],
+)
+def test_folder(uri: str, folder: str) -> None:
+    assert storage.folder(uri) == folder
+
+
+@pytest.mark.parametrize(
+    ("base", "names", "uri"),
+    [
+        ("s3://bucket/out", ["images", "a.png"], "s3://bucket/out/images/a.png"),
+        ("s3://bucket/out/", ["a.png"], "s3://bucket/out/a.png"),
+        ("s3://bucket", ["a.png"], "s3://bucket/a.png"),
+        ("/out//", ["a.png"], "/out/a.png"),
+        ("/", ["a.png"], "/a.png"),
+        ("file:///", ["a.png"], "file:///a.png"),
+        ("memory://", ["a.png"], "memory:///a.png"),
+    ],
+)
+def test_join(base: str, names: list[str], uri: str) -> None:
+    assert storage.join(base, *names) == uri
+
+
+def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("in/../m.csv") == str(tmp_path / "m.csv")
+    assert storage.absolute("/m.csv") == "/m.csv"
+    assert storage.absolute("s3://bucket/m.csv") == "s3://bucket/m.csv"
+
+
+@pytest.mark.parametrize(
+    ("uri", "local"),
+    [("/a", True), ("a", True), ("file:///a", True), ("local:///a", True), ("s3://b/a", False), ("memory://a", False)],
+)
+def test_is_local(uri: str, local: bool) -> None:
+    assert storage.is_local(uri) is local
+
+
+# Probing
+
+
+def test_probing_a_good_place_leaves_no_file(base: str) -> None:
+    storage.probe_writable(storage.join(base, "new", "out"))
+    assert storage.listing(storage.join(base, "new", "out")) == {}
+    if storage.is_local(base):
+        place = Path(base.removeprefix("file://"))
+        assert not [path for path in place.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"), [("a.bin", "a file is in the way"), ("a.bin/x", "a part of the path is a file")]
+)
+def test_probing_below_a_file_says_so(tmp_path: Path, out: str, reason: str) -> None:
+    (tmp_path / "a.bin").write_bytes(b"x")
+    with pytest.raises(StorageError) as caught:
+        storage.probe_writable(str(tmp_path / out))
+    assert str(caught.value).startswith(str(tmp_path / out))
+    assert reason in str(caught.value)
+    assert type(caught.value) is StorageError
+
+
+# Errors of others become ours
+
+
+class Faulty(fsspec.AbstractFileSystem):
+    """A store whose every call raises `error`."""
+
+    protocol = "faulty"
+    cachable = False
+    error: BaseException = OSError()
+
+    def _raise(self, *args: object, **options: object) -> None:
+        raise self.error
+
+    cat_file = pipe_file = info = ls = glob = rm_file = _raise  # type: ignore[assignment]
+
+
+fsspec.register_implementation("faulty", Faulty, clobber=True)
+
+PLACE = "faulty://user:hunter2@bucket/a.png?token=hunter2#hunter2"
+SHOWN = "faulty://bucket/a.png: "
+LATER = "the store failed for the moment"
+NO_PLACE = "not a place that can be read or written; check protocol and name"
+
+
+class Unheard(aiohttp.ClientError):
+    pass
+
+
+TRANSLATED = [
+    (FileNotFoundError("hunter2"), StorageError, "does not exist; check the name"),
+    (PermissionError("hunter2"), StorageError, "access is denied; check the permissions or credentials"),
+    (OSError(errno.EPERM, "hunter2"), StorageError, "access is denied"),
+    (OSError(errno.ENOSPC, "hunter2"), StorageError, "the disk is full"),
+    (OSError(errno.EDQUOT, "hunter2"), StorageError, "the disk quota is used up"),
+    (OSError(errno.EROFS, "hunter2"), StorageError, "the file system is read-only"),
+    (OSError(errno.ENAMETOOLONG, "hunter2"), StorageError, "the name is too long"),
+    (NotADirectoryError("hunter2"), StorageError, "a part of the path is a file, not a folder; choose another path"),
+    (IsADirectoryError(errno.EISDIR, "hunter2"), StorageError, "it is a folder, not a file; choose another path"),
+    (FileExistsError("hunter2"), StorageError, "a file is in the way; choose another path"),
+    (NotImplementedError("hunter2"), StorageError, "this kind of store cannot do that"),
+    (ValueError("hunter2"), StorageError, NO_PLACE),
+    (botocore.exceptions.NoCredentialsError(), StorageError, "no credentials are found; set AWS_ACCESS_KEY_ID"),
+    (botocore.exceptions.PartialCredentialsError(provider="hunter2", cred_var="x"), StorageError, "are incomplete"),
+    (botocore.exceptions.ProfileNotFound(profile="hunter2"), StorageError, "check AWS_PROFILE"),
+    (botocore.exceptions.ParamValidationError(report="hunter2"), StorageError, "check bucket and key"),
+    (aiohttp.InvalidURL("hunter2"), StorageError, NO_PLACE),
+    (OSError(errno.EIO, "hunter2"), StorageUnavailable, f"{LATER} (OSError, EIO)"),
+    (OSError("hunter2"), StorageUnavailable, f"{LATER} (OSError)"),
+    (TimeoutError("hunter2"), StorageUnavailable, f"{LATER} (TimeoutError)"),
+    (
+        ConnectionResetError(errno.ECONNRESET, "hunter2"),
+        StorageUnavailable,
+        f"{LATER} (ConnectionResetError, ECONNRESET)",
+    ),
+    (BrokenPipeError("hunter2"), StorageUnavailable, LATER),
+    (
+        botocore.exceptions.EndpointConnectionError(endpoint_url="hunter2"),
+        StorageUnavailable,
+        "EndpointConnectionError",
+    ),
+    (botocore.exceptions.ReadTimeoutError(endpoint_url="hunter2"), StorageUnavailable, "ReadTimeoutError"),
+    (aiohttp.ServerDisconnectedError("hunter2"), StorageUnavailable, "ServerDisconnectedError"),
+    (aiohttp.ClientPayloadError("hunter2"), StorageUnavailable, "ClientPayloadError"),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "sentence"), TRANSLATED, ids=[type(e).__name__ for e, _, _ in TRANSLATED])
+def test_foreign_errors_are_translated_without_their_texts(
+    error: Exception, kind: type[StorageError], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Faulty, "error", error)
+    calls = [
+        lambda: storage.read(PLACE),
+        lambda: storage.write(PLACE, b"x"),
+        lambda: storage.expand(PLACE),
+    ]
+    if not isinstance(error, FileNotFoundError):  # which stat and listing answer with nothing
+        calls += [lambda: storage.stat(PLACE), lambda: storage.listing(PLACE)]
+    for call in calls:
+        with pytest.raises(StorageError) as caught:
+            call()
+        assert type(caught.value) is kind
+        assert str(caught.value).startswith(SHOWN)
+        assert sentence in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.__cause__ is error
+
+
+def test_a_store_without_the_object_answers_stat_and_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Faulty, "error", FileNotFoundError())
+    assert storage.stat(PLACE) is None
+    assert storage.listing(PLACE) == {}
+
+
+def test_the_probe_names_the_place_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Faulty, "error", PermissionError("hunter2"))
+    with pytest.raises(StorageError, match=r"^faulty://bucket/out/\.nst-probe-\w+: access is denied") as caught:
+        storage.probe_writable("faulty://user:hunter2@bucket/out")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), AssertionError("x"), KeyboardInterrupt()])
+def test_a_programmers_error_stays_what_it_is(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Faulty, "error", error)
+    with pytest.raises(type(error)):
+        storage.read(PLACE)
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        (
+            "nope://u:hunter2@bucket/a?hunter2",
+            f"nope://bucket/a: {NO_PLACE}",
+        ),
+        (
+            "http://[bad/a.png?hunter2",
+            f"http://[bad/a.png: {NO_PLACE}",
+        ),
+        # its file system wants an organization and a repository besides
+        ("github://a/b", f"github://a/b: {NO_PLACE}"),
+    ],
+)
+def test_an_unknown_place_is_one_sentence(uri: str, sentence: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        storage.read(uri)
+    assert str(caught.value) == sentence
+    with pytest.raises(StorageError) as caught:
+        storage.probe_writable(uri)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_file_system_that_is_not_installed_is_named() -> None:
+    fsspec.register_implementation(
+        "uninstalled", "no_such_package.File", clobber=True, errtxt="Install no-such-package"
+    )
+    with pytest.raises(StorageError) as caught:
+        storage.read("uninstalled://bucket/a.png?hunter2")
+    sentence = "the file system for uninstalled:// is not installed (Install no-such-package)"
+    assert str(caught.value) == f"uninstalled://bucket/a.png: {sentence}"
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """A web server that answers `/STATUS` with that status."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = int(self.path[1:4])
+            self.send_response(status)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"pong")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "sentence"),
+    [
+        (400, StorageError, "the server answers HTTP 400"),
+        (403, StorageError, "the server answers HTTP 403"),
+        (404, StorageError, "does not exist"),
+        (410, StorageError, "the server answers HTTP 410"),
+        (429, StorageUnavailable, LATER),
+        (500, StorageUnavailable, LATER),
+        (503, StorageUnavailable, LATER),
+    ],
+)
+def test_a_web_servers_answers(web: str, status: int, kind: type[StorageError], sentence: str) -> None:
+    assert storage.read(f"{web}/200") == b"pong"
+    with pytest.raises(StorageError) as caught:
+        storage.read(f"{web}/{status}?token=hunter2")
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(f"{web}/{status}: {sentence}")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_web_server_that_is_not_there_may_come_back() -> None:
+    with pytest.raises(StorageUnavailable, match=f"^http://127.0.0.1:1/a.png: {LATER}"):
+        storage.read("http://127.0.0.1:1/a.png")
+
+
+# Each
+
+
+def test_each_keeps_the_order_and_turns_our_errors_into_values() -> None:
+    failed = PictureError("3 is no picture")
+
+    def slow_first(item: int) -> int:
+        time.sleep(0.05 * (item == 0))
+        if item == 3:
+            raise failed
+        return item * item
+
+    assert storage.each(slow_first, range(6), readers=4) == [0, 1, 4, failed, 16, 25]
+    assert storage.each(slow_first, [], readers=4) == []
+
+
+def test_each_works_on_as_many_at_once_as_it_is_told() -> None:
+    meeting = threading.Barrier(3, timeout=10)  # broken, unless three calls are under way together
+    storage.each(lambda _: meeting.wait(), range(3), readers=3)
+    running, most, lock = 0, 0, threading.Lock()
+
+    def count(_: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.005)
+        with lock:
+            running -= 1
+
+    storage.each(count, range(12), readers=2)
+    assert most == 2
+
+
+def test_each_does_not_hide_a_programmers_error() -> None:
+    def broken(item: int) -> NstError:
+        raise KeyError(item)
+
+    with pytest.raises(KeyError) as caught:
+        storage.each(broken, [1], readers=1)
+    assert "broken" in "".join(traceback.format_tb(caught.value.__traceback__))

