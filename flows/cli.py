@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nst_tasks import __version__, recipes, settings, weights
-from nst_tasks.errors import InputError, NstError, StorageError
+from nst_tasks.errors import InputError, NstError
 
 app = typer.Typer(
     name="nst",
@@ -58,8 +58,12 @@ def run(
     size: Annotated[int | None, typer.Option(help="Longest side of the results, in pixels; the recipe's by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimization steps at full size; the recipe's by default.")] = None,
     backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
-    weights_file: Annotated[str | None, typer.Option("--weights", help="Keras weights file for vgg19 or vgg16, path or URI.")] = None,
-    runner: Annotated[Runner, typer.Option(help="Where batches run: threads of this process, one batch a device.")] = Runner.THREADS,
+    weights_file: Annotated[
+        str | None, typer.Option("--weights", help="Keras weights file for vgg19 or vgg16, path or URI.")
+    ] = None,
+    runner: Annotated[
+        Runner, typer.Option(help="Where batches run: threads of this process, one batch a device.")
+    ] = Runner.THREADS,
     strict: Annotated[bool, typer.Option("--strict", help="Run nothing if any row is rejected.")] = False,
     max_failures: Annotated[str | None, typer.Option(help="The run ends Failed above this many failed rows: N or P%.")] = None,
     upscale: Annotated[bool, typer.Option("--upscale", help="Enlarge pictures that are smaller than the size.")] = False,
@@ -102,7 +106,12 @@ def validate(
     except NstError as error:
         _refuse(error)
     if as_json:
-        result = {"rows": parsed.rows, "good": len(parsed.pairs), "rejected": len(parsed.rejected), "problems": problems}
+        result = {
+            "rows": parsed.rows,
+            "good": len(parsed.pairs),
+            "rejected": len(parsed.rejected),
+            "problems": problems,
+        }
         typer.echo(json.dumps(result, indent=1))
     else:
         for problem in problems:
@@ -210,17 +219,11 @@ def _run(request: Any, as_json: bool) -> NoReturn:
         for failure in ended.report.failures:
             typer.echo(failure, err=True)
         typer.echo(f"{ended.name}: {ended.message} in {ended.report.seconds:.0f} s")
-        typer.echo(f"images   {storage_join(ended.report.out, 'images')}")
-        typer.echo(f"history  {storage_join(ended.report.out, 'history')}")
+        typer.echo(f"images   {ended.report.out}/images")
+        typer.echo(f"history  {ended.report.out}/history")
         for kind, uri in sorted(ended.report.files.items()):
             typer.echo(f"{kind:8} {uri}")
     raise typer.Exit(ended.exit_code)
-
-
-def storage_join(base: str, name: str) -> str:
-    from nst_tasks import storage
-
-    return storage.join(base, name)
 
 
 def _print_dry_run(survey: Any, as_json: bool) -> NoReturn:

@@ -32,6 +32,7 @@ INSPECTED_AT_ONCE = 100
 MOST_THREADS = 64
 """Of the task runner; how many batches are really in flight is bounded by the window, one more than there are devices."""
 
+
 def _flow_run_name() -> str:
     uri = str(runtime.flow_run.parameters.get("manifest", "manifest"))
     return redact(uri).rpartition("/")[2].removesuffix(".csv") or "manifest"
@@ -40,7 +41,7 @@ def _flow_run_name() -> str:
 @flow(
     name="stylize-manifest",
     flow_run_name=_flow_run_name,
-    task_runner=ThreadPoolTaskRunner(max_workers=MOST_THREADS),
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_THREADS),  # type: ignore[arg-type]  # invariant in Prefect's own types
     persist_result=False,
 )
 def stylize_manifest(

@@ -13,7 +13,7 @@ from nst_tasks.recipes import Recipe
 from nst_tasks.source import Source
 
 BYTES_PER_PIXEL = 6_000
-"""Peak memory of one step for each pixel of a picture: activations of VGG kept for the gradient, measured by bench/memory.py."""
+"""Peak memory of one step for each pixel of a picture: VGG activations kept for the gradient (bench/memory.py)."""
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,7 @@ alt="{{ o.id }}: content, style and result side by side"></a>{% endif %}
 """
 
 
-def page(
-    title: str, facts: Mapping[str, str], outcomes: Sequence[Outcome], thumbnails: Mapping[str, str], base: str
-) -> str:
+def page(title: str, facts: Mapping[str, str], outcomes: Sequence[Outcome], thumbnails: Mapping[str, str], base: str) -> str:
     """The page: a header of `facts`, the failures first, then each picture with its thumbnail strip (a `data:` URI by id).
 
     `base` leads from where the page will lie to the output folder. Every text is escaped.

@@ -19,7 +19,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LevelHistory:
-    """One pair's losses at one level: terms (steps + 1, 3) float, content, style, tv; learning rates and seconds (steps + 1,)."""
+    """A pair's losses at one level: terms (steps + 1, 3): content, style, tv; learning rates and seconds (steps + 1,)."""
 
     level: int
     height: int

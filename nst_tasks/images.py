@@ -183,7 +183,8 @@ def with_luminance(rgb: np.ndarray, luma: np.ndarray) -> np.ndarray:
     This is the luminance-only transfer of Gatys et al. 2016 (arXiv 1606.05897). In YIQ each of R, G, B is Y
     plus a function of I and Q alone, so a new Y is one shift of all three channels.
     """
-    return np.clip(rgb + (luma - luminance(rgb))[..., None], 0, 1).astype(np.float32)
+    shifted: np.ndarray = np.clip(rgb + (luma - luminance(rgb))[..., None], 0, 1)
+    return shifted.astype(np.float32)
 
 
 def match_luminance(luma: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -193,7 +194,8 @@ def match_luminance(luma: np.ndarray, like: np.ndarray) -> np.ndarray:
     """
     spread = luma.std(dtype=np.float64)
     scale = like.std(dtype=np.float64) / spread if spread > 0 else 1.0
-    return (scale * (luma - luma.mean(dtype=np.float64)) + like.mean(dtype=np.float64)).astype(np.float32)
+    matched: np.ndarray = scale * (luma - luma.mean(dtype=np.float64)) + like.mean(dtype=np.float64)
+    return matched.astype(np.float32)
 
 
 def strip(pictures: Sequence[Picture | np.ndarray], height: int, gap: int) -> bytes:

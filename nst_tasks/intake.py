@@ -166,9 +166,7 @@ def finished(out: str, ids: Iterable[str], readers: int) -> tuple[dict[str, Outc
     """
     wanted = set(ids)
     names = [name for name in storage.listing(storage.join(out, "outcomes")) if name.removesuffix(".json") in wanted]
-    beside = {
-        folder: storage.listing(storage.join(out, folder)) if names else {} for folder in ("images", "history")
-    }
+    beside = {folder: storage.listing(storage.join(out, folder)) if names else {} for folder in ("images", "history")}
     warnings: list[str] = []
     found: dict[str, Outcome] = {}
 
@@ -311,7 +309,9 @@ def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
         if is_done(job, done):
             finished_already += 1
         else:
-            to_do.append(f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps")
+            to_do.append(
+                f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps"
+            )
     return Survey(taken.manifest.rows, finished_already, tuple(to_do), tuple(problems), tuple(warnings))
 
 

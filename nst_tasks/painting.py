@@ -99,9 +99,7 @@ class Canvas:
             tall, wide = self.extent[0] / step_y, self.extent[1] / step_x
             lattice = self.rng.uniform(-1, 1, (int(tall) + 4, int(wide) + 4)).astype(np.float32)
             box = (1.0, 1.0, 1.0 + wide, 1.0 + tall)
-            total += (
-                np.asarray(Image.fromarray(lattice).resize((width, height), Image.Resampling.BICUBIC, box)) / 2**octave
-            )
+            total += np.asarray(Image.fromarray(lattice).resize((width, height), Image.Resampling.BICUBIC, box)) / 2**octave
         return total
 
 
@@ -259,11 +257,7 @@ def _stipple(canvas: Canvas) -> Composition:
     angle = _blend(angle, -1.1 + 0.5 * wave, inside)
     for crown_x, crown_y, crown in ((0.13, 0.36, 0.17), (0.30, 0.44, 0.11), (0.03, 0.52, 0.13), (0.93, 0.53, 0.07)):
         crown_x = crown_x + rng.uniform(-0.02, 0.02)
-        trunk = (
-            np.clip(1.6 - np.abs(x - crown_x - 0.01) / (0.10 * crown), 0, 1)
-            * (y > crown_y)
-            * (y < crown_y + 2.1 * crown)
-        )
+        trunk = np.clip(1.6 - np.abs(x - crown_x - 0.01) / (0.10 * crown), 0, 1) * (y > crown_y) * (y < crown_y + 2.1 * crown)
         colour = _mix(colour, _palette("4a2f5a")[0], trunk)
         angle = _blend(angle, 1.5, trunk)
         edge = np.hypot(x - crown_x, (y - crown_y) / 1.25) / crown + 0.22 * canvas.noise(0.07, 2)
@@ -277,12 +271,8 @@ def _stipple(canvas: Canvas) -> Composition:
         direction=angle,
         layers=(
             Layer(Pass(13, 26, 1.6, wander=0.2, jitter=0.05), colour, everywhere),
-            Layer(
-                Pass(8.5, 15, 1.5, wander=0.15, jitter=0.05, streak=0.04, divide=0.5, thickness=1.3), colour, everywhere
-            ),
-            Layer(
-                Pass(7, 12, 1.2, wander=0.15, jitter=0.05, streak=0.04, divide=0.6, thickness=1.3), colour, everywhere
-            ),
+            Layer(Pass(8.5, 15, 1.5, wander=0.15, jitter=0.05, streak=0.04, divide=0.5, thickness=1.3), colour, everywhere),
+            Layer(Pass(7, 12, 1.2, wander=0.15, jitter=0.05, streak=0.04, divide=0.6, thickness=1.3), colour, everywhere),
         ),
         palette=palette,
         relief=0.22,
@@ -306,9 +296,7 @@ def _ink(canvas: Canvas) -> Composition:
     angle = _blend(angle, ray + np.pi / 2, disc)
     for ridge in range(4):
         lift = 0.50 + 0.14 * ridge
-        rise = (0.10 - 0.015 * ridge) * _peaks(x * rng.uniform(1.5, 2.4) + rng.uniform()) + 0.012 * canvas.noise(
-            0.09, 2
-        )
+        rise = (0.10 - 0.015 * ridge) * _peaks(x * rng.uniform(1.5, 2.4) + rng.uniform()) + 0.012 * canvas.noise(0.09, 2)
         depth = y - lift + rise
         inside = np.clip(depth * 90, 0, 1)
         falling = np.clip(0.5 + 25 * np.gradient(-rise + 0.02 * canvas.noise(0.07), axis=1) * canvas.scale * 8, 0, 1)
@@ -407,9 +395,7 @@ def _stamps(rng: np.random.Generator) -> Floats:
         head = 0.10 + 0.06 * _streaks(rng, 9, 1)
         round_head = 0.35 * v**2
         mask = (
-            _step((0.92 - edge) / 0.22)
-            * _step((1 - u - tail - 0.2 * v**2) / 0.10)
-            * _step((1 + u - head - round_head) / 0.10)
+            _step((0.92 - edge) / 0.22) * _step((1 - u - tail - 0.2 * v**2) / 0.10) * _step((1 + u - head - round_head) / 0.10)
         )
         dry = _step((1.15 - u + 0.9 * bristle) / 0.5)  # the paint runs out towards the tail
         ridge = np.exp(-(((edge - 0.72) / 0.16) ** 2)) + 0.8 * np.exp(-(((u - 0.72) / 0.10) ** 2))
@@ -510,8 +496,6 @@ def _lit(paint_layer: Floats, strength: float) -> Pixels:
     """Light from the upper left over the paint's height: the relief of thick paint  # (H, W, 4) -> (H, W, 3)."""
     colour, height = paint_layer[..., :3], paint_layer[..., 3]
     down, across = np.gradient(height)
-    slope = np.clip(np.asarray(strength * (across + 1.3 * down)), -0.5, 0.5)[
-        ..., None
-    ]  # rising away from the light is lit
+    slope = np.clip(np.asarray(strength * (across + 1.3 * down)), -0.5, 0.5)[..., None]  # rising away from the light is lit
     lit = colour * (1 + 0.9 * slope) + 0.22 * np.clip(slope - 0.06, 0, 1)
     return np.asarray(np.clip(lit, 0, 1) * 255 + 0.5, np.uint8)

@@ -45,27 +45,23 @@ class Recipe:
 
 PAINTERLY = Recipe(
     name="painterly",
-    summary="our default: coarse-to-fine feature distributions; paints skies as well as edges, on every backbone",
-    source="nst: optimal transport of feature means and covariances over a pyramid of sizes",
-    differs="our own recipe; features are normalized per layer by the target's root mean square",
+    summary="our default: feature distributions matched from coarse to fine; paints skies, keeps edges, on every backbone",
+    source="nst; optimal transport of Gaussian feature statistics, coarse to fine, as crowsonkb/style-transfer-pytorch does",
+    differs="our own: features normalized per layer, content held by local contrast, other layers, sizes and steps",
     size=512,
     method=Method(
-        content=ContentLoss(layers=(("block4_conv2", 1.0),), weight=1.0, relative=True),
+        content=ContentLoss(layers=(("block4_conv2", 1.0),), weight=0.6, relative=True),
         style=StyleLoss(
-            layers=(
-                ("block1_conv1", 1.0),
-                ("block2_conv1", 1.0),
-                ("block3_conv1", 1.0),
-                ("block4_conv1", 1.0),
-            ),
+            layers=tuple((f"block{block}_conv1", 1.0) for block in range(1, 5)),
             weight=1.0,
             statistic="wasserstein",
             relative=True,
         ),
-        total_variation=TotalVariation(weight=0.1, kind="l2_mean"),
+        total_variation=TotalVariation(weight=2.0, kind="l2_mean"),
         optimizer=Adam(learning_rate=0.03, beta_1=0.9, beta_2=0.99, epsilon=1e-8, decay_to=0.2),
-        steps=60,
-        pyramid=Pyramid(smallest=96, ratio=1.6, coarse_steps=80),
+        steps=40,
+        pyramid=Pyramid(smallest=64, ratio=1.6, coarse_steps=60),
+        init_noise=0.15,
         padding="replicate",
     ),
 )
@@ -73,7 +69,7 @@ PAINTERLY = Recipe(
 TF_TUTORIAL = Recipe(
     name="tf-tutorial",
     summary="the TensorFlow 2 tutorial: Gram matrices on VGG19, Adam from the content picture",
-    source="TensorFlow tutorial 'Neural style transfer' (tensorflow.org/tutorials/generative/style_transfer), after arXiv 1508.06576",
+    source="TensorFlow tutorial, tensorflow.org/tutorials/generative/style_transfer, after arXiv 1508.06576",
     differs="constants as published for VGG19; on another backbone it is the recipe on that backbone",
     size=512,
     method=Method(

@@ -45,7 +45,13 @@ def reasons(manifest: Manifest, row: int) -> str:
 
 
 def write(
-    request: Request, taken: Intake, run: Run, folder: str, outcomes: Iterable[Outcome], warnings: list[str], began: datetime
+    request: Request,
+    taken: Intake,
+    run: Run,
+    folder: str,
+    outcomes: Iterable[Outcome],
+    warnings: list[str],
+    began: datetime,
 ) -> Report:
     """Write the files of a finished run into its folder.
 
@@ -114,7 +120,9 @@ def rebuild(out: str, settings: Settings) -> tuple[str, int, list[str]]:
 def outcomes_of(out: str, names: list[str], readers: int) -> tuple[list[Outcome], list[str]]:
     """The outcomes in the named markers, and a warning for each that is damaged."""
     found, warnings = [], []
-    for name, data in zip(names, storage.each(lambda n: storage.read(storage.join(out, "outcomes", n)), names, readers), strict=True):
+    for name, data in zip(
+        names, storage.each(lambda n: storage.read(storage.join(out, "outcomes", n)), names, readers), strict=True
+    ):
         try:
             if isinstance(data, BaseException):
                 raise data

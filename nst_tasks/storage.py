@@ -39,7 +39,8 @@ def read(uri: str) -> bytes:
     """
     with _translated(uri):
         fs, path = _open(uri)
-        return fs.cat_file(path)
+        data: bytes = fs.cat_file(path)
+        return data
 
 
 def write(uri: str, data: bytes) -> None:
@@ -138,7 +139,8 @@ def is_local(uri: str) -> bool:
 
 def _open(uri: str) -> tuple[Any, str]:
     try:
-        return fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        found: tuple[Any, str] = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        return found
     except TypeError as error:  # a file system that wants more than a URI says
         raise ValueError("a URI is not enough for this protocol") from error
 

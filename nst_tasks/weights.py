@@ -7,10 +7,12 @@ seeded random layers, for tests only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import io
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -72,7 +74,13 @@ def load(name: str, data: bytes | None) -> Weights:
         return _tiny()
     if name == "vgg16-hed":
         return _hed(_hed_file().read_bytes())
-    return _keras(name, _imagenet_file(name).read_bytes() if data is None else data)
+    if data is not None:
+        return _keras(name, data)
+    path = _imagenet_file(name)
+    try:
+        return _keras(name, path.read_bytes())
+    except SettingsError as error:
+        raise SettingsError(f"backbone: the downloaded file {path} is damaged; delete it and run again") from error
 
 
 def _check(name: str, data: bytes | None) -> None:
@@ -116,9 +124,10 @@ def _hed(data: bytes) -> Weights:
 
 def _imagenet_file(name: str) -> Path:
     """Where Keras keeps its ImageNet weights without the classifier, downloaded first if they are not there yet."""
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    path = home / "models" / f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    if not path.exists():
+    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+    spare = Path("/tmp/.keras")  # noqa: S108  # where Keras goes when home cannot be written
+    paths = [at / "models" / f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5" for at in (home, spare)]
+    if not any(path.exists() for path in paths):
         try:
             _keras_network(name, "imagenet")
         except Exception as error:  # whatever the downloader raises: no network, a proxy, a full disk
@@ -126,7 +135,7 @@ def _imagenet_file(name: str) -> Path:
                 f"backbone: the ImageNet weights of {name} could not be downloaded ({type(error).__name__}); "
                 "give a file with --weights, or choose --backbone vgg16-hed, which needs no download"
             ) from error
-    return path
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def _keras(name: str, data: bytes) -> Weights:
@@ -158,4 +167,5 @@ def _is_saved_weights(name: str, data: bytes) -> bool:
 def _keras_network(name: str, weights: str):  # type: ignore[no-untyped-def]  # Keras ships no types
     from keras import applications
 
-    return {"vgg16": applications.VGG16, "vgg19": applications.VGG19}[name](include_top=False, weights=weights)
+    with contextlib.redirect_stdout(sys.stderr):  # where Keras tells of a download: standard output is for results
+        return {"vgg16": applications.VGG16, "vgg19": applications.VGG19}[name](include_top=False, weights=weights)

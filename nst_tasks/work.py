@@ -17,16 +17,19 @@ import tensorflow as tf
 
 from nst_tasks import __version__, devices, history, images, intake, outcome, storage, weights
 from nst_tasks.batching import Batch, Job
-from nst_tasks.core import backbones, optimizers, transfer
+from nst_tasks.core import backbones, losses, optimizers, transfer
 from nst_tasks.core.pyramid import levels
 from nst_tasks.devices import Device
-from nst_tasks.errors import DivergedError, Interrupted, NstError, PairError, PictureError, StorageError, is_transient
+from nst_tasks.errors import DivergedError, Interrupted, NstError, PictureError, StorageError, is_transient
 from nst_tasks.history import LevelHistory
 from nst_tasks.images import Picture
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import Watch, watch
 from nst_tasks.settings import Run
 from nst_tasks.source import Source
+
+StyleStatistics = dict[str, losses.Statistics]
+"""A style picture's statistics at each style layer."""
 
 CHUNK_SECONDS = 1.0
 """Compute between two looks at progress, deadline and interruption."""
@@ -46,7 +49,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Result:
-    """What the optimization gave for one pair: image (H, W, 3) float32, its history, and seconds of compute shared by the batch."""
+    """What the optimization gave for one pair: image (H, W, 3) float32, history, its share of the seconds of compute."""
 
     image: np.ndarray
     levels: list[LevelHistory]
@@ -91,9 +94,7 @@ def _load(job: Job, run: Run) -> Loaded:
     if job.keep_color:
         # Gatys et al. 2016, arXiv 1606.05897, section 5: transfer between luminances, the style's matched to the content's
         luma = images.luminance(content.rgb)
-        styles = [
-            Picture(_gray(images.match_luminance(images.luminance(style.rgb), luma)), style.alpha) for style in styles
-        ]
+        styles = [Picture(_gray(images.match_luminance(images.luminance(style.rgb), luma)), style.alpha) for style in styles]
     return Loaded(job, content, tuple(styles))
 
 
@@ -150,15 +151,11 @@ def _optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -
         every = np.concatenate(terms)  # (steps + 1, B, 3)
         rates = optimizers.learning_rates(method.optimizer, level.steps)
         for k, levels_of_pair in enumerate(histories):
-            levels_of_pair.append(
-                LevelHistory(number, level.height, level.width, every[:, k], rates, np.asarray(seconds))
-            )
+            levels_of_pair.append(LevelHistory(number, level.height, level.width, every[:, k], rates, np.asarray(seconds)))
     assert state is not None  # a schedule has at least one level
     image = state.image.numpy()
     took = time.monotonic() - began
-    return [
-        _not_finite(of_pair) or Result(image[k], of_pair, took / len(loaded)) for k, of_pair in enumerate(histories)
-    ]
+    return [_not_finite(of_pair) or Result(image[k], of_pair, took / len(loaded)) for k, of_pair in enumerate(histories)]
 
 
 def _network_content(ready: Loaded, height: int, width: int) -> np.ndarray:
@@ -166,13 +163,13 @@ def _network_content(ready: Loaded, height: int, width: int) -> np.ndarray:
     return _gray(images.luminance(rgb)) if ready.job.keep_color else rgb
 
 
-def _styles(ready: Loaded, size: int, backbone: backbones.Backbone, device: Device) -> list[dict]:
+def _styles(ready: Loaded, size: int, backbone: backbones.Backbone, device: Device) -> list[StyleStatistics]:
     """Statistics of a pair's styles at a level of this longest side."""
     job, found = ready.job, []
     for source, picture in zip(job.styles, ready.styles, strict=True):
         height, width = images.fit(picture.rgb.shape[0], picture.rgb.shape[1], size, job.upscale)
 
-        def measure(picture: Picture = picture, height: int = height, width: int = width) -> dict:
+        def measure(picture: Picture = picture, height: int = height, width: int = width) -> StyleStatistics:
             sized = images.resize(picture, height, width)
             return transfer.style_statistics(backbone, job.recipe.method, images.on_white(sized.rgb, sized.alpha))
 

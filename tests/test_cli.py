@@ -74,9 +74,7 @@ print(json.dumps(sorted(heavy & {*sys.modules})), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["validate", "m.csv"], ["recipes"], ["recipes", "painterly"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["validate", "m.csv"], ["recipes"], ["recipes", "painterly"]])
 def test_commands_that_answer_at_once_import_nothing_heavy(folder: Path, arguments: list[str]) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", WATCHED, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False
@@ -203,9 +201,9 @@ def test_a_dry_run_of_rows_that_would_fail(folder: Path) -> None:
         "row 2, cat_oil",
         "3 rows",
     ]
-    assert refused(
-        "run", str(folder / "m.csv"), "--out", str(folder / "out"), "--backbone", "tiny", "--dry-run", "--strict"
-    )[0].startswith("row 4, column size")
+    assert refused("run", str(folder / "m.csv"), "--out", str(folder / "out"), "--backbone", "tiny", "--dry-run", "--strict")[
+        0
+    ].startswith("row 4, column size")
 
 
 def test_a_dry_run_as_json(folder: Path) -> None:
@@ -264,9 +262,7 @@ def test_grid_feeds_validate(folder: Path) -> None:
 
 def test_grid_writes_where_it_is_told_and_takes_several_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    result = nst(
-        "grid", "--content", "cat.png", "--content", "*g.png", "--style", "o*", "--style", "c*.png", "-o", "new/m.csv"
-    )
+    result = nst("grid", "--content", "cat.png", "--content", "*g.png", "--style", "o*", "--style", "c*.png", "-o", "new/m.csv")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "4 pairs written to new/m.csv\n")
     assert nst("validate", "new/m.csv", "--probe").stdout == "4 rows: 4 good, 0 rejected\n"
 
@@ -335,6 +331,4 @@ def test_report_writes_one_page_of_all_pairs(tmp_path: Path) -> None:
 
 
 def test_report_of_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
-    assert refused("report", str(tmp_path)) == [
-        f"{tmp_path}: holds no outcomes; give the folder that was given to --out"
-    ]
+    assert refused("report", str(tmp_path)) == [f"{tmp_path}: holds no outcomes; give the folder that was given to --out"]

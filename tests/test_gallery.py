@@ -78,9 +78,7 @@ def test_links_lead_from_the_page_to_the_output() -> None:
 
 
 def test_the_page_asks_nobody_for_anything() -> None:
-    text = page(
-        "Run 1", {"manifest": "https://host/m.csv"}, [DONE, FAILED], {"cat_oil": "data:image/webp;base64,AAAA"}, ""
-    )
+    text = page("Run 1", {"manifest": "https://host/m.csv"}, [DONE, FAILED], {"cat_oil": "data:image/webp;base64,AAAA"}, "")
     read = Read(text)
     assert not [link for link in read.links() if not link.startswith(("data:", "images/"))]
     assert not {tag for tag, _ in read.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"}
@@ -93,13 +91,9 @@ HOSTILE = "<script>alert(1)</script>\"' onmouseover='x' & {{ 7 * 7 }} {% raw %}"
 
 
 def test_hostile_texts_stay_texts() -> None:
-    done = replace(
-        DONE, id=HOSTILE, recipe={"name": f"r{HOSTILE}"}, image=f"images/{HOSTILE}", thumbnail="thumbnails/x.webp"
-    )
+    done = replace(DONE, id=HOSTILE, recipe={"name": f"r{HOSTILE}"}, image=f"images/{HOSTILE}", thumbnail="thumbnails/x.webp")
     failed = replace(FAILED, id=f"f{HOSTILE}", error=f"e{HOSTILE}")
-    text = page(
-        f"t{HOSTILE}", {f"n{HOSTILE}": f"v{HOSTILE}"}, [done, failed], {HOSTILE: "data:image/webp;base64,AA"}, ""
-    )
+    text = page(f"t{HOSTILE}", {f"n{HOSTILE}": f"v{HOSTILE}"}, [done, failed], {HOSTILE: "data:image/webp;base64,AA"}, "")
     plain = Read(page("t", {"n": "v"}, [DONE, FAILED], {"cat_oil": "data:image/webp;base64,AA"}, ""))
     read = Read(text)
     assert [tag for tag, _ in read.tags] == [tag for tag, _ in plain.tags]

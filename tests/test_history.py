@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from nst_tasks.history import COLUMNS, LevelHistory, table, to_parquet
@@ -68,6 +69,7 @@ def test_parquet_comes_back_with_types_that_do_not_depend_on_the_values(tmp_path
     frame = table("cat_oil", "run-1", [level(0, 3)], 1)
     back = pd.read_parquet(io.BytesIO(to_parquet(frame)))
     pd.testing.assert_frame_equal(back, frame)
+    assert tuple(pyarrow.parquet.read_schema(io.BytesIO(to_parquet(frame))).names) == COLUMNS  # and no index
     types = {name: str(kind) for name, kind in back.dtypes.items()}
     assert {name: types[name] for name in ("level", "height", "width", "step")} == dict.fromkeys(
         ("level", "height", "width", "step"), "int32"

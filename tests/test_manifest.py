@@ -316,11 +316,7 @@ def test_a_required_cell_left_off_is_a_problem() -> None:
 
 def test_all_problems_of_all_rows_at_once_and_good_rows_go_on() -> None:
     manifest = read(
-        "content,style,size,seed,format\n"
-        "a.jpg,s.jpg,512,1,png\n"
-        ",s.jpg|,9,x,bmp,spare\n"
-        "b.jpg,s.jpg,,,\n"
-        "c.jpg,s.jpg,0,,\n"
+        "content,style,size,seed,format\na.jpg,s.jpg,512,1,png\n,s.jpg|,9,x,bmp,spare\nb.jpg,s.jpg,,,\nc.jpg,s.jpg,0,,\n"
     )
     columns = [(problem.row, problem.column) for problem in manifest.problems]
     assert columns == [(3, "content"), (3, "style"), (3, "size"), (3, "seed"), (3, "format"), (3, "6"), (5, "size")]
@@ -356,9 +352,7 @@ def test_equal_derived_ids_reject_the_later_row() -> None:
 
 
 def test_a_derived_and_a_given_id_may_not_be_equal() -> None:
-    assert str(read("id,content,style\n,cat.jpg,s.jpg\ncat_s,a,b\n").problems[0]).startswith(
-        "row 3, column id: cat_s is"
-    )
+    assert str(read("id,content,style\n,cat.jpg,s.jpg\ncat_s,a,b\n").problems[0]).startswith("row 3, column id: cat_s is")
     assert "derived id cat_s is also row 2's" in str(read("id,content,style\ncat_s,a,b\n,cat.jpg,s.jpg\n").problems[0])
 
 
@@ -425,9 +419,7 @@ def test_rejected_rows_come_back_corrected_from_another_folder(folder: str) -> N
     for wrong, right in corrections:
         wanted = wanted.replace(wrong, right)
     expected = [
-        (pair.id, pair.content, pair.styles, pair.size)
-        for pair in read(wanted, folder).pairs
-        if "good" not in pair.content
+        (pair.id, pair.content, pair.styles, pair.size) for pair in read(wanted, folder).pairs if "good" not in pair.content
     ]
     assert len(expected) == 4
 
@@ -521,9 +513,7 @@ def test_grid_refuses_what_no_manifest_can_hold(
 # Any input at all
 
 CELL = st.one_of(
-    st.sampled_from(
-        ["", "a.jpg", "b/c.png", "a|b", "|", "1|2", "painterly", "512", "-1", "nan", "yes", "x\ny", "s3://b/c"]
-    ),
+    st.sampled_from(["", "a.jpg", "b/c.png", "a|b", "|", "1|2", "painterly", "512", "-1", "nan", "yes", "x\ny", "s3://b/c"]),
     st.text(max_size=8),
 )
 HEADER = st.lists(st.sampled_from(sorted({*COLUMNS} - {*REQUIRED})), unique=True, max_size=5)

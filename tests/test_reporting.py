@@ -60,9 +60,7 @@ def written(tmp_path: Path, out: str, outcomes: list[Outcome], rows: str = "cat.
 def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     rows = "cat.png,oil.jpg,\ncat.png,oil.jpg,9\ndog.png,oil.jpg,\nelk.png,oil.jpg,\n"
-    rejected = Outcome(
-        id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below the smallest size, 64"
-    )
+    rejected = Outcome(id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below the smallest size, 64")
     failed = Outcome(id="dog_oil", row=4, status=Status.FAILED, error="/in/dog.png: does not exist")
     skipped = done("elk_oil", 5, status=Status.SKIPPED)
     storage.write(storage.join(out, "thumbnails/cat_oil.webp"), b"RIFF")

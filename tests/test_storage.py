@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import aiohttp
 import botocore.exceptions
@@ -117,7 +118,7 @@ def test_a_file_at_the_root_can_be_written() -> None:
         storage.write(place, b"x")
         assert storage.read(place) == b"x"
     finally:
-        os.unlink(place)
+        Path(place).unlink(missing_ok=True)
 
 
 # Stat, listing, expand
@@ -244,9 +245,7 @@ def test_probing_a_good_place_leaves_no_file(base: str) -> None:
         assert not [path for path in place.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize(
-    ("out", "reason"), [("a.bin", "a file is in the way"), ("a.bin/x", "a part of the path is a file")]
-)
+@pytest.mark.parametrize(("out", "reason"), [("a.bin", "a file is in the way"), ("a.bin/x", "a part of the path is a file")])
 def test_probing_below_a_file_says_so(tmp_path: Path, out: str, reason: str) -> None:
     (tmp_path / "a.bin").write_bytes(b"x")
     with pytest.raises(StorageError) as caught:
@@ -265,8 +264,10 @@ class Faulty(fsspec.AbstractFileSystem):
     protocol = "faulty"
     cachable = False
     error: BaseException = OSError()
+    opened_with: ClassVar[dict[str, object]] = {}
 
     def _raise(self, *args: object, **options: object) -> None:
+        Faulty.opened_with = self.storage_options
         raise self.error
 
     cat_file = pipe_file = info = ls = glob = rm_file = _raise  # type: ignore[assignment]
@@ -348,6 +349,8 @@ def test_a_store_without_the_object_answers_stat_and_listing(monkeypatch: pytest
     monkeypatch.setattr(Faulty, "error", FileNotFoundError())
     assert storage.stat(PLACE) is None
     assert storage.listing(PLACE) == {}
+    # a store that keeps listings would not see what others wrote since
+    assert Faulty.opened_with == {"use_listings_cache": False}
 
 
 def test_the_probe_names_the_place_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,9 +392,7 @@ def test_an_unknown_place_is_one_sentence(uri: str, sentence: str) -> None:
 
 
 def test_a_file_system_that_is_not_installed_is_named() -> None:
-    fsspec.register_implementation(
-        "uninstalled", "no_such_package.File", clobber=True, errtxt="Install no-such-package"
-    )
+    fsspec.register_implementation("uninstalled", "no_such_package.File", clobber=True, errtxt="Install no-such-package")
     with pytest.raises(StorageError) as caught:
         storage.read("uninstalled://bucket/a.png?hunter2")
     sentence = "the file system for uninstalled:// is not installed (Install no-such-package)"

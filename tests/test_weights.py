@@ -193,9 +193,7 @@ def test_bytes_that_are_not_hdf5_are_refused(data: bytes) -> None:
 @pytest.mark.parametrize("data", [None, b"a file"])
 @pytest.mark.parametrize("call", [weights.sha256, weights.load])
 def test_an_unknown_backbone_is_refused_with_the_known_ones(call: object, data: bytes | None) -> None:
-    with pytest.raises(
-        SettingsError, match=r"backbone: 'vgg11' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny"
-    ):
+    with pytest.raises(SettingsError, match=r"backbone: 'vgg11' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny"):
         call("vgg11", data)
 
 

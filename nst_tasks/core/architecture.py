@@ -34,4 +34,5 @@ def check_layers(architecture: str, layers: Iterable[str]) -> None:
 
 def smallest_side(layers: Iterable[str]) -> int:
     """The smallest picture side, in pixels, that leaves the deepest of `layers` at least two positions wide."""
-    return 2 * 2 ** max(int(layer.removeprefix("block").partition("_")[0]) - 1 for layer in layers)
+    deepest = max(int(layer.removeprefix("block").partition("_")[0]) for layer in layers)
+    return 1 << deepest

@@ -14,18 +14,18 @@ MEAN_RGB = (123.68, 116.779, 103.939)
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A network's convolutions in order: layer name, kernel (3, 3, C_in, C_out) float32 for BGR input, bias (C_out,) float32."""
+    """Convolutions in order: layer name, kernel (3, 3, C_in, C_out) float32 for BGR input, bias (C_out,) float32."""
 
     name: str
     convolutions: tuple[tuple[str, tf.Tensor, tf.Tensor], ...]
+
 
 def build(name: str, weights: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Backbone:
     """A backbone from its weights: layer name -> (kernel (3, 3, C_in, C_out), bias (C_out,)), in the network's order."""
     return Backbone(
         name,
         tuple(
-            (layer, tf.constant(kernel, tf.float32), tf.constant(bias, tf.float32))
-            for layer, (kernel, bias) in weights.items()
+            (layer, tf.constant(kernel, tf.float32), tf.constant(bias, tf.float32)) for layer, (kernel, bias) in weights.items()
         ),
     )
 

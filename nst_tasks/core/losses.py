@@ -6,15 +6,19 @@ measures features and one that compares. Sources are named at each.
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from nst_tasks.core.method import ContentLoss, StyleLoss, TotalVariation
 
 RIDGE = 1e-4
-"""Added to the diagonal of a covariance, in units of the layer's mean square, so that its square root has a gradient."""
+"""Added to a covariance's diagonal so that its root has a gradient; small beside the mean square 1 of relative losses."""
+
+FLAT_SALIENCE = 0.05
+"""What a perfectly flat place of a content still counts, in units of the squared contrast over the energy."""
 
 Statistics = dict[str, tf.Tensor]
-"""What is kept of a style picture at one layer; every tensor's leading axis is the batch."""
+"""What is kept of a target picture at one layer; every tensor's leading axis is the batch."""
 
 
 def gram(x: tf.Tensor) -> tf.Tensor:
@@ -66,20 +70,40 @@ def trace_of_root(matrix: tf.Tensor) -> tuple[tf.Tensor, object]:
     """
     values, vectors = tf.linalg.eigh((matrix + tf.linalg.matrix_transpose(matrix)) / 2.0)
     roots = tf.sqrt(tf.maximum(values, RIDGE**2))  # both factors are at least RIDGE
+    # an eigenvalue below the rounding error of the largest is noise, even in sign: the gradient must not divide by it
+    noise = np.finfo(values.dtype.as_numpy_dtype).eps * values[..., -1:]
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        inverse = tf.matmul(vectors / roots[..., None, :], vectors, transpose_b=True)
+        safe = tf.maximum(roots, tf.sqrt(tf.maximum(noise, 0.0)))
+        inverse = tf.matmul(vectors / safe[..., None, :], vectors, transpose_b=True)
         return 0.5 * upstream[..., None, None] * inverse
 
     return tf.reduce_sum(roots, axis=-1), gradient
 
 
-def content_distance(loss: ContentLoss, x: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
-    """Mean squared difference of features (B, h, w, C) -> (B,); relative: divided by mean(content^2)."""
-    distance = tf.reduce_mean(tf.square(x - content), axis=(1, 2, 3))
-    if loss.relative:
-        distance /= tf.reduce_mean(tf.square(content), axis=(1, 2, 3)) + 1e-12
-    return distance
+def content_statistics(loss: ContentLoss, x: tf.Tensor) -> Statistics:
+    """What `content_distance` needs to know of a content's features (B, h, w, C): themselves and a weight (B, h, w)."""
+    if not loss.relative:
+        return {"features": x, "weight": tf.ones(tf.shape(x)[:3], x.dtype)}
+    energy = tf.reduce_mean(tf.square(x), axis=3) + 1e-12  # (B, h, w)
+    edged = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
+    neighbours = (edged[:, 2:, 1:-1], edged[:, :-2, 1:-1], edged[:, 1:-1, 2:], edged[:, 1:-1, :-2])
+    contrast = tf.add_n([tf.reduce_mean(tf.square(x - other), axis=3) for other in neighbours]) / 4.0
+    salience = contrast / energy + FLAT_SALIENCE
+    salience /= tf.reduce_mean(salience, axis=(1, 2), keepdims=True)
+    return {"features": x, "weight": salience / (energy + 0.1 * tf.reduce_mean(energy, axis=(1, 2), keepdims=True))}
+
+
+def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf.Tensor:
+    """Mean over positions of the weighted mean squared difference from the content's features (B, h, w, C) -> (B,).
+
+    Plain: every weight is 1. Relative: a position's error is measured against the features' energy e there (plus a tenth of
+    its mean), and counts by their salience, the mean squared difference from the four neighbours over e, scaled to mean 1.
+    Flat places, a sky, may then be painted over, while edges stay: with the plain mean, the large activations that some
+    networks give to flat places would hold those fastest of all.
+    """
+    difference = tf.reduce_mean(tf.square(x - content["features"]), axis=3)  # (B, h, w)
+    return tf.reduce_mean(content["weight"] * difference, axis=(1, 2))
 
 
 def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:

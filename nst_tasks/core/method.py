@@ -42,7 +42,8 @@ def _require_layers(name: str, layers: LayerWeights) -> None:
 class ContentLoss:
     """`weight * sum_l w_l * mean((F_l - P_l)^2)` over features F of the image and P of the content.
 
-    With `relative`, each layer's term is divided by `mean(P_l^2)`, so that one weight fits every backbone.
+    With `relative`, the error at each position is measured against the content's energy there and counts by the content's
+    local contrast (`losses.content_distance`), so that one weight fits every backbone and flat skies may be painted.
     """
 
     layers: LayerWeights

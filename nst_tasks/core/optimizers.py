@@ -24,9 +24,7 @@ def init(image: tf.Tensor) -> AdamState:
     return AdamState(tf.zeros_like(image), tf.zeros_like(image), tf.constant(0, tf.int64))
 
 
-def update(
-    adam: Adam, state: AdamState, gradient: tf.Tensor, learning_rate: tf.Tensor
-) -> tuple[AdamState, tf.Tensor]:
+def update(adam: Adam, state: AdamState, gradient: tf.Tensor, learning_rate: tf.Tensor) -> tuple[AdamState, tf.Tensor]:
     """One Adam update: the new state and the step to add to the image, both (B, H, W, 3).
 
     `m' = b1 m + (1-b1) g`, `v' = b2 v + (1-b2) g^2`, step `-lr sqrt(1-b2^t)/(1-b1^t) m' / (sqrt(v') + eps)`

@@ -20,7 +20,7 @@ def levels(method: Method, height: int, width: int) -> tuple[Level, ...]:
     """The levels of a picture of this final size, coarsest first; the last has the final size exactly.
 
     Sizes go down from the final one by the pyramid's `ratio` while the longest side stays at or above `smallest` (and the
-    shorter one above 16 px, below which the deep layers see nothing).
+    shorter one at or above 32 px, below which the deep layers see nothing).
     """
     if method.pyramid is None:
         return (Level(height, width, method.steps),)

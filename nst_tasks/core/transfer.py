@@ -26,10 +26,10 @@ TERMS = ("content", "style", "tv")
 class Targets(NamedTuple):
     """What a batch's images are drawn to at one level.
 
-    content: layer -> features (B, h, w, C). style: layer -> statistic -> (B, S, ...), S styles a pair. style_weights: (B, S).
+    content: layer -> statistic -> (B, ...). style: layer -> statistic -> (B, S, ...), S styles a pair. style_weights: (B, S).
     """
 
-    content: dict[str, tf.Tensor]
+    content: dict[str, losses.Statistics]
     style: dict[str, losses.Statistics]
     style_weights: tf.Tensor
 
@@ -45,7 +45,8 @@ class TransferState(NamedTuple):
 
 def style_statistics(backbone: Backbone, method: Method, style: np.ndarray) -> dict[str, losses.Statistics]:
     """Statistics of one style picture (h, w, 3) float32 in [0, 1] at each style layer, leading axis 1."""
-    return _compiled(backbone, method).style(tf.constant(style[None], tf.float32))
+    found: dict[str, losses.Statistics] = _compiled(backbone, method).style(tf.constant(style[None], tf.float32))
+    return found
 
 
 def targets(
@@ -86,7 +87,7 @@ def ascend(state: TransferState, level: Level) -> TransferState:
 def advance(
     backbone: Backbone, method: Method, targets: Targets, state: TransferState, n: int, steps: int
 ) -> tuple[TransferState, np.ndarray]:
-    """`n` more of a level's `steps` steps: the new state, and the weighted terms (n, B, 3) of the image before each update."""
+    """`n` (1 or more) of a level's `steps` steps: the new state, and the terms (n, B, 3) of the image before each update."""
     image, optimizer, terms = _compiled(backbone, method).advance(
         state.image, state.optimizer, targets, tf.constant(state.step), tf.constant(n), tf.constant(steps)
     )
@@ -95,7 +96,8 @@ def advance(
 
 def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor) -> np.ndarray:
     """The weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
-    return _compiled(backbone, method).measure(image, targets).numpy()
+    terms: np.ndarray = _compiled(backbone, method).measure(image, targets).numpy()
+    return terms
 
 
 def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets) -> tf.Tensor:
@@ -127,7 +129,10 @@ def _compiled(backbone: Backbone, method: Method) -> _Compiled:
     image = tf.TensorSpec((None, None, None, 3))
     moments = AdamState(image, image, tf.TensorSpec((), tf.int64))
     wanted = Targets(
-        {layer: tf.TensorSpec((None,) * 4) for layer, _ in method.content.layers},
+        {
+            layer: {"features": tf.TensorSpec((None,) * 4), "weight": tf.TensorSpec((None,) * 3)}
+            for layer, _ in method.content.layers
+        },
         {layer: _statistics_spec(method.style) for layer, _ in method.style.layers},
         tf.TensorSpec((None, None)),
     )
@@ -141,7 +146,8 @@ def _compiled(backbone: Backbone, method: Method) -> _Compiled:
 
     @tf.function(input_signature=[image])
     def content(picture):
-        return extract(picture, [layer for layer, _ in method.content.layers])
+        found = extract(picture, [layer for layer, _ in method.content.layers])
+        return {layer: losses.content_statistics(method.content, x) for layer, x in found.items()}
 
     @tf.function(input_signature=[image, wanted])
     def measure(picture, targets):

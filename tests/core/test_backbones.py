@@ -121,9 +121,7 @@ def test_an_unknown_layer_is_refused_by_name() -> None:
     ("layers", "side"),
     [(["block1_conv2"], 2), (["block2_conv1"], 4), (["block5_conv1", "block1_conv1"], 32), (["block4_conv2"], 16)],
 )
-def test_the_smallest_side_leaves_two_positions_at_the_deepest_layer(
-    tiny: Backbone, layers: list[str], side: int
-) -> None:
+def test_the_smallest_side_leaves_two_positions_at_the_deepest_layer(tiny: Backbone, layers: list[str], side: int) -> None:
     assert architecture.smallest_side(layers) == side
     deepest = max(layers)
     assert backbones.features(tiny, picture(7, side, side), layers)[deepest].shape[1:3] == (2, 2)

@@ -20,13 +20,13 @@ UPDATES = 50
 
 
 def quadratic() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start, minimum and curvatures of `sum(a (x - b)^2) / 2`; the curvatures make gradients both above and below epsilon."""
+    """Start, minimum and curvatures of `sum(a (x - b)^2) / 2`, with gradients both above and below epsilon."""
     random = np.random.default_rng(0)
     return random.random(SHAPE), random.random(SHAPE), 10.0 ** random.uniform(-3, 1, SHAPE)
 
 
 def plain_adam(adam: Adam, x: np.ndarray, minimum: np.ndarray, curvature: np.ndarray) -> np.ndarray:
-    """Algorithm 1 of arXiv 1412.6980 as its section 2 reorders it, which is Keras's: epsilon joins the uncorrected root."""
+    """Algorithm 1 of arXiv 1412.6980 as its section 2 and Keras order it: epsilon joins the uncorrected root."""
     mean, square, path = np.zeros_like(x), np.zeros_like(x), []
     for t in range(1, UPDATES + 1):
         gradient = curvature * (x - minimum)
@@ -68,7 +68,7 @@ def test_fifty_updates_are_those_of_keras(adam: Adam) -> None:
 
 
 def test_the_first_step_by_hand() -> None:
-    # t = 1: m = 0.1 g, v = 0.01 g^2, rate = lr sqrt(0.01) / 0.1 = lr: step = -lr 0.1 g / (0.1 g + 0.1) = -lr / 2 at g = 1
+    # t = 1: m = 0.1 g, v = 0.01 g^2, rate = lr sqrt(0.01) / 0.1 = lr; at g = 1 the step is -lr 0.1 / (0.1 + 0.1)
     adam = Adam(learning_rate=0.5, beta_1=0.9, beta_2=0.99, epsilon=0.1)
     image = tf.zeros((1, 1, 1, 3), tf.float64)
     gradient = tf.constant([1.0, -1.0, 0.0], tf.float64, (1, 1, 1, 3))

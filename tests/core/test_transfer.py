@@ -1,4 +1,4 @@
-"""The optimization as a whole: first losses against NumPy, gradients against differences, and what its callers rely on."""
+"""The optimization as a whole: first losses against NumPy, gradients against differences, what callers rely on."""
 
 from __future__ import annotations
 
@@ -137,11 +137,9 @@ def test_gradient_of_the_loss_in_float64(tiny64: Backbone, method: Method) -> No
     of_content = backbones.features(tiny64, tf.constant(content), method.layers, **look)
     of_style = backbones.features(tiny64, tf.constant(style), method.layers, **look)
     aims = Targets(
-        {layer: of_content[layer] for layer, _ in method.content.layers},
+        {layer: losses.content_statistics(method.content, of_content[layer]) for layer, _ in method.content.layers},
         {
-            layer: {
-                name: value[:, None] for name, value in losses.style_statistics(method.style, of_style[layer]).items()
-            }
+            layer: {name: value[:, None] for name, value in losses.style_statistics(method.style, of_style[layer]).items()}
             for layer, _ in method.style.layers
         },
         tf.ones((1, 1), tf.float64),
@@ -176,16 +174,11 @@ def textured(seed: int, side: int) -> Array:
     return np.clip(tf.reduce_mean(layers, axis=0).numpy(), 0.0, 1.0)
 
 
-NOISY = pytest.mark.xfail(reason="eigenvalues that rounding leaves near zero dominate the gradient", strict=True)
-
-
-@pytest.mark.parametrize("layer", ["block2_conv1", pytest.param("block3_conv1", marks=NOISY)])
+@pytest.mark.parametrize("layer", ["block2_conv1", "block3_conv1", "block4_conv1"])
 def test_the_wasserstein_gradient_in_float32_points_as_in_float64(hed: Backbone, layer: str) -> None:
     """Covariances of real features are near singular: the square root's gradient must survive single precision."""
     loss = PAINTERLY.method.style
-    found = backbones.features(hed, tf.constant(np.stack([textured(11, 64), textured(12, 64)[::-1] ** 2])), [layer])[
-        layer
-    ]
+    found = backbones.features(hed, tf.constant(np.stack([textured(11, 64), textured(12, 64)[::-1] ** 2])), [layer])[layer]
     gradients = []
     for kind in (tf.float32, tf.float64):
         x, style = tf.cast(found[:1], kind), losses.style_statistics(loss, tf.cast(found[1:], kind))
@@ -213,9 +206,7 @@ def test_steps_are_adams_on_the_gradient_of_the_summed_terms(tiny: Backbone) -> 
             total = tf.reduce_sum(terms)
         gradient = tape.gradient(total, state.image).numpy().astype(np.float64)
         mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
-        rate = (
-            0.05 * (0.2 + 0.8 * (1 + np.cos(np.pi * k / 3)) / 2) * np.sqrt(1 - 0.99 ** (k + 1)) / (1 - 0.9 ** (k + 1))
-        )
+        rate = 0.05 * (0.2 + 0.8 * (1 + np.cos(np.pi * k / 3)) / 2) * np.sqrt(1 - 0.99 ** (k + 1)) / (1 - 0.9 ** (k + 1))
         expected = np.clip(state.image.numpy() - rate * mean / (np.sqrt(square) + 1e-3), 0.0, 1.0)
         assert np.abs(expected - state.image.numpy()).max() > 1e-2
         state, rows = transfer.advance(tiny, method, aims, state, 1, 3)
@@ -249,9 +240,9 @@ def test_a_batch_of_three_is_three_singles(tiny: Backbone, method: Method) -> No
         first = transfer.start(method, contents[k][None], seeds[k : k + 1])
         aims = targets(tiny, method, contents[k : k + 1], styles[k : k + 1])
         alone, row = transfer.advance(tiny, method, aims, first, steps, steps)
-        np.testing.assert_allclose(together.image[k], alone.image[0], atol=1e-4)
+        np.testing.assert_allclose(together.image[k], alone.image[0], atol=1e-3)
         np.testing.assert_allclose(rows[:, k], row[:, 0], rtol=1e-4, atol=1e-6)
-        assert np.abs(alone.image - first.image).max() > 1e-2  # 1e-4 is small beside the way gone
+        assert np.abs(alone.image - first.image).max() > 5e-2  # 1e-3 is small beside the way gone
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -349,7 +340,7 @@ def test_the_next_level_resizes_the_picture_and_begins_adam_anew(tiny: Backbone)
     # the same picture, only finer: its 2 x 2 means over a doubled size are the pixels
     double = transfer.ascend(state, Level(2 * SIZE[0], 2 * SIZE[1], 10)).image.numpy()
     means = double.reshape(SIZE[0], 2, SIZE[1], 2, 3).mean(axis=(1, 3))
-    assert np.abs(means - state.image.numpy()[0]).mean() < 0.02
+    assert np.abs(means - state.image.numpy()[0]).mean() < 0.05
 
 
 def test_resizing_overshoots_no_edge() -> None:
@@ -399,12 +390,8 @@ def test_weights_multiply_their_own_terms(tiny: Backbone) -> None:
         aims = targets(tiny, one, [picture(47)], [[picture(48)]])
         return transfer.measure(tiny, one, aims, tf.constant(picture(49)[None]))[0]
 
-    first = terms(
-        ContentLoss((("block1_conv1", 1.0),), 1.0), StyleLoss((("block1_conv2", 1.0),), 1.0), TotalVariation(1.0)
-    )
-    second = terms(
-        ContentLoss((("block2_conv1", 1.0),), 1.0), StyleLoss((("block2_conv2", 1.0),), 1.0), TotalVariation(0.0)
-    )
+    first = terms(ContentLoss((("block1_conv1", 1.0),), 1.0), StyleLoss((("block1_conv2", 1.0),), 1.0), TotalVariation(1.0))
+    second = terms(ContentLoss((("block2_conv1", 1.0),), 1.0), StyleLoss((("block2_conv2", 1.0),), 1.0), TotalVariation(0.0))
     expected = [2 * (first[0] + 3 * second[0]), 5 * (first[1] + 3 * second[1]), 7 * first[2]]
     assert second[2] == 0.0
     np.testing.assert_allclose(terms(method.content, method.style, method.total_variation), expected, rtol=1e-5)
