@@ -135,8 +135,8 @@ def run_manifest(request: Request, settings: Settings) -> Report:
             outcomes.append(replace(done[job.id], status=Status.SKIPPED, row=job.row))
         else:
             jobs.append(job)
-    for failed in (o for o in outcomes if o.error):
-        logger.warning("row %d: %s", failed.row, failed.error)
+    for line in reporting.failures(outcomes):
+        logger.warning(line)
 
     observer = watch()
     observer.add(

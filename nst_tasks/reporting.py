@@ -44,6 +44,12 @@ def reasons(manifest: Manifest, row: int) -> str:
     return "; ".join(str(problem) for problem in manifest.problems if problem.row == row)
 
 
+def failures(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
+    """A line for each failed or rejected row, in the rows' order."""
+    broken = sorted((o for o in outcomes if o.status in (Status.FAILED, Status.REJECTED)), key=lambda o: o.row)
+    return tuple(f"row {o.row}, {o.id}: {o.error}" if o.id else o.error for o in broken)
+
+
 def write(
     request: Request,
     taken: Intake,
@@ -67,11 +73,7 @@ def write(
         out=redact(request.out),
         rows=len(outcomes),
         counts={str(status): sum(o.status == status for o in outcomes) for status in Status},
-        failures=tuple(
-            f"row {o.row}, {o.id}: {o.error}" if o.id else o.error
-            for o in outcomes
-            if o.status in (Status.FAILED, Status.REJECTED)
-        ),
+        failures=failures(outcomes),
         warnings=tuple(warnings),
         seconds=round((datetime.now(UTC) - began).total_seconds(), 3),
         files={kind: redact(storage.join(folder, name)) for kind, name in names.items()},

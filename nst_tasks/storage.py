@@ -75,7 +75,9 @@ def listing(uri: str) -> dict[str, Entry]:
             found = fs.ls(path, detail=True)
         except FileNotFoundError:
             return {}
-        files = {info["name"].rstrip("/").rpartition("/")[2]: _entry(info) for info in found if info["type"] == "file"}
+        # some object stores list the prefix itself, as an empty object
+        inside = [info for info in found if info["type"] == "file" and info["name"].rstrip("/") != path.rstrip("/")]
+        files = {info["name"].rstrip("/").rpartition("/")[2]: _entry(info) for info in inside}
         return {name: files[name] for name in sorted(files) if name and not name.startswith(".")}
 
 

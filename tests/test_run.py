@@ -1,0 +1,300 @@
+"""The whole job on a local disk, against a real Prefect server: what comes out, what is done again, what a failure leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows.terminal import Ended, run_flow
+from nst_tasks import history, images, outcome
+from nst_tasks.intake import Request
+from nst_tasks.outcome import Status
+
+pytestmark = pytest.mark.usefixtures("flow_api")
+
+TWO_PAIRS = "id,content,style,recipe\na,cat.png,oil.png,\nb,dog.png,ink.png,tf-tutorial\n"
+
+
+def run(folder: Path, rows: str, out: Path, **options: object) -> Ended:
+    (folder / "m.csv").write_text(rows)
+    request = Request(manifest=str(folder / "m.csv"), out=str(out), backbone="tiny", size=64, steps=3)
+    return run_flow(Request(**{**vars(request), **options}))  # type: ignore[arg-type]
+
+
+def marker(out: Path, id: str) -> outcome.Outcome:
+    return outcome.from_json((out / outcome.marker_path(id)).read_bytes())
+
+
+def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = run(pictures, TWO_PAIRS, out)
+    assert (ended.name, ended.exit_code) == ("Completed", 0)
+    assert ended.message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
+    for id, recipe in (("a", "painterly"), ("b", "tf-tutorial")):
+        data = (out / f"images/{id}.png").read_bytes()
+        done = marker(out, id)
+        assert images.probe(data, 10**6) == (48, 64) == (done.height, done.width)
+        assert images.read_text(data) == {"nst:key": done.key, "nst:recipe": recipe, "nst:pair": id}
+        assert (done.status, done.image_bytes, done.image_sha256) == (
+            Status.SUCCEEDED,
+            len(data),
+            hashlib.sha256(data).hexdigest(),
+        )
+        assert done.content is not None
+        assert done.content.sha256 == hashlib.sha256(Path(done.content.uri).read_bytes()).hexdigest()
+        assert done.recipe["name"] == recipe
+        assert len(done.weights_sha256) == 64
+        assert set(done.versions) == {"nst", "python", "tensorflow", "numpy", "pillow"}
+        assert images.probe((out / f"thumbnails/{id}.webp").read_bytes(), 10**6)[0] == 160
+
+    told = pd.read_parquet(out / "history")
+    assert tuple(told.columns) == history.COLUMNS
+    assert sorted(told.pair_id.unique()) == ["a", "b"]
+    np.testing.assert_allclose(told.total, told["content"] + told["style"] + told["tv"], rtol=1e-6)
+    b = told[told.pair_id == "b"]
+    assert b.step.tolist() == [0, 1, 2, 3]
+    assert b.total.iloc[-1] == pytest.approx(marker(out, "b").losses["total"], rel=1e-6)
+    a = told[told.pair_id == "a"]
+    assert a.total.iloc[-1] < a.total.iloc[0]
+
+    assert ended.report is not None
+    folder = out / "runs" / ended.report.run_id
+    assert (folder / "manifest.csv").read_text() == TWO_PAIRS
+    summary = pd.read_parquet(folder / "summary.parquet")
+    assert summary.id.tolist() == ["a", "b"]
+    assert summary.status.tolist() == ["succeeded", "succeeded"]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["counts"] == {"succeeded": 2, "failed": 0, "rejected": 0, "skipped": 0}
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/webp;base64,") == 2
+    assert not list(out.rglob("*.tmp"))
+    assert not list(out.glob("checkpoints/*"))
+
+
+def test_a_rerun_skips_what_is_done_without_opening_it_and_does_again_what_changed(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = TWO_PAIRS + "c,dog.png,oil.png,tf-tutorial\n"
+    run(pictures, rows, out)
+    before = {id: (out / f"images/{id}.png").stat().st_mtime_ns for id in "abc"}
+
+    kept = (pictures / "cat.png").read_bytes()
+    entry = (pictures / "cat.png").stat()
+    again = run(pictures, rows, out)
+    assert again.message == "0 succeeded, 0 failed, 0 rejected, 3 skipped of 3 rows"
+    assert again.exit_code == 0
+    assert {id: (out / f"images/{id}.png").stat().st_mtime_ns for id in "abc"} == before
+    assert again.report is not None
+    page = (out / "runs" / again.report.run_id / "report.html").read_text()
+    assert page.count("data:image/webp;base64,") == 3  # skipped pairs are shown all the same
+
+    # an atomic replacement by the same bytes is another version: opened, found the same, skipped
+    (pictures / "new.png").write_bytes(kept)
+    (pictures / "new.png").rename(pictures / "cat.png")
+    assert (pictures / "cat.png").stat().st_ino != entry.st_ino
+    assert run(pictures, rows, out).message.startswith("0 succeeded, 0 failed, 0 rejected, 3 skipped")
+
+    # other content, other recipe, a lost picture: each done again, the rest is not
+    (pictures / "cat.png").write_bytes((pictures / "ink.png").read_bytes())
+    assert run(pictures, rows, out).message.startswith("1 succeeded, 0 failed, 0 rejected, 2 skipped")
+    assert marker(out, "a").content.sha256 == hashlib.sha256((pictures / "ink.png").read_bytes()).hexdigest()  # type: ignore[union-attr]
+    changed = rows.replace("b,dog.png,ink.png,tf-tutorial", "b,dog.png,ink.png,painterly")
+    assert run(pictures, changed, out).message.startswith("1 succeeded, 0 failed, 0 rejected, 2 skipped")
+    (out / "images/c.png").unlink()
+    assert run(pictures, changed, out).message.startswith("1 succeeded, 0 failed, 0 rejected, 2 skipped")
+
+
+def test_finished_pictures_are_not_opened_by_a_rerun(pictures: Path, tmp_path: Path) -> None:
+    """Unreadable bytes of the same size and version would fail if anybody looked."""
+    import os
+
+    out = tmp_path / "out"
+    run(pictures, TWO_PAIRS, out)
+    for path in [*(out / "images").iterdir(), *(out / "history").iterdir()]:
+        path.write_bytes(b"x" * path.stat().st_size)
+    opened: list[str] = []
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str) and watching:
+            opened.append(arguments[0])
+
+    import sys
+
+    watching = True
+    sys.addaudithook(watch)
+    try:
+        assert run(pictures, TWO_PAIRS, out).message.startswith("0 succeeded, 0 failed, 0 rejected, 2 skipped")
+    finally:
+        watching = False
+    touched = {os.path.relpath(path, tmp_path) for path in opened if path.startswith(str(tmp_path))}
+    assert any(path.startswith("out/outcomes/") for path in touched)  # the hook sees what is opened
+    assert not [path for path in touched if path.startswith(("in/", "out/images", "out/history")) and path != "in/m.csv"]
+
+
+def test_same_inputs_give_the_same_bytes(pictures: Path, tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        run(pictures, TWO_PAIRS, tmp_path / out)
+    for id in "ab":
+        one, two = ((tmp_path / out / f"images/{id}.png").read_bytes() for out in ("one", "two"))
+        assert one == two
+        assert marker(tmp_path / "one", id).key == marker(tmp_path / "two", id).key
+
+
+def test_a_pairs_bytes_do_not_depend_on_its_neighbours(pictures: Path, tmp_path: Path) -> None:
+    run(pictures, TWO_PAIRS, tmp_path / "both")
+    run(pictures, "id,content,style,recipe\nb,dog.png,ink.png,tf-tutorial\n", tmp_path / "alone")
+    assert (tmp_path / "both/images/b.png").read_bytes() == (tmp_path / "alone/images/b.png").read_bytes()
+
+
+def test_bad_pictures_fail_their_own_pairs_and_bad_rows_are_set_aside(pictures: Path, tmp_path: Path) -> None:
+    whole = (pictures / "cat.png").read_bytes()
+    (pictures / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "text.png").write_text("not a picture")
+    (pictures / "thin.png").write_bytes(images.encode(np.zeros((3, 90, 3), np.float32), None, "png", {}))
+    rows = (
+        "id,content,style,recipe,size\n"
+        "good,cat.png,oil.png,,\n"
+        "missing,gone.png,oil.png,,\n"
+        "torn,torn.png,oil.png,,\n"
+        "text,text.png,oil.png,,\n"
+        "thin,thin.png,oil.png,,\n"
+        "badsize,cat.png,oil.png,,9\n"
+        "badrecipe,cat.png,oil.png,painterley,\n"
+        "style,cat.png,gone.png|oil.png,,\n"
+    )
+    out = tmp_path / "out"
+    ended = run(pictures, rows, out)
+    assert ended.message == "1 succeeded, 5 failed, 2 rejected, 0 skipped of 8 rows"
+    assert (ended.name, ended.exit_code) == ("Completed with failures", 1)
+    assert ended.report is not None
+    told = "\n".join(ended.report.failures)
+    for sentence in (
+        "row 3, missing: ",
+        "gone.png: does not exist",
+        "row 4, torn: ",
+        "row 5, text: ",
+        "not a picture",
+        "row 6, thin: ",
+        "leave a side below",
+        "row 7, column size: 9 is below the smallest size, 64",
+        "row 8, column recipe: ",
+        "painterly",
+        "row 9, style: ",
+    ):
+        assert sentence in told
+    assert [path.stem for path in (out / "images").iterdir()] == ["good"]
+    assert marker(out, "torn").status == Status.FAILED
+    folder = out / "runs" / ended.report.run_id
+    summary = pd.read_parquet(folder / "summary.parquet")
+    assert len(summary) == 8
+    assert summary.status.value_counts().to_dict() == {"failed": 5, "rejected": 2, "succeeded": 1}
+    page = (folder / "report.html").read_text()
+    assert "does not exist" in page
+
+    # the rejected rows, corrected, are a manifest that runs as it is
+    rejected = (folder / "rejected.csv").read_text()
+    fixed = rejected.replace(",9", ",64").replace("painterley", "painterly")
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    assert run(other, fixed, out).message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
+
+
+def test_strict_refuses_the_whole_manifest_and_runs_nothing(pictures: Path, tmp_path: Path) -> None:
+    from nst_tasks.errors import InputError
+
+    with pytest.raises(InputError, match="row 3, column content"):
+        run(pictures, TWO_PAIRS.replace("b,dog.png", "b,"), tmp_path / "out", strict=True)
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "state"),
+    [
+        (None, "Completed with failures"),
+        ("1", "Completed with failures"),
+        ("0", "Failed"),
+        ("50%", "Completed with failures"),
+        ("49%", "Failed"),
+    ],
+)
+def test_max_failures_decides_the_final_state(pictures: Path, tmp_path: Path, limit: str | None, state: str) -> None:
+    rows = "id,content,style\ngood,cat.png,oil.png\nbad,gone.png,oil.png\n"
+    ended = run(pictures, rows, tmp_path / "out", steps=0, max_failures=limit)
+    assert (ended.name, ended.exit_code) == (state, 1)
+    assert "1 succeeded, 1 failed" in ended.message
+    assert ended.report is not None
+    assert Path(ended.report.files["summary"]).exists()
+
+
+def test_a_run_in_which_nothing_succeeds_is_failed(pictures: Path, tmp_path: Path) -> None:
+    ended = run(pictures, "content,style\ngone.png,oil.png\n", tmp_path / "out")
+    assert (ended.name, ended.exit_code) == ("Failed", 1)
+
+
+def test_several_styles_formats_alpha_and_kept_colors(pictures: Path, tmp_path: Path) -> None:
+    rgb = images.decode((pictures / "cat.png").read_bytes(), 10**6).rgb
+    alpha = np.tile(np.linspace(0, 1, rgb.shape[1], dtype=np.float32), (rgb.shape[0], 1))
+    (pictures / "clear.png").write_bytes(images.encode(rgb, alpha, "png", {}))
+    rows = (
+        "id,content,style,style_weights,keep_color,format\n"
+        "two,cat.png,oil.png|ink.png,3|1,,\n"
+        "kept,cat.png,ink.png,,yes,\n"
+        "clear,clear.png,ink.png,,,webp\n"
+        "jpeg,clear.png,ink.png,,,jpg\n"
+    )
+    out = tmp_path / "out"
+    assert run(pictures, rows, out).message.startswith("4 succeeded")
+    assert marker(out, "two").style_weights == (0.75, 0.25)
+    kept = images.decode((out / "images/kept.png").read_bytes(), 10**6)
+    small = images.resize(images.Picture(rgb, None), 48, 64).rgb
+    chroma = [image - images.luminance(image)[..., None] for image in (kept.rgb, small)]
+    assert np.abs(chroma[0] - chroma[1]).mean() < 0.03
+    clear = images.decode((out / "images/clear.webp").read_bytes(), 10**6)
+    assert clear.alpha is not None
+    assert np.abs(clear.alpha[24] - np.linspace(0, 1, 64)).max() < 0.05
+    assert images.decode((out / "images/jpeg.jpg").read_bytes(), 10**6).alpha is None
+
+
+def test_history_every_thins_and_keeps_first_and_last(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = "id,content,style,recipe,steps\na,cat.png,oil.png,tf-tutorial,7\n"
+    run(pictures, rows, out, history_every=3)
+    assert pd.read_parquet(out / "history").step.tolist() == [0, 3, 6, 7]
+
+
+def test_upscale_enlarges_and_a_pyramid_tells_its_levels(pictures: Path, tmp_path: Path) -> None:
+    rows = "id,content,style,size\na,cat.png,oil.png,128\n"
+    run(pictures, rows, tmp_path / "kept")
+    run(pictures, rows, tmp_path / "large", upscale=True)
+    assert images.probe((tmp_path / "kept/images/a.png").read_bytes(), 10**6) == (72, 96)
+    assert images.probe((tmp_path / "large/images/a.png").read_bytes(), 10**6) == (96, 128)
+    told = pd.read_parquet(tmp_path / "large/history")
+    assert told.groupby("level").width.first().tolist() == [80, 128]
+    assert told.groupby("level").step.max().tolist() == [4, 3]  # 60 coarse steps for 40 fine ones: 4 for 3
+
+
+def test_zero_steps_give_the_initial_picture(pictures: Path, tmp_path: Path) -> None:
+    rows = "id,content,style,recipe,steps\na,cat.png,oil.png,tf-tutorial,0\n"
+    run(pictures, rows, tmp_path / "out")
+    given = images.resize(images.decode((pictures / "cat.png").read_bytes(), 10**6), 48, 64)
+    made = images.decode((tmp_path / "out/images/a.png").read_bytes(), 10**6)
+    np.testing.assert_allclose(made.rgb, given.rgb, atol=0.5 / 255 + 1e-6)
+
+
+def test_batches_of_several_pairs_give_each_its_own(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One picture that breaks while the run is under way fails alone; the others of its batch are as if they were alone."""
+    monkeypatch.setenv("NST_BATCH", "4")
+    rows = "id,content,style,recipe\n" + "".join(f"p{k},{c}.png,{s}.png,tf-tutorial\n" for k, (c, s) in enumerate(
+        [("cat", "oil"), ("dog", "oil"), ("cat", "ink")]))  # fmt: skip
+    assert run(pictures, rows, tmp_path / "batch").message.startswith("3 succeeded")
+    monkeypatch.setenv("NST_BATCH", "1")
+    run(pictures, rows, tmp_path / "single")
+    for k in range(3):
+        one, other = (
+            images.decode((tmp_path / out / f"images/p{k}.png").read_bytes(), 10**6).rgb for out in ("batch", "single")
+        )
+        assert np.abs(one - other).max() <= 2 / 255

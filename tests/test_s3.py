@@ -1,0 +1,128 @@
+"""The whole flow on a real S3 server: manifest, pictures and output all there."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+import pandas as pd
+import pytest
+from servers import S3, nst, picture
+
+from nst_tasks import images, outcome, storage
+from nst_tasks.errors import StorageError, StorageUnavailable
+
+ROWS = "id,content,style,recipe\na,in/cat.png,in/oil.png,\nb,in/dog.png,s3://nst-in/in/ink.png,tf-tutorial\nbad,in/gone.png,in/oil.png,\n"
+
+
+@pytest.fixture
+def bucket(s3: S3, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket with a manifest and its pictures, reached by the environment's credentials alone."""
+    import s3fs
+
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    fs = s3fs.S3FileSystem()
+    for name in ("nst-in", "nst-out"):
+        if not fs.exists(name):
+            fs.mkdir(name)
+    for name in ("cat", "dog", "oil", "ink"):
+        storage.write(f"s3://nst-in/in/{name}.png", picture(name))
+    storage.write("s3://nst-in/m.csv", ROWS.encode())
+    return "s3://nst-out"
+
+
+def test_a_manifest_on_s3_becomes_pictures_on_s3(s3: S3, prefect_api: str, bucket: str) -> None:
+    out = f"{bucket}/nightly"
+    options = ("run", "s3://nst-in/m.csv", "--out", out, "--backbone", "tiny", "--size", "64", "--steps", "2", "--json")
+    environment = {**s3.environment, "PREFECT_API_URL": prefect_api}
+    done = nst(*options, **environment)
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert report["counts"] == {"succeeded": 2, "failed": 1, "rejected": 0, "skipped": 0}
+    assert "s3://nst-in/in/gone.png: does not exist" in report["failures"][0]
+    assert "Traceback" not in done.stderr
+
+    for id in "ab":
+        data = storage.read(f"{out}/images/{id}.png")
+        marker = outcome.from_json(storage.read(f"{out}/outcomes/{id}.json"))
+        assert images.probe(data, 10**6) == (48, 64)
+        assert images.read_text(data)["nst:key"] == marker.key
+    told = pd.read_parquet(f"{out}/history")
+    assert sorted(told.pair_id.unique()) == ["a", "b"]
+    summary = pd.read_parquet(report["files"]["summary"])
+    assert summary.set_index("id").status.to_dict() == {"a": "succeeded", "b": "succeeded", "bad": "failed"}
+    assert b"data:image/webp" in storage.read(report["files"]["report"])
+    assert storage.listing(out) == {}  # nothing but folders at the top
+
+    written_texts = [f"{out}/outcomes/a.json", f"{out}/outcomes/bad.json", report["files"]["run"], report["files"]["report"]]
+    for text in (done.stdout, done.stderr, *(storage.read(uri).decode() for uri in written_texts)):
+        assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in text
+
+    storage.write("s3://nst-in/in/gone.png", picture("cat"))
+    again = nst(*options, **environment)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["counts"] == {"succeeded": 1, "failed": 0, "rejected": 0, "skipped": 2}
+
+
+def test_dry_run_and_grid_and_report_speak_s3(s3: S3, bucket: str) -> None:
+    done = nst("grid", "--content", "s3://nst-in/in/[cd]*.png", "--style", "s3://nst-in/in/oil.png", **s3.environment)
+    assert done.stdout.splitlines()[1] == "cat_oil,s3://nst-in/in/cat.png,s3://nst-in/in/oil.png"
+    done = nst("run", "s3://nst-in/m.csv", "--out", f"{bucket}/dry", "--backbone", "tiny", "--dry-run", **s3.environment)
+    assert "a: cat x oil, painterly, 96 x 72" in done.stdout
+    assert storage.listing(f"{bucket}/dry") == {}
+
+
+def test_wrong_credentials_are_one_sentence_and_exit_code_2(s3: S3, bucket: str) -> None:
+    wrong = {**s3.environment, "AWS_SECRET_ACCESS_KEY": "wrong-secret-of-the-tests"}
+    done = nst("run", "s3://nst-in/m.csv", "--out", bucket, **wrong)
+    assert done.returncode == 2
+    assert "access is denied" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "wrong-secret" not in done.stderr + done.stdout
+
+
+def test_an_output_that_may_not_be_written_is_known_before_any_compute(s3: S3, bucket: str) -> None:
+    done = nst("run", "s3://nst-in/m.csv", "--out", bucket, "--backbone", "tiny", **s3.reader)
+    assert done.returncode == 2
+    assert "nst: --out: the output cannot be written" in done.stderr
+    assert "access is denied" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_and_forbidden_are_for_good_and_a_silent_server_is_not(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    with pytest.raises(StorageError, match="does not exist") as raised:
+        storage.read("s3://nst-in/nowhere.png")
+    assert not isinstance(raised.value, StorageUnavailable)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own retries, each after a longer wait
+    with pytest.raises(StorageUnavailable, match="failed for the moment"):
+        storage.read("s3://nst-in/in/cat.png")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_listings_are_never_stale_and_writes_are_whole(bucket: str) -> None:
+    prefix = f"{bucket}/fresh"
+    assert storage.listing(prefix) == {}
+    storage.write(f"{prefix}/one", b"1")
+    assert list(storage.listing(prefix)) == ["one"]
+    first = storage.stat(f"{prefix}/one")
+    storage.write(f"{prefix}/one", b"2")
+    second = storage.stat(f"{prefix}/one")
+    assert first is not None
+    assert second is not None
+    assert (first.size, first.version != second.version) == (second.size, True)
+    large = os.urandom(12 * 2**20)  # above the size from which uploads come in parts
+    storage.write(f"{prefix}/large", large)
+    assert storage.read(f"{prefix}/large") == large
+    readers = [threading.Thread(target=storage.read, args=(f"{prefix}/one",)) for _ in range(8)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
