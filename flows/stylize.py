@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -20,7 +21,7 @@ from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, re
 from nst_tasks.intake import Request
 from nst_tasks.manifest import Pair
 from nst_tasks.outcome import Outcome, Status
-from nst_tasks.progress import watch
+from nst_tasks.progress import current, watch
 from nst_tasks.reporting import Report
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
@@ -76,8 +77,13 @@ def stylize_manifest(
         storage.absolute(manifest), storage.absolute(out), recipe, size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every,
     )  # fmt: skip
+    observer = watch()
+    current.set(observer)
     try:
         report = run_manifest(request, settings.from_environment())
+    except TerminationSignal:  # SIGTERM, as Prefect delivers it: the threads stop after their current chunk of steps
+        observer.stop.set()
+        raise
     except InputError as error:
         return Failed(name="Refused", message=str(error), data=error)
     except Interrupted:
@@ -165,7 +171,7 @@ def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings)
         name = f"inspect pictures {first}-{first + len(chunk) - 1} of {len(unknown)}"
         return with_retries(inspect_pictures, settings, task_run_name=name).submit(chunk, settings)
 
-    for chunk, result in _windowed(chunks, submit, window=4):
+    for chunk, result in windowed(chunks, submit, window=4):
         if isinstance(result, BaseException):
             sources |= {uri: NstError(f"{redact(uri)}: could not be inspected ({result})") for uri in chunk}
         else:
@@ -185,7 +191,7 @@ def _stylize(jobs: list[Job], run: Run) -> list[Outcome]:
         return with_retries(stylize_batch, run.settings, task_run_name=batch.name, tags=tags).submit(batch, run)
 
     outcomes = []
-    for batch, result in _windowed(batches, submit, window=len(devices.names()) + 1):
+    for batch, result in windowed(batches, submit, window=len(devices.names()) + 1):
         if isinstance(result, Interrupted):
             raise result
         if isinstance(result, BaseException):  # a defect, or memory that ran out: the other pairs go on
@@ -198,7 +204,7 @@ def _stylize(jobs: list[Job], run: Run) -> list[Outcome]:
     return outcomes
 
 
-def _windowed(items: Iterable[Any], submit: Any, window: int) -> Iterator[tuple[Any, Any]]:
+def windowed(items: Iterable[Any], submit: Any, window: int) -> Iterator[tuple[Any, Any]]:
     """Each item with its future's result or exception, as they finish, with at most `window` submitted at a time.
 
     `task.map` would submit them all at once: ten thousand pairs would wait in memory and in the API's queue.

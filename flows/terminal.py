@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from prefect.client.orchestration import get_client
+from prefect.exceptions import TerminationSignal
+from prefect.settings import PREFECT_API_URL
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flows.stylize import stylize_manifest
-from nst_tasks.errors import InputError
+from nst_tasks.errors import InputError, SettingsError, redact
 from nst_tasks.intake import Request
 from nst_tasks.progress import Watch, current
 from nst_tasks.reporting import Report
@@ -31,12 +34,16 @@ class Ended:
     report: Report | None
 
 
+STOPPED = Ended("Cancelled", "interrupted; what is finished is safe: run the same command again", INTERRUPTED, None)
+
+
 def run_flow(request: Request) -> Ended:
     """Run `stylize_manifest` with a progress bar on standard error; SIGINT and SIGTERM end it between two chunks of steps.
 
     Raises:
-        InputError: the request is refused.
+        InputError: the request is refused, or the Prefect API does not answer.
     """
+    _require_api()
     with _progress_bar() as watch, _signals(watch.stop):
         token = current.set(watch)
         try:
@@ -54,12 +61,12 @@ def run_flow(request: Request) -> Ended:
                 history_every=request.history_every,
                 return_state=True,
             )
-        except KeyboardInterrupt:
-            return Ended("Cancelled", "interrupted; what is finished is safe: run the same command again", INTERRUPTED, None)
+        except (KeyboardInterrupt, TerminationSignal):
+            return STOPPED
         finally:
             current.reset(token)
     if state.is_cancelled() or (watch.stop.is_set() and not state.is_completed()):
-        return Ended("Cancelled", "interrupted; what is finished is safe: run the same command again", INTERRUPTED, None)
+        return STOPPED
     result = state.result(raise_on_failure=False)
     if isinstance(result, InputError):
         raise result
@@ -68,13 +75,36 @@ def run_flow(request: Request) -> Ended:
     return Ended(state.name or "", state.message or "", 1 if failed else 0, report)
 
 
+def _require_api() -> None:
+    """Refuse to start against a Prefect API that is configured and does not answer: Prefect itself would wait and retry.
+
+    Raises:
+        SettingsError: it does not answer.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        return  # Prefect starts a server of its own for the run
+    try:
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+    except Exception as error:  # whatever the client raises before its own health check
+        problem = error
+    if problem is not None:
+        raise SettingsError(
+            f"PREFECT_API_URL: {redact(url)} does not answer ({type(problem).__name__}); start that server, correct the "
+            "address, or unset it to run without one"
+        )
+
+
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the run to stop, the second SIGINT ends it where it is."""
 
     def ask(number: int, frame: object) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         stop.set()
         print("nst: stopping after the current steps; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 

@@ -1,0 +1,239 @@
+"""What a person sees in Prefect: names, tags, retries, states and messages, asked of a real server's API."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from prefect import flow, task
+from servers import nst
+
+from flows.stylize import windowed
+from flows.terminal import run_flow
+from nst_tasks.intake import Request
+
+
+class FlakyFileSystem(LocalFileSystem):
+    """The local disk, but after the spared ones some reads fail as in an object store that asks to come back later."""
+
+    protocol = "flaky"
+    spared: Counter[str] = Counter()
+    failing: Counter[str] = Counter()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return LocalFileSystem._strip_protocol(path.removeprefix("flaky://"))
+
+    def cat_file(self, path: str, *rest: Any, **more: Any) -> bytes:
+        name = path.rpartition("/")[2]
+        if self.spared[name] > 0:
+            self.spared[name] -= 1
+        elif self.failing[name] > 0:
+            self.failing[name] -= 1
+            raise OSError(errno.EIO, "503 Slow Down")
+        return super().cat_file(path, *rest, **more)
+
+
+@pytest.fixture
+def flaky(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+    FlakyFileSystem.spared.clear()
+    FlakyFileSystem.failing.clear()
+    monkeypatch.setenv("NST_RETRY_SECONDS", "0")
+    yield f"flaky://{pictures}"
+    FlakyFileSystem.failing.clear()
+
+
+def ask(api: str, kind: str, question: dict[str, Any]) -> list[dict[str, Any]]:
+    """Filter flow runs or task runs by the server's REST API."""
+    request = urllib.request.Request(
+        f"{api}/{kind}/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())  # type: ignore[no-any-return]
+
+
+def last_run(api: str, name: str, tasks: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The newest flow run of this name and its task runs by name, once the server has recorded that many."""
+    until = time.monotonic() + 60
+    while True:
+        flow_runs = ask(api, "flow_runs", {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC"})
+        if flow_runs:
+            newest = flow_runs[0]
+            found = ask(api, "task_runs", {"task_runs": {"flow_run_id": {"any_": [newest["id"]]}}})
+            ended = [run for run in found if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
+            if len(ended) >= tasks or time.monotonic() > until:
+                return newest, {run["name"]: run for run in found}
+        time.sleep(0.5)
+
+
+def request(manifest: str, out: Path, **options: Any) -> Request:
+    return Request(manifest=manifest, out=str(out), backbone="tiny", size=64, steps=1, **options)
+
+
+def write_manifest(pictures: Path, name: str, rows: str) -> str:
+    (pictures / f"{name}.csv").write_text(rows)
+    return f"flaky://{pictures}/{name}.csv"
+
+
+def test_the_api_shows_names_tags_retries_and_state(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
+    rows = "content,style,recipe\ncat.png,oil.png,\ndog.png,ink.png,tf-tutorial\ngone.png,oil.png,\n"
+    manifest = write_manifest(pictures, "seen", rows)
+    FlakyFileSystem.failing.update({"oil.png": 2})  # fails while being inspected, succeeds at the third attempt
+    ended = run_flow(request(manifest, tmp_path / "out"))
+    assert ended.exit_code == 1
+    flow_run, task_runs = last_run(flow_api, "seen", tasks=3)
+    assert flow_run["state_type"] == "COMPLETED"
+    assert flow_run["state_name"] == "Completed with failures"
+    assert flow_run["state"]["message"] == "2 succeeded, 1 failed, 0 rejected, 0 skipped of 3 rows"
+    assert set(task_runs) == {"inspect pictures 1-5 of 5", "cat x oil", "dog x ink"}
+    assert task_runs["inspect pictures 1-5 of 5"]["run_count"] == 3
+    assert task_runs["cat x oil"]["run_count"] == 1
+    assert task_runs["cat x oil"]["tags"] == ["painterly"]
+    assert task_runs["dog x ink"]["tags"] == ["tf-tutorial"]
+    assert task_runs["dog x ink"]["state_type"] == "COMPLETED"
+
+
+def test_a_pair_is_tried_again_after_a_passing_failure_of_the_store(
+    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
+) -> None:
+    manifest = write_manifest(pictures, "again", "id,content,style\na,cat.png,oil.png\n")
+    FlakyFileSystem.spared.update({"cat.png": 1})  # the inspection's
+    FlakyFileSystem.failing.update({"cat.png": 2})
+    assert run_flow(request(manifest, tmp_path / "out")).message.startswith("1 succeeded")
+    _, task_runs = last_run(flow_api, "again", tasks=2)
+    assert {name: run["run_count"] for name, run in task_runs.items()} == {"cat x oil": 3, "inspect pictures 1-2 of 2": 1}
+
+
+def test_a_store_that_stays_away_fails_its_pair_alone_after_the_last_retry(
+    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
+) -> None:
+    manifest = write_manifest(pictures, "away", "id,content,style\na,cat.png,oil.png\nb,dog.png,ink.png\n")
+    FlakyFileSystem.spared.update({"cat.png": 1})
+    FlakyFileSystem.failing.update({"cat.png": 1000})
+    ended = run_flow(request(manifest, tmp_path / "out"))
+    assert ended.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
+    assert ended.report is not None
+    assert "the store failed for the moment" in ended.report.failures[0]
+    _, task_runs = last_run(flow_api, "away", tasks=3)
+    assert (task_runs["cat x oil"]["run_count"], task_runs["cat x oil"]["state_type"]) == (4, "FAILED")
+    assert task_runs["dog x ink"]["run_count"] == 1
+
+
+def test_what_stays_wrong_is_not_tried_again(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
+    """A picture whose header is good and whose pixels are torn passes the inspection and fails in its own task, once."""
+    whole = (pictures / "cat.png").read_bytes()
+    (pictures / "torn.png").write_bytes(whole[: len(whole) // 2])
+    manifest = write_manifest(pictures, "torn", "content,style\ntorn.png,oil.png\ncat.png,oil.png\n")
+    ended = run_flow(request(manifest, tmp_path / "out"))
+    assert ended.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
+    _, task_runs = last_run(flow_api, "torn", tasks=3)
+    assert (task_runs["torn x oil"]["run_count"], task_runs["torn x oil"]["state_type"]) == (1, "FAILED")
+    assert "damaged" in task_runs["torn x oil"]["state"]["message"]
+
+
+def test_a_refused_manifest_ends_the_flow_failed_with_its_sentences(
+    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
+) -> None:
+    """As a deployment would be run: without the command line's own check before."""
+    from flows.stylize import stylize_manifest
+
+    manifest = write_manifest(pictures, "refused", "content,stile\ncat.png,oil.png\n")
+    state = stylize_manifest(manifest=manifest, out=str(tmp_path / "out"), backbone="tiny", return_state=True)
+    assert (state.is_failed(), state.name) == (True, "Refused")
+    assert "did you mean style?" in (state.message or "")
+    flow_run, _ = last_run(flow_api, "refused", tasks=0)
+    assert flow_run["state_name"] == "Refused"
+
+
+def test_no_more_than_the_window_is_in_flight(flow_api: str) -> None:
+    """Ten thousand pairs must not wait in memory and in the API's queue."""
+    lock, in_flight, most = threading.Lock(), 0, 0
+
+    @task
+    def pair(number: int) -> int:
+        time.sleep(0.05)
+        return number * number
+
+    def submit(number: int) -> Any:
+        nonlocal in_flight, most
+        with lock:
+            in_flight += 1
+            most = max(most, in_flight)
+        return pair.submit(number)
+
+    @flow
+    def fan_out() -> list[tuple[int, int]]:
+        nonlocal in_flight
+        found = []
+        for item in windowed(range(12), submit, window=3):
+            in_flight -= 1
+            found.append(item)
+        return found
+
+    assert sorted(fan_out()) == [(number, number * number) for number in range(12)]
+    assert most == 3
+
+
+def test_without_a_server_the_run_starts_its_own(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "m.csv").write_text("id,content,style\na,cat.png,oil.png\n")
+    options = ("--out", str(tmp_path / "out"), "--backbone", "tiny", "--size", "64", "--steps", "1")
+    done = nst("run", str(pictures / "m.csv"), *options, PREFECT_HOME=str(tmp_path / "prefect"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Completed: 1 succeeded")
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out/images/a.png").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_130_and_loses_nothing_that_is_finished(
+    prefect_api: str, pictures: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    rows = "id,content,style,recipe,steps\nquick,cat.png,oil.png,tf-tutorial,1\n"
+    manifest, out = pictures / "m.csv", tmp_path / "out"
+    options = ("run", str(manifest), "--out", str(out), "--backbone", "tiny", "--size", "64")
+    manifest.write_text(rows)
+    assert nst(*options, PREFECT_API_URL=prefect_api).returncode == 0
+    manifest.write_text(rows + "long,dog.png,oil.png,tf-tutorial,100000\n")
+    command = [str(Path(sys.executable).parent / "nst"), *options]
+    environment = {**os.environ, "PREFECT_API_URL": prefect_api}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while len(list(out.glob("runs/*/manifest.csv"))) < 2 and time.monotonic() < until:
+            time.sleep(0.2)
+        time.sleep(6)  # into the long pair's steps
+        process.send_signal(number)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    assert "run the same command again" in err
+    assert "Traceback" not in err
+    assert [path.name for path in (out / "outcomes").iterdir()] == ["quick.json"]
+    assert [path.name for path in (out / "images").iterdir()] == ["quick.png"]
+    manifest.write_text(rows + "long,dog.png,oil.png,tf-tutorial,1\n")
+    again = nst(*options, PREFECT_API_URL=prefect_api)
+    assert "1 succeeded, 0 failed, 0 rejected, 1 skipped of 2 rows" in again.stdout
+
+
+def test_an_api_that_does_not_answer_is_one_sentence_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "m.csv").write_text("id,content,style\na,cat.png,oil.png\n")
+    done = nst("run", str(pictures / "m.csv"), "--out", str(tmp_path / "out"), PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 2
+    assert "nst: PREFECT_API_URL: " in done.stderr
+    assert "Traceback" not in done.stderr
