@@ -205,6 +205,7 @@ def _run(request: Any, as_json: bool) -> NoReturn:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _import_tensorflow()
     from flows.terminal import run_flow
 
     try:
@@ -224,6 +225,21 @@ def _run(request: Any, as_json: bool) -> NoReturn:
         for kind, uri in sorted(ended.report.files.items()):
             typer.echo(f"{kind:8} {uri}")
     raise typer.Exit(ended.exit_code)
+
+
+def _import_tensorflow() -> None:
+    """Import TensorFlow with standard error closed to it: it announces its build there before it can be told not to."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for GPUs, and says so where there are none
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _print_dry_run(survey: Any, as_json: bool) -> NoReturn:

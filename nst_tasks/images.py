@@ -29,9 +29,7 @@ from PIL import (
 )
 
 from nst_tasks.errors import NstError, PictureError
-
-FORMATS = ("png", "jpg", "webp")
-"""What `encode` writes."""
+from nst_tasks.source import FORMATS
 
 _READERS: tuple[type[ImageFile.ImageFile], ...] = (
     PngImagePlugin.PngImageFile,

@@ -13,7 +13,16 @@ from nst_tasks import images, manifest, outcome, recipes, storage, weights
 from nst_tasks.batching import Job
 from nst_tasks.core.architecture import check_layers, smallest_side
 from nst_tasks.core.method import MAX_STEPS
-from nst_tasks.errors import InputError, ManifestError, NstError, PictureError, SettingsError, StorageError, redact
+from nst_tasks.errors import (
+    InputError,
+    ManifestError,
+    NstError,
+    PictureError,
+    SettingsError,
+    StorageError,
+    StorageUnavailable,
+    redact,
+)
 from nst_tasks.manifest import Manifest, Pair
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.settings import Settings
@@ -167,23 +176,41 @@ def finished(out: str, ids: Iterable[str], readers: int) -> tuple[dict[str, Outc
     wanted = set(ids)
     names = [name for name in storage.listing(storage.join(out, "outcomes")) if name.removesuffix(".json") in wanted]
     beside = {folder: storage.listing(storage.join(out, folder)) if names else {} for folder in ("images", "history")}
-    warnings: list[str] = []
-    found: dict[str, Outcome] = {}
+    outcomes, warnings = read_outcomes(out, names, readers)
+    found = {}
+    for done in outcomes:
+        if done.status == Status.SUCCEEDED and not _is_beside(done, beside):
+            warnings.append(f"outcomes/{done.id}.json: ignored, its picture or history is missing or of another size")
+        else:
+            found[done.id] = done
+    return found, warnings
+
+
+def read_outcomes(out: str, names: Iterable[str], readers: int) -> tuple[list[Outcome], list[str]]:
+    """The outcomes in markers of these names below OUT/outcomes, and a warning for each that is damaged or misnamed.
+
+    Raises:
+        StorageUnavailable: the store failed for the moment.
+    """
 
     def load(name: str) -> Outcome:
         try:
-            return outcome.from_json(storage.read(storage.join(out, "outcomes", name)))
+            found = outcome.from_json(storage.read(storage.join(out, "outcomes", name)))
+            if f"{found.id}.json" != name:
+                raise ValueError(f"it is the marker of {found.id}")
         except ValueError as error:
             raise NstError(f"outcomes/{name}: ignored, {error}") from error
+        return found
 
+    outcomes, warnings = [], []
     for result in storage.each(load, names, readers):
+        if isinstance(result, StorageUnavailable):
+            raise result
         if isinstance(result, NstError):
             warnings.append(str(result))
-        elif result.status == Status.SUCCEEDED and not _is_beside(result, beside):
-            warnings.append(f"outcomes/{result.id}.json: ignored, its picture or history is missing or of another size")
         else:
-            found[result.id] = result
-    return found, warnings
+            outcomes.append(result)
+    return outcomes, warnings
 
 
 def _is_beside(done: Outcome, beside: Mapping[str, Mapping[str, storage.Entry]]) -> bool:

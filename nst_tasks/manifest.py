@@ -25,9 +25,9 @@ from typing import Any
 from nst_tasks.core.method import MAX_STEPS
 from nst_tasks.errors import ManifestError
 from nst_tasks.recipes import MAX_SIZE, MIN_SIZE, PRESETS
+from nst_tasks.source import FORMATS
 
 MAX_SEED = 2**31 - 1
-FORMATS = ("png", "jpg", "webp")
 FLAGS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 REQUIRED = ("content", "style")
 COLUMNS: Mapping[str, str] = {

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from nst_tasks.source import Source
+from nst_tasks.source import FORMATS, Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,9 +107,14 @@ def from_json(data: bytes) -> Outcome:
         values["content"] = Source(**values["content"]) if values.get("content") else None
         values["styles"] = tuple(Source(**style) for style in values.get("styles", ()))
         values["style_weights"] = tuple(values.get("style_weights", ()))
-        return Outcome(**values)
+        found = Outcome(**values)
     except (KeyError, TypeError) as error:
         raise ValueError("an outcome marker with missing or wrong fields") from error
+    # its paths are opened and linked to: one that somebody else wrote must not lead elsewhere
+    own = {history_path(found.id), thumbnail_path(found.id)} | {image_path(found.id, format) for format in FORMATS}
+    if not {found.image, found.history, found.thumbnail} <= own | {""} or "/" in found.id:
+        raise ValueError("an outcome marker that names files other than its own")
+    return found
 
 
 SUMMARY_COLUMNS = (

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from nst_tasks import gallery, history, outcome, storage
 from nst_tasks.errors import StorageError, redact
-from nst_tasks.intake import Intake, Request
+from nst_tasks.intake import Intake, Request, read_outcomes
 from nst_tasks.manifest import Manifest, rejected_csv
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.settings import Run, Settings
@@ -111,27 +111,12 @@ def rebuild(out: str, settings: Settings) -> tuple[str, int, list[str]]:
     names = [name for name in storage.listing(storage.join(out, "outcomes")) if name.endswith(".json")]
     if not names:
         raise StorageError(f"{redact(out)}: holds no outcomes; give the folder that was given to --out")
-    outcomes, warnings = outcomes_of(out, names, settings.readers)
+    outcomes, warnings = read_outcomes(out, names, settings.readers)
     uri = storage.join(out, "report.html")
     facts = {"out": redact(out), "pairs": str(len(outcomes))}
     page = gallery.page("All pairs", facts, outcomes, thumbnails(out, outcomes, settings), "")
     storage.write(uri, page.encode())
     return uri, len(outcomes), warnings
-
-
-def outcomes_of(out: str, names: list[str], readers: int) -> tuple[list[Outcome], list[str]]:
-    """The outcomes in the named markers, and a warning for each that is damaged."""
-    found, warnings = [], []
-    for name, data in zip(
-        names, storage.each(lambda n: storage.read(storage.join(out, "outcomes", n)), names, readers), strict=True
-    ):
-        try:
-            if isinstance(data, BaseException):
-                raise data
-            found.append(outcome.from_json(data))
-        except (ValueError, StorageError) as error:
-            warnings.append(f"outcomes/{name}: ignored, {error}")
-    return found, warnings
 
 
 def thumbnails(out: str, outcomes: list[Outcome], settings: Settings) -> dict[str, str]:

@@ -1,10 +1,13 @@
-"""An input picture as it was found."""
+"""Pictures as the rooms speak of them: an input as it was found, and the formats a result may have."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from nst_tasks.errors import redact
+
+FORMATS = ("png", "jpg", "webp")
+"""Formats of results, which are also their files' endings."""
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,21 @@ def test_what_is_no_marker_is_a_value_error(data: bytes) -> None:
         from_json(data)
 
 
+@pytest.mark.parametrize(
+    ("field", "path"),
+    [
+        ("image", "images/other.png"),
+        ("image", "javascript:alert(1)"),
+        ("image", "images/../../secret.png"),
+        ("history", "history/other.parquet"),
+        ("thumbnail", "/etc/passwd"),
+    ],
+)
+def test_a_marker_that_names_files_other_than_its_own_is_no_marker(field: str, path: str) -> None:
+    with pytest.raises(ValueError, match="files other than its own"):
+        from_json(changed(**{field: path}))
+
+
 def test_paths_below_the_output() -> None:
     paths = (
         outcome.image_path("a", "jpg"),

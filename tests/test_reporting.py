@@ -166,9 +166,16 @@ def test_rebuild_ignores_a_damaged_marker_with_a_warning(tmp_path: Path) -> None
 
 def test_outcomes_that_cannot_be_read_are_ignored_with_a_warning(memory: str) -> None:
     publish(memory, done())
-    found, warnings = reporting.outcomes_of(memory, ["gone.json", "cat_oil.json"], 4)
+    found, warnings = intake.read_outcomes(memory, ["gone.json", "cat_oil.json"], 4)
     assert found == [done()]
-    assert warnings == [f"outcomes/gone.json: ignored, {memory}/outcomes/gone.json: does not exist; check the name"]
+    assert warnings == [f"{memory}/outcomes/gone.json: does not exist; check the name"]
+
+
+def test_a_marker_under_anothers_name_is_ignored(memory: str) -> None:
+    storage.write(storage.join(memory, "outcomes/dog_oil.json"), outcome.to_json(done()))
+    found, warnings = intake.read_outcomes(memory, ["dog_oil.json"], 4)
+    assert found == []
+    assert warnings == ["outcomes/dog_oil.json: ignored, it is the marker of cat_oil"]
 
 
 def test_rebuild_of_a_folder_that_is_no_output(tmp_path: Path) -> None:
