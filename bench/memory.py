@@ -1,0 +1,53 @@
+"""Peak memory of a few steps over the picture's pixels: the figure behind `batching.BYTES_PER_PIXEL`.
+
+    .venv/bin/python bench/memory.py
+
+Each size runs in a process of its own, because a process's peak never falls. Prints bytes per pixel between neighbouring
+sizes: the slope, free of what TensorFlow takes anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+
+SIZES = (256, 384, 512, 768)
+
+
+def measure(recipe: str, size: int) -> None:
+    """Run three steps of a recipe at one size and print this process's peak in bytes."""
+    import numpy as np
+
+    from nst_tasks import recipes, weights
+    from nst_tasks.core import backbones, transfer
+
+    method = recipes.find(recipe).method
+    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
+    contents = np.random.default_rng(0).random((1, size, size, 3), np.float32)
+    style = transfer.style_statistics(backbone, method, contents[0, ::-1])
+    targets = transfer.targets(backbone, method, contents, [[style]], [[1.0]])
+    transfer.advance(backbone, method, targets, transfer.start(method, contents, [0]), 3, 3)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def main() -> None:
+    """Print the table."""
+    for recipe in ("painterly", "tf-tutorial"):
+        before = None
+        for size in SIZES:
+            command = [sys.executable, __file__, recipe, str(size)]
+            environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+            peak = int(done.stdout)
+            slope = "" if before is None else f"{(peak - before[1]) / (size**2 - before[0] ** 2):8.0f} bytes per pixel"
+            print(f"{recipe:12} {size:4} px  peak {peak / 2**30:5.2f} GiB {slope}", flush=True)
+            before = size, peak
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        measure(sys.argv[1], int(sys.argv[2]))
+    else:
+        main()

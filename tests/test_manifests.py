@@ -1,0 +1,64 @@
+"""The example manifests run as they are, on the sample pictures; the demo's with real features."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.demo import prepare
+from flows.terminal import run_flow
+from nst_tasks import manifest, outcome, storage
+from nst_tasks.intake import Request
+from nst_tasks.samples import samples
+
+pytestmark = pytest.mark.usefixtures("flow_api")
+
+EXAMPLES = {path.name: path.read_bytes() for path in resources.files("manifests").iterdir() if path.name.endswith(".csv")}
+
+
+def test_these_are_the_examples() -> None:
+    """A new one belongs into a test below."""
+    assert set(EXAMPLES) == {"demo.csv", "every-column.csv"}
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_an_example_has_no_problem_and_names_samples_that_there_are(name: str) -> None:
+    parsed = manifest.parse(EXAMPLES[name], "/samples")
+    assert parsed.problems == ()
+    given = {f"/samples/{sample}" for sample, _ in samples()}
+    assert {uri for pair in parsed.pairs for uri in (pair.content, *pair.styles)} <= given
+
+
+def test_the_example_of_every_column_has_every_column_and_runs(tmp_path: Path) -> None:
+    assert set(manifest.parse(EXAMPLES["every-column.csv"], "/").header) == set(manifest.COLUMNS) - {"problem"}
+    for name, data in samples():
+        storage.write(str(tmp_path / name), data)
+    (tmp_path / "m.csv").write_bytes(EXAMPLES["every-column.csv"])
+    request = Request(str(tmp_path / "m.csv"), str(tmp_path / "out"), backbone="tiny", size=96, steps=2)
+    ended = run_flow(request)
+    assert ended.message == "4 succeeded, 0 failed, 0 rejected, 0 skipped of 4 rows"
+    assert sorted(path.name for path in (tmp_path / "out/images").iterdir()) == [
+        "own-colors.webp",
+        "plain.png",
+        "published.jpg",
+        "two-styles.png",
+    ]
+
+
+def test_the_demo_moves_every_pair_far_towards_its_style_with_real_features(tmp_path: Path) -> None:
+    made = prepare(str(tmp_path))
+    request = Request(made, str(tmp_path))
+    ended = run_flow(request)
+    assert ended.message == "5 succeeded, 0 failed, 0 rejected, 0 skipped of 5 rows"
+    told = pd.read_parquet(tmp_path / "history")
+    for _, of_pair in told.groupby("pair_id"):
+        first, last = of_pair["style"].iloc[0], of_pair["style"].iloc[-1]
+        assert last < 0.5 * first
+        content = of_pair[of_pair.level == of_pair.level.max()]["content"]
+        assert content.iloc[-1] < content.iloc[0]
+    done = outcome.from_json((tmp_path / "outcomes/chelsea_swirls.json").read_bytes())
+    assert done.backbone == "vgg16-hed"
+    assert max(done.height, done.width) == 240
