@@ -271,6 +271,7 @@ def resolve(pair: Pair, sources: Mapping[str, Source | NstError], request: Reque
         style_weight=pair.style_weight,
         tv_weight=pair.tv_weight,
     )
+    check_layers(weights.architecture(request.backbone), recipe.method.layers)
     least = smallest_side(recipe.method.layers)
     for source in used:
         height, width = images.fit(source.height, source.width, recipe.size, request.upscale)

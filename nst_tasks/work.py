@@ -127,7 +127,7 @@ def _optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -
             backbone,
             method,
             contents,
-            [_styles(ready, max(level.height, level.width), backbone, device) for ready in loaded],
+            [styles(ready, max(level.height, level.width), backbone, device) for ready in loaded],
             [ready.job.style_weights for ready in loaded],
         )
         if state is None:
@@ -163,7 +163,7 @@ def _network_content(ready: Loaded, height: int, width: int) -> np.ndarray:
     return _gray(images.luminance(rgb)) if ready.job.keep_color else rgb
 
 
-def _styles(ready: Loaded, size: int, backbone: backbones.Backbone, device: Device) -> list[StyleStatistics]:
+def styles(ready: Loaded, size: int, backbone: backbones.Backbone, device: Device) -> list[StyleStatistics]:
     """Statistics of a pair's styles at a level of this longest side."""
     job, found = ready.job, []
     for source, picture in zip(job.styles, ready.styles, strict=True):

@@ -259,6 +259,24 @@ def test_several_styles_formats_alpha_and_kept_colors(pictures: Path, tmp_path: 
     assert images.decode((out / "images/jpeg.jpg").read_bytes(), 10**6).alpha is None
 
 
+def test_a_weights_file_is_known_by_its_sha256_and_part_of_the_key(pictures: Path, tmp_path: Path) -> None:
+    from keras import applications, utils
+
+    for seed in (1, 2):
+        utils.set_random_seed(seed)
+        applications.VGG16(include_top=False, weights=None).save_weights(tmp_path / f"{seed}.weights.h5")
+    rows = "id,content,style\na,cat.png,oil.png\n"
+    keys = []
+    for seed in (1, 2):
+        file = tmp_path / f"{seed}.weights.h5"
+        ended = run(pictures, rows, tmp_path / "out", backbone="vgg16", weights=str(file), steps=1)
+        assert ended.message.startswith("1 succeeded")  # other weights: nothing to skip
+        done = marker(tmp_path / "out", "a")
+        assert (done.backbone, done.weights_sha256) == ("vgg16", hashlib.sha256(file.read_bytes()).hexdigest())
+        keys.append(done.key)
+    assert keys[0] != keys[1]
+
+
 def test_history_every_thins_and_keeps_first_and_last(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rows = "id,content,style,recipe,steps\na,cat.png,oil.png,tf-tutorial,7\n"
