@@ -12,8 +12,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from nst_tasks.errors import SettingsError
-from nst_tasks.painting import STYLES, Composition, Layer, Pass, carry_out, paint, stretch_canvas
+from nst_tasks.painting import STYLES, paint
 from nst_tasks.samples import samples
+from nst_tasks.strokes import Composition, Layer, Pass, carry_out, stretch_canvas
 
 AGREEMENT = {"swirls": 0.85, "dunes": 0.85, "stipple": 0.5, "ink": 0.85}
 """What each style must reach of 1; stipple's dabs are not twice as long as wide."""
