@@ -212,6 +212,8 @@ def windowed(items: Iterable[Any], submit: Any, window: int) -> Iterator[tuple[A
     in_flight: dict[PrefectFuture[Any], Any] = {}
     waiting = iter(items)
     while True:
+        if watch().stop.is_set():
+            raise Interrupted("interrupted before all was submitted")
         for item in waiting:
             in_flight[submit(item)] = item
             if len(in_flight) >= window:

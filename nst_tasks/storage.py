@@ -134,11 +134,6 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(uri)
 
 
-def is_local(uri: str) -> bool:
-    """Whether a URI names a file of this machine."""
-    return "://" not in uri or uri.startswith(("file://", "local://"))
-
-
 def _open(uri: str) -> tuple[Any, str]:
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(uri, use_listings_cache=False)

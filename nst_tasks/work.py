@@ -20,7 +20,7 @@ from nst_tasks.batching import Batch, Job
 from nst_tasks.core import backbones, losses, optimizers, transfer
 from nst_tasks.core.pyramid import levels
 from nst_tasks.devices import Device
-from nst_tasks.errors import DivergedError, Interrupted, NstError, PictureError, StorageError, is_transient
+from nst_tasks.errors import DivergedError, Interrupted, NstError, PictureError, StorageError, is_transient, redact
 from nst_tasks.history import LevelHistory
 from nst_tasks.images import Picture
 from nst_tasks.outcome import Outcome, Status
@@ -84,7 +84,10 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
 
 def failure(id: str, row: int, error: BaseException, run_id: str) -> Outcome:
     """The outcome of a pair that could not be done, in words fit for a report."""
-    text = str(error) if isinstance(error, NstError) else f"unexpected {type(error).__name__}: {error}"
+    if isinstance(error, NstError):
+        text = str(error)
+    else:  # a defect: its class and first line, which may hold anything; the log has the rest
+        text = f"unexpected {type(error).__name__}: {redact(str(error).partition(chr(10))[0][:200])}"
     return Outcome(id=id, row=row, status=Status.FAILED, run_id=run_id, error=text)
 
 

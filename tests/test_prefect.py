@@ -24,7 +24,9 @@ from servers import nst
 
 from flows.stylize import windowed
 from flows.terminal import run_flow
+from nst_tasks.errors import Interrupted
 from nst_tasks.intake import Request
+from nst_tasks.progress import Watch, current
 
 
 class FlakyFileSystem(LocalFileSystem):
@@ -187,6 +189,18 @@ def test_no_more_than_the_window_is_in_flight(flow_api: str) -> None:
 
     assert sorted(fan_out()) == [(number, number * number) for number in range(12)]
     assert most == 3
+
+
+def test_nothing_more_is_submitted_once_the_run_is_asked_to_stop() -> None:
+    stopping, submitted = Watch(), []
+    stopping.stop.set()
+    token = current.set(stopping)
+    try:
+        with pytest.raises(Interrupted):
+            next(windowed(range(3), submitted.append, window=3))
+    finally:
+        current.reset(token)
+    assert submitted == []
 
 
 def test_without_a_server_the_run_starts_its_own(pictures: Path, tmp_path: Path) -> None:

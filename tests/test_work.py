@@ -1,4 +1,4 @@
-"""Leases of devices, and what a device keeps from one batch to the next."""
+"""What the work on a batch rests on: leases of devices, what a device keeps, the watch, words for failures."""
 
 from __future__ import annotations
 
@@ -115,3 +115,8 @@ def test_a_watch_counts_from_many_threads_and_is_silent_where_nobody_watches() -
     assert watch() is counting
     current.reset(token)
     assert watch() is not counting
+
+
+def test_an_unexpected_error_is_told_in_a_line_without_secrets() -> None:
+    failed = work.failure("a", 2, RuntimeError("GET https://user:word@host/x?Signature=abc\nmore"), "run")
+    assert failed.error == "unexpected RuntimeError: GET https://host/x"
