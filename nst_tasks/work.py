@@ -97,7 +97,8 @@ def _load(job: Job, run: Run) -> Loaded:
     if job.keep_color:
         # Gatys et al. 2016, arXiv 1606.05897, section 5: transfer between luminances, the style's matched to the content's
         luma = images.luminance(content.rgb)
-        styles = [Picture(_gray(images.match_luminance(images.luminance(style.rgb), luma)), style.alpha) for style in styles]
+        matched = [np.clip(images.match_luminance(images.luminance(style.rgb), luma), 0.0, 1.0) for style in styles]
+        styles = [Picture(_gray(of_style), style.alpha) for of_style, style in zip(matched, styles, strict=True)]
     return Loaded(job, content, tuple(styles))
 
 
