@@ -27,6 +27,8 @@ from flows.terminal import run_flow
 from nst_tasks.errors import Interrupted
 from nst_tasks.intake import Request
 from nst_tasks.progress import Watch, current
+from nst_tasks.settings import Settings
+from nst_tasks.tasks import stylize_batch, with_retries
 
 
 class FlakyFileSystem(LocalFileSystem):
@@ -119,6 +121,12 @@ def test_a_pair_is_tried_again_after_a_passing_failure_of_the_store(
     assert run_flow(request(manifest, tmp_path / "out")).message.startswith("1 succeeded")
     _, task_runs = last_run(flow_api, "again", tasks=2)
     assert {name: run["run_count"] for name, run in task_runs.items()} == {"cat x oil": 3, "inspect pictures 1-2 of 2": 1}
+
+
+def test_retries_wait_longer_each_time_and_not_all_alike() -> None:
+    shell = with_retries(stylize_batch, Settings(retries=4, retry_seconds=2))
+    assert (shell.retries, shell.retry_delay_seconds, shell.retry_jitter_factor) == (4, [2, 4, 8, 16], 0.5)
+    assert with_retries(stylize_batch, Settings(retries=0)).retries == 0
 
 
 def test_a_store_that_stays_away_fails_its_pair_alone_after_the_last_retry(
