@@ -205,13 +205,15 @@ def _run(request: Any, as_json: bool) -> NoReturn:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    _import_tensorflow()
-    from flows.terminal import run_flow
-
     try:
+        _import_tensorflow()
+        from flows.terminal import run_flow
+
         ended = run_flow(request)
     except NstError as error:
         _refuse(error)
+    except KeyboardInterrupt:  # before the run took over the signal: nothing has begun
+        raise typer.Exit(130) from None
     if ended.report is None:
         typer.echo(ended.message, err=True)
     elif as_json:
