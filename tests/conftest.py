@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from servers import PATTERNS, S3, free_ports, picture, server
+
+# the machines are noisy: how long one example takes says nothing
+settings.register_profile("nst", deadline=None)
+settings.load_profile("nst")
 
 # before Prefect or TensorFlow is imported by any test: nothing of the user's is read or written, nobody is called
 _QUIET = {

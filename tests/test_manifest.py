@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nst_tasks.errors import ManifestError
@@ -542,25 +542,21 @@ def check(data: bytes) -> None:
         assert again.rows == len(manifest.rejected)
 
 
-@settings(deadline=None)
 @given(st.binary())
 def test_any_bytes(data: bytes) -> None:
     check(data)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from('content,style;|"\t\r\n ab1\x85é')))
 def test_any_text(text: str) -> None:
     check(text.encode())
 
 
-@settings(deadline=None)
 @given(st.text(), st.sampled_from(["content,style\n", "style,id,content,seed\r\n", "\ufeffcontent,style\r"]))
 def test_any_rows_below_a_header(text: str, header: str) -> None:
     check((header + text).encode())
 
 
-@settings(deadline=None)
 @given(TABLES)
 def test_any_table(table: tuple[list[str], list[list[str]]]) -> None:
     header, rows = table
@@ -574,7 +570,6 @@ NAMES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(NAMES, NAMES)
 def test_any_grid_is_a_good_manifest(contents: list[str], styles: list[str]) -> None:
     contents, styles = ([name.strip() or "x" for name in names] for names in (contents, styles))
