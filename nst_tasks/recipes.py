@@ -70,7 +70,7 @@ TF_TUTORIAL = Recipe(
     name="tf-tutorial",
     summary="the TensorFlow 2 tutorial: Gram matrices on VGG19, Adam from the content picture",
     source="TensorFlow tutorial, tensorflow.org/tutorials/generative/style_transfer, after arXiv 1508.06576",
-    differs="constants as published for VGG19; on another backbone it is the recipe on that backbone",
+    differs="constants as published, for VGG19; on vgg16-hed, whose activations are smaller, they let total variation blur",
     size=512,
     method=Method(
         content=ContentLoss(layers=(("block5_conv2", 1.0),), weight=1e4),
