@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +19,7 @@ from nst_tasks import batching, devices, intake, recipes, reporting, settings, s
 from nst_tasks.batching import Job
 from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, redact
 from nst_tasks.intake import Request
-from nst_tasks.manifest import Pair
+from nst_tasks.manifest import Pair, reasons
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import current, watch
 from nst_tasks.reporting import Report
@@ -32,6 +32,8 @@ INSPECTED_AT_ONCE = 100
 
 MOST_THREADS = 64
 """Of the task runner; how many batches are really in flight is bounded by the window, one more than there are devices."""
+
+INTERRUPTED = "interrupted; what is finished is safe: run the same command again"
 
 
 def _flow_run_name() -> str:
@@ -87,7 +89,7 @@ def stylize_manifest(
     except InputError as error:
         return Failed(name="Refused", message=str(error), data=error)
     except Interrupted:
-        return Cancelled(message="interrupted; what is finished is safe: run the same command again")
+        return Cancelled(message=INTERRUPTED)
     except StorageError as error:
         return Failed(message=f"the run could not go on: {error}", data=error)
     message = report.message
@@ -125,22 +127,16 @@ def run_manifest(request: Request, settings: Settings) -> Report:
     for warning in warnings:
         logger.warning(warning)
     sources = _sources(taken.manifest.pairs, done.values(), settings)
-    outcomes: list[Outcome] = [
-        Outcome(id="", row=row.row, status=Status.REJECTED, run_id=run.id, error=reporting.reasons(taken.manifest, row.row))
-        for row in taken.manifest.rejected
+    rows = intake.triage(taken, sources, request, done)
+    why = reasons(taken.manifest)
+    outcomes = [
+        *(
+            Outcome(id="", row=row.row, status=Status.REJECTED, run_id=run.id, error="; ".join(why[row.row]))
+            for row in taken.manifest.rejected
+        ),
+        *(work.record_failure(work.failure(pair.id, pair.row, error, run.id), run) for pair, error in rows.refused),
+        *(replace(done[job.id], status=Status.SKIPPED, row=job.row) for job in rows.done),
     ]
-    jobs: list[Job] = []
-    for pair in taken.manifest.pairs:
-        try:
-            job = intake.resolve(pair, sources, request, run.weights_sha256)
-        except NstError as error:
-            outcomes.append(work.failure(pair.id, pair.row, error, run.id))
-            work.write_marker(outcomes[-1], run)
-            continue
-        if intake.is_done(job, done):
-            outcomes.append(replace(done[job.id], status=Status.SKIPPED, row=job.row))
-        else:
-            jobs.append(job)
     for line in reporting.failures(outcomes):
         logger.warning(line)
 
@@ -148,11 +144,11 @@ def run_manifest(request: Request, settings: Settings) -> Report:
     observer.add(
         pairs=taken.manifest.rows,
         pairs_done=len(outcomes),
-        steps=sum(job.steps for job in jobs),
-        work=sum(job.work for job in jobs),
+        steps=sum(job.steps for job in rows.to_do),
+        work=sum(job.work for job in rows.to_do),
     )
-    logger.info("%d rows: %d to do, %d skipped or refused", taken.manifest.rows, len(jobs), len(outcomes))
-    outcomes += _stylize(jobs, run)
+    logger.info("%d rows: %d to do, %d skipped or refused", taken.manifest.rows, len(rows.to_do), len(outcomes))
+    outcomes += _stylize(rows.to_do, run)
     assert sorted(o.row for o in outcomes) == sorted(
         [pair.row for pair in taken.manifest.pairs] + [row.row for row in taken.manifest.rejected]
     ), "every row has exactly one outcome"
@@ -161,13 +157,13 @@ def run_manifest(request: Request, settings: Settings) -> Report:
 
 def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings) -> dict[str, Source | NstError]:
     """Every picture of the manifest, once: remembered from earlier outcomes, or inspected."""
-    uris = sorted({uri for pair in pairs for uri in (pair.content, *pair.styles)})
+    uris = intake.picture_uris(pairs)
     sources: dict[str, Source | NstError] = dict(intake.remembered(uris, done, settings.readers))
     unknown = [uri for uri in uris if uri not in sources]
     chunks = [unknown[k : k + INSPECTED_AT_ONCE] for k in range(0, len(unknown), INSPECTED_AT_ONCE)]
 
     def submit(chunk: list[str]) -> PrefectFuture[Any]:
-        first = unknown.index(chunk[0]) + 1
+        first = chunks.index(chunk) * INSPECTED_AT_ONCE + 1
         name = f"inspect pictures {first}-{first + len(chunk) - 1} of {len(unknown)}"
         return with_retries(inspect_pictures, settings, task_run_name=name).submit(chunk, settings)
 
@@ -179,7 +175,7 @@ def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings)
     return sources
 
 
-def _stylize(jobs: list[Job], run: Run) -> list[Outcome]:
+def _stylize(jobs: Sequence[Job], run: Run) -> list[Outcome]:
     """Fan the jobs out in batches and gather their outcomes, whatever becomes of each."""
     if not jobs:
         return []
@@ -195,10 +191,7 @@ def _stylize(jobs: list[Job], run: Run) -> list[Outcome]:
         if isinstance(result, Interrupted):
             raise result
         if isinstance(result, BaseException):  # a defect, or memory that ran out: the other pairs go on
-            failed = [work.failure(job.id, job.row, result, run.id) for job in batch.jobs]
-            for one in failed:
-                work.write_marker(one, run)
-            outcomes += failed
+            outcomes += work.fail(batch, result, run)
         else:
             outcomes += result
     return outcomes

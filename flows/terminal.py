@@ -15,13 +15,11 @@ from prefect.settings import PREFECT_API_URL
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flows.stylize import stylize_manifest
+from flows.stylize import INTERRUPTED, stylize_manifest
 from nst_tasks.errors import InputError, SettingsError, redact
 from nst_tasks.intake import Request
 from nst_tasks.progress import Watch, current
 from nst_tasks.reporting import Report
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Ended:
     report: Report | None
 
 
-STOPPED = Ended("Cancelled", "interrupted; what is finished is safe: run the same command again", INTERRUPTED, None)
+STOPPED = Ended("Cancelled", INTERRUPTED, 130, None)
 
 
 def run_flow(request: Request) -> Ended:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from jinja2 import Environment
 
-from nst_tasks.outcome import Outcome, Status
+from nst_tasks.outcome import Outcome, counts
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -71,9 +71,9 @@ def page(title: str, facts: Mapping[str, str], outcomes: Sequence[Outcome], thum
         title=title,
         facts=facts,
         outcomes=outcomes,
-        counts={str(status): sum(o.status == status for o in outcomes) for status in Status},
-        broken=[o for o in outcomes if o.status in (Status.FAILED, Status.REJECTED)],
-        pictures=[o for o in outcomes if o.status in (Status.SUCCEEDED, Status.SKIPPED)],
+        counts=counts(outcomes),
+        broken=[o for o in outcomes if o.is_broken],
+        pictures=[o for o in outcomes if not o.is_broken],
         thumbnails=thumbnails,
         base=base,
     )

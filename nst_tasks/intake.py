@@ -250,6 +250,41 @@ def inspect(uri: str, max_pixels: int) -> Source:
     return Source(uri, hashlib.sha256(data).hexdigest(), entry.version if entry else "", height, width)
 
 
+def picture_uris(pairs: Iterable[Pair]) -> list[str]:
+    """Every picture that these rows name, once, sorted."""
+    return sorted({uri for pair in pairs for uri in (pair.content, *pair.styles)})
+
+
+@dataclass(frozen=True)
+class Triage:
+    """Rows by what is to become of them: jobs to do, jobs whose result is there already, pairs that cannot be done."""
+
+    to_do: tuple[Job, ...]
+    done: tuple[Job, ...]
+    refused: tuple[tuple[Pair, NstError], ...]
+
+
+def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Request, done: Mapping[str, Outcome]) -> Triage:
+    """Resolve every row and hold it against the earlier outcomes, by id; each part keeps the rows' order."""
+    to_do: list[Job] = []
+    there: list[Job] = []
+    refused: list[tuple[Pair, NstError]] = []
+    for pair in taken.manifest.pairs:
+        try:
+            job = resolve(pair, sources, request, taken.weights_sha256)
+        except NstError as error:
+            refused.append((pair, error))
+            continue
+        (there if is_done(job, done) else to_do).append(job)
+    return Triage(tuple(to_do), tuple(there), tuple(refused))
+
+
+def is_done(job: Job, done: Mapping[str, Outcome]) -> bool:
+    """Whether an earlier outcome already holds this job's result."""
+    before = done.get(job.id)
+    return before is not None and before.status == Status.SUCCEEDED and before.key == job.key
+
+
 def resolve(pair: Pair, sources: Mapping[str, Source | NstError], request: Request, weights_sha256: str) -> Job:
     """A row's job: its recipe with the run's and its own overrides, its pictures, and the size of its result.
 
@@ -321,32 +356,19 @@ def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
     """Look at everything that a run would look at before its first step, and write nothing."""
     pairs = taken.manifest.pairs
     done, warnings = finished(request.out, (pair.id for pair in pairs), settings.readers)
-    uris = sorted({uri for pair in pairs for uri in (pair.content, *pair.styles)})
+    uris = picture_uris(pairs)
     sources: dict[str, Source | NstError] = dict(remembered(uris, done.values(), settings.readers))
     unknown = [uri for uri in uris if uri not in sources]
     found = storage.each(lambda uri: inspect(uri, settings.max_pixels), unknown, settings.readers)
     sources |= dict(zip(unknown, found, strict=True))
-    to_do, problems = [], [str(problem) for problem in taken.manifest.problems]
-    finished_already = 0
-    for pair in pairs:
-        try:
-            job = resolve(pair, sources, request, taken.weights_sha256)
-        except NstError as error:
-            problems.append(f"row {pair.row}, {pair.id}: {error}")
-            continue
-        if is_done(job, done):
-            finished_already += 1
-        else:
-            to_do.append(
-                f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps"
-            )
-    return Survey(taken.manifest.rows, finished_already, tuple(to_do), tuple(problems), tuple(warnings))
-
-
-def is_done(job: Job, done: Mapping[str, Outcome]) -> bool:
-    """Whether an earlier outcome already holds this job's result."""
-    before = done.get(job.id)
-    return before is not None and before.status == Status.SUCCEEDED and before.key == job.key
+    rows = triage(taken, sources, request, done)
+    problems = [str(problem) for problem in taken.manifest.problems]
+    problems += [f"row {pair.row}, {pair.id}: {error}" for pair, error in rows.refused]
+    to_do = [
+        f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps"
+        for job in rows.to_do
+    ]
+    return Survey(taken.manifest.rows, len(rows.done), tuple(to_do), tuple(problems), tuple(warnings))
 
 
 def probe(pairs: Iterable[Pair], settings: Settings) -> list[str]:

@@ -127,6 +127,14 @@ def parse(data: bytes, folder: str) -> Manifest:
     return Manifest(tuple(pairs), tuple(problems), tuple(rejected), header, len(table))
 
 
+def reasons(manifest: Manifest) -> Mapping[int, Sequence[str]]:
+    """Why each rejected row was: its line -> a sentence for each problem."""
+    found: defaultdict[int, list[str]] = defaultdict(list)
+    for problem in manifest.problems:
+        found[problem.row].append(str(problem))
+    return found
+
+
 def rejected_csv(manifest: Manifest, folder: str) -> bytes:
     """The rejected rows as a manifest to correct and submit again, from any folder: relative URIs are made absolute.
 
@@ -134,9 +142,7 @@ def rejected_csv(manifest: Manifest, folder: str) -> bytes:
     with "row", never with a character that a spreadsheet takes for a formula. The other cells are the submitter's own,
     unescaped because they are submitted again. Styles stay relative below a folder with a | in its name.
     """
-    reasons: defaultdict[int, list[str]] = defaultdict(list)
-    for problem in manifest.problems:
-        reasons[problem.row].append(str(problem))
+    told = reasons(manifest)
 
     def relocated(column: str, cell: str) -> str:
         if column not in REQUIRED or (column == "style" and "|" in folder):
@@ -148,7 +154,7 @@ def rejected_csv(manifest: Manifest, folder: str) -> bytes:
     for row in manifest.rejected:
         named_cells = zip_longest(manifest.header, row.cells, fillvalue="")
         cells = [relocated(name, cell) for name, cell in named_cells if name != "problem"]
-        rows.append([" | ".join(reasons[row.row]), *cells])
+        rows.append([" | ".join(told[row.row]), *cells])
     return _csv(rows)
 
 

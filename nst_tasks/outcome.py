@@ -6,6 +6,8 @@ The marker is written last, after image and history; a reader trusts markers onl
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -57,6 +59,17 @@ class Outcome:
     history_bytes: int = 0
     thumbnail: str = ""
     error: str = ""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the row came to no picture: it failed or was rejected."""
+        return self.status in (Status.FAILED, Status.REJECTED)
+
+
+def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """How many rows ended in each status, in the order of `Status`."""
+    found = Counter(outcome.status for outcome in outcomes)
+    return {str(status): found[status] for status in Status}
 
 
 def image_path(id: str, format: str) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from nst_tasks import gallery, history, outcome, storage
 from nst_tasks.errors import StorageError, redact
 from nst_tasks.intake import Intake, Request, read_outcomes
-from nst_tasks.manifest import Manifest, rejected_csv
+from nst_tasks.manifest import rejected_csv
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.settings import Run, Settings
 
@@ -39,14 +39,9 @@ class Report:
         return f"{counted} of {self.rows} rows"
 
 
-def reasons(manifest: Manifest, row: int) -> str:
-    """Why a row was rejected, in one line."""
-    return "; ".join(str(problem) for problem in manifest.problems if problem.row == row)
-
-
 def failures(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
     """A line for each failed or rejected row, in the rows' order."""
-    broken = sorted((o for o in outcomes if o.status in (Status.FAILED, Status.REJECTED)), key=lambda o: o.row)
+    broken = sorted((o for o in outcomes if o.is_broken), key=lambda o: o.row)
     return tuple(f"row {o.row}, {o.id}: {o.error}" if o.id else o.error for o in broken)
 
 
@@ -72,7 +67,7 @@ def write(
         run_id=run.id,
         out=redact(request.out),
         rows=len(outcomes),
-        counts={str(status): sum(o.status == status for o in outcomes) for status in Status},
+        counts=outcome.counts(outcomes),
         failures=failures(outcomes),
         warnings=tuple(warnings),
         seconds=round((datetime.now(UTC) - began).total_seconds(), 3),

@@ -22,8 +22,9 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The file's name without folder and ending: what a person calls the picture."""
-        return self.uri.rpartition("/")[2].partition(".")[0]
+        """The file's name up to its first dot: what a person calls the picture."""
+        file = redact(self.uri).rpartition("/")[2]
+        return file.partition(".")[0] or file
 
     def redacted(self) -> Source:
         """The same source with a URI fit for markers and reports."""

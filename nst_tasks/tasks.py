@@ -64,9 +64,7 @@ def stylize_batch(batch: Batch, run: Run) -> State[list[Outcome]]:
     except NstError as error:
         if not is_transient(error) or not _is_last_attempt(run.settings):
             raise
-        outcomes = [work.failure(job.id, job.row, error, run.id) for job in batch.jobs]
-        for failed in outcomes:
-            work.write_marker(failed, run)
+        outcomes = work.fail(batch, error, run)
     errors = [f"{done.id}: {done.error}" for done in outcomes if done.status == Status.FAILED]
     if not errors:
         return Completed(data=outcomes)

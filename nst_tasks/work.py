@@ -5,6 +5,7 @@ Plain functions, no Prefect. A pair's own failure becomes its outcome; what a re
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import platform
@@ -240,18 +241,19 @@ def _publish(ready: Loaded, result: Result | DivergedError, run: Run) -> Outcome
 
 
 def _publish_failure(job: Job, error: NstError, run: Run) -> Outcome:
-    failed = _described(job, run, Status.FAILED, error=str(error))
-    write_marker(failed, run)
+    return record_failure(_described(job, run, Status.FAILED, error=str(error)), run)
+
+
+def fail(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
+    """The outcomes of a batch that could not be done as a whole, recorded."""
+    return [record_failure(failure(job.id, job.row, error, run.id), run) for job in batch.jobs]
+
+
+def record_failure(failed: Outcome, run: Run) -> Outcome:
+    """Write the marker of a failed pair as far as the store lets: the run's summary tells it as well."""
+    with contextlib.suppress(StorageError):
+        storage.write(storage.join(run.out, outcome.marker_path(failed.id)), outcome.to_json(failed))
     return failed
-
-
-def write_marker(done: Outcome, run: Run) -> None:
-    """Write an outcome marker; of a failed pair, only as far as the store lets: the summary tells it as well."""
-    try:
-        storage.write(storage.join(run.out, outcome.marker_path(done.id)), outcome.to_json(done))
-    except StorageError:
-        if done.status != Status.FAILED:
-            raise
 
 
 def _described(job: Job, run: Run, status: Status, **more) -> Outcome:  # type: ignore[no-untyped-def]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import settings
 from servers import PATTERNS, S3, free_ports, picture, server
@@ -37,6 +38,15 @@ def pictures(tmp_path: Path) -> Path:
     for name in PATTERNS:
         (folder / f"{name}.png").write_bytes(picture(name))
     return folder
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[str]:
+    """An empty place in memory."""
+    yield f"memory://{tmp_path.name}"
+    store = fsspec.filesystem("memory")
+    if store.exists(tmp_path.name):
+        store.rm(tmp_path.name, recursive=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "oil.jpg").write_bytes(picture(100, 100, "navy", "JPEG"))
     (tmp_path / "m.csv").write_text("content,style\ncat.png,oil.jpg\ndog.png,oil.jpg\n")
     return tmp_path
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[str]:
-    """An empty place in memory."""
-    yield f"memory://{tmp_path.name}"
-    store = fsspec.filesystem("memory")
-    if store.exists(tmp_path.name):
-        store.rm(tmp_path.name, recursive=True)
 
 
 def request_of(folder: Path, **fields: Any) -> Request:

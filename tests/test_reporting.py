@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +13,7 @@ import fsspec
 import pandas as pd
 import pytest
 
-from nst_tasks import intake, outcome, reporting, storage
+from nst_tasks import intake, manifest, outcome, reporting, storage
 from nst_tasks.errors import StorageError
 from nst_tasks.intake import Request
 from nst_tasks.outcome import Outcome, Status
@@ -24,15 +23,6 @@ from nst_tasks.source import Source
 
 SETTINGS = Settings(readers=4)
 LOSSES = {"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0}
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[str]:
-    """An empty place in memory."""
-    yield f"memory://{tmp_path.name}"
-    store = fsspec.filesystem("memory")
-    if store.exists(tmp_path.name):
-        store.rm(tmp_path.name, recursive=True)
 
 
 def done(id: str = "cat_oil", row: int = 2, **fields: Any) -> Outcome:
@@ -119,10 +109,11 @@ def test_no_file_of_a_run_names_a_credential(tmp_path: Path, memory: str) -> Non
 def test_reasons_of_a_row_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("content,style,size,seed\na.png,b.png,9,-1\na.png,b.png,8,\nc.png,d.png,,\n")
     _, parsed = intake.read_manifest(str(tmp_path / "m.csv"))
-    size, seed = reporting.reasons(parsed, 2).split("; row 2, ")
+    why = manifest.reasons(parsed)
+    size, seed = "; ".join(why[2]).split("; row 2, ")
     assert size.startswith("row 2, column size: 9 is below")
     assert seed.startswith("column seed: -1 is below")
-    assert reporting.reasons(parsed, 4) == ""
+    assert 4 not in why
 
 
 # Rebuilding

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from servers import picture
 
-from nst_tasks import devices, images, recipes, weights, work
+from nst_tasks import devices, images, manifest, recipes, weights, work
 from nst_tasks.batching import Job
 from nst_tasks.core import backbones
 from nst_tasks.devices import STATISTICS_KEPT, Device
@@ -120,3 +120,26 @@ def test_a_watch_counts_from_many_threads_and_is_silent_where_nobody_watches() -
 def test_an_unexpected_error_is_told_in_a_line_without_secrets() -> None:
     failed = work.failure("a", 2, RuntimeError("GET https://user:word@host/x?Signature=abc\nmore"), "run")
     assert failed.error == "unexpected RuntimeError: GET https://host/x"
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("/in/cat.png", "cat"),
+        ("s3://b/my.photo.jpg", "my"),
+        ("/in/plain", "plain"),
+        ("https://h/a.jpg?Signature=x.y/z", "a"),
+        ("/in/.hidden", ".hidden"),
+    ],
+)
+def test_a_pictures_name_is_its_files_without_ending_and_without_secrets(uri: str, name: str) -> None:
+    assert Source(uri, "", "", 1, 1).name == name
+
+
+def test_a_hundred_thousand_rejected_rows_are_told_in_one_pass() -> None:
+    """Each row's reasons are looked up, not searched for: the square of 100,000 would not end."""
+    rows = "content,style,size\n" + "a.png,b.png,9\n" * 100_000
+    parsed = manifest.parse(rows.encode(), "/in")
+    why = manifest.reasons(parsed)
+    assert len(why) == 100_000
+    assert all("9 is below the smallest size" in "; ".join(why[row.row]) for row in parsed.rejected)
