@@ -20,10 +20,10 @@ def measure(recipe: str, size: int) -> None:
     """Run three steps of a recipe at one size and print this process's peak in bytes."""
     import numpy as np
 
-    from nst_tasks import recipes, weights
+    from nst_tasks import presets, weights
     from nst_tasks.core import backbones, transfer
 
-    method = recipes.find(recipe).method
+    method = presets.find(recipe).method
     backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
     contents = np.random.default_rng(0).random((1, size, size, 3), np.float32)
     style = transfer.style_statistics(backbone, method, contents[0, ::-1])

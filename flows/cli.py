@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from nst_tasks import __version__, recipes, settings, weights
+from nst_tasks import __version__, presets, recipe_file, settings, weights
 from nst_tasks.errors import InputError, NstError
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 BACKBONE_HELP = f"Network whose features are used: {', '.join(weights.BACKBONES)}."
-RECIPE_HELP = "Recipe of the rows that name none; `nst recipes` lists them."
+RECIPE_HELP = "Recipe of the rows that name none: one that `nst recipes` lists, or a TOML file, path or URI."
 
 
 class Runner(StrEnum):
@@ -54,7 +54,7 @@ def main(
 def run(
     manifest: Annotated[str, typer.Argument(help="CSV manifest, a local path or a URI such as s3://bucket/pairs.csv.")],
     out: Annotated[str, typer.Option(help="Folder for everything that comes out, a local path or a URI.")],
-    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = recipes.DEFAULT,
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = presets.DEFAULT,
     size: Annotated[int | None, typer.Option(help="Longest side of the results, in pixels; the recipe's by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimization steps at full size; the recipe's by default.")] = None,
     backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
@@ -68,6 +68,9 @@ def run(
     max_failures: Annotated[str | None, typer.Option(help="The run ends Failed above this many failed rows: N or P%.")] = None,
     upscale: Annotated[bool, typer.Option("--upscale", help="Enlarge pictures that are smaller than the size.")] = False,
     history_every: Annotated[int, typer.Option(help="Keep every N-th step in the loss history; first and last stay.")] = 1,
+    snapshots: Annotated[
+        int | None, typer.Option(help="Write the unfinished picture beside the image every N steps; never by default.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would be done, do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -75,8 +78,8 @@ def run(
     from nst_tasks import intake, storage
 
     request = intake.Request(
-        storage.absolute(manifest), storage.absolute(out), recipe, size, steps, backbone,
-        storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every,
+        storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
+        storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
     )  # fmt: skip
     try:
         configured = settings.from_environment()
@@ -99,7 +102,8 @@ def validate(
 
     try:
         configured = settings.from_environment()
-        _, parsed = intake.read_manifest(storage.absolute(manifest))
+        place = storage.absolute(manifest)
+        parsed, _ = intake.with_recipes(place, *intake.read_manifest(place))
         problems = [str(problem) for problem in parsed.problems]
         if probe:
             problems += intake.probe(parsed.pairs, configured)
@@ -124,13 +128,16 @@ def validate(
 def grid(
     content: Annotated[list[str], typer.Option(help="Glob pattern of content pictures; may be given several times.")],
     style: Annotated[list[str], typer.Option(help="Glob pattern of style pictures; may be given several times.")],
-    recipe: Annotated[str | None, typer.Option(help="Recipe for every row.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe for every row, a name or a TOML file.")] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="Where to write the manifest; - is standard output.")] = "-",
 ) -> None:
     """Write the manifest of every content with every style."""
-    from nst_tasks import manifest, storage
+    from nst_tasks import intake, manifest, storage
 
     try:
+        if recipe is not None and recipe_file.is_file(recipe):
+            recipe = intake.located(recipe)
+            intake.find_recipe(recipe)
         found = {
             name: [uri for pattern in patterns for uri in storage.expand(storage.absolute(pattern))]
             for name, patterns in (("content", content), ("style", style))
@@ -148,23 +155,23 @@ def grid(
 
 @app.command(name="recipes")
 def list_recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe, to see its source and every constant.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe or its TOML file, to see its source and every constant.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """List the recipes, or show one with its source and constants."""
+    """List the recipes, or show one as the TOML file that it could be given as."""
+    if name is None:
+        width = max(map(len, presets.PRESETS))
+        lines = [f"{recipe.name:{width}}  {recipe.summary}" for recipe in presets.PRESETS.values()]
+        plain = [recipe.as_plain() for recipe in presets.PRESETS.values()]
+        typer.echo(json.dumps(plain, indent=1) if as_json else "\n".join(lines))
+        return
+    from nst_tasks import intake
+
     try:
-        chosen = [recipes.find(name)] if name else list(recipes.PRESETS.values())
+        recipe = intake.find_recipe(name)
     except InputError as error:
         _refuse(error)
-    if as_json:
-        plain = [recipe.as_plain() for recipe in chosen]
-        typer.echo(json.dumps(plain[0] if name else plain, indent=1))
-    elif name:
-        typer.echo("\n".join(_lines(chosen[0].as_plain())))
-    else:
-        width = max(len(recipe.name) for recipe in chosen)
-        for recipe in chosen:
-            typer.echo(f"{recipe.name:{width}}  {recipe.summary}")
+    typer.echo(json.dumps(recipe.as_plain(), indent=1) if as_json else recipe_file.text(recipe), nl=as_json)
 
 
 @app.command()
@@ -258,16 +265,3 @@ def _refuse(error: NstError) -> NoReturn:
     for line in str(error).splitlines():
         typer.echo(f"nst: {line}", err=True)
     raise typer.Exit(2)
-
-
-def _lines(value: Any, indent: str = "") -> list[str]:
-    """Nested values as indented lines, short lists on one line."""
-    lines = []
-    for name, inner in value.items():
-        if isinstance(inner, dict):
-            lines += [f"{indent}{name}:", *_lines(inner, indent + "  ")]
-        elif isinstance(inner, list):
-            lines.append(f"{indent}{name}: " + ", ".join(f"{layer} x {weight:g}" for layer, weight in inner))
-        else:
-            lines.append(f"{indent}{name}: {inner}")
-    return lines

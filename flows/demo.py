@@ -1,4 +1,4 @@
-"""The demo's pictures and manifest, laid out in a folder of the caller's."""
+"""The demo's pictures and the example manifests, laid out in a folder of the caller's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from nst_tasks.samples import samples
 
 
 def prepare(folder: str) -> str:
-    """Write the sample pictures and the bundled manifest below `folder`; the manifest's path.
+    """Write the sample pictures and the example manifests below `folder`; the path of the demo's.
 
     Raises:
         SettingsError: scikit-image is not installed. StorageError: the folder cannot be written.
     """
     for name, data in samples():
         storage.write(storage.join(folder, "samples", name), data)
-    manifest = storage.join(folder, "samples", "demo.csv")
-    storage.write(manifest, resources.files("manifests").joinpath("demo.csv").read_bytes())
-    return manifest
+    for example in resources.files("manifests").iterdir():
+        if example.name.endswith(".csv"):
+            storage.write(storage.join(folder, "samples", example.name), example.read_bytes())
+    return storage.join(folder, "samples", "demo.csv")

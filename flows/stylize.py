@@ -15,7 +15,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from nst_tasks import batching, devices, intake, recipes, reporting, settings, storage, weights, work
+from nst_tasks import batching, devices, intake, presets, reporting, settings, storage, weights, work
 from nst_tasks.batching import Job
 from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, redact
 from nst_tasks.intake import Request
@@ -50,7 +50,7 @@ def _flow_run_name() -> str:
 def stylize_manifest(
     manifest: str,
     out: str,
-    recipe: str = recipes.DEFAULT,
+    recipe: str = presets.DEFAULT,
     size: int | None = None,
     steps: int | None = None,
     backbone: str = weights.DEFAULT,
@@ -59,13 +59,14 @@ def stylize_manifest(
     max_failures: str | None = None,
     upscale: bool = False,
     history_every: int = 1,
+    snapshots: int | None = None,
 ) -> State[Report]:
     """Stylize every pair of a manifest.
 
     Args:
         manifest: URI of the CSV manifest, local or remote.
         out: URI of the folder for images, history, outcomes and the report.
-        recipe: recipe of the rows that name none.
+        recipe: recipe of the rows that name none: a preset's name, or the URI of a TOML file.
         size: longest side of the results in pixels, for rows that name none; the recipe's if empty.
         steps: optimization steps at full size, for rows that name none; the recipe's if empty.
         backbone: network whose features are used.
@@ -74,10 +75,11 @@ def stylize_manifest(
         max_failures: the run ends Failed if more rows than this fail, such as 10 or 5%.
         upscale: enlarge pictures that are smaller than the size.
         history_every: keep every N-th step in the loss history.
+        snapshots: write the unfinished picture beside the image every N steps; never if empty.
     """
     request = Request(
-        storage.absolute(manifest), storage.absolute(out), recipe, size, steps, backbone,
-        storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every,
+        storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
+        storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
     )  # fmt: skip
     observer = watch()
     current.set(observer)
@@ -119,6 +121,7 @@ def run_manifest(request: Request, settings: Settings) -> Report:
         weights_sha256=taken.weights_sha256,
         history_every=request.history_every,
         settings=settings,
+        snapshots=request.snapshots or 0,
     )
     folder = storage.join(request.out, "runs", run.id)
     storage.write(storage.join(folder, "manifest.csv"), taken.manifest_bytes)

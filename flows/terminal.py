@@ -57,6 +57,7 @@ def run_flow(request: Request) -> Ended:
                 max_failures=request.max_failures,
                 upscale=request.upscale,
                 history_every=request.history_every,
+                snapshots=request.snapshots,
                 return_state=True,
             )
         except (KeyboardInterrupt, TerminationSignal):

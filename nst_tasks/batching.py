@@ -1,4 +1,4 @@
-"""Jobs, and how they are grouped into batches: one method, one shape, as many pairs as the device's memory takes."""
+"""Jobs, and how they are grouped into batches: one method and shape, all masked or none, as many as the memory takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nst_tasks.core.method import NUMERICS_VERSION, as_plain
+from nst_tasks.core.method import LBFGS, NUMERICS_VERSION, Method, as_plain
 from nst_tasks.core.pyramid import levels
 from nst_tasks.recipes import Recipe
 from nst_tasks.source import Source
@@ -18,7 +18,11 @@ BYTES_PER_PIXEL = 4_000
 
 @dataclass(frozen=True)
 class Job:
-    """A manifest row with its recipe resolved and its pictures known; `height` and `width` are those of the result."""
+    """A manifest row with its recipe resolved and its pictures known; `height` and `width` are those of the result.
+
+    `init` is the picture to start from, None leaves it to the method. `mask` is white where to stylize, None stylizes all.
+    `keep_color` is empty, `luminance` or `match`.
+    """
 
     id: str
     row: int
@@ -27,7 +31,9 @@ class Job:
     style_weights: tuple[float, ...]
     recipe: Recipe
     seed: int
-    keep_color: bool
+    init: Source | None
+    keep_color: str
+    mask: Source | None
     upscale: bool
     format: str
     height: int
@@ -44,7 +50,9 @@ class Job:
             "method": as_plain(self.recipe.method),
             "size": self.recipe.size,
             "upscale": self.upscale,
+            "init": self.init and self.init.sha256,
             "keep_color": self.keep_color,
+            "mask": self.mask and self.mask.sha256,
             "seed": self.seed,
             "format": self.format,
             "weights": self.weights_sha256,
@@ -69,7 +77,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs of one method and one shape, optimized together."""
+    """Jobs of one method and one shape, masked all or none, optimized together."""
 
     jobs: tuple[Job, ...]
 
@@ -80,18 +88,25 @@ class Batch:
         return self.jobs[0].name + more
 
 
+def bytes_per_pixel(method: Method) -> int:
+    """Peak memory of one step for each pixel: the features', and for L-BFGS its history, two float32 images for each pair."""
+    history = method.optimizer.history if isinstance(method.optimizer, LBFGS) else 0
+    return BYTES_PER_PIXEL + history * 2 * 3 * 4
+
+
 def batches(jobs: Iterable[Job], most: int, memory_bytes: float) -> list[Batch]:
-    """Group jobs of one method, shape and number of styles, in the order of their first rows.
+    """Group jobs of one method, shape and number of styles, masked apart from whole ones, in the order of their first rows.
 
     A batch holds at most `most` jobs and as many as `memory_bytes` have room for, but always at least one: a picture too
     large for the memory is tried alone.
     """
     groups: dict[object, list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.recipe.method, job.height, job.width, len(job.styles)), []).append(job)
+        alike = job.recipe.method, job.height, job.width, len(job.styles), job.mask is None
+        groups.setdefault(alike, []).append(job)
     found = []
     for group in groups.values():
-        fitting = int(memory_bytes // (BYTES_PER_PIXEL * group[0].height * group[0].width))
+        fitting = int(memory_bytes // (bytes_per_pixel(group[0].recipe.method) * group[0].height * group[0].width))
         at_once = max(1, min(most, fitting))
         found += [Batch(tuple(group[k : k + at_once])) for k in range(0, len(group), at_once)]
     return sorted(found, key=lambda batch: batch.jobs[0].row)

@@ -53,7 +53,10 @@ _UPRIGHT = {
 
 _REC601 = np.array([0.299, 0.587, 0.114], np.float32)
 _INVISIBLE = 1 / 510
-"""Below half an 8-bit step, alpha is written as 0."""
+"""Below half an 8-bit step, alpha is written as 0, and a mask changes no written pixel."""
+
+_FLAT = 1 / 255**2
+"""The variance of a deviation by an 8-bit step; less than that is not told from rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +97,54 @@ def decode(data: bytes, max_pixels: int) -> Picture:
     return Picture(rgb, None if alpha is None or alpha.min() >= 1 else alpha)
 
 
+def mask(data: bytes, max_pixels: int) -> np.ndarray:
+    """The mask in the picture `data`: its luminance times its alpha, (H, W) float32 in [0, 1]; 1 is stylized, 0 is not.
+
+    Raises:
+        PictureError: as `decode`; besides, it is black all over.
+    """
+    picture = decode(data, max_pixels)
+    luma = np.clip(luminance(picture.rgb), 0, 1)
+    found: np.ndarray = luma if picture.alpha is None else luma * picture.alpha
+    if found.max() < _INVISIBLE:
+        raise PictureError("the mask is black or transparent all over, so nothing would be stylized; paint white what is to be")
+    return found
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The mask (H, W) at (height, width), float32 in [0, 1]; the same mask when it has that size.
+
+    Antialiased with a triangle, not with Lanczos, whose ripples would stylize what is black beside an edge.
+    """
+    if mask.shape == (height, width):
+        return mask
+    resampled = _resampled(mask[..., None], height, width, Image.Resampling.BILINEAR)[..., 0]
+    clipped: np.ndarray = np.clip(resampled, 0, 1)  # of the rounding
+    return clipped
+
+
+def composite(stylized: np.ndarray, content: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`mask * stylized + (1 - mask) * content`, of (H, W, 3) and a mask (H, W) in [0, 1] -> (H, W, 3) float32.
+
+    Where the mask is 0 or 1 the pixels are those of the one or the other, bit for bit.
+    """
+    share = mask.astype(np.float32)[..., None]  # (H, W, 1)
+    mixed: np.ndarray = share * stylized + (1 - share) * content
+    return mixed.astype(np.float32)
+
+
 def fit(height: int, width: int, size: int, upscale: bool) -> tuple[int, int]:
     """(height, width) in pixels with the longest side `size` and the aspect kept; never enlarged unless `upscale`."""
     longest = max(height, width)
     if size >= longest and not upscale:
         return height, width
     return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+
+
+def same_proportions(height: int, width: int, like_height: int, like_width: int) -> bool:
+    """Whether two sizes in pixels have the same aspect, within 1 % or within a pixel of rounding on either picture."""
+    one, other = width * like_height, height * like_width
+    return abs(one - other) <= max(0.01 * max(one, other), height, width, like_height, like_width)
 
 
 def resize(picture: Picture, height: int, width: int) -> Picture:
@@ -176,13 +221,45 @@ def luminance(rgb: np.ndarray) -> np.ndarray:
 
 
 def with_luminance(rgb: np.ndarray, luma: np.ndarray) -> np.ndarray:
-    """The picture's own YIQ chroma under another luma: (H, W, 3) and (H, W) -> (H, W, 3) float32, clipped to [0, 1].
+    """The picture's own YIQ chroma under another luma: (H, W, 3) and (H, W) -> (H, W, 3) float32 in [0, 1].
 
-    This is the luminance-only transfer of Gatys et al. 2016 (arXiv 1606.05897). In YIQ each of R, G, B is Y
-    plus a function of I and Q alone, so a new Y is one shift of all three channels.
+    This is the luminance-only transfer of Gatys et al. 2016 (arXiv 1606.05897). In YIQ each of R, G, B is Y plus a function
+    linear in I and Q alone, so a new Y is one shift of all three channels. Where the shifted color would leave [0, 1], I and Q
+    are scaled down together, as little as it takes: hue and luma stay, which clipping each channel would change both.
     """
-    shifted: np.ndarray = np.clip(rgb + (luma - luminance(rgb))[..., None], 0, 1)
+    luma = np.clip(luma, 0, 1).astype(np.float32)
+    chroma = rgb - luminance(rgb)[..., None]  # (H, W, 3)
+    above, below = (np.maximum(extreme, 1e-12) for extreme in (chroma.max(axis=-1), -chroma.min(axis=-1)))
+    scale = np.minimum(1, np.minimum((1 - luma) / above, luma / below))
+    shifted: np.ndarray = np.clip(luma[..., None] + scale[..., None] * chroma, 0, 1)  # of the rounding
     return shifted.astype(np.float32)
+
+
+def match_color(style: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """The style's colors mapped so that their mean m and covariance K are the content's: (h, w, 3) float32, not clipped.
+
+    `K_content^1/2 K_style^-1/2 (x - m_style) + m_content` of rgb (H, W, 3) in [0, 1], any two sizes. This is the color matching
+    of Gatys et al. 2016 (arXiv 1606.05897) with symmetric roots, which, unlike Cholesky factors, treat R, G and B alike.
+    Along axes on which the style's colors deviate by less than an 8-bit step, we divide by a step, so that no rounding is
+    blown up: a gray style becomes shades of one color, a flat one the content's mean. Some colors leave [0, 1]: whoever shows
+    them clips them, at the price of exact statistics.
+    """
+    mean, covariance, centred = _color_statistics(style)
+    like_mean, like_covariance, _ = _color_statistics(content)
+    variances, axes = np.linalg.eigh(covariance)
+    whitening = axes / np.sqrt(np.maximum(variances, _FLAT)) @ axes.T
+    variances, axes = np.linalg.eigh(like_covariance)
+    coloring = axes * np.sqrt(np.maximum(variances, 0)) @ axes.T
+    matched: np.ndarray = centred @ (coloring @ whitening).T.astype(np.float32) + like_mean.astype(np.float32)
+    return matched.reshape(style.shape)
+
+
+def _color_statistics(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (3,) and covariance (3, 3) of the colors of (H, W, 3), float64, and the centred colors (H W, 3) float32."""
+    colors = rgb.reshape(-1, 3).astype(np.float32)
+    mean = colors.mean(axis=0, dtype=np.float64)
+    centred = colors - mean.astype(np.float32)
+    return mean, (centred.T @ centred).astype(np.float64) / len(centred), centred
 
 
 def match_luminance(luma: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -348,6 +425,10 @@ def on_white(rgb: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
 
 
 def _lanczos(planes: np.ndarray, height: int, width: int) -> np.ndarray:
+    return _resampled(planes, height, width, Image.Resampling.LANCZOS)
+
+
+def _resampled(planes: np.ndarray, height: int, width: int, kernel: Image.Resampling) -> np.ndarray:
     """Each channel of (H, W, C) float32 to (height, width, C), not clipped."""
     channels = (Image.fromarray(np.ascontiguousarray(planes[..., c], np.float32)) for c in range(planes.shape[-1]))
-    return np.stack([np.asarray(c.resize((width, height), Image.Resampling.LANCZOS)) for c in channels], axis=-1)
+    return np.stack([np.asarray(c.resize((width, height), kernel)) for c in channels], axis=-1)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from nst_tasks import images, manifest, outcome, recipes, storage, weights
+from nst_tasks import images, manifest, outcome, presets, recipe_file, recipes, storage, weights
 from nst_tasks.batching import Job
 from nst_tasks.core.architecture import check_layers, smallest_side
 from nst_tasks.core.method import MAX_STEPS
@@ -21,10 +22,12 @@ from nst_tasks.errors import (
     SettingsError,
     StorageError,
     StorageUnavailable,
+    is_transient,
     redact,
 )
 from nst_tasks.manifest import Manifest, Pair
 from nst_tasks.outcome import Outcome, Status
+from nst_tasks.recipes import Recipe
 from nst_tasks.settings import Settings
 from nst_tasks.source import Source
 
@@ -35,7 +38,7 @@ class Request:
 
     manifest: str
     out: str
-    recipe: str = recipes.DEFAULT
+    recipe: str = presets.DEFAULT
     size: int | None = None
     steps: int | None = None
     backbone: str = weights.DEFAULT
@@ -44,15 +47,20 @@ class Request:
     max_failures: str | None = None
     upscale: bool = False
     history_every: int = 1
+    snapshots: int | None = None
 
 
 @dataclass(frozen=True)
 class Intake:
-    """A manifest that was read, with the identity of its bytes and of the weights that the run will use."""
+    """A manifest that was read, with the identity of its bytes and of the weights that the run will use.
+
+    `recipes` holds every recipe that its rows or the request may name, by that name or URI.
+    """
 
     manifest: Manifest
     manifest_bytes: bytes
     weights_sha256: str
+    recipes: Mapping[str, Recipe]
 
     @property
     def manifest_sha256(self) -> str:
@@ -77,6 +85,50 @@ def read_manifest(uri: str) -> tuple[bytes, Manifest]:
         raise ManifestError("\n".join(f"manifest {place}: {line}" for line in str(error).splitlines())) from error
 
 
+def with_recipes(uri: str, data: bytes, parsed: Manifest) -> tuple[Manifest, dict[str, Recipe]]:
+    """The manifest of this URI and these bytes, with rows rejected whose recipe file is wrong; and all recipes, by name or URI.
+
+    Each file is read once, however many rows name it.
+
+    Raises:
+        SettingsError: the store of a recipe file failed for the moment.
+    """
+    known = dict(presets.PRESETS)
+    unusable = {}
+    for file in sorted({pair.recipe for pair in parsed.pairs if pair.recipe} - {*known}):
+        try:
+            known[file] = find_recipe(file)
+        except SettingsError as error:
+            if error.__cause__ is not None and is_transient(error.__cause__):
+                raise
+            unusable[file] = [line.removeprefix("recipe ") for line in str(error).splitlines()]
+    return manifest.parse(data, storage.folder(uri), unusable) if unusable else parsed, known
+
+
+def find_recipe(name: str) -> Recipe:
+    """The preset of this name, or the recipe in the file of this URI.
+
+    Raises:
+        SettingsError: there is no such preset, the file cannot be read, or it holds no recipe; one line for each problem.
+    """
+    if not recipe_file.is_file(name):
+        return presets.find(name)
+    place = redact(name)
+    try:
+        if entry := storage.stat(name):
+            recipe_file.check_size(entry.size)  # before it is read: it may be anything
+        return recipe_file.parse(storage.read(name), place.rpartition("/")[2][: -len(".toml")])
+    except StorageError as error:
+        raise SettingsError(f"recipe {error}") from error
+    except SettingsError as error:
+        raise SettingsError("\n".join(f"recipe {place}: {line}" for line in str(error).splitlines())) from error
+
+
+def located(recipe: str) -> str:
+    """A recipe by the name that finds it from any working folder: a file's path is made absolute."""
+    return storage.absolute(recipe) if recipe_file.is_file(recipe) else recipe
+
+
 def prepare(request: Request, settings: Settings) -> Intake:
     """Everything that can be known to be wrong before any compute, looked at and told at once.
 
@@ -86,15 +138,22 @@ def prepare(request: Request, settings: Settings) -> Intake:
     problems: list[str] = []
     data, parsed = b"", None
     weights_sha256 = ""
+    known: dict[str, Recipe] = dict(presets.PRESETS)
     try:
         data, parsed = read_manifest(request.manifest)
+        parsed, known = with_recipes(request.manifest, data, parsed)
     except InputError as error:
         problems.append(str(error))
     try:
         weights_sha256 = weights.sha256(request.backbone, read_weights(request.weights))
     except InputError as error:
         problems.append(f"--{str(error).removeprefix('--')}")
-    problems += _option_problems(request)
+    try:
+        recipe = known.get(request.recipe) or find_recipe(request.recipe)
+    except SettingsError as error:
+        problems += [f"--{line}" for line in str(error).splitlines()]
+        recipe = presets.PRESETS[presets.DEFAULT]  # for a look at size and steps
+    problems += _option_problems(request, recipe)
     if parsed is not None:
         if request.strict and parsed.problems:
             problems += [str(problem) for problem in parsed.problems]
@@ -107,7 +166,7 @@ def prepare(request: Request, settings: Settings) -> Intake:
             problems.append(f"--out: the output cannot be written: {error}")
     if problems or parsed is None:
         raise InputError("\n".join(problems))
-    return Intake(parsed, data, weights_sha256)
+    return Intake(parsed, data, weights_sha256, {**known, request.recipe: recipe})
 
 
 def read_weights(uri: str | None) -> bytes | None:
@@ -124,14 +183,10 @@ def read_weights(uri: str | None) -> bytes | None:
         raise SettingsError(f"--weights: {error}") from error
 
 
-def _option_problems(request: Request) -> list[str]:
+def _option_problems(request: Request, recipe: Recipe) -> list[str]:
     problems = []
-    recipe = recipes.PRESETS[recipes.DEFAULT]  # for a look at size and steps, should the one asked for not be known
-    try:
-        recipe = recipes.find(request.recipe)
-    except SettingsError as error:
-        problems.append(f"--{error}")
-    for option in ({"size": request.size}, {"steps": request.steps}):
+    options: list[dict[str, Any]] = [{"size": request.size}, {"steps": request.steps}]
+    for option in options:
         try:
             recipes.override(recipe, **option)
         except SettingsError as error:
@@ -147,6 +202,8 @@ def _option_problems(request: Request) -> list[str]:
         problems.append(str(error))
     if not 1 <= request.history_every <= MAX_STEPS:
         problems.append(f"--history-every: {request.history_every} is not in 1..{MAX_STEPS}")
+    if not 0 <= (request.snapshots or 0) <= MAX_STEPS:
+        problems.append(f"--snapshots: {request.snapshots} is not in 0..{MAX_STEPS}")
     return problems
 
 
@@ -224,7 +281,8 @@ def _is_beside(done: Outcome, beside: Mapping[str, Mapping[str, storage.Entry]])
 
 def remembered(uris: Iterable[str], done: Iterable[Outcome], readers: int) -> dict[str, Source]:
     """Sources that earlier outcomes describe and that their store says have not been rewritten since: no need to open them."""
-    seen = {source.uri: source for result in done for source in (result.content, *result.styles) if source is not None}
+    described = (source for result in done for source in (result.content, *result.styles, result.init, result.mask))
+    seen = {source.uri: source for source in described if source is not None}
     candidates = sorted(uri for uri in uris if redact(uri) in seen)
     entries = storage.each(storage.stat, candidates, readers)
     found = {}
@@ -252,7 +310,7 @@ def inspect(uri: str, max_pixels: int) -> Source:
 
 def picture_uris(pairs: Iterable[Pair]) -> list[str]:
     """Every picture that these rows name, once, sorted."""
-    return sorted({uri for pair in pairs for uri in (pair.content, *pair.styles)})
+    return sorted({uri for pair in pairs for _, uri in pair.pictures})
 
 
 @dataclass(frozen=True)
@@ -271,7 +329,7 @@ def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Req
     refused: list[tuple[Pair, NstError]] = []
     for pair in taken.manifest.pairs:
         try:
-            job = resolve(pair, sources, request, taken.weights_sha256)
+            job = resolve(pair, sources, request, taken.weights_sha256, taken.recipes)
         except NstError as error:
             refused.append((pair, error))
             continue
@@ -285,34 +343,52 @@ def is_done(job: Job, done: Mapping[str, Outcome]) -> bool:
     return before is not None and before.status == Status.SUCCEEDED and before.key == job.key
 
 
-def resolve(pair: Pair, sources: Mapping[str, Source | NstError], request: Request, weights_sha256: str) -> Job:
+def resolve(
+    pair: Pair,
+    sources: Mapping[str, Source | NstError],
+    request: Request,
+    weights_sha256: str,
+    known: Mapping[str, Recipe] = presets.PRESETS,
+) -> Job:
     """A row's job: its recipe with the run's and its own overrides, its pictures, and the size of its result.
 
+    `known` holds the recipes by the names or URIs that the row and the request use.
+
     Raises:
-        NstError: one of its pictures cannot be read, or is too small for the network.
+        NstError: one of its pictures cannot be read, is too small for the network, or has not the content's proportions.
     """
-    used = []
-    for uri in (pair.content, *pair.styles):
-        source = sources[uri]
-        if isinstance(source, NstError):
-            raise source
-        used.append(source)
-    content, *styles = used
+
+    def source(uri: str) -> Source:
+        found = sources[uri]
+        if isinstance(found, NstError):
+            raise found
+        return found
+
+    content, styles = source(pair.content), tuple(map(source, pair.styles))
+    init = source(pair.init_picture) if pair.init_picture else None
+    mask = source(pair.mask) if pair.mask else None
+    for column, framed in (("init", init), ("mask", mask)):
+        if framed and not images.same_proportions(framed.height, framed.width, content.height, content.width):
+            raise PictureError(
+                f"{redact(framed.uri)}: {framed.width} x {framed.height} pixels have not the proportions of the content's "
+                f"{content.width} x {content.height}; give for {column} a picture framed as the content, of any size"
+            )
     recipe = recipes.override(
-        recipes.find(pair.recipe or request.recipe),
+        known[pair.recipe or request.recipe],
         size=pair.size if pair.size is not None else request.size,
         steps=pair.steps if pair.steps is not None else request.steps,
+        init=pair.init,
         content_weight=pair.content_weight,
         style_weight=pair.style_weight,
         tv_weight=pair.tv_weight,
     )
     check_layers(weights.architecture(request.backbone), recipe.method.layers)
     least = smallest_side(recipe.method.layers)
-    for source in used:
-        height, width = images.fit(source.height, source.width, recipe.size, request.upscale)
+    for seen in (content, *styles):
+        height, width = images.fit(seen.height, seen.width, recipe.size, request.upscale)
         if min(height, width) < least:
             raise PictureError(
-                f"{redact(source.uri)}: {width} x {height} pixels at size {recipe.size} leave a side below {least}, the least "
+                f"{redact(seen.uri)}: {width} x {height} pixels at size {recipe.size} leave a side below {least}, the least "
                 f"that the network can see; give a larger or less narrow picture, or a larger size"
             )
     height, width = images.fit(content.height, content.width, recipe.size, request.upscale)
@@ -320,11 +396,13 @@ def resolve(pair: Pair, sources: Mapping[str, Source | NstError], request: Reque
         id=pair.id,
         row=pair.row,
         content=content,
-        styles=tuple(styles),
+        styles=styles,
         style_weights=pair.style_weights,
         recipe=recipe,
         seed=pair.seed,
+        init=init,
         keep_color=pair.keep_color,
+        mask=mask,
         upscale=request.upscale,
         format=pair.format,
         height=height,
@@ -375,7 +453,7 @@ def probe(pairs: Iterable[Pair], settings: Settings) -> list[str]:
     """Open every picture of these rows; a line for each that fails, with the first row that names it."""
     rows: dict[str, str] = {}
     for pair in pairs:
-        for column, uri in (("content", pair.content), *(("style", style) for style in pair.styles)):
+        for column, uri in pair.pictures:
             rows.setdefault(uri, f"row {pair.row}, column {column}")
     found = storage.each(lambda uri: inspect(uri, settings.max_pixels), rows, settings.readers)
     return [f"{rows[uri]}: {result}" for uri, result in zip(rows, found, strict=True) if isinstance(result, NstError)]

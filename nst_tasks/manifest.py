@@ -22,27 +22,39 @@ from functools import partial
 from itertools import product, zip_longest
 from typing import Any
 
-from nst_tasks.core.method import MAX_STEPS
+from nst_tasks.core.method import INITS, MAX_STEPS
 from nst_tasks.errors import ManifestError
-from nst_tasks.recipes import MAX_SIZE, MIN_SIZE, PRESETS
+from nst_tasks.presets import PRESETS
+from nst_tasks.recipe_file import is_file
+from nst_tasks.recipes import MAX_SIZE, MIN_SIZE
 from nst_tasks.source import FORMATS
 
 MAX_SEED = 2**31 - 1
-FLAGS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+KEEP_COLOR = {
+    "luminance": "luminance",
+    "match": "match",
+    **dict.fromkeys(("true", "yes", "1"), "luminance"),
+    **dict.fromkeys(("false", "no", "0"), ""),
+}
+"""What a cell of `keep_color` may say, and what it means; see `Pair`."""
+
 REQUIRED = ("content", "style")
 COLUMNS: Mapping[str, str] = {
     "content": "the picture to stylize: a URI, or a path relative to the manifest's folder; required",
     "style": "the picture whose style it takes, several separated by |; required",
     "id": "names the outputs: letters, digits, . _ -, unique; derived from the two names when empty",
     "style_weights": "how much each style counts, 0 or more, separated by |; equal when empty",
-    "recipe": f"one of {', '.join(PRESETS)}; the run's when empty",
+    "recipe": f"one of {', '.join(PRESETS)}, or a recipe's TOML file; the run's when empty",
     "size": f"the result's longest side in pixels, {MIN_SIZE} to {MAX_SIZE}; the recipe's when empty",
     "steps": f"optimization steps at full size, 0 to {MAX_STEPS}; the recipe's when empty",
     "seed": f"of the initial noise, 0 to {MAX_SEED}; 0 when empty",
+    "init": f"what to start from: {', '.join(INITS)}, or a picture of the content's proportions; the recipe's when empty",
     "content_weight": "weight of the content loss, 0 or more; the recipe's when empty",
     "style_weight": "weight of the style loss, 0 or more; the recipe's when empty",
     "tv_weight": "weight of the total variation, 0 or more; the recipe's when empty",
-    "keep_color": "whether the content keeps its colors: true, false, yes, no, 1 or 0; false when empty",
+    "keep_color": "luminance (or true, yes, 1): the luminance alone is stylized; match: the style takes the content's colors; "
+    "false, no, 0 or empty: the style's colors",
+    "mask": "a picture of the content's proportions: white is stylized, black stays the content; all is stylized when empty",
     "format": f"of the result: {', '.join(FORMATS)}; png when empty",
     "problem": "ignored; nst writes the reason there in rejected.csv",
 }
@@ -51,7 +63,11 @@ COLUMNS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """One good row, starting on line `row` (the header is line 1). None leaves the choice to the run or its recipe."""
+    """One good row, starting on line `row` (the header is line 1). None leaves the choice to the run or its recipe.
+
+    `init` is one of `INITS`, or else `init_picture` the URI of a picture. `keep_color` is empty, `luminance` (the luminance
+    alone is stylized) or `match` (the style takes the content's colors). `mask` is the URI of a picture; None stylizes all.
+    """
 
     row: int
     id: str
@@ -62,11 +78,24 @@ class Pair:
     size: int | None = None
     steps: int | None = None
     seed: int = 0
+    init: str | None = None
+    init_picture: str | None = None
     content_weight: float | None = None
     style_weight: float | None = None
     tv_weight: float | None = None
-    keep_color: bool = False
+    keep_color: str = ""
+    mask: str | None = None
     format: str = "png"
+
+    @property
+    def pictures(self) -> list[tuple[str, str]]:
+        """The column and the URI of each picture that the row names."""
+        optional = [("init", self.init_picture), ("mask", self.mask)]
+        return [
+            ("content", self.content),
+            *(("style", uri) for uri in self.styles),
+            *((column, uri) for column, uri in optional if uri is not None),
+        ]
 
 
 @dataclass(frozen=True)
@@ -101,9 +130,10 @@ class Manifest:
     rows: int
 
 
-def parse(data: bytes, folder: str) -> Manifest:
+def parse(data: bytes, folder: str, unusable: Mapping[str, Sequence[str]] | None = None) -> Manifest:
     """Read a manifest whose relative URIs mean files under `folder`, an absolute path or a URI.
 
+    `unusable` says what is wrong with recipe files, by their URI; a row that names one of them is rejected.
     A row whose `id` another row above already has is rejected, even when that one is rejected too: it will come back.
 
     Raises:
@@ -118,7 +148,7 @@ def parse(data: bytes, folder: str) -> Manifest:
     rejected: list[Rejected] = []
     owners: dict[str, int] = {}
     for row, cells in table:
-        found = _read_row(row, header, cells, folder, owners)
+        found = _read_row(row, header, cells, folder, owners, unusable or {})
         if isinstance(found, Pair):
             pairs.append(found)
         else:
@@ -145,7 +175,8 @@ def rejected_csv(manifest: Manifest, folder: str) -> bytes:
     told = reasons(manifest)
 
     def relocated(column: str, cell: str) -> str:
-        if column not in REQUIRED or (column == "style" and "|" in folder):
+        is_place = column in _PICTURES or (column == "recipe" and is_file(cell.strip()))
+        if not is_place or (column == "style" and "|" in folder) or (column == "init" and _is_init(cell)):
             return cell
         items = [item.strip() for item in (cell.split("|") if column == "style" else [cell])]
         return "|".join(_resolve(folder, item) if item else "" for item in items)
@@ -170,7 +201,7 @@ def grid(contents: Sequence[str], styles: Sequence[str], recipe: str | None) -> 
             problems.append(f"{_shown(uri)} cannot be a manifest's cell (outer spaces, or not UTF-8); rename the file")
         if "|" in uri and uri in styles:
             problems.append(f"{_shown(uri)} has a |, which separates styles; rename the file")
-    if recipe is not None and recipe not in PRESETS:
+    if recipe is not None and recipe not in PRESETS and not is_file(recipe):
         problems.append(f"{_shown(recipe)} is not a recipe; {_nearest(recipe, PRESETS)}")
     if problems:
         raise ManifestError("\n".join(problems))
@@ -278,6 +309,11 @@ def _uris(cell: str) -> tuple[str, ...]:
     return items
 
 
+def _is_init(cell: str) -> bool:
+    """Whether the cell is one of `INITS`; else it names a picture. A file of such a name is `./noise`."""
+    return cell.strip().lower() in INITS
+
+
 def _safe_id(cell: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", cell):
         raise _BadCell("is not safe; give up to 128 letters, digits, dots, - or _, beginning with a letter or digit")
@@ -328,25 +364,33 @@ def _choice(cell: str, what: str, choices: Mapping[str, object]) -> object:
     return choices[cell.lower()]
 
 
+_PICTURES = (*REQUIRED, "init", "mask")
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "content": _uri,
     "style": _uris,
     "id": _safe_id,
     "style_weights": _weights,
-    "recipe": partial(_choice, what="a recipe", choices={name: name for name in PRESETS}),
+    "recipe": lambda cell: cell if is_file(cell) else _choice(cell, "a recipe", {name: name for name in PRESETS}),
     "size": partial(_whole, what="size", least=MIN_SIZE, most=MAX_SIZE),
     "steps": partial(_whole, what="number of steps", least=0, most=MAX_STEPS),
     "seed": partial(_whole, what="seed", least=0, most=MAX_SEED),
+    "init": lambda cell: cell.lower() if _is_init(cell) else cell,
     "content_weight": _weight,
     "style_weight": _weight,
     "tv_weight": _weight,
-    "keep_color": partial(_choice, what="a yes or no", choices=FLAGS),
+    "keep_color": partial(_choice, what="a way to keep colors", choices=KEEP_COLOR),
+    "mask": _uri,
     "format": partial(_choice, what="a format to write", choices={name: name for name in FORMATS}),
 }
 
 
 def _read_row(
-    row: int, header: Sequence[str], cells: Sequence[str], folder: str, owners: dict[str, int]
+    row: int,
+    header: Sequence[str],
+    cells: Sequence[str],
+    folder: str,
+    owners: dict[str, int],
+    unusable: Mapping[str, Sequence[str]],
 ) -> Pair | list[Problem]:
     """The row's pair, or all that is wrong with it; `owners` gains its id, in lower case, for the rows below.
 
@@ -366,6 +410,10 @@ def _read_row(
                 values[column] = read(text)
             except _BadCell as bad:
                 refuse(column, text, bad)
+    if is_file(values.get("recipe", "")):
+        values["recipe"] = _resolve(folder, values["recipe"])
+        faults = unusable.get(values["recipe"], ())
+        problems += [Problem(row, "recipe", _shown(texts["recipe"]), fault) for fault in faults]
     count = len(values.get("style", ()))
     weights = values.get("style_weights", (1 / max(count, 1),) * count)
     if count and len(weights) != count:
@@ -385,6 +433,10 @@ def _read_row(
     if problems:
         return problems
     settings = {column: value for column, value in overrides.items() if column != "style_weights"}
+    if "mask" in settings:
+        settings["mask"] = _resolve(folder, settings["mask"])
+    if "init" in settings and not _is_init(settings["init"]):
+        settings["init_picture"] = _resolve(folder, settings.pop("init"))
     content, styles = _resolve(folder, values["content"]), tuple(_resolve(folder, uri) for uri in values["style"])
     return Pair(row, identity, content, styles, weights, **settings)
 
@@ -396,9 +448,20 @@ def _derived_id(content: str, styles: Sequence[str], overrides: Mapping[str, obj
     """`cat_starry`, or `cat_starry-3f2a9c` where the row has settings of its own: the row alone decides, no other."""
     identity = f"{_stem(content)[:56]}_{'-'.join(map(_stem, styles))[:56]}"
     if overrides:
-        canonical = "\n".join(f"{column}={overrides[column]!r}" for column in sorted(overrides))
+        canonical = "\n".join(f"{column}={_as_named(column, overrides[column])!r}" for column in sorted(overrides))
         identity += "-" + hashlib.sha256(canonical.encode()).hexdigest()[:6]
     return identity  # at most 120 characters: `grid` has room for a number
+
+
+def _as_named(column: str, value: Any) -> object:
+    """A setting as it counts in a derived id: a picture by its name, for its place may change and its URL be signed."""
+    if column in _PICTURES:
+        return _stem(value)
+    if column == "recipe" and is_file(value):
+        return f"{_stem(value)}.toml"
+    if column == "keep_color":
+        return {"": False, "luminance": True}.get(value, value)  # all that there was at first: old outputs keep their ids
+    return value
 
 
 def _stem(uri: str) -> str:

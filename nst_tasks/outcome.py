@@ -6,6 +6,7 @@ The marker is written last, after image and history; a reader trusts markers onl
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARKER_VERSION = 1
+
+LOSSES = ("total", "content", "style", "tv")
+"""Keys of an outcome's losses: the last total and its weighted terms."""
+
+QUALITY = ("style_gap_held_out", "style_gap_used", "content_cosine", "luminance_ssim")
+"""Keys of an outcome's quality that hold one number for the whole picture."""
 
 
 class Status(StrEnum):
@@ -43,7 +50,9 @@ class Outcome:
     style_weights: tuple[float, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    keep_color: bool = False
+    init: Source | None = None
+    keep_color: str = ""
+    mask: Source | None = None
     backbone: str = ""
     weights_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -52,6 +61,10 @@ class Outcome:
     steps: int = 0
     seconds: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    """`core.quality.Quality.as_plain`: a number by each of `QUALITY`, and `style_gap`, a number by layer; any may be absent."""
+    flags: tuple[str, ...] = ()
+    """Names among `core.flags.FLAGS`."""
     image: str = ""
     image_bytes: int = 0
     image_sha256: str = ""
@@ -87,6 +100,11 @@ def thumbnail_path(id: str) -> str:
     return f"thumbnails/{id}.webp"
 
 
+def snapshot_path(id: str, step: int) -> str:
+    """Where a pair's unfinished picture after `step` steps over all levels lies below the output."""
+    return f"images/{id}.snapshots/step-{step:06d}.png"
+
+
 def marker_path(id: str) -> str:
     """Where a pair's outcome marker lies below the output."""
     return f"outcomes/{id}.json"
@@ -113,13 +131,16 @@ def from_json(data: bytes) -> Outcome:
         raise ValueError("not an outcome marker of this version")
     values = {f.name: record[f.name] for f in fields(Outcome) if f.name in record}
     kinds = {f.name: _KINDS.get(str(f.type).partition("[")[0], object) for f in fields(Outcome)}
-    if not all(isinstance(value, kinds[name]) for name, value in values.items()):
+    measured = _is_measured(values.get("losses", {}), values.get("quality", {}), values.get("flags", []))
+    if not measured or not all(isinstance(value, kinds[name]) for name, value in values.items()):
         raise ValueError("an outcome marker with missing or wrong fields")
     try:
         values["status"] = Status(values["status"])
-        values["content"] = Source(**values["content"]) if values.get("content") else None
+        for name in ("content", "init", "mask"):
+            values[name] = Source(**values[name]) if values.get(name) else None
         values["styles"] = tuple(Source(**style) for style in values.get("styles", ()))
         values["style_weights"] = tuple(values.get("style_weights", ()))
+        values["flags"] = tuple(values.get("flags", ()))
         found = Outcome(**values)
     except (KeyError, TypeError) as error:
         raise ValueError("an outcome marker with missing or wrong fields") from error
@@ -130,21 +151,43 @@ def from_json(data: bytes) -> Outcome:
     return found
 
 
+def _is_measured(losses: Any, quality: Any, flags: Any) -> bool:
+    """Whether these hold what a report computes with and shows: finite numbers and names."""
+    if not isinstance(losses, dict) or not isinstance(quality, dict) or not isinstance(flags, list):
+        return False
+    gaps = quality.get("style_gap", {})
+    if not isinstance(gaps, dict) or (losses and not losses.keys() >= set(LOSSES)):
+        return False
+    numbers = [
+        *(losses[term] for term in LOSSES if losses),
+        *gaps.values(),
+        *(quality[name] for name in QUALITY if name in quality),
+    ]
+    return all(map(_is_finite, numbers)) and all(isinstance(flag, str) for flag in flags)
+
+
+def _is_finite(value: Any) -> bool:
+    # so written, it refuses NaN and whole numbers that no float can hold
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 SUMMARY_COLUMNS = (
     "id", "row", "status", "content", "style", "recipe", "backbone", "height", "width", "steps", "seed", "seconds",
-    "total", "content_loss", "style_loss", "tv_loss", "image", "history", "key", "run_id", "error",
+    "total", "content_loss", "style_loss", "tv_loss",
+    "style_gap", "style_gap_used", "content_cosine", "luminance_ssim", "flags", "image", "history", "key", "run_id", "error",
 )  # fmt: skip
 
 
 def summary(outcomes: list[Outcome]) -> pd.DataFrame:
-    """One row per manifest row, in manifest order, with `SUMMARY_COLUMNS`."""
+    """One row per manifest row, in manifest order, with `SUMMARY_COLUMNS`; `style_gap` is the mean over the held-out layers."""
     import pandas as pd  # here, because a manifest is validated without it
 
     rows = [
         (
             o.id, o.row, str(o.status), o.content.uri if o.content else "", "|".join(style.uri for style in o.styles),
             o.recipe.get("name", ""), o.backbone, o.height, o.width, o.steps, o.seed, o.seconds,
-            *(o.losses.get(term, float("nan")) for term in ("total", "content", "style", "tv")),
+            *(o.losses.get(term, float("nan")) for term in LOSSES),
+            *(o.quality.get(name, float("nan")) for name in QUALITY), "|".join(o.flags),
             o.image, o.history, o.key, o.run_id, o.error,
         )
         for o in sorted(outcomes, key=lambda o: o.row)

@@ -1,22 +1,22 @@
 """Recipes: named style transfers, each with its source and what knowingly differs from it.
 
-`PRESETS` is the list that `nst recipes` prints. A manifest row may override a recipe's numbers: see `override`.
+`presets` holds those that come with nst, `recipe_file` reads those that a person wrote. A manifest row may override a recipe's
+numbers: see `override`.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nst_tasks.core.method import MAX_STEPS, Adam, ContentLoss, Method, Pyramid, StyleLoss, TotalVariation, as_plain
+from nst_tasks.core.method import MAX_STEPS, Method, Pyramid, as_plain
 from nst_tasks.errors import SettingsError
 
 MIN_SIZE, MAX_SIZE = 64, 8192
 """Bounds of a picture's longest side, in pixels."""
 
-DEFAULT = "painterly"
+INIT_NOISE = 0.1
+"""Standard deviation of the initial noise, in [0, 1] units, where it is asked for and the recipe has none."""
 
 
 @dataclass(frozen=True)
@@ -43,69 +43,33 @@ class Recipe:
         return plain
 
 
-PAINTERLY = Recipe(
-    name="painterly",
-    summary="our default: feature distributions matched from coarse to fine; paints skies, keeps edges, on every backbone",
-    source="nst; optimal transport of Gaussian feature statistics, coarse to fine, as crowsonkb/style-transfer-pytorch does",
-    differs="our own: features normalized per layer, content held by local contrast, other layers, sizes and steps",
-    size=512,
-    method=Method(
-        content=ContentLoss(layers=(("block4_conv2", 1.0),), weight=0.6, relative=True),
-        style=StyleLoss(
-            layers=tuple((f"block{block}_conv1", 1.0) for block in range(1, 5)),
-            weight=1.0,
-            statistic="wasserstein",
-            relative=True,
-        ),
-        total_variation=TotalVariation(weight=2.0, kind="l2_mean"),
-        optimizer=Adam(learning_rate=0.03, beta_1=0.9, beta_2=0.99, epsilon=1e-8, decay_to=0.2),
-        steps=40,
-        pyramid=Pyramid(smallest=64, ratio=1.6, coarse_steps=60),
-        init_noise=0.15,
-        padding="replicate",
-    ),
-)
-
-TF_TUTORIAL = Recipe(
-    name="tf-tutorial",
-    summary="the TensorFlow 2 tutorial: Gram matrices on VGG19, Adam from the content picture",
-    source="TensorFlow tutorial, tensorflow.org/tutorials/generative/style_transfer, after arXiv 1508.06576",
-    differs="constants as published, for VGG19; on vgg16-hed, whose activations are smaller, they let total variation blur",
-    size=512,
-    method=Method(
-        content=ContentLoss(layers=(("block5_conv2", 1.0),), weight=1e4),
-        style=StyleLoss(layers=tuple((f"block{block}_conv1", 0.2) for block in range(1, 6)), weight=1e-2),
-        total_variation=TotalVariation(weight=30.0, kind="l1_sum"),
-        optimizer=Adam(learning_rate=0.02, beta_1=0.99, beta_2=0.999, epsilon=1e-1),
-        steps=1000,
-    ),
-)
-
-PRESETS: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (PAINTERLY, TF_TUTORIAL)}
-
-
 def override(
     recipe: Recipe,
     *,
     size: int | None = None,
     steps: int | None = None,
+    init: str | None = None,
     content_weight: float | None = None,
     style_weight: float | None = None,
     tv_weight: float | None = None,
 ) -> Recipe:
-    """The recipe with a row's numbers in place of its own; None keeps the recipe's.
+    """The recipe with a row's settings in place of its own; None keeps the recipe's.
 
-    `steps` are those of the last (or only) level; a pyramid's coarse levels are scaled in proportion.
+    `steps` are those of the last (or only) level; a pyramid's coarser levels are scaled in proportion. `init` is one of
+    `method.INITS`; with `noise`, a recipe without initial noise gets `INIT_NOISE`, so that there is something to start from.
 
     Raises:
-        SettingsError: a number is out of range.
+        SettingsError: a number is out of range, or `init` is none of those.
     """
     method = recipe.method
     if steps is not None:
         method = replace(method, steps=steps)  # first: what is out of range is then refused by this name
         if method.pyramid is not None and recipe.method.steps:
-            coarse_steps = min(round(method.pyramid.coarse_steps * steps / recipe.method.steps), MAX_STEPS)
-            method = replace(method, pyramid=replace(method.pyramid, coarse_steps=coarse_steps))
+            method = replace(method, pyramid=_scaled(method.pyramid, steps, recipe.method.steps))
+    if init is not None:
+        method = replace(method, init=init)  # type: ignore[arg-type]  # refused at construction unless it is one of INITS
+        if init == "noise" and method.init_noise == 0:
+            method = replace(method, init_noise=INIT_NOISE)
     if content_weight is not None:
         method = replace(method, content=replace(method.content, weight=content_weight))
     if style_weight is not None:
@@ -115,14 +79,11 @@ def override(
     return replace(recipe, method=method, size=recipe.size if size is None else size)
 
 
-def find(name: str) -> Recipe:
-    """The preset of this name.
+def _scaled(pyramid: Pyramid, steps: int, before: int) -> Pyramid:
+    """The pyramid whose coarser levels take part in a change from `before` steps at the last level to `steps`."""
 
-    Raises:
-        SettingsError: there is none; the nearest known name is suggested.
-    """
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(PRESETS)}"
-    raise SettingsError(f"recipe: {name!r} is not known; {hint}")
+    def scaled(coarse: int) -> int:
+        return min(round(coarse * steps / before), MAX_STEPS)
+
+    first_steps = None if pyramid.first_steps is None else scaled(pyramid.first_steps)
+    return replace(pyramid, coarse_steps=scaled(pyramid.coarse_steps), first_steps=first_steps)

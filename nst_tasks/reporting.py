@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from nst_tasks import gallery, history, outcome, storage
+from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import StorageError, redact
 from nst_tasks.intake import Intake, Request, read_outcomes
 from nst_tasks.manifest import rejected_csv
@@ -21,13 +22,14 @@ MOST_THUMBNAILS = 1000
 
 @dataclass(frozen=True)
 class Report:
-    """What a run came to: its rows by status, every failure in a line, and where its files are. Fit to print as JSON."""
+    """What a run came to: rows by status, every failure and flag in a line, where the files are. Fit to print as JSON."""
 
     run_id: str
     out: str
     rows: int
     counts: dict[str, int]
     failures: tuple[str, ...]
+    flagged: tuple[str, ...]
     warnings: tuple[str, ...]
     seconds: float
     files: dict[str, str]
@@ -43,6 +45,16 @@ def failures(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
     """A line for each failed or rejected row, in the rows' order."""
     broken = sorted((o for o in outcomes if o.is_broken), key=lambda o: o.row)
     return tuple(f"row {o.row}, {o.id}: {o.error}" if o.id else o.error for o in broken)
+
+
+def flagged(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
+    """A line for each flag of each picture, in the rows' order: what it means and what may be done about it."""
+    lines = []
+    for o in sorted((o for o in outcomes if not o.is_broken), key=lambda o: o.row):
+        for name in o.flags:
+            said = f": {FLAGS[name].meaning}; {FLAGS[name].remedy}" if name in FLAGS else ""
+            lines.append(f"row {o.row}, {o.id}: {name}{said}")
+    return tuple(lines)
 
 
 def write(
@@ -69,6 +81,7 @@ def write(
         rows=len(outcomes),
         counts=outcome.counts(outcomes),
         failures=failures(outcomes),
+        flagged=flagged(outcomes),
         warnings=tuple(warnings),
         seconds=round((datetime.now(UTC) - began).total_seconds(), 3),
         files={kind: redact(storage.join(folder, name)) for kind, name in names.items()},
@@ -82,7 +95,7 @@ def write(
     }
     facts = {
         "manifest": redact(request.manifest),
-        "recipe": request.recipe,
+        "recipe": redact(request.recipe),
         "backbone": request.backbone,
         "began": began.isoformat(timespec="seconds"),
         "took": f"{report.seconds:.0f} s",

@@ -78,3 +78,5 @@ class Run:
     weights_sha256: str
     history_every: int
     settings: Settings
+    snapshots: int = 0
+    """Every so many steps the unfinished picture is written beside the image; 0 is never."""

@@ -14,6 +14,7 @@ import io
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,31 @@ DEFAULT = "vgg16-hed"
 
 Weights = dict[str, tuple[np.ndarray, np.ndarray]]
 """Layer name -> (kernel (3, 3, C_in, C_out), bias (C_out,)) float32, in the network's order."""
+
+VGG19_MEAN = {
+    "block1_conv1": 34.0,
+    "block2_conv1": 200.0,
+    "block3_conv1": 231.0,
+    "block4_conv1": 791.0,
+    "block5_conv1": 59.0,
+    "block5_conv2": 14.0,
+}
+"""Mean activations of Keras's VGG19, as the TensorFlow 2 style transfer tutorial prints them for its style picture."""
+
+HED_GAIN = {
+    "block1_conv1": 0.51, "block1_conv2": 0.51,
+    "block2_conv1": 3.0, "block2_conv2": 3.0,
+    "block3_conv1": 6.7, "block3_conv2": 6.7, "block3_conv3": 6.7,
+    "block4_conv1": 45.0, "block4_conv2": 10.0, "block4_conv3": 10.0,
+    "block5_conv1": 16.0, "block5_conv2": 3.6, "block5_conv3": 3.6,
+}  # fmt: skip
+"""What the HED trunk's activations are multiplied by, so that they are in proportion to `VGG19_MEAN` (see `_rescaled`).
+
+bench/activations.py measures the proportions. A layer without a published mean has the gain of its block's first layer; the
+later ones of block 4 fall against the first as those of block 5 do, where both are published. All together are scaled by 0.3,
+for the tutorial's style picture is denser than most: the Keras example's first loss is then about the 11,000 that it prints
+after 100 iterations, and its gradient descent is stable at the published rate, which it is not at 0.4.
+"""
 
 _TINY_CHANNELS = (6, 8, 10, 12, 12)
 
@@ -63,8 +89,8 @@ def sha256(name: str, data: bytes | None) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def load(name: str, data: bytes | None) -> Weights:
-    """A backbone's arrays; arguments as for `sha256`.
+def load(name: str, data: bytes | None, rescale: bool = True) -> Weights:
+    """A backbone's arrays; arguments as for `sha256`. Without `rescale`, the HED trunk's are as its package has them.
 
     Raises:
         SettingsError: as for `sha256`, or the file does not hold this network's weights.
@@ -73,7 +99,8 @@ def load(name: str, data: bytes | None) -> Weights:
     if name == "tiny":
         return _tiny()
     if name == "vgg16-hed":
-        return _hed(_hed_file().read_bytes())
+        trunk = _hed(_hed_file().read_bytes())
+        return _rescaled(trunk, HED_GAIN) if rescale else trunk
     if data is not None:
         return _keras(name, data)
     path = _imagenet_file(name)
@@ -120,6 +147,21 @@ def _hed(data: bytes) -> Weights:
             variables = file[f"{block}/layers/conv2d{'' if k == '1' else f'_{int(k) - 1}'}/vars"]
             weights[layer] = (np.asarray(variables["0"], np.float32), np.asarray(variables["1"], np.float32))
     return weights
+
+
+def _rescaled(weights: Weights, gain: Mapping[str, float]) -> Weights:
+    """The same network with each layer's activations multiplied by its gain, and the next layer's kernel divided by it.
+
+    ReLU and pooling are homogeneous, so nothing else changes: so Gatys et al. 2016 (section 2) normalized their VGG19. The
+    fine-tuned trunk's deep activations are some fiftieth of VGG19's; without this, constants published for VGG19 would leave
+    its style loss, which grows with their fourth power, many orders of magnitude too weak.
+    """
+    rescaled: Weights = {}
+    before = 1.0
+    for layer, (kernel, bias) in weights.items():
+        rescaled[layer] = (kernel * np.float32(gain[layer] / before), bias * np.float32(gain[layer]))
+        before = gain[layer]
+    return rescaled
 
 
 def _imagenet_file(name: str) -> Path:

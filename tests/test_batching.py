@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
-from nst_tasks import recipes
-from nst_tasks.batching import BYTES_PER_PIXEL, Batch, Job, batches
+from nst_tasks import presets, recipes
+from nst_tasks.batching import BYTES_PER_PIXEL, Batch, Job, batches, bytes_per_pixel
 from nst_tasks.core import method as methods
-from nst_tasks.core.method import Pyramid
-from nst_tasks.recipes import PAINTERLY, TF_TUTORIAL, Recipe
+from nst_tasks.core.method import LBFGS, SGD, Pyramid
+from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
+from nst_tasks.recipes import Recipe
 from nst_tasks.source import Source
 
 CAT = Source("/in/cat.png", "c" * 64, "1", 60, 80)
 OIL = Source("/in/oil.v2.png", "0" * 64, "1", 60, 80)
 INK = Source("/in/ink.png", "1" * 64, "1", 60, 80)
+SKY = Source("/in/sky.png", "5" * 64, "1", 60, 80)
 
 
 def job(**fields: Any) -> Job:
@@ -28,7 +30,9 @@ def job(**fields: Any) -> Job:
         "style_weights": (1.0,),
         "recipe": TF_TUTORIAL,
         "seed": 0,
-        "keep_color": False,
+        "init": None,
+        "keep_color": "",
+        "mask": None,
         "upscale": False,
         "format": "png",
         "height": 60,
@@ -61,11 +65,24 @@ DECIDE = {
     "statistic": job(recipe=with_method(style=replace(METHOD.style, statistic="wasserstein"))),
     "tv kind": job(recipe=with_method(total_variation=replace(METHOD.total_variation, kind="l2_mean"))),
     "pyramid": job(recipe=with_method(pyramid=Pyramid(64, 2.0, 10))),
+    "initial image": job(recipe=with_method(init="noise")),
     "initial noise": job(recipe=with_method(init_noise=0.1)),
     "pooling": job(recipe=with_method(pooling="average")),
     "padding": job(recipe=with_method(padding="replicate")),
+    "activation": job(recipe=with_method(activation="linear")),
+    "feature scale": job(recipe=with_method(feature_scale=0.5)),
+    "style shape": job(recipe=with_method(style_shape="content")),
+    "clip": job(recipe=with_method(clip=False)),
+    "output": job(recipe=with_method(output="average")),
+    "average decay": job(recipe=with_method(output="average", average_decay=0.5)),
+    "optimizer": job(recipe=with_method(optimizer=SGD(learning_rate=0.02))),
     "seed": job(seed=1),
-    "keep_color": job(keep_color=True),
+    "initial picture": job(init=SKY),
+    "initial picture's bytes": job(init=replace(SKY, sha256="6" * 64)),
+    "luminance": job(keep_color="luminance"),
+    "matched colors": job(keep_color="match"),
+    "mask": job(mask=SKY),
+    "mask's bytes": job(mask=replace(SKY, sha256="6" * 64)),
     "upscale": job(upscale=True),
     "format": job(format="jpg"),
     "weights": job(weights_sha256="x" * 64),
@@ -90,6 +107,11 @@ def test_the_key_does_not_change_with_names_and_places(what: str) -> None:
     assert DO_NOT_DECIDE[what].key == job().key
 
 
+@pytest.mark.parametrize("which", ["init", "mask"])
+def test_nor_with_the_place_of_a_mask_or_an_initial_picture(which: str) -> None:
+    assert job(**{which: replace(SKY, uri="s3://b/moved.png", version="2")}).key == job(**{which: SKY}).key
+
+
 def test_the_key_changes_with_the_numerics_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = job().key
     monkeypatch.setattr("nst_tasks.batching.NUMERICS_VERSION", methods.NUMERICS_VERSION + 1)
@@ -104,11 +126,12 @@ def test_the_key_is_a_sha256() -> None:
 def test_a_field_added_to_a_job_or_a_method_is_thought_about_here() -> None:
     """Each field decides the key, and is in DECIDE above, or does not; `height` and `width` follow from others."""
     assert [field.name for field in fields(Job)] == [
-        "id", "row", "content", "styles", "style_weights", "recipe", "seed", "keep_color", "upscale", "format",
+        "id", "row", "content", "styles", "style_weights", "recipe", "seed", "init", "keep_color", "mask", "upscale", "format",
         "height", "width", "weights_sha256",
     ]  # fmt: skip
     assert [field.name for field in fields(methods.Method)] == [
-        "content", "style", "total_variation", "optimizer", "steps", "pyramid", "init_noise", "pooling", "padding",
+        "content", "style", "total_variation", "optimizer", "steps", "pyramid", "init", "init_noise", "pooling", "padding",
+        "activation", "feature_scale", "style_shape", "clip", "output", "average_decay",
     ]  # fmt: skip
 
 
@@ -153,6 +176,12 @@ def test_jobs_of_one_method_shape_and_number_of_styles_go_together_in_order() ->
     assert sorted(one.row for batch in found for one in batch.jobs) == [one.row for one in jobs]
 
 
+def test_masked_jobs_are_apart_from_whole_ones() -> None:
+    changes: list[dict[str, Any]] = [{}, {"mask": SKY}, {"init": SKY}, {"mask": CAT}, {"keep_color": "match"}, {"mask": SKY}]
+    jobs = [job(row=2 + k, **change) for k, change in enumerate(changes)]
+    assert rows(batches(jobs, 8, PLENTY)) == [[2, 4, 6], [3, 5, 7]]
+
+
 def test_a_batch_holds_no_more_than_asked() -> None:
     jobs = [job(row=row) for row in range(2, 9)]
     assert rows(batches(jobs, 3, PLENTY)) == [[2, 3, 4], [5, 6, 7], [8]]
@@ -166,14 +195,22 @@ def test_batches_run_in_the_order_of_their_first_rows() -> None:
 
 @pytest.mark.parametrize(("pairs", "at_once"), [(0.5, 1), (1.0, 1), (2.0, 2), (2.99, 2), (3.0, 3), (100, 5)])
 def test_memory_bounds_a_batch_but_one_pair_is_always_tried(pairs: float, at_once: int) -> None:
-    memory = pairs * BYTES_PER_PIXEL * 60 * 80
+    memory = pairs * bytes_per_pixel(job().recipe.method) * 60 * 80
     found = batches([job(row=row) for row in range(2, 7)], 8, memory)
     assert len(found[0].jobs) == at_once
     assert sum(len(batch.jobs) for batch in found) == 5
 
 
+def test_the_history_of_lbfgs_takes_memory() -> None:
+    method = presets.find("gatys-2016").method
+    assert isinstance(method.optimizer, LBFGS)
+    assert bytes_per_pixel(method) == BYTES_PER_PIXEL + 100 * 2 * 12  # a hundred pairs of float32 images of three channels
+    assert bytes_per_pixel(replace(method, optimizer=LBFGS(history=1))) == BYTES_PER_PIXEL + 24
+    assert bytes_per_pixel(presets.find("tf-tutorial").method) == BYTES_PER_PIXEL
+
+
 def test_memory_is_counted_by_the_pictures_own_size() -> None:
-    memory = 4 * BYTES_PER_PIXEL * 60 * 80
+    memory = 4 * bytes_per_pixel(job().recipe.method) * 60 * 80
     jobs = [job(row=2 + k, height=60 * (1 + k % 2), width=80) for k in range(8)]
     assert rows(batches(jobs, 8, memory)) == [[2, 4, 6, 8], [3, 5], [7, 9]]
 

@@ -6,9 +6,9 @@ import io
 import json
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import Result
@@ -16,9 +16,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
-from nst_tasks import __version__, outcome, storage
+from nst_tasks import __version__, outcome, recipe_file, storage
 from nst_tasks.outcome import Outcome, Status
-from nst_tasks.recipes import PRESETS
+from nst_tasks.presets import PRESETS
 
 
 def nst(*arguments: str, **environment: str) -> Result:
@@ -74,8 +74,12 @@ print(json.dumps(sorted(heavy & {*sys.modules})), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["validate", "m.csv"], ["recipes"], ["recipes", "painterly"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["validate", "m.csv"], ["recipes"], ["recipes", "painterly"], ["recipes", "my.toml"]],
+)
 def test_commands_that_answer_at_once_import_nothing_heavy(folder: Path, arguments: list[str]) -> None:
+    (folder / "my.toml").write_text('base = "painterly"\n')
     ended = subprocess.run(
         [sys.executable, "-c", WATCHED, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False
     )
@@ -161,6 +165,19 @@ def test_a_picture_in_place_of_the_manifest_is_refused(folder: Path) -> None:
     assert line.startswith(f"manifest {folder}/cat.png: the manifest has a NUL byte")
 
 
+def test_validate_reads_the_recipe_files_that_rows_name(folder: Path) -> None:
+    (folder / "my.toml").write_text('base = "painterly"\nsteps = -7\n')
+    place = manifest(folder, "cat.png,oil.png,my.toml", "dog.png,oil.png,", header="content,style,recipe")
+    result = nst("validate", place)
+    assert (result.exit_code, result.stdout.splitlines()) == (
+        1,
+        [
+            f"row 2, column recipe: {folder}/my.toml: steps: -7 is not in 0..100000",
+            "2 rows: 1 good, 1 rejected",
+        ],
+    )
+
+
 def test_a_signed_uri_is_refused_without_its_signature() -> None:
     (line,) = refused("validate", "memory://user:hunter2@nst-none/m.csv?token=hunter2")
     assert line == "manifest memory://nst-none/m.csv: does not exist; check the name"
@@ -226,6 +243,9 @@ def test_a_dry_run_as_json(folder: Path) -> None:
             "--max-failures: '5%%' is not a whole number such as 10, or a percentage such as 5%",
         ),
         (["--history-every", "0"], "--history-every: 0 is not in 1..100000"),
+        (["--snapshots", "-1"], "--snapshots: -1 is not in 0..100000"),
+        (["--snapshots", "100001"], "--snapshots: 100001 is not in 0..100000"),
+        (["--recipe", "/none.toml"], "--recipe /none.toml: does not exist; check the name"),
         (["--backbone", "vgg"], "--backbone: 'vgg' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny"),
         (["--weights", "/none.h5", "--backbone", "vgg19"], "--weights: /none.h5: does not exist; check the name"),
     ],
@@ -236,6 +256,16 @@ def test_a_bad_option_is_refused_before_anything_runs(folder: Path, options: lis
         place = str(folder / "out")
         assert refused("run", str(folder / "m.csv"), "--out", place, "--backbone", "tiny", *options, *more) == [line]
     assert not (folder / "out").exists()
+
+
+def test_a_recipe_file_is_taken_from_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "my.toml").write_text('base = "painterly"\nsteps = 7\n')
+    monkeypatch.chdir(folder)
+    result = dry_run(folder, "--recipe", "my.toml", "--size", "64", "--snapshots", "0")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "row 2, cat_oil: cat x oil, my, 64 x 48, 7 steps")
+    (folder / "my.toml").write_text('base = "painterly"\nsteps = -7\n')
+    options = ["--out", str(folder / "out"), "--backbone", "tiny", "--recipe", "my.toml"]
+    assert refused("run", str(folder / "m.csv"), *options) == [f"--recipe {folder}/my.toml: steps: -7 is not in 0..100000"]
 
 
 def test_an_output_that_cannot_be_written_is_refused(folder: Path) -> None:
@@ -277,15 +307,17 @@ def test_grid_refuses_what_it_cannot_pair(folder: Path) -> None:
     assert lines == ["no content picture is given", "paintrly is not a recipe; did you mean painterly?"]
 
 
+def test_grid_takes_a_recipe_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "my.toml").write_text('base = "painterly"\n')
+    made = nst("grid", "--content", "cat.png", "--style", "oil.png", "--recipe", "my.toml", "-o", "new/m.csv")
+    assert (made.exit_code, made.stderr) == (0, "1 pairs written to new/m.csv\n")
+    assert nst("validate", "new/m.csv").stdout == "1 rows: 1 good, 0 rejected\n"
+    lines = refused("grid", "--content", "cat.png", "--style", "oil.png", "--recipe", "no.toml")
+    assert lines == [f"recipe {folder}/no.toml: does not exist; check the name"]
+
+
 # recipes
-
-
-def leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for inner in value.values() for leaf in leaves(inner)]
-    if isinstance(value, list):
-        return [leaf for inner in value for leaf in leaves(inner)]
-    return [value]
 
 
 def test_recipes_lists_them_all() -> None:
@@ -293,24 +325,36 @@ def test_recipes_lists_them_all() -> None:
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == list(PRESETS)
     assert all(recipe.summary in result.stdout for recipe in PRESETS.values())
-    assert [recipe["name"] for recipe in json.loads(nst("recipes", "--json").stdout)] == list(PRESETS)
+    assert json.loads(nst("recipes", "--json").stdout) == [recipe.as_plain() for recipe in PRESETS.values()]
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_recipe_is_shown_with_its_source_and_every_constant(name: str) -> None:
-    recipe = PRESETS[name]
-    text = nst("recipes", name).stdout
-    assert f"source: {recipe.source}\n" in text
-    assert f"differs: {recipe.differs}\n" in text
-    shown = text.replace(",", " ").split()
-    for leaf in leaves(recipe.as_plain()):
-        if isinstance(leaf, float):
-            assert {str(leaf), f"{leaf:g}"} & {*shown}, leaf
-        elif isinstance(leaf, str):
-            assert leaf in text
-        else:
-            assert str(leaf) in shown, leaf
-    assert json.loads(nst("recipes", name, "--json").stdout) == recipe.as_plain()
+def test_a_recipe_is_shown_as_a_file_that_says_the_same(name: str, tmp_path: Path) -> None:
+    shown = nst("recipes", name)
+    assert shown.exit_code == 0
+    assert shown.stdout == recipe_file.text(PRESETS[name])
+    (tmp_path / "my.toml").write_bytes(shown.stdout_bytes)
+    again = nst("recipes", str(tmp_path / "my.toml"))
+    assert (again.exit_code, again.stdout) == (0, shown.stdout)
+    for of in (name, str(tmp_path / "my.toml")):
+        assert json.loads(nst("recipes", of, "--json").stdout) == PRESETS[name].as_plain()
+
+
+def test_a_recipe_file_is_shown_as_a_whole_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.toml").write_text('base = "painterly"\nsteps = 7\n')
+    shown = tomllib.loads(nst("recipes", "my.toml").stdout)
+    assert shown == recipe_file.document(PRESETS["painterly"]) | {"name": "my", "steps": 7}
+
+
+def test_a_recipe_file_that_is_wrong_is_refused_with_all_its_problems(tmp_path: Path) -> None:
+    place = tmp_path / "my.toml"
+    assert refused("recipes", str(place)) == [f"recipe {place}: does not exist; check the name"]
+    place.write_text('base = "painterly"\nsteps = "7"\nsise = 9\n')
+    assert [line.partition(";")[0] for line in refused("recipes", str(place))] == [
+        f"recipe {place}: sise: is not known here",
+        f"recipe {place}: steps: '7' is not a whole number",
+    ]
 
 
 def test_an_unknown_recipe_is_refused() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import typer
 
 from flows.cli import app
-from nst_tasks import history, manifest, recipes, settings, weights
+from nst_tasks import history, manifest, outcome, presets, settings, weights
+from nst_tasks.core import flags, method
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -35,9 +38,32 @@ def test_every_option_that_readme_names_exists() -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - others <= known
 
 
-@pytest.mark.parametrize("name", [*manifest.COLUMNS, *recipes.PRESETS, *weights.BACKBONES])
+@pytest.mark.parametrize("name", [*manifest.COLUMNS, *presets.PRESETS, *weights.BACKBONES])
 def test_every_column_recipe_and_backbone_is_documented(name: str) -> None:
     assert f"`{name}`" in README
+
+
+@pytest.mark.parametrize("name", flags.FLAGS)
+def test_every_flag_is_documented(name: str) -> None:
+    assert f"| `{name}` |" in README
+
+
+def test_the_summarys_columns_are_documented() -> None:
+    assert f"`{', '.join(outcome.SUMMARY_COLUMNS)}`" in " ".join(README.split())
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_recipe_is_described_in_detail(name: str) -> None:
+    assert f"| `{name}` |" in RECIPES
+
+
+def test_every_key_of_a_recipe_file_is_documented() -> None:
+    values = (
+        method.Method, method.ContentLoss, method.StyleLoss, method.TotalVariation, method.Adam, method.SGD, method.LBFGS,
+        method.Pyramid,
+    )  # fmt: skip
+    keys = {field.name for value in values for field in fields(value)} - {"content", "style"}
+    assert [key for key in sorted(keys) if f"`{key}`" not in RECIPES] == []
 
 
 @pytest.mark.parametrize("field", sorted(settings.VARIABLES))

@@ -417,7 +417,117 @@ def test_webp_above_pillows_own_limit_is_one_sentence(monkeypatch):
         decode(data, LIMIT)
 
 
+# Masks
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_a_mask_is_white_where_to_stylize(format):
+    halves = np.kron(np.array([[0, 255]], np.uint8), np.ones((16, 16), np.uint8))
+    found = images.mask(saved(Image.fromarray(halves), format), LIMIT)
+    assert found.dtype == np.float32
+    assert found.shape == (16, 32)
+    np.testing.assert_array_equal(found, halves / 255)
+
+
+def test_a_masks_gray_is_luminance_and_keeps_sixteen_bits():
+    np.testing.assert_allclose(images.mask(saved(flat((255, 0, 0)), "PNG"), LIMIT), 0.299, atol=1e-6)
+    deep = images.mask(saved(Image.fromarray(np.array([GRAYS], np.uint16)), "PNG"), LIMIT)
+    np.testing.assert_allclose(deep, np.array([GRAYS]) / 65535, atol=1e-7)
+    assert deep.max() == 1
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    assert images.mask(saved(flat((9, 9, 9), size=(6, 4)), "PNG", exif=exif), LIMIT).shape == (6, 4)
+
+
+def test_a_masks_alpha_multiplies():
+    stored = np.array([[[255, 255], [255, 51], [102, 127], [255, 0]]], np.uint8)
+    np.testing.assert_allclose(
+        images.mask(saved(Image.fromarray(stored, "LA"), "PNG"), LIMIT), [[1, 0.2, 0.4 * 127 / 255, 0]], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "image",
+    [flat((0, 0, 0)), flat((255, 255, 255, 0), "RGBA"), Image.fromarray(np.full((3, 4), 127, np.uint16))],
+    ids=["black", "transparent", "half an 8-bit step"],
+)
+def test_a_mask_with_nothing_to_stylize_is_refused(image):
+    with pytest.raises(PictureError, match="^the mask is black or transparent all over, so nothing would be stylized; paint"):
+        images.mask(saved(image, "PNG"), LIMIT)
+
+
+def test_a_faint_mask_is_one():
+    assert images.mask(saved(flat((1, 1, 1)), "PNG"), LIMIT).max() > 0
+
+
+def test_a_masks_bytes_are_checked_as_any_pictures():
+    with pytest.raises(PictureError, match="^not a picture"):
+        images.mask(b"no picture", LIMIT)
+    with pytest.raises(PictureError, match="is above the limit"):
+        images.mask(saved(flat((255, 255, 255)), "PNG"), 11)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (7, 9), (64, 64), (130, 50)])
+def test_a_resized_mask_ripples_neither_in_the_black_nor_in_the_white(size):
+    half = np.zeros((32, 32), np.float32)
+    half[:, 16:] = 1
+    resized = images.resize_mask(half, *size)
+    assert (resized.shape, resized.dtype) == (size, np.float32)
+    assert resized.min() == 0 and resized.max() == 1
+    assert (np.diff(resized, axis=1) >= 0).all()  # Lanczos would rise and fall again on either side of the edge
+    np.testing.assert_array_equal(resized[:, : size[1] // 2 - 1 - size[1] // 32], 0)
+
+
+def test_a_shrunk_mask_is_averaged_and_one_of_the_size_is_the_same():
+    lines = np.tile(np.array([0, 1], np.float32), (64, 32))
+    np.testing.assert_allclose(images.resize_mask(lines, 8, 8)[2:-2, 2:-2], 0.5, atol=0.02)  # nearest: 0 or 1
+    assert images.resize_mask(lines, 64, 64) is lines
+
+
+def test_a_composite_is_the_one_or_the_other_or_between():
+    random = np.random.default_rng(0)
+    stylized, content = random.random((2, 4, 6, 3), np.float32) / 3
+    mask = np.zeros((4, 6), np.float32)
+    mask[:, 2:4], mask[:, 4:] = 0.25, 1
+    found = images.composite(stylized, content, mask)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found[:, :2], content[:, :2])
+    np.testing.assert_array_equal(found[:, 4:], stylized[:, 4:])
+    np.testing.assert_allclose(found[:, 2:4], 0.25 * stylized[:, 2:4] + 0.75 * content[:, 2:4], atol=1e-6)
+
+
 # Sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "like", "same"),
+    [
+        ((300, 400), (300, 400), True),
+        ((30, 40), (3000, 4000), True),
+        ((400, 300), (300, 400), False),
+        ((1000, 1000), (1000, 1009), True),
+        ((1000, 1000), (1000, 1011), False),
+        ((1009, 1000), (1000, 1000), True),
+        ((1011, 1000), (1000, 1000), False),
+        ((33, 50), (667, 1000), True),  # 33.35 rounded: 1.06 % off
+        ((34, 50), (667, 1000), True),  # rounded up: 1.9 % off
+        ((32, 50), (667, 1000), False),
+        ((667, 1000), (33, 50), True),  # as well with the mask the larger one
+        ((667, 1000), (35, 50), False),
+        ((1, 512), (1, 60000), True),
+        ((1, 1), (3000, 4000), True),
+        ((3, 4), (3000, 8000), False),
+    ],
+)
+def test_same_proportions_within_a_percent_or_a_pixel_of_rounding(size, like, same):
+    assert images.same_proportions(*size, *like) is same
+
+
+@pytest.mark.parametrize("size", [64, 100, 333])
+def test_what_fit_rounds_has_the_same_proportions(size):
+    for height in range(size, 700, 13):
+        assert images.same_proportions(*fit(height, 701, size, False), height, 701)
+        assert images.same_proportions(height, 701, *fit(height, 701, size, False))
 
 
 @pytest.mark.parametrize(
@@ -553,19 +663,127 @@ def test_luminance_of_the_primaries():
     np.testing.assert_allclose(images.luminance(rgb), [[0.299, 0.587, 0.114, 1]], atol=1e-6)
 
 
+TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
 def test_with_luminance_keeps_the_chroma():
-    to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     rgb = np.full((1, 1, 3), 0.4, np.float32) + np.array([0.1, 0, -0.1], np.float32)
     changed = images.with_luminance(rgb, images.luminance(rgb) + 0.25)
-    np.testing.assert_allclose(to_yiq @ (changed - rgb)[0, 0], [0.25, 0, 0], atol=1e-4)
-    np.testing.assert_array_equal(images.with_luminance(rgb, np.full((1, 1), 5.0)), 1)
+    assert changed.dtype == np.float32
+    np.testing.assert_allclose(TO_YIQ @ (changed - rgb)[0, 0], [0.25, 0, 0], atol=1e-4)
     np.testing.assert_allclose(images.with_luminance(rgb, images.luminance(rgb)), rgb, atol=1e-7)
+
+
+def test_with_luminance_keeps_hue_and_luma_where_the_color_would_leave_the_range():
+    random = np.random.default_rng(0)
+    rgb, luma = random.random((50, 50, 3), np.float32), random.random((50, 50), np.float32)
+    changed = images.with_luminance(rgb, luma)
+    assert changed.min() >= 0 and changed.max() <= 1
+    np.testing.assert_allclose(images.luminance(changed), luma, atol=1e-6)
+    old, new = (rgb @ TO_YIQ.T)[..., 1:], (changed @ TO_YIQ.T)[..., 1:]
+    scale = (old * new).sum(axis=-1) / (old**2).sum(axis=-1)
+    np.testing.assert_allclose(new, scale[..., None] * old, atol=1e-4)  # I and Q in proportion: the same hue
+    assert scale.min() >= -1e-5 and scale.max() <= 1 + 1e-4
+    shifted = rgb + (luma - images.luminance(rgb))[..., None]
+    within = (shifted >= 0).all(axis=-1) & (shifted <= 1).all(axis=-1)
+    assert 0.2 < within.mean() < 0.8
+    np.testing.assert_allclose(changed[within], shifted[within], atol=1e-6)
+    # no more than it takes: something touches the border
+    touching = np.minimum(changed.min(axis=-1), 1 - changed.max(axis=-1))[~within]
+    np.testing.assert_allclose(touching, 0, atol=1e-5)
+
+
+def test_with_luminance_by_hand_and_at_the_ends():
+    red = np.array([[[1, 0, 0]]], np.float32)
+    # Y + 0.701 k = 1 with Y = 0.5
+    np.testing.assert_allclose(images.with_luminance(red, np.full((1, 1), 0.5)), [[[1, 0.2867, 0.2867]]], atol=1e-4)
+    np.testing.assert_allclose(images.with_luminance(red, np.full((1, 1), 0.1)), [[[0.1 / 0.299, 0, 0]]], atol=1e-5)
+    for rgb in (red, np.zeros((1, 1, 3), np.float32), np.ones((1, 1, 3), np.float32)):
+        np.testing.assert_array_equal(images.with_luminance(rgb, np.full((1, 1), 5.0)), 1)
+        np.testing.assert_array_equal(images.with_luminance(rgb, np.full((1, 1), -5.0)), 0)
 
 
 def test_match_luminance_takes_mean_and_deviation():
     like = np.array([[0.1, 0.3], [0.1, 0.3]], np.float32)  # mean 0.2, deviation 0.1
     np.testing.assert_allclose(images.match_luminance(np.array([[0.0, 1.0, 1.0, 0.0]]), like), [[0.1, 0.3, 0.3, 0.1]])
     np.testing.assert_allclose(images.match_luminance(np.full((2, 2), 0.9, np.float32), like), 0.2, atol=1e-6)
+
+
+# Color
+
+
+def colors(height: int, width: int, mean: list[float], deviations: list[float], seed: int = 0) -> np.ndarray:
+    """Normal colors about a mean, with these deviations along three axes that are none of R, G, B."""
+    random = np.random.default_rng(seed)
+    axes, _ = np.linalg.qr(random.standard_normal((3, 3)))
+    return (random.standard_normal((height, width, 3)) * deviations @ axes.T + mean).astype(np.float32)
+
+
+def statistics(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pixels = rgb.reshape(-1, 3).astype(np.float64)
+    return pixels.mean(axis=0), np.cov(pixels.T, bias=True)
+
+
+CONTENT = colors(30, 40, [0.4, 0.5, 0.6], [0.2, 0.1, 0.02], seed=1)
+STYLE = colors(50, 20, [0.7, 0.3, 0.2], [0.25, 0.05, 0.01], seed=2)
+
+
+def test_match_color_takes_mean_and_covariance():
+    matched = images.match_color(STYLE, CONTENT)
+    assert (matched.shape, matched.dtype) == (STYLE.shape, np.float32)
+    for found, wanted in zip(statistics(matched), statistics(CONTENT), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_match_color_is_one_affine_map_by_the_symmetric_roots():
+    from scipy import linalg
+
+    (mean, covariance), (like_mean, like_covariance) = statistics(STYLE), statistics(CONTENT)
+    by = linalg.sqrtm(like_covariance) @ np.linalg.inv(linalg.sqrtm(covariance))
+    expected = (STYLE - mean) @ by.T + like_mean
+    np.testing.assert_allclose(images.match_color(STYLE, CONTENT), expected, atol=1e-5)
+
+
+def test_match_color_treats_the_channels_alike():
+    """Which Cholesky factors would not."""
+    order = [2, 0, 1]
+    one = images.match_color(STYLE[..., order], CONTENT[..., order])
+    np.testing.assert_allclose(one, images.match_color(STYLE, CONTENT)[..., order], atol=1e-5)
+
+
+def test_match_color_of_equals_is_the_identity():
+    np.testing.assert_allclose(images.match_color(CONTENT, CONTENT), CONTENT, atol=1e-5)
+    gray = np.repeat(CONTENT[..., :1], 3, axis=-1)
+    np.testing.assert_allclose(images.match_color(gray, gray), gray, atol=1e-5)
+    constant = np.full((4, 5, 3), 0.3, np.float32)
+    np.testing.assert_allclose(images.match_color(constant, constant), constant, atol=1e-6)
+
+
+def test_match_color_of_a_gray_style_is_shades_of_one_color():
+    gray = np.repeat(STYLE[..., :1], 3, axis=-1)
+    matched = images.match_color(gray, CONTENT)
+    mean, covariance = statistics(matched)
+    np.testing.assert_allclose(mean, statistics(CONTENT)[0], atol=1e-5)
+    assert np.linalg.eigvalsh(covariance)[1] < 1e-8
+    assert np.trace(covariance) <= np.trace(statistics(CONTENT)[1])
+
+
+def test_match_color_does_not_blow_up_the_rounding_of_a_flat_style():
+    random = np.random.default_rng(0)
+    flat_style = 0.6 + random.uniform(-0.5, 0.5, (40, 40, 3)) / 255
+    matched = images.match_color(flat_style.astype(np.float32), CONTENT)
+    np.testing.assert_allclose(matched.mean(axis=(0, 1)), CONTENT.mean(axis=(0, 1)), atol=1e-5)
+    assert np.abs(matched - matched.mean(axis=(0, 1))).max() < 0.15  # by at most 0.2 / (1 / 255) times
+    constant = images.match_color(np.full((40, 40, 3), 0.6, np.float32), CONTENT)
+    np.testing.assert_allclose(constant, np.broadcast_to(CONTENT.mean(axis=(0, 1)), constant.shape), atol=1e-5)
+
+
+def test_match_color_to_a_gray_or_flat_content_is_gray_or_flat():
+    gray = np.repeat(CONTENT[..., :1], 3, axis=-1)
+    matched = images.match_color(STYLE, gray)
+    np.testing.assert_allclose(np.ptp(matched, axis=-1), 0, atol=1e-5)
+    np.testing.assert_allclose(matched.std(), gray.std(), atol=1e-4)
+    np.testing.assert_allclose(images.match_color(STYLE, np.full((4, 5, 3), 0.3, np.float32)), 0.3, atol=1e-5)
 
 
 # Strip

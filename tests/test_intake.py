@@ -13,13 +13,13 @@ import fsspec
 import pytest
 from PIL import Image
 
-from nst_tasks import intake, outcome, recipes, storage, weights
+from nst_tasks import intake, outcome, presets, storage, weights
 from nst_tasks.core.architecture import smallest_side
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
 from nst_tasks.intake import Request
 from nst_tasks.manifest import Pair
 from nst_tasks.outcome import Outcome, Status
-from nst_tasks.recipes import PAINTERLY, TF_TUTORIAL
+from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
 from nst_tasks.settings import Settings
 from nst_tasks.source import Source
 
@@ -123,7 +123,7 @@ def test_every_refusal_is_told_at_once_each_on_its_own_line(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
-        ({"recipe": "x"}, "--recipe: 'x' is not known; choose one of painterly, tf-tutorial"),
+        ({"recipe": "x"}, f"--recipe: 'x' is not known; choose one of {', '.join(presets.PRESETS)}"),
         ({"backbone": "x"}, "--backbone: 'x' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny"),
         ({"size": 63}, "--size: 63 is not in 64..8192 pixels"),
         ({"size": 8193}, "--size: 8193 is not in 64..8192 pixels"),
@@ -149,7 +149,7 @@ def test_the_bounds_themselves_are_allowed(folder: Path, fields: dict[str, Any])
 def test_a_recipe_that_the_backbone_has_no_layers_for_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = replace(TF_TUTORIAL.method.content, layers=(("block5_conv4", 1.0),))  # which VGG19 alone has
     recipe = replace(TF_TUTORIAL, name="deep", method=replace(TF_TUTORIAL.method, content=deep))
-    monkeypatch.setattr(recipes, "PRESETS", {**recipes.PRESETS, "deep": recipe})
+    monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "deep": recipe})
     (line,) = refusals(request_of(folder, recipe="deep"))
     assert line.startswith("--recipe deep: layer block5_conv4: vgg16 has none of that name; choose among block1_conv1")
 
@@ -357,6 +357,11 @@ class Versionless(fsspec.AbstractFileSystem):
 fsspec.register_implementation("versionless", Versionless, clobber=True)
 
 
+def test_masks_and_initial_pictures_are_remembered_too(folder: Path) -> None:
+    cat, dog = (intake.inspect(str(folder / name), 10_000) for name in ("cat.png", "dog.png"))
+    assert intake.remembered([cat.uri, dog.uri], [done(init=cat, mask=dog)], 4) == {cat.uri: cat, dog.uri: dog}
+
+
 def test_a_store_that_tells_no_version_is_never_trusted() -> None:
     cat = intake.inspect("versionless://cat.png", 10_000)
     assert (cat.version, cat.height) == ("", 60)
@@ -382,6 +387,23 @@ def test_probe_names_each_bad_picture_once_with_its_first_row(folder: Path) -> N
     assert second == f"row 3, column content: {folder}/none.png: does not exist; check the name"
 
 
+def test_probe_opens_masks_and_initial_pictures_too(folder: Path) -> None:
+    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "m.csv").write_text("content,style,init,mask\ncat.png,oil.jpg,noise,none.png\ndog.png,oil.jpg,bad.png,cat.png\n")
+    _, parsed = intake.read_manifest(str(folder / "m.csv"))
+    first, second = intake.probe(parsed.pairs, SETTINGS)
+    assert first == f"row 2, column mask: {folder}/none.png: does not exist; check the name"
+    assert second.startswith(f"row 3, column init: {folder}/bad.png: not a picture")
+
+
+def test_every_picture_of_every_row_is_looked_at_once() -> None:
+    pairs = [
+        Pair(2, "a", "/c.png", ("/s.png", "/t.png"), (0.5, 0.5), init_picture="/i.png", mask="/m.png"),
+        Pair(3, "b", "/i.png", ("/s.png",), (1.0,), init="noise"),
+    ]
+    assert intake.picture_uris(pairs) == ["/c.png", "/i.png", "/m.png", "/s.png", "/t.png"]
+
+
 # Jobs
 
 
@@ -396,12 +418,13 @@ def resolved(folder: Path, pair: Pair = PAIR, **fields: Any) -> intake.Job:
 
 
 def test_a_row_becomes_a_job(folder: Path) -> None:
-    pair = replace(PAIR, seed=7, keep_color=True, format="jpg", styles=(OIL.uri, CAT.uri), style_weights=(0.25, 0.75))
+    pair = replace(PAIR, seed=7, keep_color="match", format="jpg", styles=(OIL.uri, CAT.uri), style_weights=(0.25, 0.75))
     job = resolved(folder, pair, upscale=True)
     assert (job.id, job.row, job.content, job.styles) == ("cat_oil", 2, CAT, (OIL, CAT))
-    assert (job.style_weights, job.seed, job.keep_color, job.format) == ((0.25, 0.75), 7, True, "jpg")
+    assert (job.style_weights, job.seed, job.keep_color, job.format) == ((0.25, 0.75), 7, "match", "jpg")
     assert (job.recipe, job.upscale, job.weights_sha256) == (PAINTERLY, True, "w")
     assert (job.width, job.height) == (512, 384)
+    assert (job.init, job.mask) == (None, None)
 
 
 def test_the_result_is_never_larger_than_the_content_unless_asked(folder: Path) -> None:
@@ -439,6 +462,53 @@ def test_a_rows_weights_replace_the_recipes(folder: Path) -> None:
         2.0,
         PAINTERLY.method.total_variation.weight,
     )
+
+
+def test_a_rows_mask_and_initial_picture_go_to_its_job_and_its_word_to_the_recipe(folder: Path) -> None:
+    job = framed(folder, init=(120, 160), mask=(30, 40))
+    assert (job.init, job.mask) == (replace(SKY, uri="/in/init.png"), replace(SKY, uri="/in/mask.png", height=30, width=40))
+    assert job.recipe == PAINTERLY
+    plain = resolved(folder)
+    assert len({plain.key, job.key, framed(folder, init=(120, 160)).key, framed(folder, mask=(120, 160)).key}) == 4
+    started = resolved(folder, replace(PAIR, init="style"))
+    assert (started.init, started.recipe.method.init, plain.recipe.method.init) == (None, "style", "content")
+
+
+SKY = Source("/in/sky.png", "s", "1", 120, 160)
+
+
+def framed(folder: Path, content: Source = CAT, **sizes: tuple[int, int]) -> intake.Job:
+    """The job of a row with a picture as `init` or `mask`, of these heights and widths."""
+    given = {column: replace(SKY, uri=f"/in/{column}.png", height=h, width=w) for column, (h, w) in sizes.items()}
+    pair = replace(PAIR, **{{"init": "init_picture"}.get(column, column): source.uri for column, source in given.items()})
+    sources = {**SOURCES, CAT.uri: content, **{source.uri: source for source in given.values()}}
+    return intake.resolve(pair, sources, request_of(folder), "w")
+
+
+@pytest.mark.parametrize("column", ["init", "mask"])
+def test_a_mask_and_an_initial_picture_have_the_contents_proportions(folder: Path, column: str) -> None:
+    for size in ((60, 80), (3000, 4000), (15, 20), (600, 806), (14, 20)):
+        framed(folder, **{column: size})
+    with pytest.raises(PictureError) as caught:
+        framed(folder, **{column: (80, 60)})
+    assert str(caught.value) == (
+        f"/in/{column}.png: 60 x 80 pixels have not the proportions of the content's 80 x 60; "
+        f"give for {column} a picture framed as the content, of any size"
+    )
+    with pytest.raises(PictureError, match=f"^/in/{column}.png: 811 x 600 pixels"):
+        framed(folder, replace(CAT, height=600, width=800), **{column: (600, 811)})
+
+
+def test_a_mask_may_be_smaller_than_what_the_network_sees(folder: Path) -> None:
+    assert framed(folder, mask=(3, 4), init=(3, 4)).mask is not None
+
+
+@pytest.mark.parametrize("column", ["init_picture", "mask"])
+def test_the_error_of_a_mask_or_an_initial_picture_becomes_that_of_its_row(folder: Path, column: str) -> None:
+    failed = StorageError("/in/sky.png: does not exist; check the name")
+    with pytest.raises(StorageError) as caught:
+        intake.resolve(replace(PAIR, **{column: SKY.uri}), {**SOURCES, SKY.uri: failed}, request_of(folder), "w")
+    assert caught.value is failed
 
 
 def test_the_error_of_a_picture_becomes_that_of_the_rows_that_use_it(folder: Path) -> None:
@@ -508,6 +578,15 @@ def test_a_survey_knows_what_is_done(folder: Path) -> None:
     assert survey(replace(request, steps=5)).done == 0
     storage.write(oil.uri, picture(color="red"))
     assert survey(request).done == 0
+
+
+def test_a_survey_tells_a_mask_that_does_not_fit(folder: Path) -> None:
+    (folder / "m.csv").write_text("content,style,mask\ncat.png,oil.jpg,dog.png\ncat.png,oil.jpg,cat.png\n")
+    found = survey(request_of(folder))
+    (problem,) = found.problems
+    assert problem.startswith("row 2, cat_oil-")
+    assert f"{folder}/dog.png: 60 x 80 pixels have not the proportions of the content's 80 x 60; give for mask" in problem
+    assert len(found.to_do) == 1
 
 
 def test_a_survey_tells_every_problem(folder: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nst_tasks.errors import ManifestError
 from nst_tasks.manifest import COLUMNS, REQUIRED, Manifest, Pair, Problem, grid, parse, rejected_csv
-from nst_tasks.recipes import PRESETS
+from nst_tasks.presets import PRESETS
 
 FOLDER = "/data/in"
 
@@ -36,8 +36,8 @@ def one_row(**cells: str) -> str:
 
 def test_a_row_of_every_column() -> None:
     pair = only_pair(
-        "id,content,style,style_weights,recipe,size,steps,seed,content_weight,style_weight,tv_weight,keep_color,format\n"
-        "a-1,x/cat.jpg,one.jpg | two.png,3|1,tf-tutorial,512,100,7,1e4,0.5,0,Yes,JPG\n"
+        "id,content,style,style_weights,recipe,size,steps,seed,init,content_weight,style_weight,tv_weight,keep_color,mask,format\n"
+        "a-1,x/cat.jpg,one.jpg | two.png,3|1,tf-tutorial,512,100,7,Noise,1e4,0.5,0,Match,x/sky.png,JPG\n"
     )
     assert pair == Pair(
         row=2,
@@ -49,10 +49,13 @@ def test_a_row_of_every_column() -> None:
         size=512,
         steps=100,
         seed=7,
+        init="noise",
+        init_picture=None,
         content_weight=1e4,
         style_weight=0.5,
         tv_weight=0.0,
-        keep_color=True,
+        keep_color="match",
+        mask="/data/in/x/sky.png",
         format="jpg",
     )
 
@@ -69,10 +72,13 @@ def test_the_defaults_of_a_row() -> None:
         size=None,
         steps=None,
         seed=0,
+        init=None,
+        init_picture=None,
         content_weight=None,
         style_weight=None,
         tv_weight=None,
-        keep_color=False,
+        keep_color="",
+        mask=None,
         format="png",
     )
 
@@ -87,9 +93,46 @@ def test_whole_numbers_as_pandas_writes_them() -> None:
     assert isinstance(pair.size, int)
 
 
-@pytest.mark.parametrize("cell", ["true", "TRUE", "yes", "1", "false", "No", "0", ""])
-def test_keep_color_in_words_and_digits(cell: str) -> None:
-    assert only_pair(one_row(keep_color=cell)).keep_color is (cell.lower() in {"true", "yes", "1"})
+@pytest.mark.parametrize(
+    ("cells", "meaning"),
+    [
+        (("true", "TRUE", "yes", "1", "luminance", " Luminance "), "luminance"),
+        (("match", "MATCH"), "match"),
+        (("false", "No", "0", ""), ""),
+    ],
+)
+def test_what_keep_color_may_say(cells: tuple[str, ...], meaning: str) -> None:
+    assert [only_pair(one_row(keep_color=cell)).keep_color for cell in cells] == [meaning] * len(cells)
+
+
+@pytest.mark.parametrize(
+    ("cell", "init", "picture"),
+    [
+        ("", None, None),
+        ("content", "content", None),
+        (" Style ", "style", None),
+        ("NOISE", "noise", None),
+        ("First.PNG", None, "/data/in/First.PNG"),
+        ("noise.png", None, "/data/in/noise.png"),
+        ("./noise", None, "/data/in/./noise"),  # a file of that name
+        ("s3://b/first.png", None, "s3://b/first.png"),
+    ],
+)
+def test_init_is_one_of_three_words_or_a_picture(cell: str, init: str | None, picture: str | None) -> None:
+    pair = only_pair(one_row(init=cell))
+    assert (pair.init, pair.init_picture) == (init, picture)
+
+
+def test_the_pictures_of_a_row_with_their_columns() -> None:
+    pair = only_pair(one_row(style="a.jpg|b.jpg", init="i.png", mask="m.png"))
+    assert pair.pictures == [
+        ("content", "/data/in/cat.jpg"),
+        ("style", "/data/in/a.jpg"),
+        ("style", "/data/in/b.jpg"),
+        ("init", "/data/in/i.png"),
+        ("mask", "/data/in/m.png"),
+    ]
+    assert [column for column, _ in only_pair(one_row(init="noise")).pictures] == ["content", "style"]
 
 
 @pytest.mark.parametrize(("column", "cell"), [("size", "64"), ("size", "8192"), ("steps", "0"), ("steps", "100000")])
@@ -120,8 +163,8 @@ def test_bounds_are_inclusive(column: str, cell: str) -> None:
     ],
 )
 def test_relative_uris_resolve_against_the_folder(folder: str, cell: str, uri: str) -> None:
-    pair = only_pair(one_row(content=cell, style=cell), folder)
-    assert (pair.content, pair.styles) == (uri, (uri,))
+    pair = only_pair(one_row(content=cell, style=cell, init=cell, mask=cell), folder)
+    assert (pair.content, pair.styles, pair.init_picture, pair.mask) == (uri, (uri,), uri, uri)
 
 
 def test_a_relative_folder_is_a_mistake_of_the_caller() -> None:
@@ -178,6 +221,7 @@ REFUSALS = {
     "tabs": (b"content\tstyle\na\tb\n", ["separated by tabs; use commas"]),
     "missing": (b"content,size\na,512\n", ["column style is missing; add it"]),
     "both missing": (b"size\n512\n", ["column content is missing; add it", "column style is missing; add it"]),
+    "misspelt mask": (b"content,style,msk\na,b,c\n", ["column msk is not known; did you mean mask?"]),
     "misspelt": (
         b"content,stile\na,b\n",
         ["column stile is not known; did you mean style?", "column style is missing; is it the one named stile?"],
@@ -267,7 +311,8 @@ ROW_PROBLEMS: list[tuple[dict[str, str], str, str]] = [
     ({"id": "a" * 129}, "id", f"{'a' * 79}… is not safe; {ID_REMEDY}"),
     ({"recipe": "paintrly"}, "recipe", "paintrly is not a recipe; did you mean painterly?"),
     ({"recipe": "zzz"}, "recipe", f"zzz is not a recipe; give one of {', '.join(PRESETS)}"),
-    ({"keep_color": "maybe"}, "keep_color", "maybe is not a yes or no; give one of true, false, yes, no, 1, 0"),
+    ({"keep_color": "maybe"}, "keep_color", "maybe is not a way to keep colors; give one of luminance, match, true, yes, 1"),
+    ({"keep_color": "mach"}, "keep_color", "mach is not a way to keep colors; did you mean match?"),
     ({"format": "bmp"}, "format", "bmp is not a format to write; give one of png, jpg, webp"),
     ({"format": "jpeg"}, "format", "jpeg is not a format to write; did you mean jpg?"),
     ({"seed": "a\x1b[31m\u202e"}, "seed", r"a\x1b[31m\u202e is not a whole number"),
@@ -382,16 +427,34 @@ def test_settings_of_a_row_give_it_another_id() -> None:
         "size": "512",
         "steps": "512",
         "seed": "512",
+        "init": "noise",
         "content_weight": "1",
         "style_weight": "1",
         "tv_weight": "1",
         "keep_color": "1",
+        "mask": "sky.png",
         "format": "png",
     }
     assert {*settings} == {*COLUMNS} - {*REQUIRED, "id", "problem"}
     identities = {only_pair(one_row(**{column: cell})).id for column, cell in settings.items()}
     assert len(identities) == len(settings)
     assert "cat_starry" not in identities
+
+
+def test_kept_colors_give_the_ids_that_they_gave_when_they_were_a_yes_or_no() -> None:
+    """Pinned."""
+    identities = {cell: only_pair(one_row(keep_color=cell)).id for cell in ("yes", "luminance", "no", "match")}
+    assert identities["yes"] == identities["luminance"] == "cat_starry-540254"
+    assert identities["no"] == "cat_starry-0ed986"
+    assert len(set(identities.values())) == 3
+
+
+@pytest.mark.parametrize("column", ["init", "mask"])
+def test_a_picture_counts_in_a_derived_id_by_its_name_alone(column: str) -> None:
+    """A row comes back from rejected.csv with its relative URIs made absolute, and a signature changes from day to day."""
+    cells = ("a/sky.png", "/data/in/a/sky.png", "https://ann:pw@host/sky.png?sig=1", "https://host/sky.png?sig=2")
+    assert len({only_pair(one_row(**{column: cell})).id for cell in cells}) == 1
+    assert only_pair(one_row(**{column: "sea.png"})).id != only_pair(one_row(**{column: "sky.png"})).id
 
 
 def test_a_derived_id_does_not_depend_on_other_rows_or_the_folder() -> None:
@@ -436,6 +499,15 @@ def test_rejected_rows_come_back_corrected_from_another_folder(folder: str) -> N
     assert [(pair.id, pair.content, pair.styles, pair.size) for pair in manifest.pairs] == expected
 
 
+@pytest.mark.parametrize("init", ["first.png", "noise", "Style "])
+def test_masks_and_initial_pictures_come_back_from_another_folder(init: str) -> None:
+    text = f"content,style,init,mask,size\ncat.jpg,s.jpg,{init},../sky.png,9\n"
+    written = rejected_csv(read(text), FOLDER).decode()
+    assert only_pair(written.replace(",9", ",99"), "/elsewhere") == only_pair(text.replace(",9", ",99"))
+    empty = rejected_csv(read("content,style,init,mask,size\ncat.jpg,s.jpg,,,9\n"), FOLDER).decode()
+    assert only_pair(empty.replace(",9", ",99"), "/elsewhere").pictures == only_pair(one_row(style="s.jpg")).pictures
+
+
 def test_rejected_csv_says_why_in_the_row_itself() -> None:
     manifest = read("content,style,size,format\na.jpg,b.jpg,,\n=cmd().jpg,-b.jpg,9,bmp\n")
     header, row = csv.reader(io.StringIO(rejected_csv(manifest, FOLDER).decode()))
@@ -457,6 +529,7 @@ def test_rejected_csv_keeps_any_cell_whole() -> None:
 def test_styles_below_a_folder_with_a_bar_stay_as_they_are() -> None:
     written = rejected_csv(read(one_row(size="9"), "/a|b"), "/a|b").decode()
     assert written.endswith("/a|b/cat.jpg,starry.jpg,9\n")
+    assert only_pair(one_row(mask="m|n.png"), "/a|b").mask == "/a|b/m|n.png"  # one picture, whatever its name
 
 
 # grid
@@ -513,7 +586,9 @@ def test_grid_refuses_what_no_manifest_can_hold(
 # Any input at all
 
 CELL = st.one_of(
-    st.sampled_from(["", "a.jpg", "b/c.png", "a|b", "|", "1|2", "painterly", "512", "-1", "nan", "yes", "x\ny", "s3://b/c"]),
+    st.sampled_from(
+        ["", "a.jpg", "b/c.png", "a|b", "|", "1|2", "painterly", "512", "-1", "nan", "yes", "noise", "x\ny", "s3://b/c"]
+    ),
     st.text(max_size=8),
 )
 HEADER = st.lists(st.sampled_from(sorted({*COLUMNS} - {*REQUIRED})), unique=True, max_size=5)
@@ -533,7 +608,8 @@ def check(data: bytes) -> None:
     for pair in manifest.pairs:
         assert pair.id.isascii() and len(pair.id) <= 128 and pair.id[0].isalnum()
         assert all(char.isalnum() or char in "._-" for char in pair.id)
-        assert pair.content and all(pair.styles)
+        assert all(uri.startswith("/") or "://" in uri for _, uri in pair.pictures)
+        assert pair.init in (None, "content", "style", "noise") and None in (pair.init, pair.init_picture)
         assert sum(pair.style_weights) == pytest.approx(1) and len(pair.style_weights) == len(pair.styles)
     for problem in manifest.problems:
         assert str(problem).isprintable() and str(problem).startswith(f"row {problem.row}, column {problem.column}: ")

@@ -21,7 +21,7 @@ EXAMPLES = {path.name: path.read_bytes() for path in resources.files("manifests"
 
 def test_these_are_the_examples() -> None:
     """A new one belongs into a test below."""
-    assert set(EXAMPLES) == {"demo.csv", "every-column.csv"}
+    assert set(EXAMPLES) == {"demo.csv", "every-column.csv", "recipes.csv", "styles.csv"}
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
@@ -29,19 +29,26 @@ def test_an_example_has_no_problem_and_names_samples_that_there_are(name: str) -
     parsed = manifest.parse(EXAMPLES[name], "/samples")
     assert parsed.problems == ()
     given = {f"/samples/{sample}" for sample, _ in samples()}
-    assert {uri for pair in parsed.pairs for uri in (pair.content, *pair.styles)} <= given
+    assert {uri for pair in parsed.pairs for _, uri in pair.pictures} <= given
 
 
 def test_the_example_of_every_column_has_every_column_and_runs(tmp_path: Path) -> None:
-    assert set(manifest.parse(EXAMPLES["every-column.csv"], "/").header) == set(manifest.COLUMNS) - {"problem"}
+    parsed = manifest.parse(EXAMPLES["every-column.csv"], "/")
+    assert set(parsed.header) == set(manifest.COLUMNS) - {"problem"}
+    assert {pair.keep_color for pair in parsed.pairs} == {"", "luminance", "match"}
+    assert {column for pair in parsed.pairs for column, _ in pair.pictures} == {"content", "style", "init", "mask"}
     for name, data in samples():
         storage.write(str(tmp_path / name), data)
     (tmp_path / "m.csv").write_bytes(EXAMPLES["every-column.csv"])
     request = Request(str(tmp_path / "m.csv"), str(tmp_path / "out"), backbone="tiny", size=96, steps=2)
     ended = run_flow(request)
-    assert ended.message == "4 succeeded, 0 failed, 0 rejected, 0 skipped of 4 rows"
+    assert ended.message == "8 succeeded, 0 failed, 0 rejected, 0 skipped of 8 rows"
     assert sorted(path.name for path in (tmp_path / "out/images").iterdir()) == [
-        "own-colors.webp",
+        "bright-parts.png",
+        "from-a-picture.png",
+        "from-noise.png",
+        "own-luminance.webp",
+        "own-palette.png",
         "plain.png",
         "published.jpg",
         "two-styles.png",

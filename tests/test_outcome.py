@@ -27,7 +27,9 @@ DONE = Outcome(
     style_weights=(0.25, 0.75),
     recipe={"name": "painterly", "size": 512, "method": {"pyramid": None, "layers": [["block1_conv1", 1.0]]}},
     seed=3,
-    keep_color=True,
+    init=INK,
+    keep_color="luminance",
+    mask=CAT,
     backbone="tiny",
     weights_sha256="w" * 64,
     versions={"numpy": "2"},
@@ -36,6 +38,14 @@ DONE = Outcome(
     steps=9,
     seconds=1.5,
     losses={"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0},
+    quality={
+        "style_gap": {"block1_conv1": 0.9, "block2_conv2": -0.25},
+        "style_gap_used": 0.9,
+        "style_gap_held_out": -0.25,
+        "content_cosine": 0.5,
+        "luminance_ssim": 0.75,
+    },
+    flags=("blank", "no_progress"),
     image="images/cat_oil.png",
     image_bytes=11,
     image_sha256="i" * 64,
@@ -53,6 +63,7 @@ def test_a_marker_comes_back_as_it_was(what: Outcome) -> None:
     assert isinstance(back.status, Status)
     assert isinstance(back.styles, tuple)
     assert isinstance(back.style_weights, tuple)
+    assert isinstance(back.flags, tuple)
 
 
 def test_the_same_outcome_gives_the_same_bytes() -> None:
@@ -66,9 +77,10 @@ def test_the_same_outcome_gives_the_same_bytes() -> None:
     assert "schön" in data.decode()
 
 
-def test_a_marker_holds_no_number_that_is_none() -> None:
+@pytest.mark.parametrize("fields", [{"losses": {"total": math.nan}}, {"quality": {"content_cosine": math.inf}}])
+def test_a_marker_holds_no_number_that_is_none(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        to_json(replace(DONE, losses={"total": math.nan}))
+        to_json(replace(DONE, **fields))
 
 
 def changed(**fields: Any) -> bytes:
@@ -82,6 +94,10 @@ def without(*names: str) -> bytes:
 def test_fields_of_a_newer_version_are_ignored_and_missing_ones_default() -> None:
     assert from_json(changed(mood="blue")) == DONE
     assert from_json(without("thumbnail", "losses")) == replace(DONE, thumbnail="", losses={})
+    assert from_json(without("quality", "flags")) == replace(DONE, quality={}, flags=())  # as before there were any
+    newer = changed(quality={"mood": "blue", "luminance_ssim": 1}, losses={**DONE.losses, "mood": "blue"}, flags=["unheard_of"])
+    assert from_json(newer).quality["luminance_ssim"] == 1
+    assert from_json(newer).flags == ("unheard_of",)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +125,23 @@ def test_fields_of_a_newer_version_are_ignored_and_missing_ones_default() -> Non
         changed(image_bytes="11"),
         changed(seconds="fast"),
         changed(losses=[1]),
+        changed(losses={"total": 6.0}),
+        changed(losses={**DONE.losses, "tv": "3"}),
+        changed(losses={**DONE.losses, "tv": math.nan}),
+        changed(quality=None),
+        changed(quality=[0.5]),
+        changed(quality={"style_gap": 0.5}),
+        changed(quality={"style_gap": {"block1_conv1": "0.5"}}),
+        changed(quality={"style_gap": {"block1_conv1": math.nan}}),
+        changed(quality={"style_gap_held_out": "0.5"}),
+        changed(quality={"style_gap_used": None}),
+        changed(quality={"content_cosine": True}),
+        changed(quality={"luminance_ssim": math.inf}),
+        changed(quality={"luminance_ssim": 10**400}),
+        changed(flags=None),
+        changed(flags="blank"),
+        changed(flags={"blank": 1}),
+        changed(flags=[1]),
         changed(recipe="painterly"),
         changed(content="s3://b/cat.png"),
         changed(content={"uri": "s3://b/cat.png"}),
@@ -158,10 +191,15 @@ def test_the_summary_has_a_row_for_each_outcome_in_the_manifests_order() -> None
     assert (done["content"], done["style"]) == ("s3://b/cat.png", "/data/oil.jpg|/data/tusche schön.jpg")
     assert (done["recipe"], done["backbone"], done["height"], done["width"]) == ("painterly", "tiny", 30, 40)
     assert [done[name] for name in ("total", "content_loss", "style_loss", "tv_loss")] == [6.0, 1.0, 2.0, 3.0]
+    quality = ("style_gap", "style_gap_used", "content_cosine", "luminance_ssim")
+    assert [done[name] for name in quality] == [-0.25, 0.9, 0.5, 0.75]
+    assert done["flags"] == "blank|no_progress"
     assert (done["image"], done["history"]) == ("images/cat_oil.png", "history/cat_oil.parquet")
     failed = table.iloc[0]
     assert (failed["id"], failed["error"], failed["content"]) == ("dog", "cannot be read", "")
     assert math.isnan(failed["total"])
+    assert all(math.isnan(failed[name]) for name in quality)
+    assert failed["flags"] == ""
 
 
 def test_the_summary_of_nothing_has_its_columns() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from nst_tasks.core.architecture import CONVOLUTIONS, check_layers
 from nst_tasks.core.method import MAX_STEPS, Adam, ContentLoss, Method, StyleLoss, TotalVariation
 from nst_tasks.errors import SettingsError
-from nst_tasks.recipes import DEFAULT, MAX_SIZE, MIN_SIZE, PAINTERLY, PRESETS, TF_TUTORIAL, Recipe, find, override
+from nst_tasks.presets import DEFAULT, PAINTERLY, PRESETS, TF_TUTORIAL, find
+from nst_tasks.recipes import MAX_SIZE, MIN_SIZE, Recipe, override
 
 RECIPES = [pytest.param(recipe, id=name) for name, recipe in PRESETS.items()]
 
@@ -105,6 +107,34 @@ def test_steps_scale_a_pyramids_coarse_levels(steps: int, coarse: int) -> None:
     assert method == replace(PAINTERLY.method, steps=steps, pyramid=replace(pyramid, coarse_steps=coarse))
 
 
+def test_steps_scale_a_first_level_that_has_steps_of_its_own() -> None:
+    pyramid = PAINTERLY.method.pyramid
+    assert pyramid is not None
+    started = replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=replace(pyramid, first_steps=200)))
+    scaled = override(started, steps=10).method.pyramid  # a quarter
+    assert scaled == replace(pyramid, coarse_steps=15, first_steps=50)
+    most = override(started, steps=MAX_STEPS).method.pyramid
+    assert most == replace(pyramid, coarse_steps=MAX_STEPS, first_steps=MAX_STEPS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("init", ["content", "style"])
+def test_an_initial_image_takes_its_place_and_keeps_the_noise(recipe: Recipe, init: Any) -> None:
+    assert override(recipe, init=init) == replace(recipe, method=replace(recipe.method, init=init))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.1), (0.3, 0.3)])
+def test_noise_to_start_from_is_some_noise(before: float, after: float) -> None:
+    recipe = replace(TF_TUTORIAL, method=replace(TF_TUTORIAL.method, init_noise=before))
+    assert override(recipe, init="noise") == replace(recipe, method=replace(recipe.method, init="noise", init_noise=after))
+    assert override(recipe, init="style").method.init_noise == before
+
+
+def test_an_unknown_initial_image_is_refused() -> None:
+    with pytest.raises(SettingsError, match="init: 'photo' is not content, style or noise"):
+        override(PAINTERLY, init="photo")
+
+
 def test_a_recipe_without_fine_steps_keeps_its_coarse_ones() -> None:
     coarse_only = replace(PAINTERLY, method=replace(PAINTERLY.method, steps=0))
     method = override(coarse_only, steps=5).method
@@ -143,6 +173,12 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
         find("paintrly")
     with pytest.raises(SettingsError, match=r"recipe: 'tf-tutorail' is not known; did you mean tf-tutorial\?"):
         find("tf-tutorail")
+
+
+def test_a_name_like_a_files_is_answered_with_how_a_file_is_named() -> None:
+    for name in ("recipes/mine", "painterly.yaml"):
+        with pytest.raises(SettingsError, match=r"is not known; a file with a recipe has a name that ends in \.toml"):
+            find(name)
 
 
 def test_a_name_like_none_is_answered_with_all() -> None:

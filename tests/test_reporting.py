@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from nst_tasks import intake, manifest, outcome, reporting, storage
+from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import StorageError
 from nst_tasks.intake import Request
 from nst_tasks.outcome import Outcome, Status
@@ -85,6 +86,26 @@ def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path
     assert json.loads(json.dumps(asdict(report))).items() <= record.items()
     assert record["request"]["backbone"] == "tiny"
     assert (len(record["manifest_sha256"]), len(record["weights_sha256"])) == (64, 64)
+
+
+def test_a_flagged_picture_is_told_with_its_remedy_and_is_no_failure(tmp_path: Path) -> None:
+    quality = {"style_gap": {}, "style_gap_held_out": 0.652, "content_cosine": 0.591, "luminance_ssim": 0.26}
+    one = done(flags=("blank", "no_progress"), quality=quality)
+    again = done("dog_oil", 1, status=Status.SKIPPED, flags=("unheard_of",))
+    failed = Outcome(id="elk", row=4, status=Status.FAILED, error="not a finite number", flags=("not_finite",))
+    report, folder = written(tmp_path, str(tmp_path / "out"), [one, again, failed])
+    assert report.failures == ("row 4, elk: not a finite number",)
+    assert report.flagged == (
+        "row 1, dog_oil: unheard_of",
+        f"row 2, cat_oil: blank: {FLAGS['blank'].meaning}; {FLAGS['blank'].remedy}",
+        f"row 2, cat_oil: no_progress: {FLAGS['no_progress'].meaning}; {FLAGS['no_progress'].remedy}",
+    )
+    assert report.counts == {"succeeded": 1, "failed": 1, "rejected": 0, "skipped": 1}
+    assert json.loads(storage.read(f"{folder}/run.json"))["flagged"] == list(report.flagged)
+    table = pd.read_parquet(io.BytesIO(storage.read(report.files["summary"])))
+    assert list(table["flags"]) == ["unheard_of", "blank|no_progress", "not_finite"]
+    assert list(table["style_gap"].fillna(-9)) == [-9, 0.652, -9]
+    assert "2 pictures with a flag" in storage.read(report.files["report"]).decode()
 
 
 def test_a_run_without_rejected_rows_writes_no_rejected_csv(tmp_path: Path) -> None:

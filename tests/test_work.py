@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from servers import picture
 
-from nst_tasks import devices, images, manifest, recipes, weights, work
+from nst_tasks import devices, images, manifest, presets, weights, work
 from nst_tasks.batching import Job
 from nst_tasks.core import backbones
 from nst_tasks.devices import STATISTICS_KEPT, Device
@@ -66,7 +66,7 @@ def loaded_pair(content: str, style: str, **fields: object) -> work.Loaded:
     sources = {name: Source(f"/{name}.png", name, "1", 72, 96) for name in (content, style)}
     job = Job(
         id=f"{content}_{style}", row=2, content=sources[content], styles=(sources[style],), style_weights=(1.0,),
-        recipe=recipes.PAINTERLY, seed=0, keep_color=False, upscale=False, format="png", height=48, width=64,
+        recipe=presets.PAINTERLY, seed=0, keep_color=False, upscale=False, format="png", height=48, width=64,
         weights_sha256="w",
     )  # fmt: skip
     job = job.__class__(**{**vars(job), **fields})

@@ -31,9 +31,18 @@ def build(name: str, weights: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Ba
 
 
 def features(
-    backbone: Backbone, image: tf.Tensor, layers: Iterable[str], pooling: str = "max", padding: str = "zero"
+    backbone: Backbone,
+    image: tf.Tensor,
+    layers: Iterable[str],
+    pooling: str = "max",
+    padding: str = "zero",
+    activation: str = "relu",
 ) -> dict[str, tf.Tensor]:
-    """Activations after ReLU at `layers`: image (B, H, W, 3) float32 RGB in [0, 1] -> layer -> (B, h, w, C) float32."""
+    """Activations at `layers`: image (B, H, W, 3) float32 RGB in [0, 1] -> layer -> (B, h, w, C) float32.
+
+    Pooling is `max` or `average`; padding of the first convolution `zero` or `replicate`; the activations are those after the
+    ReLU (`relu`) or before it (`linear`).
+    """
     wanted = set(layers)
     found: dict[str, tf.Tensor] = {}
     x = (image * 255.0 - tf.constant(MEAN_RGB, image.dtype))[..., ::-1]  # (B, H, W, 3), BGR
@@ -47,9 +56,10 @@ def features(
             x = tf.nn.conv2d(x, kernel, 1, "VALID")
         else:
             x = tf.nn.conv2d(x, kernel, 1, "SAME")
-        x = tf.nn.relu(tf.nn.bias_add(x, bias))
+        linear = tf.nn.bias_add(x, bias)
+        x = tf.nn.relu(linear)
         if name in wanted:
-            found[name] = x
+            found[name] = linear if activation == "linear" else x
             if len(found) == len(wanted):
                 break
     return found

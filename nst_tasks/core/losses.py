@@ -21,37 +21,45 @@ Statistics = dict[str, tf.Tensor]
 """What is kept of a target picture at one layer; every tensor's leading axis is the batch."""
 
 
-def gram(x: tf.Tensor) -> tf.Tensor:
-    """Gram matrix `F^T F / (h w)` of features: (B, h, w, C) -> (B, C, C) (Gatys et al. 2015, arXiv 1508.06576)."""
-    flat, positions = _flatten(x)
-    return tf.matmul(flat, flat, transpose_a=True) / positions
+def gram(x: tf.Tensor, weight: tf.Tensor | None = None) -> tf.Tensor:
+    """Gram matrix `F^T F / (h w)` of features: (B, h, w, C) -> (B, C, C) (Gatys et al. 2015, arXiv 1508.06576).
+
+    With a weight (B, h, w) it is the weighted mean over positions `F^T W F / tr W`, the guided Gram matrix of Gatys et al. 2017
+    (arXiv 1611.07865).
+    """
+    return _second_moment(_flatten(x), weight)
 
 
-def style_statistics(loss: StyleLoss, x: tf.Tensor) -> Statistics:
-    """What `style_distance` needs to know of a style picture's features (B, h, w, C) at one layer."""
+def style_statistics(loss: StyleLoss, x: tf.Tensor, pixels: tf.Tensor) -> Statistics:
+    """What `style_distance` needs to know of a style picture's features (B, h, w, C) at one layer; `pixels` are its H W."""
     mean_square = tf.reduce_mean(tf.square(x), axis=(1, 2, 3))  # (B,)
     if loss.statistic == "gram":
-        return {"gram": gram(x), "mean_square": mean_square}
+        return {"gram": gram(x) * _gram_factor(loss, x, pixels), "mean_square": mean_square}
     mean, covariance = _moments(_scaled(x, mean_square) if loss.relative else x)
+    covariance += RIDGE * tf.eye(tf.shape(covariance)[-1], dtype=x.dtype)
     values, vectors = tf.linalg.eigh(covariance)
     root = tf.matmul(vectors * tf.sqrt(tf.maximum(values, 0.0))[..., None, :], vectors, transpose_b=True)
     return {"mean": mean, "trace": tf.linalg.trace(covariance), "root": root, "mean_square": mean_square}
 
 
-def style_distance(loss: StyleLoss, x: tf.Tensor, style: Statistics) -> tf.Tensor:
+def style_distance(
+    loss: StyleLoss, x: tf.Tensor, style: Statistics, pixels: tf.Tensor, weight: tf.Tensor | None = None
+) -> tf.Tensor:
     """Distance of features (B, h, w, C) from the statistics of S styles (B, S, ...) at one layer -> (B, S).
 
-    Gram: `mean((G - G*)^2)`, relative: divided by mean(style^2)^2. Wasserstein: `(|m - m*|^2 + tr(K + K* - 2 (K*^1/2 K
-    K*^1/2)^1/2)) / C` over means m and covariances K (Olkin and Pukelsheim 1982), of features divided by rms(style) if
-    relative.
+    Gram: mean or sum of `(G - G*)^2`, relative: divided by mean(style^2)^2. Wasserstein: `(|m - m*|^2 + tr(K + K* - 2 (K*^1/2
+    K K*^1/2)^1/2)) / C` over means m and covariances K (Olkin and Pukelsheim 1982), of features divided by rms(style) if
+    relative. `pixels` are the image's H W; a weight (B, h, w) says how much each position counts.
     """
     mean_square = style["mean_square"]  # (B, S)
     if loss.statistic == "gram":
-        distance = tf.reduce_mean(tf.square(gram(x)[:, None] - style["gram"]), axis=(2, 3))  # (B, S)
+        difference = (gram(x, weight) * _gram_factor(loss, x, pixels))[:, None] - style["gram"]  # (B, S, C, C)
+        reduce = tf.reduce_mean if loss.error == "mse" else tf.reduce_sum
+        distance = reduce(tf.square(difference), axis=(2, 3))  # (B, S)
         return distance / (tf.square(mean_square) + 1e-12) if loss.relative else distance
     channels = tf.cast(tf.shape(x)[-1], x.dtype)
     scale = tf.math.rsqrt(mean_square + 1e-12) if loss.relative else tf.ones_like(mean_square)  # (B, S)
-    mean, covariance = _moments(x, ridge=False)
+    mean, covariance = _moments(x, weight)
     mean = mean[:, None] * scale[..., None]  # (B, S, C)
     covariance = covariance[:, None] * tf.square(scale)[..., None, None]  # (B, S, C, C)
     covariance += RIDGE * tf.eye(tf.shape(x)[-1], dtype=x.dtype)
@@ -95,41 +103,82 @@ def content_statistics(loss: ContentLoss, x: tf.Tensor) -> Statistics:
 
 
 def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf.Tensor:
-    """Mean over positions of the weighted mean squared difference from the content's features (B, h, w, C) -> (B,).
+    """Mean or sum of the squared differences from the content's features (B, h, w, C) -> (B,), weighted by position.
 
     Plain: every weight is 1. Relative: a position's error is measured against the features' energy e there (plus a tenth of
     its mean), and counts by their salience, the mean squared difference from the four neighbours over e, scaled to mean 1.
     Flat places, a sky, may then be painted over, while edges stay: with the plain mean, the large activations that some
     networks give to flat places would hold those fastest of all.
     """
-    difference = tf.reduce_mean(tf.square(x - content["features"]), axis=3)  # (B, h, w)
-    return tf.reduce_mean(content["weight"] * difference, axis=(1, 2))
+    squares = tf.square(x - content["features"])
+    if loss.error == "sse":
+        return tf.reduce_sum(squares, axis=(1, 2, 3))
+    return tf.reduce_mean(content["weight"] * tf.reduce_mean(squares, axis=3), axis=(1, 2))
 
 
 def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
-    """Differences of neighbouring pixels of an image (B, H, W, 3) in [0, 1] -> (B,): `l1_sum` or `l2_mean` of `method`."""
+    """Differences of neighbouring pixels of an image (B, H, W, 3) in [0, 1] -> (B,), of one of `method.TV_KINDS`."""
+    if loss.kind == "nine_point":
+        edged = tf.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
+        down = edged[:, 2:, 1:-1] - edged[:, 1:-1, 1:-1]
+        right = edged[:, 1:-1, 2:] - edged[:, 1:-1, 1:-1]
+        falling = edged[:, 1:, 1:] - edged[:, :-1, :-1]  # (B, H + 1, W + 1, 3), as the published stencil has its diagonals
+        rising = edged[:, 1:, :-1] - edged[:, :-1, 1:]
+        return 2.0 * (
+            _mean_square(down) / 3.0 + _mean_square(right) / 3.0 + (_mean_square(falling) + _mean_square(rising)) / 12.0
+        )
     down = image[:, 1:] - image[:, :-1]
     right = image[:, :, 1:] - image[:, :, :-1]
     if loss.kind == "l1_sum":
         return tf.reduce_sum(tf.abs(down), axis=(1, 2, 3)) + tf.reduce_sum(tf.abs(right), axis=(1, 2, 3))
-    return tf.reduce_mean(tf.square(down), axis=(1, 2, 3)) + tf.reduce_mean(tf.square(right), axis=(1, 2, 3))
+    if loss.kind == "l2_mean":
+        return _mean_square(down) + _mean_square(right)
+    # where both neighbours exist, as published: all but the last row and column
+    squares = tf.square(down[:, :, :-1]) + tf.square(right[:, :-1])
+    if loss.kind == "squared_sum":
+        return 0.5 * tf.reduce_sum(squares, axis=(1, 2, 3))
+    return tf.reduce_sum(squares**1.25, axis=(1, 2, 3))
 
 
-def _flatten(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _mean_square(x: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(tf.square(x), axis=(1, 2, 3))
+
+
+def _gram_factor(loss: StyleLoss, x: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
+    """What turns the mean over positions, which `gram` is, into the published sum over N."""
+    _, h, w, channels = tf.unstack(tf.cast(tf.shape(x), x.dtype))
+    return {
+        "none": h * w,
+        "hw": tf.ones((), x.dtype),
+        "chw": 1.0 / channels,
+        "sqrt_chw": tf.sqrt(h * w / channels),
+        "image_hw": h * w / tf.cast(pixels, x.dtype),
+    }[loss.normalization]
+
+
+def _flatten(x: tf.Tensor) -> tf.Tensor:
     shape = tf.shape(x)
-    flat = tf.reshape(x, (shape[0], shape[1] * shape[2], x.shape[-1] or shape[3]))  # (B, h*w, C)
-    return flat, tf.cast(shape[1] * shape[2], x.dtype)
+    return tf.reshape(x, (shape[0], shape[1] * shape[2], x.shape[-1] or shape[3]))  # (B, h*w, C)
 
 
-def _moments(x: tf.Tensor, ridge: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean (B, C) and covariance (B, C, C) of features (B, h, w, C)."""
-    flat, positions = _flatten(x)
-    mean = tf.reduce_mean(flat, axis=1)
-    centred = flat - mean[:, None]
-    covariance = tf.matmul(centred, centred, transpose_a=True) / positions
-    if ridge:
-        covariance += RIDGE * tf.eye(tf.shape(covariance)[-1], dtype=x.dtype)
-    return mean, covariance
+def _second_moment(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
+    """Mean over positions of `f f^T`, (B, h*w, C) -> (B, C, C), each position counting by its weight (B, h, w)."""
+    if weight is None:
+        return tf.matmul(flat, flat, transpose_a=True) / tf.cast(tf.shape(flat)[1], flat.dtype)
+    return tf.matmul(flat, flat * _share(weight), transpose_a=True)
+
+
+def _share(weight: tf.Tensor) -> tf.Tensor:
+    """Each position's part of the whole weight, (B, h, w) -> (B, h*w, 1)."""
+    by_position = tf.reshape(weight, (tf.shape(weight)[0], -1, 1))
+    return by_position / (tf.reduce_sum(by_position, axis=1, keepdims=True) + 1e-12)
+
+
+def _moments(x: tf.Tensor, weight: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean (B, C) and covariance (B, C, C) of features (B, h, w, C), each position counting by its weight (B, h, w)."""
+    flat = _flatten(x)
+    mean = tf.reduce_mean(flat, axis=1) if weight is None else tf.reduce_sum(flat * _share(weight), axis=1)
+    return mean, _second_moment(flat - mean[:, None], weight)
 
 
 def _scaled(x: tf.Tensor, mean_square: tf.Tensor) -> tf.Tensor:

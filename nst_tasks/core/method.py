@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from nst_tasks.errors import SettingsError
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised whenever a change to the core changes pixels: part of a pair's key, so that old outputs are recomputed."""
 
 MAX_STEPS = 100_000
@@ -30,6 +30,10 @@ def _require_weight(name: str, value: float) -> None:
     _require(math.isfinite(value) and value >= 0, f"{name}: {value!r} is not a finite number of 0 or more")
 
 
+def _require_one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{name}: {value!r} is not {', '.join(choices[:-1])} or {choices[-1]}")
+
+
 def _require_layers(name: str, layers: LayerWeights) -> None:
     names = [layer for layer, _ in layers]
     _require(bool(names), f"{name}: no layer is named; name at least one, such as block4_conv2")
@@ -40,26 +44,32 @@ def _require_layers(name: str, layers: LayerWeights) -> None:
 
 @dataclass(frozen=True)
 class ContentLoss:
-    """`weight * sum_l w_l * mean((F_l - P_l)^2)` over features F of the image and P of the content.
+    """`weight * sum_l w_l * error(F_l - P_l)` over features F of the image and P of the content.
 
-    With `relative`, the error at each position is measured against the content's energy there and counts by the content's
-    local contrast (`losses.content_distance`), so that one weight fits every backbone and flat skies may be painted.
+    `error` is the mean of squares (`mse`) or their sum (`sse`). With `relative`, the error at each position is measured against
+    the content's energy there and counts by the content's local contrast (`losses.content_distance`), so that one weight fits
+    every backbone and flat skies may be painted.
     """
 
     layers: LayerWeights
     weight: float
+    error: Literal["mse", "sse"] = "mse"
     relative: bool = False
 
     def __post_init__(self) -> None:
         _require_layers("content layers", self.layers)
         _require_weight("content_weight", self.weight)
+        _require_one_of("content error", self.error, ("mse", "sse"))
+        _require(not (self.relative and self.error == "sse"), "content relative: only with the error mse")
 
 
 @dataclass(frozen=True)
 class StyleLoss:
     """`weight * sum_l w_l * D(F_l, S_l)`, D a distance between the feature statistics of image and style.
 
-    `gram`: D is the mean squared difference of the Gram matrices `F^T F / (H W)` (Gatys et al. 2015, arXiv 1508.06576).
+    `gram`: D is the `error`, mean (`mse`) or sum (`sse`) of squares, of the difference of the Gram matrices `F^T F / N` (Gatys
+    et al. 2015, arXiv 1508.06576). N is the `normalization`: `none` 1, `hw` the positions h w of the layer, `chw` its elements
+    C h w, `sqrt_chw` their root, `image_hw` the pixels H W of the image.
     `wasserstein`: D is the squared 2-Wasserstein distance of the Gaussians with the features' means and covariances, over C.
     With `relative`, each layer's features are first divided by the root mean square of the style's features there, as
     Gatys et al. 2016 normalized their network once: one set of weights then fits every backbone.
@@ -68,28 +78,43 @@ class StyleLoss:
     layers: LayerWeights
     weight: float
     statistic: Literal["gram", "wasserstein"] = "gram"
+    normalization: Literal["none", "hw", "chw", "sqrt_chw", "image_hw"] = "hw"
+    error: Literal["mse", "sse"] = "mse"
     relative: bool = False
 
     def __post_init__(self) -> None:
         _require_layers("style layers", self.layers)
         _require_weight("style_weight", self.weight)
-        _require(self.statistic in ("gram", "wasserstein"), f"style statistic: {self.statistic!r} is not gram or wasserstein")
+        _require_one_of("style statistic", self.statistic, ("gram", "wasserstein"))
+        _require_one_of("style normalization", self.normalization, ("none", "hw", "chw", "sqrt_chw", "image_hw"))
+        _require_one_of("style error", self.error, ("mse", "sse"))
+        plain = (self.normalization, self.error) == ("hw", "mse")
+        _require(
+            plain or self.statistic == "gram", "style statistic wasserstein: only with the normalization hw and the error mse"
+        )
+        _require(plain or not self.relative, "style relative: only with the normalization hw and the error mse")
+
+
+TV_KINDS = ("l1_sum", "l2_mean", "squared_sum", "power_sum", "nine_point")
 
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """`weight * TV(x)` of the image x in [0, 1], over neighbours along rows and columns.
+    """`weight * TV(x)` of the image x in [0, 1], over neighbours along rows (dx) and columns (dy).
 
-    `l1_sum`: the sum of absolute differences (`tf.image.total_variation`).
-    `l2_mean`: the mean over pixels of the squared differences, so that the weight does not depend on the picture's size.
+    `l1_sum`: the sum of |dx| and |dy| (`tf.image.total_variation`).
+    `l2_mean`: the means of dx^2 and dy^2, so that the weight does not depend on the picture's size.
+    `squared_sum`: half the sum of `dx^2 + dy^2` (jcjohnson/neural-style). `power_sum`: the sum of `(dx^2 + dy^2)^1.25`
+    (Keras example). `nine_point`: means of squares over the eight neighbours, the diagonal ones counting a quarter
+    (crowsonkb/style-transfer-pytorch).
     """
 
     weight: float
-    kind: Literal["l1_sum", "l2_mean"] = "l1_sum"
+    kind: Literal["l1_sum", "l2_mean", "squared_sum", "power_sum", "nine_point"] = "l1_sum"
 
     def __post_init__(self) -> None:
         _require_weight("tv_weight", self.weight)
-        _require(self.kind in ("l1_sum", "l2_mean"), f"total variation kind: {self.kind!r} is not l1_sum or l2_mean")
+        _require_one_of("total variation kind", self.kind, TV_KINDS)
 
 
 @dataclass(frozen=True)
@@ -115,20 +140,64 @@ class Adam:
 
 
 @dataclass(frozen=True)
+class SGD:
+    """Gradient descent with an exponentially falling rate: `learning_rate * decay^(t / decay_steps)` at update t."""
+
+    learning_rate: float
+    decay: float = 1.0
+    decay_steps: int = 100
+
+    def __post_init__(self) -> None:
+        _require(0 < self.learning_rate < math.inf, f"learning_rate: {self.learning_rate!r} is not a finite number above 0")
+        _require(0 < self.decay <= 1, f"decay: {self.decay!r} is not in (0, 1]")
+        _require(self.decay_steps >= 1, f"decay_steps: {self.decay_steps!r} is not a whole number of 1 or more")
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Limited-memory BFGS (Liu and Nocedal 1989) over the last `history` pairs of differences; a step is one evaluation.
+
+    `line_search` `decrease` accepts a trial only if the loss falls enough, else shortens the step; `fixed` takes every step at
+    `learning_rate` times the quasi-Newton direction, as torch.optim.LBFGS does without a line search.
+    """
+
+    history: int = 20
+    line_search: Literal["decrease", "fixed"] = "decrease"
+    learning_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.history <= 200, f"history: {self.history!r} is not in 1..200")
+        _require_one_of("line_search", self.line_search, ("decrease", "fixed"))
+        _require(0 < self.learning_rate < math.inf, f"learning_rate: {self.learning_rate!r} is not a finite number above 0")
+
+
+Optimizer = Adam | SGD | LBFGS
+
+
+@dataclass(frozen=True)
 class Pyramid:
     """Coarse to fine: levels of longest side `smallest * ratio^k` up to the asked size, each started from the one before.
 
-    Every level but the last takes `coarse_steps`; the last takes the method's `steps`.
+    Every level but the last takes `coarse_steps` (the first `first_steps`, if given); the last takes the method's `steps`.
+    At most `levels` are made, if given. With `carry`, Adam's moments go up with the image instead of beginning anew.
     """
 
     smallest: int
     ratio: float
     coarse_steps: int
+    first_steps: int | None = None
+    levels: int | None = None
+    carry: bool = False
 
     def __post_init__(self) -> None:
         _require(self.smallest >= 32, f"pyramid smallest: {self.smallest!r} is below 32 px")
         _require(1.1 < self.ratio < math.inf, f"pyramid ratio: {self.ratio!r} is not a finite number above 1.1")
-        _require(0 <= self.coarse_steps <= MAX_STEPS, f"pyramid coarse_steps: {self.coarse_steps!r} is not in 0..{MAX_STEPS}")
+        for name, steps in (("coarse_steps", self.coarse_steps), ("first_steps", self.first_steps or 0)):
+            _require(0 <= steps <= MAX_STEPS, f"pyramid {name}: {steps!r} is not in 0..{MAX_STEPS}")
+        _require(self.levels is None or self.levels >= 1, f"pyramid levels: {self.levels!r} is not 1 or more")
+
+
+INITS = ("content", "style", "noise")
 
 
 @dataclass(frozen=True)
@@ -138,20 +207,45 @@ class Method:
     content: ContentLoss
     style: StyleLoss
     total_variation: TotalVariation
-    optimizer: Adam
+    optimizer: Optimizer
     steps: int
     pyramid: Pyramid | None = None
+    init: Literal["content", "style", "noise"] = "content"
+    """The initial image: the content, the first style (covering the content's frame), or ImageNet's mean colour."""
     init_noise: float = 0.0
-    """Standard deviation, in units of the [0, 1] range, of the seeded Gaussian noise added to the content as initial image."""
+    """Standard deviation, in units of the [0, 1] range, of the seeded Gaussian noise added to the initial image."""
     pooling: Literal["max", "average"] = "max"
     padding: Literal["zero", "replicate"] = "zero"
     """How the first convolution sees beyond the border; the later ones always see zeros."""
+    activation: Literal["relu", "linear"] = "relu"
+    """Whether losses see a layer's features after its ReLU, or before."""
+    feature_scale: float = 1.0
+    """Multiplies every feature: 1 for constants meant for networks fed with 0-255, 1/57.4 for unit-variance input."""
+    style_shape: Literal["own", "content"] = "own"
+    """A style is fitted to the level's longest side in its own proportions, or stretched to the content's shape."""
+    clip: bool = True
+    """Whether the image is held in [0, 1] at every step, or only when it is written."""
+    output: Literal["last", "best", "average"] = "last"
+    """The result of a level: its last image, the one of least loss, or the exponential average of all with `average_decay`."""
+    average_decay: float = 0.99
 
     def __post_init__(self) -> None:
         _require(0 <= self.steps <= MAX_STEPS, f"steps: {self.steps!r} is not in 0..{MAX_STEPS}")
+        _require_one_of("init", self.init, INITS)
         _require(0 <= self.init_noise <= 1, f"init_noise: {self.init_noise!r} is not in [0, 1]")
-        _require(self.pooling in ("max", "average"), f"pooling: {self.pooling!r} is not max or average")
-        _require(self.padding in ("zero", "replicate"), f"padding: {self.padding!r} is not zero or replicate")
+        _require_one_of("pooling", self.pooling, ("max", "average"))
+        _require_one_of("padding", self.padding, ("zero", "replicate"))
+        _require_one_of("activation", self.activation, ("relu", "linear"))
+        _require(0 < self.feature_scale < math.inf, f"feature_scale: {self.feature_scale!r} is not a finite number above 0")
+        _require_one_of("style_shape", self.style_shape, ("own", "content"))
+        _require_one_of("output", self.output, ("last", "best", "average"))
+        _require(0 <= self.average_decay < 1, f"average_decay: {self.average_decay!r} is not in [0, 1)")
+        carries = self.pyramid is not None and self.pyramid.carry
+        _require(not carries or isinstance(self.optimizer, Adam), "pyramid carry: only with the optimizer adam")
+        best = isinstance(self.optimizer, LBFGS)
+        _require(
+            not best or self.output != "average", "output average: not with the optimizer lbfgs, which keeps its best image"
+        )
 
     @property
     def layers(self) -> tuple[str, ...]:

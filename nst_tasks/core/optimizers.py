@@ -1,14 +1,19 @@
-"""First-order optimizers as pure functions: `init(image)` gives a state, `update(state, gradient)` a new state and a step."""
+"""The optimizers as pure functions: `init(image)` gives a state, `update` a new state and the image to evaluate next.
+
+Adam and gradient descent are here, L-BFGS has its own room. Every tensor of a state leads with the batch axis.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-from nst_tasks.core.method import Adam
+from nst_tasks.core import lbfgs
+from nst_tasks.core.lbfgs import LBFGSState
+from nst_tasks.core.method import LBFGS, SGD, Adam, Optimizer
 
 
 class AdamState(NamedTuple):
@@ -19,32 +24,87 @@ class AdamState(NamedTuple):
     count: tf.Tensor
 
 
-def init(image: tf.Tensor) -> AdamState:
-    """Adam's state before the first update of an image (B, H, W, 3)."""
-    return AdamState(tf.zeros_like(image), tf.zeros_like(image), tf.constant(0, tf.int64))
+class SGDState(NamedTuple):
+    """The number of updates, () int64: gradient descent remembers nothing else."""
+
+    count: tf.Tensor
 
 
-def update(adam: Adam, state: AdamState, gradient: tf.Tensor, learning_rate: tf.Tensor) -> tuple[AdamState, tf.Tensor]:
-    """One Adam update: the new state and the step to add to the image, both (B, H, W, 3).
+State: TypeAlias = AdamState | SGDState | LBFGSState
 
-    `m' = b1 m + (1-b1) g`, `v' = b2 v + (1-b2) g^2`, step `-lr sqrt(1-b2^t)/(1-b1^t) m' / (sqrt(v') + eps)`
-    (Kingma and Ba, arXiv 1412.6980, algorithm 1 in the order of its section 2).
+
+def init(optimizer: Optimizer, image: tf.Tensor) -> State:
+    """The state before the first update of an image (B, H, W, 3)."""
+    if isinstance(optimizer, LBFGS):
+        return lbfgs.init(optimizer, image)
+    count = tf.constant(0, tf.int64)
+    if isinstance(optimizer, SGD):
+        return SGDState(count)
+    return AdamState(tf.zeros_like(image), tf.zeros_like(image), count)
+
+
+def spec(optimizer: Optimizer, image: tf.TensorSpec) -> State:
+    """The shapes and dtypes of a state, for the signature of a compiled function over images of this shape."""
+    if isinstance(optimizer, LBFGS):
+        return lbfgs.spec(optimizer, image)
+    count = tf.TensorSpec((), tf.int64)
+    return SGDState(count) if isinstance(optimizer, SGD) else AdamState(image, image, count)
+
+
+def update(
+    optimizer: Optimizer, state: State, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor, clip: bool
+) -> tuple[State, tf.Tensor]:
+    """One update from the loss (B,) and gradient of an image (B, H, W, 3): the new state, and the next image.
+
+    With `clip` the image stays in [0, 1]. `rate` is that of `learning_rate`; L-BFGS finds its own steps.
+    """
+    if isinstance(state, LBFGSState):
+        assert isinstance(optimizer, LBFGS)
+        return lbfgs.update(optimizer, state, image, loss, gradient, clip)
+    count = state.count + 1
+    moved: State
+    if isinstance(state, AdamState):
+        assert isinstance(optimizer, Adam)
+        moved, change = _adam(optimizer, state, gradient, rate)
+    else:
+        moved, change = SGDState(count), -rate * gradient
+    following = image + change
+    return moved, tf.clip_by_value(following, 0.0, 1.0) if clip else following
+
+
+def _adam(adam: Adam, state: AdamState, gradient: tf.Tensor, rate: tf.Tensor) -> tuple[AdamState, tf.Tensor]:
+    """`m' = b1 m + (1-b1) g`, `v' = b2 v + (1-b2) g^2`, step `-lr sqrt(1-b2^t)/(1-b1^t) m' / (sqrt(v') + eps)`.
+
+    Kingma and Ba, arXiv 1412.6980, algorithm 1 in the order of its section 2.
     """
     count = state.count + 1
     t = tf.cast(count, gradient.dtype)
     mean = adam.beta_1 * state.mean + (1.0 - adam.beta_1) * gradient
     square = adam.beta_2 * state.square + (1.0 - adam.beta_2) * tf.square(gradient)
-    rate = learning_rate * tf.sqrt(1.0 - adam.beta_2**t) / (1.0 - adam.beta_1**t)
-    return AdamState(mean, square, count), -rate * mean / (tf.sqrt(square) + adam.epsilon)
+    corrected = rate * tf.sqrt(1.0 - adam.beta_2**t) / (1.0 - adam.beta_1**t)
+    return AdamState(mean, square, count), -corrected * mean / (tf.sqrt(square) + adam.epsilon)
 
 
-def learning_rate(adam: Adam, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-    """The rate for the update after `step` of a level's `steps`: a cosine from `learning_rate` to its `decay_to`th part."""
-    progress = tf.cast(step, tf.float32) / tf.cast(tf.maximum(steps, 1), tf.float32)
-    fall = 0.5 * (1.0 + tf.cos(math.pi * progress))  # 1 at the first step, 0 after the last
-    return adam.learning_rate * (adam.decay_to + (1.0 - adam.decay_to) * fall)
+def resized(state: AdamState, height: int, width: int) -> AdamState:
+    """Adam's moments for the same picture at another size: the mean bicubic, the square bilinear and so never negative."""
+    return AdamState(
+        tf.image.resize(state.mean, (height, width), "bicubic"),
+        tf.image.resize(state.square, (height, width), "bilinear"),
+        state.count,
+    )
 
 
-def learning_rates(adam: Adam, steps: int) -> np.ndarray:
+def learning_rate(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+    """The rate for the update after `step` of a level's `steps`, as `method` says of each optimizer."""
+    if isinstance(optimizer, Adam):
+        progress = tf.cast(step, tf.float32) / tf.cast(tf.maximum(steps, 1), tf.float32)
+        fall = 0.5 * (1.0 + tf.cos(math.pi * progress))  # 1 at the first step, 0 after the last
+        return optimizer.learning_rate * (optimizer.decay_to + (1.0 - optimizer.decay_to) * fall)
+    if isinstance(optimizer, SGD):
+        return optimizer.learning_rate * optimizer.decay ** (tf.cast(step, tf.float32) / optimizer.decay_steps)
+    return tf.fill(tf.shape(step), optimizer.learning_rate)
+
+
+def learning_rates(optimizer: Optimizer, steps: int) -> np.ndarray:
     """The rates of a level's updates, (steps + 1,) float32: entry k is that of the update after step k, the last is unused."""
-    return np.asarray(learning_rate(adam, tf.range(steps + 1), tf.constant(steps)))
+    return np.asarray(learning_rate(optimizer, tf.range(steps + 1), tf.constant(steps)), np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nst_tasks.core.method import Method
 
@@ -20,13 +20,18 @@ def levels(method: Method, height: int, width: int) -> tuple[Level, ...]:
     """The levels of a picture of this final size, coarsest first; the last has the final size exactly.
 
     Sizes go down from the final one by the pyramid's `ratio` while the longest side stays at or above `smallest` (and the
-    shorter one at or above 32 px, below which the deep layers see nothing).
+    shorter one at or above 32 px, below which the deep layers see nothing), for at most its number of `levels`.
     """
-    if method.pyramid is None:
-        return (Level(height, width, method.steps),)
     found = [Level(height, width, method.steps)]
-    scale = 1.0 / method.pyramid.ratio
-    while max(height, width) * scale >= method.pyramid.smallest and min(height, width) * scale >= 32:
-        found.append(Level(round(height * scale), round(width * scale), method.pyramid.coarse_steps))
-        scale /= method.pyramid.ratio
+    pyramid = method.pyramid
+    if pyramid is None:
+        return tuple(found)
+    scale = 1.0 / pyramid.ratio
+    while round(max(height, width) * scale) >= pyramid.smallest and min(height, width) * scale >= 32:
+        if len(found) == pyramid.levels:
+            break
+        found.append(Level(round(height * scale), round(width * scale), pyramid.coarse_steps))
+        scale /= pyramid.ratio
+    if pyramid.first_steps is not None and len(found) > 1:
+        found[-1] = replace(found[-1], steps=pyramid.first_steps)
     return tuple(reversed(found))

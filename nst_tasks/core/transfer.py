@@ -13,39 +13,72 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nst_tasks.core import backbones, losses, optimizers
+from nst_tasks.core import backbones, lbfgs, losses, optimizers
 from nst_tasks.core.backbones import Backbone
-from nst_tasks.core.method import Method, StyleLoss
+from nst_tasks.core.lbfgs import LBFGSState
+from nst_tasks.core.method import LBFGS, Method, StyleLoss
 from nst_tasks.core.optimizers import AdamState
 from nst_tasks.core.pyramid import Level
 
 TERMS = ("content", "style", "tv")
-"""The weighted terms of the loss, in the order of `advance`'s and `measure`'s last axis; they add up to the total."""
+"""The weighted terms of the loss, in the order of `advance`'s and `result`'s last axis; they add up to the total."""
+
+
+class Nothing(NamedTuple):
+    """What stands where there is nothing: TensorFlow's signatures take no None."""
+
+
+class Mask(NamedTuple):
+    """Where a batch's pictures are stylized: weight (B, H, W, 1) in [0, 1], over contents (B, H, W, 3) that show elsewhere.
+
+    by_layer: style layer -> weight (B, h, w), how much each position counts in the image's style statistics.
+    """
+
+    weight: tf.Tensor
+    contents: tf.Tensor
+    by_layer: dict[str, tf.Tensor]
 
 
 class Targets(NamedTuple):
     """What a batch's images are drawn to at one level.
 
     content: layer -> statistic -> (B, ...). style: layer -> statistic -> (B, S, ...), S styles a pair. style_weights: (B, S).
+    mask: nothing where the whole picture is stylized.
     """
 
     content: dict[str, losses.Statistics]
     style: dict[str, losses.Statistics]
     style_weights: tf.Tensor
+    mask: Mask | Nothing = Nothing()
+
+
+class Average(NamedTuple):
+    """An exponential average of images: its sum (B, H, W, 3) and the weights' sum ()."""
+
+    image: tf.Tensor
+    weight: tf.Tensor
+
+
+class Best(NamedTuple):
+    """The image of least loss so far, (B, H, W, 3), and its loss (B,)."""
+
+    image: tf.Tensor
+    loss: tf.Tensor
 
 
 class TransferState(NamedTuple):
-    """All that a resume needs: image (B, H, W, 3) float32 in [0, 1], the optimizer's state, and the place in the schedule."""
+    """All that a resume needs: image (B, H, W, 3) float32, the optimizer's state, what is kept for the result, the place."""
 
     image: tf.Tensor
-    optimizer: AdamState
+    optimizer: optimizers.State
+    kept: Average | Best | Nothing
     level: int
     step: int
 
 
 def style_statistics(backbone: Backbone, method: Method, style: np.ndarray) -> dict[str, losses.Statistics]:
     """Statistics of one style picture (h, w, 3) float32 in [0, 1] at each style layer, leading axis 1."""
-    found: dict[str, losses.Statistics] = _compiled(backbone, method).style(tf.constant(style[None], tf.float32))
+    found: dict[str, losses.Statistics] = _compiled(backbone, method, False).style(tf.constant(style[None], tf.float32))
     return found
 
 
@@ -55,9 +88,13 @@ def targets(
     contents: np.ndarray,
     styles: Sequence[Sequence[dict[str, losses.Statistics]]],
     style_weights: Sequence[Sequence[float]],
+    mask: np.ndarray | None = None,
 ) -> Targets:
-    """Targets of a batch: contents (B, H, W, 3) float32 in [0, 1], and for each pair its styles' statistics and weights."""
-    content = _compiled(backbone, method).content(tf.constant(contents, tf.float32))
+    """Targets of a batch: contents (B, H, W, 3) float32 in [0, 1], and for each pair its styles' statistics and weights.
+
+    With a mask (B, H, W) in [0, 1], only where it is 1 the pictures are stylized, and compared with the style.
+    """
+    content = _compiled(backbone, method, False).content(tf.constant(contents, tf.float32))
     style = {
         layer: {
             name: tf.stack([tf.concat([one[layer][name] for one in pair], axis=0) for pair in styles])  # (B, S, ...)
@@ -65,55 +102,141 @@ def targets(
         }
         for layer, _ in method.style.layers
     }
-    return Targets(content, style, tf.constant(style_weights, tf.float32))
+    weights = tf.constant(style_weights, tf.float32)
+    if mask is None:
+        return Targets(content, style, weights)
+    shown = _mask(method, tf.constant(mask[..., None], tf.float32), tf.constant(contents, tf.float32))
+    return Targets(content, style, weights, shown)
 
 
-def start(method: Method, contents: np.ndarray, seeds: Sequence[int]) -> TransferState:
-    """The state before the first step: contents (B, H, W, 3) in [0, 1], with the method's noise from each pair's own seed."""
-    image = np.asarray(contents, np.float32)
+def _mask(method: Method, weight: tf.Tensor, contents: tf.Tensor) -> Mask:
+    by_layer: dict[str, tf.Tensor] = {}
+    at = weight
+    for block in range(1, 6):
+        by_layer |= {layer: at[..., 0] for layer, _ in method.style.layers if layer.startswith(f"block{block}_")}
+        at = tf.nn.avg_pool2d(at, 2, 2, "VALID")
+    return Mask(weight, contents, by_layer)
+
+
+def start(method: Method, images: np.ndarray, seeds: Sequence[int | None]) -> TransferState:
+    """The state before the first step: images (B, H, W, 3) in [0, 1], with the method's noise from each pair's own seed.
+
+    A pair whose seed is None starts from its image as it is.
+    """
+    first = np.asarray(images, np.float32)
     if method.init_noise:
-        noise = np.stack([np.random.default_rng(seed).standard_normal(image.shape[1:], np.float32) for seed in seeds])
-        image = np.clip(image + method.init_noise * noise, 0.0, 1.0)
-    first = tf.constant(image)
-    return TransferState(first, optimizers.init(first), level=0, step=0)
+        draws = [
+            np.zeros(first.shape[1:], np.float32)
+            if seed is None
+            else np.random.default_rng(seed).standard_normal(first.shape[1:], np.float32)
+            for seed in seeds
+        ]
+        first = np.clip(first + np.float32(method.init_noise) * np.stack(draws), 0.0, 1.0)
+    image = tf.constant(first)
+    return TransferState(image, optimizers.init(method.optimizer, image), _keep(method, image), level=0, step=0)
 
 
-def ascend(state: TransferState, level: Level) -> TransferState:
-    """The state at the start of the next level: its image resized there (bicubic), the optimizer's moments begun anew."""
-    image = tf.clip_by_value(tf.image.resize(state.image, (level.height, level.width), "bicubic"), 0.0, 1.0)
-    return TransferState(image, optimizers.init(image), level=state.level + 1, step=0)
+def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level) -> TransferState:
+    """The state at the start of the next level: the last one's result resized there (bicubic).
+
+    The optimizer begins anew, unless the pyramid carries its moments up.
+    """
+    size = (level.height, level.width)
+    image = tf.clip_by_value(tf.image.resize(image, size, "bicubic"), 0.0, 1.0)
+    if method.pyramid is not None and method.pyramid.carry and isinstance(state.optimizer, AdamState):
+        optimizer: optimizers.State = optimizers.resized(state.optimizer, *size)
+    else:
+        optimizer = optimizers.init(method.optimizer, image)
+    return TransferState(image, optimizer, _keep(method, image), level=state.level + 1, step=0)
 
 
 def advance(
     backbone: Backbone, method: Method, targets: Targets, state: TransferState, n: int, steps: int
 ) -> tuple[TransferState, np.ndarray]:
     """`n` (1 or more) of a level's `steps` steps: the new state, and the terms (n, B, 3) of the image before each update."""
-    image, optimizer, terms = _compiled(backbone, method).advance(
-        state.image, state.optimizer, targets, tf.constant(state.step), tf.constant(n), tf.constant(steps)
+    image, optimizer, kept, terms = _compiled(backbone, method, isinstance(targets.mask, Mask)).advance(
+        state.image, state.optimizer, state.kept, targets, tf.constant(state.step), tf.constant(n), tf.constant(steps)
     )
-    return state._replace(image=image, optimizer=optimizer, step=state.step + n), terms.numpy()
+    return TransferState(image, optimizer, kept, state.level, state.step + n), terms.numpy()
+
+
+def result(backbone: Backbone, method: Method, targets: Targets, state: TransferState) -> tuple[tf.Tensor, np.ndarray]:
+    """What a level has come to: the images (B, H, W, 3) of the method's `output`, and their weighted terms (B, 3).
+
+    L-BFGS gives its best image, whatever the output. With a mask, the content shows outside it.
+    """
+    image = _shown(targets.mask, state.image)
+    terms = measure(backbone, method, targets, image)
+    best: Best | None = state.kept if isinstance(state.kept, Best) else None
+    if isinstance(state.optimizer, LBFGSState):
+        best = Best(*lbfgs.best(state.optimizer))
+    if best is not None:
+        worse = ~(terms.sum(axis=1) < best.loss.numpy())  # so written, it holds for losses that are not numbers
+        image = tf.where(tf.constant(worse)[:, None, None, None], _shown(targets.mask, best.image), image)
+        terms = measure(backbone, method, targets, image)
+    elif isinstance(state.kept, Average):
+        image = _shown(targets.mask, state.kept.image / state.kept.weight)
+        terms = measure(backbone, method, targets, image)
+    return image, terms
 
 
 def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor) -> np.ndarray:
     """The weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
-    terms: np.ndarray = _compiled(backbone, method).measure(image, targets).numpy()
+    terms: np.ndarray = _compiled(backbone, method, isinstance(targets.mask, Mask)).measure(image, targets).numpy()
     return terms
 
 
 def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets) -> tf.Tensor:
     """The weighted terms of the loss, (B, 3): content, style, total variation."""
-    found = backbones.features(backbone, image, method.layers, method.pooling, method.padding)
+    image = _shown(targets.mask, image)
+    found = _features(backbone, method, image, method.layers)
+    by_layer = targets.mask.by_layer if isinstance(targets.mask, Mask) else {}
     content = method.content.weight * tf.add_n(
         [weight * losses.content_distance(method.content, found[layer], targets.content[layer])
          for layer, weight in method.content.layers]
     )  # fmt: skip
     style = method.style.weight * tf.add_n(
-        [weight * tf.reduce_sum(
-            targets.style_weights * losses.style_distance(method.style, found[layer], targets.style[layer]), axis=1)
+        [weight * tf.reduce_sum(targets.style_weights * losses.style_distance(
+            method.style, found[layer], targets.style[layer], _pixels(image), by_layer.get(layer)), axis=1)
          for layer, weight in method.style.layers]
     )  # fmt: skip
     variation = method.total_variation.weight * losses.total_variation(method.total_variation, image)
     return tf.stack([content, style, variation], axis=1)
+
+
+def _features(backbone: Backbone, method: Method, image: tf.Tensor, layers: Sequence[str]) -> dict[str, tf.Tensor]:
+    found = backbones.features(backbone, image, layers, method.pooling, method.padding, method.activation)
+    return {layer: method.feature_scale * x for layer, x in found.items()} if method.feature_scale != 1.0 else found
+
+
+def _pixels(image: tf.Tensor) -> tf.Tensor:
+    return tf.shape(image)[1] * tf.shape(image)[2]
+
+
+def _shown(mask: Mask | Nothing, image: tf.Tensor) -> tf.Tensor:
+    return mask.contents + mask.weight * (image - mask.contents) if isinstance(mask, Mask) else image
+
+
+def _keep(method: Method, image: tf.Tensor) -> Average | Best | Nothing:
+    if isinstance(method.optimizer, LBFGS) or method.output == "last":
+        return Nothing()
+    if method.output == "best":
+        return Best(image, tf.fill(tf.shape(image)[:1], tf.constant(np.inf, image.dtype)))
+    first = tf.constant(1.0 - method.average_decay, image.dtype)
+    return Average(first * image, first)
+
+
+def _kept(
+    method: Method, kept: Average | Best | Nothing, image: tf.Tensor, loss: tf.Tensor, following: tf.Tensor
+) -> Average | Best | Nothing:
+    """What is kept after an update from an image of this loss (B,) to the following one."""
+    if isinstance(kept, Best):
+        better = loss < kept.loss
+        return Best(tf.where(better[:, None, None, None], image, kept.image), tf.where(better, loss, kept.loss))
+    if isinstance(kept, Average):
+        new = 1.0 - method.average_decay
+        return Average(method.average_decay * kept.image + new * following, method.average_decay * kept.weight + new)
+    return kept
 
 
 class _Compiled(NamedTuple):
@@ -124,10 +247,14 @@ class _Compiled(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(backbone: Backbone, method: Method) -> _Compiled:
+def _compiled(backbone: Backbone, method: Method, masked: bool) -> _Compiled:
     """The graphs of one method, each traced once for pictures of every size: all shapes but the channels are left open."""
     image = tf.TensorSpec((None, None, None, 3))
-    moments = AdamState(image, image, tf.TensorSpec((), tf.int64))
+    kept = {
+        "last": Nothing(),
+        "best": Best(image, tf.TensorSpec((None,))),
+        "average": Average(image, tf.TensorSpec(())),
+    }["last" if isinstance(method.optimizer, LBFGS) else method.output]
     wanted = Targets(
         {
             layer: {"features": tf.TensorSpec((None,) * 4), "weight": tf.TensorSpec((None,) * 3)}
@@ -135,26 +262,30 @@ def _compiled(backbone: Backbone, method: Method) -> _Compiled:
         },
         {layer: _statistics_spec(method.style) for layer, _ in method.style.layers},
         tf.TensorSpec((None, None)),
+        Mask(
+            tf.TensorSpec((None, None, None, 1)), image, {layer: tf.TensorSpec((None,) * 3) for layer, _ in method.style.layers}
+        )
+        if masked
+        else Nothing(),
     )
     whole = tf.TensorSpec((), tf.int32)
-    extract = functools.partial(backbones.features, backbone, pooling=method.pooling, padding=method.padding)
 
     @tf.function(input_signature=[image])
     def style(picture):
-        found = extract(picture, [layer for layer, _ in method.style.layers])
-        return {layer: losses.style_statistics(method.style, x) for layer, x in found.items()}
+        found = _features(backbone, method, picture, [layer for layer, _ in method.style.layers])
+        return {layer: losses.style_statistics(method.style, x, _pixels(picture)) for layer, x in found.items()}
 
     @tf.function(input_signature=[image])
     def content(picture):
-        found = extract(picture, [layer for layer, _ in method.content.layers])
+        found = _features(backbone, method, picture, [layer for layer, _ in method.content.layers])
         return {layer: losses.content_statistics(method.content, x) for layer, x in found.items()}
 
     @tf.function(input_signature=[image, wanted])
     def measure(picture, targets):
         return loss_terms(backbone, method, picture, targets)
 
-    @tf.function(input_signature=[image, moments, wanted, whole, whole, whole])
-    def advance(picture, optimizer, targets, step, n, steps):
+    @tf.function(input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, whole, whole, whole])
+    def advance(picture, optimizer, kept, targets, step, n, steps):
         rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
         for k in tf.range(n):
             tf.autograph.experimental.set_loop_options(shape_invariants=[(picture, image.shape)])
@@ -163,10 +294,13 @@ def _compiled(backbone: Backbone, method: Method) -> _Compiled:
                 terms = loss_terms(backbone, method, picture, targets)
                 total = tf.reduce_sum(terms)
             rows = rows.write(k, terms)
+            loss = tf.reduce_sum(terms, axis=1)
             rate = optimizers.learning_rate(method.optimizer, step + k, steps)
-            optimizer, change = optimizers.update(method.optimizer, optimizer, tape.gradient(total, picture), rate)
-            picture = tf.clip_by_value(picture + change, 0.0, 1.0)
-        return picture, optimizer, rows.stack()
+            gradient = tape.gradient(total, picture)
+            optimizer, following = optimizers.update(method.optimizer, optimizer, picture, loss, gradient, rate, method.clip)
+            kept = _kept(method, kept, picture, loss, following)
+            picture = following
+        return picture, optimizer, kept, rows.stack()
 
     return _Compiled(style, content, measure, advance)
 

@@ -81,6 +81,15 @@ def test_pooling_by_hand(pooling: str, pool: object) -> None:
     np.testing.assert_allclose(found["block2_conv1"], expected, rtol=1e-5, atol=1e-3)
 
 
+def test_features_before_the_relu_are_what_the_relu_cuts(tiny: Backbone) -> None:
+    image, layers = picture(8, 16, 16), ["block1_conv2", "block3_conv2", "block2_conv1"]
+    linear = backbones.features(tiny, image, layers, activation="linear")
+    relu = backbones.features(tiny, image, layers, activation="relu")
+    for layer in layers:
+        assert float(tf.reduce_min(linear[layer])) < 0
+        np.testing.assert_array_equal(np.maximum(linear[layer], 0.0), relu[layer])  # deeper layers see the same all the same
+
+
 def test_replicate_padding_continues_a_plain_colour_and_zero_padding_does_not(tiny: Backbone) -> None:
     plain = tf.fill((1, 8, 10, 3), 0.9)
 

@@ -8,7 +8,7 @@ import pytest
 
 from nst_tasks.core.method import Method, Pyramid
 from nst_tasks.core.pyramid import Level, levels
-from nst_tasks.recipes import PAINTERLY
+from nst_tasks.presets import PAINTERLY
 
 FLAT = replace(PAINTERLY.method, steps=60, pyramid=None)
 
@@ -32,12 +32,38 @@ def test_sizes_are_rounded_from_the_final_one_each() -> None:
 
 
 def test_a_picture_below_the_next_size_up_has_one_level() -> None:
-    assert levels(with_pyramid(100, 2.0), 150, 199) == (Level(150, 199, 60),)
+    assert levels(with_pyramid(100, 2.0), 150, 198) == (Level(150, 198, 60),)
     assert len(levels(with_pyramid(100, 2.0), 150, 200)) == 2
+
+
+def test_a_size_is_measured_as_it_will_be_rounded() -> None:
+    """Four times sqrt(2) down from 512 is 128, though not in floating point."""
+    sides = [level.width for level in levels(with_pyramid(128, 2.0**0.5), 512, 512)]
+    assert sides == [128, 181, 256, 362, 512]
 
 
 def test_a_narrow_picture_stops_before_its_shorter_side_vanishes() -> None:
     assert levels(with_pyramid(32, 2.0), 64, 1024) == (Level(32, 512, 80), Level(64, 1024, 60))
+
+
+def test_the_coarsest_level_may_have_steps_of_its_own() -> None:
+    method = replace(FLAT, pyramid=Pyramid(100, 2.0, 80, first_steps=200))
+    assert levels(method, 300, 400) == (Level(75, 100, 200), Level(150, 200, 80), Level(300, 400, 60))
+    # a picture of one level has no coarser one
+    assert levels(method, 150, 198) == (Level(150, 198, 60),)
+    # the first of two levels is both the coarsest and the last but one
+    assert levels(method, 150, 200) == (Level(75, 100, 200), Level(150, 200, 60))
+    none = replace(FLAT, pyramid=Pyramid(100, 2.0, 80, first_steps=0))
+    assert levels(none, 150, 200) == (Level(75, 100, 0), Level(150, 200, 60))
+
+
+def test_levels_are_at_most_as_many_as_given() -> None:
+    three = levels(replace(FLAT, pyramid=Pyramid(100, 2.0, 80, first_steps=200)), 300, 400)
+    for most in (1, 2, 3, 4):
+        method = replace(FLAT, pyramid=Pyramid(100, 2.0, 80, levels=most))
+        assert [level.height for level in levels(method, 300, 400)] == [level.height for level in three[-most:]]
+    two = levels(replace(FLAT, pyramid=Pyramid(100, 2.0, 80, first_steps=200, levels=2)), 300, 400)
+    assert two == (Level(150, 200, 200), Level(300, 400, 60))
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (511, 301), (1080, 1920), (8192, 8192)])

@@ -17,7 +17,7 @@ from nst_tasks.core.method import Adam, ContentLoss, Method, StyleLoss, TotalVar
 from nst_tasks.core.optimizers import AdamState
 from nst_tasks.core.pyramid import Level
 from nst_tasks.core.transfer import Targets, TransferState
-from nst_tasks.recipes import PAINTERLY, PRESETS, TF_TUTORIAL
+from nst_tasks.presets import PAINTERLY, PRESETS, TF_TUTORIAL
 
 Array = np.ndarray
 METHODS = [pytest.param(recipe.method, id=name) for name, recipe in PRESETS.items()]

@@ -1,0 +1,243 @@
+"""All recipes on the same pairs at equal pixel-iterations: style gap closed against content kept, at three style weights each.
+
+    .venv/bin/python bench/quality.py --out bench/results/quality.csv
+    .venv/bin/python bench/quality.py --out bench/results/quality.csv --plot docs/quality.png
+
+Every recipe gets the same compute: its steps (of all levels alike) are scaled until pixels times steps are `--steps` steps at
+full size. Results are appended to the file as they come; what it holds already is not computed again. The table and
+plot are means over the pairs. Without `--manifest` these are `PAIRS`, made of the demo's pictures and a poster
+drawn here: a face, a night sky, text and flat colours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from nst_tasks import images, manifest, presets, recipes, samples, storage, weights
+from nst_tasks.core import backbones, quality, transfer
+from nst_tasks.core.method import Method
+from nst_tasks.core.pyramid import levels
+from nst_tasks.recipes import Recipe
+
+FACTORS = (0.25, 1.0, 4.0)
+"""Of each recipe's own style weight."""
+
+PAIRS = (("astronaut", "stipple"), ("rocket", "swirls"), ("poster", "dunes"))
+
+COLUMNS = (
+    "recipe", "factor", "pair", "steps", "pixel_iterations", "style_gap_held_out", "style_gap_used", "content_cosine",
+    "luminance_ssim", "flags", "seconds",
+)  # fmt: skip
+
+
+def poster() -> bytes:
+    """Text and flat colours: what a photograph has none of."""
+    picture = Image.new("RGB", (512, 384), (244, 240, 228))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 250, 512, 384), fill=(32, 74, 135))
+    draw.ellipse((330, 40, 470, 180), fill=(204, 38, 38))
+    draw.polygon(((60, 250), (150, 90), (240, 250)), fill=(56, 118, 29))
+    draw.text((40, 270), "STYLE", fill=(255, 255, 255), font=ImageFont.load_default(96))
+    draw.text((40, 20), "transfer by lot", fill=(30, 30, 30), font=ImageFont.load_default(44))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def bundled() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, content and style of each pair of `PAIRS`, (H, W, 3) in [0, 1]."""
+    made = {Path(name).stem: data for name, data in samples.samples()} | {"poster": poster()}
+    for content, style in PAIRS:
+        yield f"{content} x {style}", *(images.decode(made[name], 10**8).rgb for name in (content, style))
+
+
+def listed(uri: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, content and first style of each row of a manifest."""
+    for pair in manifest.parse(storage.read(uri), storage.folder(uri)).pairs:
+        yield pair.id, *(images.decode(storage.read(at), 10**9).rgb for at in (pair.content, pair.styles[0]))
+
+
+def fitted(rgb: np.ndarray, size: int) -> np.ndarray:
+    """The picture at this longest side."""
+    return images.resize(images.Picture(rgb, None), *images.fit(rgb.shape[0], rgb.shape[1], size, upscale=True)).rgb
+
+
+def work(method: Method, height: int, width: int) -> int:
+    """Pixels times steps, over all levels."""
+    return sum(level.steps * level.height * level.width for level in levels(method, height, width))
+
+
+def at_equal_work(recipe: Recipe, height: int, width: int, steps: int) -> Recipe:
+    """The recipe with as many steps as cost `steps` at full size."""
+    share = steps * height * width / work(recipe.method, height, width)
+    return recipes.override(recipe, steps=max(1, round(recipe.method.steps * share)))
+
+
+def stylize(
+    backbone: backbones.Backbone, method: Method, content: np.ndarray, style: np.ndarray, size: int
+) -> tuple[Any, list]:
+    """The result (H, W, 3) at this size, and each level's total losses."""
+    state, image, totals = None, None, []
+    for level in levels(method, *images.fit(content.shape[0], content.shape[1], size, upscale=True)):
+        at = (level.height, level.width)
+        shape = at if method.style_shape == "content" else images.fit(style.shape[0], style.shape[1], max(at), upscale=True)
+        sized = images.resize(images.Picture(content, None), *at).rgb[None]
+        target = images.resize(images.Picture(style, None), *shape).rgb
+        statistics = transfer.style_statistics(backbone, method, target)
+        targets = transfer.targets(backbone, method, sized, [[statistics]], [[1.0]])
+        if state is None or image is None:
+            mean = np.broadcast_to(np.float32(backbones.MEAN_RGB) / np.float32(255), sized.shape)
+            state = transfer.start(method, sized if method.init == "content" else mean, [0])
+        else:
+            state = transfer.ascend(method, state, image, level)
+        terms = np.zeros((0, 1, 3), np.float32)
+        if level.steps:
+            state, terms = transfer.advance(backbone, method, targets, state, level.steps, level.steps)
+        image, last = transfer.result(backbone, method, targets, state)
+        totals.append(np.concatenate([terms, last[None]])[:, 0].sum(axis=1))
+    assert image is not None
+    return np.clip(image.numpy()[0], 0.0, 1.0), totals
+
+
+def score(
+    backbone: backbones.Backbone, layers: list[str], out: np.ndarray, content: np.ndarray, style: np.ndarray, totals: list
+) -> quality.Quality:
+    """The numbers of a result, as every run of nst computes them."""
+    side = quality.SIZE
+    height, width = images.fit(out.shape[0], out.shape[1], side, upscale=False)
+    sized = [images.resize(images.Picture(rgb, None), height, width).rgb for rgb in (out, content)]
+    of_style = quality.moments(backbone, fitted(style, side), layers)
+    return quality.measure(backbone, layers, *sized, [of_style], [1.0], losses=totals)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compute what the file does not hold yet."""
+    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
+    pairs = list(listed(args.manifest) if args.manifest else bundled())
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {(row["recipe"], float(row["factor"]), row["pair"]) for row in read(args.out)}
+    with args.out.open("a", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        if file.tell() == 0:
+            table.writeheader()
+        for name in args.recipes or presets.PRESETS:
+            preset = presets.find(name)
+            for factor in FACTORS:
+                for pair, content, style in pairs:
+                    if (name, factor, pair) in done:
+                        continue
+                    height, width = images.fit(content.shape[0], content.shape[1], args.size, upscale=True)
+                    recipe = recipes.override(preset, style_weight=preset.method.style.weight * factor)
+                    method = at_equal_work(recipe, height, width, args.steps).method
+                    began = time.monotonic()
+                    out, totals = stylize(backbone, method, content, style, args.size)
+                    seconds = time.monotonic() - began
+                    of = score(backbone, [layer for layer, _ in method.style.layers], out, content, style, totals)
+                    numbers = {key: value for key, value in of.as_plain().items() if key in COLUMNS}
+                    table.writerow(
+                        {
+                            "recipe": name, "factor": factor, "pair": pair, "steps": method.steps,
+                            "pixel_iterations": work(method, height, width), **numbers, "flags": "|".join(of.flags),
+                            "seconds": round(seconds, 1),
+                        }
+                    )  # fmt: skip
+                    file.flush()
+                    if args.pictures:
+                        args.pictures.mkdir(parents=True, exist_ok=True)
+                        path = args.pictures / f"{name}_{factor:g}_{pair.replace(' ', '')}.png"
+                        path.write_bytes(images.encode(out, None, "png", {}))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of an earlier run, if there was one."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def means(rows: list[dict[str, str]]) -> dict[str, list[dict[str, float]]]:
+    """Recipe -> its means over the pairs, one for each factor, ascending."""
+    groups: dict[tuple[str, float], list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        groups[row["recipe"], float(row["factor"])].append(row)
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    names = ("style_gap_held_out", "style_gap_used", "content_cosine", "luminance_ssim", "seconds")
+    for (recipe, factor), group in sorted(groups.items()):
+        numbers = {name: float(np.mean([float(row[name]) for row in group])) for name in names}
+        found[recipe].append({"factor": factor, "pairs": len(group), **numbers})
+    return found
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: a row for each recipe and factor, best held-out style gap first among the published weights."""
+    lines = [
+        "| recipe | style weight | style gap closed | on its own layers | content cosine | SSIM |",
+        "|---|---|---|---|---|---|",
+    ]
+
+    def published(recipe: str) -> float:
+        return max((point["style_gap_held_out"] for point in found[recipe] if point["factor"] == 1.0), default=-1.0)
+
+    for recipe in sorted(found, key=published, reverse=True):
+        for at in found[recipe]:
+            numbers = (at["style_gap_held_out"], at["style_gap_used"], at["content_cosine"], at["luminance_ssim"])
+            lines.append(f"| `{recipe}` | x {at['factor']:g} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """One curve for each recipe over its style weights: content kept to the right, style gap closed upward."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
+    for k, recipe in enumerate(presets.PRESETS):
+        if recipe in found:
+            x = [at["content_cosine"] for at in found[recipe]]
+            y = [at["style_gap_held_out"] for at in found[recipe]]
+            ours = recipe == presets.DEFAULT
+            axes.plot(x, y, "o-", label=recipe, color="black" if ours else f"C{k - 1}", linewidth=3 if ours else 1.2)
+    axes.set_xlabel("content kept: cosine of block4_conv2 features")
+    axes.set_ylabel("style gap closed on held-out layers")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Compute, print, plot."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="CSV file of results, continued if it is there")
+    parser.add_argument("--manifest", help="pairs of this manifest instead of the bundled ones")
+    parser.add_argument("--recipes", nargs="*", help="only these")
+    parser.add_argument("--size", type=int, default=192, help="longest side, in pixels")
+    parser.add_argument("--steps", type=int, default=40, help="each recipe's compute, in steps at full size")
+    parser.add_argument("--pictures", type=Path, help="folder for the results")
+    parser.add_argument("--plot", type=Path, help="only draw and print what the file holds")
+    args = parser.parse_args()
+    if not args.plot:
+        run(args)
+    found = means(read(args.out))
+    print(table(found))
+    if args.plot:
+        plot(found, args.plot)
+
+
+if __name__ == "__main__":
+    main()

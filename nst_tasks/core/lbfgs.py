@@ -1,0 +1,330 @@
+"""Limited-memory BFGS as a state machine of tensors: one update for each evaluation of the loss, every pair at its own place.
+
+Liu and Nocedal 1989; Nocedal and Wright, Numerical Optimization, 2nd edition 2006, algorithms 7.4 (two-loop recursion) and 7.5.
+A batch is evaluated in lockstep, but each pair searches along its own line: no pair's numbers depend on its neighbours'.
+
+`decrease` seeks the weak Wolfe conditions, with the approximate one of Hager and Zhang 2005 where rounding hides the decrease.
+A trial that is low enough but still steep becomes the point from which the same line is searched on, so that a search keeps
+one point and the nearest trial that failed. `fixed` is torch.optim.LBFGS without a line search. It departs from that in three
+ways: it is scaled as a first step whenever no difference is remembered, a difference's curvature is measured against its
+length, and it comes back from losses that are not finite.
+
+With `clip` the direction is that of Bertsekas 1982 (SIAM J. Control Optim. 20(2)): variables on a bound that the loss would
+push outward are left out of gradient, differences and direction, and every trial is clipped to [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nst_tasks.core.method import LBFGS
+
+SUFFICIENT = 1e-4
+"""A trial must lower the loss by this share of what the slope promises (Armijo)."""
+
+CURVED = 0.9
+"""A search ends where the slope has risen to this share of its start (the weak curvature condition)."""
+
+TRIALS = 20
+"""After so many trials along one line, or so many restarts, there is no use in more."""
+
+FIRST_CHANGE = 0.01
+"""Root mean square of the first trial's change to an image in [0, 1], where nothing else tells how far to go."""
+
+CURVATURE = 1e-10
+"""Differences s and y are remembered only if `s.y > CURVATURE |s| |y|`, and used among free variables likewise."""
+
+ROUNDING = 8
+"""A rise of the loss by so many units of rounding is none."""
+
+
+class LBFGSState(NamedTuple):
+    """All that a resume needs; B pairs, m = `history`, floats in the image's dtype.
+
+    point, loss, gradient: the accepted image (B, H, W, 3), its loss (B,) and gradient.
+    direction, slope, step: the line that is searched, `point + step * direction`, and the loss's slope (B,) at its start.
+    high, high_loss, high_slope: the shortest step (B,) known to be too long, infinity if none, and what was found there.
+    trials, restarts: how often (B,) int32 this line was tried, and the search begun again after a loss that was not finite.
+    begun, settled: whether (B,) the first loss has been seen, and whether the pair stays where it is.
+    s, y: ring buffers (B, m, H, W, 3) of the differences of points and gradients; rho: (B, m) their 1 / (s.y);
+    count, place: how many are remembered and where the next one goes, (B,) int32.
+    best, best_loss: the evaluated image of least loss, and that loss.
+    """
+
+    point: tf.Tensor
+    loss: tf.Tensor
+    gradient: tf.Tensor
+    direction: tf.Tensor
+    slope: tf.Tensor
+    step: tf.Tensor
+    high: tf.Tensor
+    high_loss: tf.Tensor
+    high_slope: tf.Tensor
+    trials: tf.Tensor
+    restarts: tf.Tensor
+    begun: tf.Tensor
+    settled: tf.Tensor
+    s: tf.Tensor
+    y: tf.Tensor
+    rho: tf.Tensor
+    count: tf.Tensor
+    place: tf.Tensor
+    best: tf.Tensor
+    best_loss: tf.Tensor
+
+
+def spec(lbfgs: LBFGS, image: tf.TensorSpec) -> LBFGSState:
+    """The shapes and dtypes of a state for images (B, H, W, 3) of this spec, whose sizes may be open."""
+    batch, *size = image.shape
+    scalar = tf.TensorSpec((batch,), image.dtype)
+    whole, flag = tf.TensorSpec((batch,), tf.int32), tf.TensorSpec((batch,), tf.bool)
+    buffer = tf.TensorSpec((batch, lbfgs.history, *size), image.dtype)
+    return LBFGSState(
+        point=image, loss=scalar, gradient=image,
+        direction=image, slope=scalar, step=scalar,
+        high=scalar, high_loss=scalar, high_slope=scalar,
+        trials=whole, restarts=whole, begun=flag, settled=flag,
+        s=buffer, y=buffer, rho=tf.TensorSpec((batch, lbfgs.history), image.dtype), count=whole, place=whole,
+        best=image, best_loss=scalar,
+    )  # fmt: skip
+
+
+def init(lbfgs: LBFGS, image: tf.Tensor) -> LBFGSState:
+    """The state before the first evaluation of an image (B, H, W, 3), in [0, 1] if it is to be clipped."""
+    batch, size = tf.shape(image)[:1], tf.shape(image)[1:]
+
+    def zeros(*shape: tf.Tensor | list[int]) -> tf.Tensor:
+        return tf.zeros(tf.concat([batch, *shape], axis=0), image.dtype)
+
+    none = tf.zeros(batch, tf.int32)
+    infinite = tf.fill(batch, tf.constant(float("inf"), image.dtype))
+    return LBFGSState(
+        point=image, loss=infinite, gradient=zeros(size),
+        direction=zeros(size), slope=zeros(), step=zeros(),
+        high=infinite, high_loss=infinite, high_slope=infinite,
+        trials=none, restarts=none, begun=none > 0, settled=none > 0,
+        s=zeros([lbfgs.history], size), y=zeros([lbfgs.history], size), rho=zeros([lbfgs.history]), count=none, place=none,
+        best=image, best_loss=infinite,
+    )  # fmt: skip
+
+
+def best(state: LBFGSState) -> tuple[tf.Tensor, tf.Tensor]:
+    """The evaluated image (B, H, W, 3) of least finite loss and that loss (B,): the first image and infinity if none is."""
+    return state.best, state.best_loss
+
+
+def update(
+    lbfgs: LBFGS, state: LBFGSState, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, clip: bool
+) -> tuple[LBFGSState, tf.Tensor]:
+    """The next state and the image (B, H, W, 3) to evaluate next, from the loss (B,) and gradient of the last one.
+
+    A pair that has settled is given its best image again and again; so is one whose first loss is not finite.
+    """
+    finite = tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(gradient), axis=(1, 2, 3))
+    better = finite & (loss < state.best_loss)
+    state = state._replace(best=tf.where(_pixels(better), image, state.best), best_loss=tf.where(better, loss, state.best_loss))
+    if lbfgs.line_search == "fixed":
+        state, renewed = _fixed(state, image, loss, gradient, finite)
+    else:
+        state, renewed = _decrease(state, image, loss, gradient, finite, clip)
+    state = _aimed(lbfgs, state, renewed, clip)
+    following = _within(state.point + _pixels(state.step) * state.direction, clip)
+    return state, tf.where(_pixels(state.begun & ~state.settled), following, state.best)
+
+
+def _fixed(
+    state: LBFGSState, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, finite: tf.Tensor
+) -> tuple[LBFGSState, tf.Tensor]:
+    """Every trial with a finite loss is accepted; after another the pair begins again at its best image, more carefully."""
+    accepted, lost = finite & ~state.settled, ~finite & ~state.settled
+    state = _accepted(state, image, loss, gradient, accepted, remembered=accepted & state.begun)
+    restarts = state.restarts + tf.cast(lost, tf.int32)
+    return state._replace(
+        count=tf.where(lost, 0, state.count),
+        restarts=restarts,
+        begun=(state.begun | accepted) & ~lost,
+        settled=state.settled | (restarts >= TRIALS),
+    ), accepted
+
+
+def _decrease(
+    state: LBFGSState, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, finite: tf.Tensor, clip: bool
+) -> tuple[LBFGSState, tf.Tensor]:
+    """One trial of a line search: accept it and turn, go on along the line, go back, or give up the line."""
+    first, searching = finite & ~state.begun, state.begun & ~state.settled
+    moved = image - state.point  # as clipped and rounded
+    fall = _dot(state.gradient, moved)
+    onward = state.direction * _free(image, state.direction) if clip else state.direction
+    slope = _dot(gradient, onward)
+
+    lower = loss <= state.loss + SUFFICIENT * fall
+    # Hager and Zhang 2005, (4.1); measured from the best loss, so that small rises do not add up
+    level = loss <= state.best_loss + ROUNDING * np.finfo(loss.dtype.as_numpy_dtype).eps * tf.abs(state.best_loss)
+    level &= slope <= (2.0 * SUFFICIENT - 1.0) * state.slope
+    accepted = searching & finite & (fall < 0.0) & (lower | level)
+    failed = searching & ~accepted
+    curved = slope >= CURVED * state.slope
+    trials = state.trials + 1
+    last = trials >= TRIALS
+    onwards = accepted & ~curved & ~last
+    given_up = failed & (last | ~tf.reduce_any(moved != 0.0, axis=(1, 2, 3)))
+
+    reach = tf.where(failed, state.step, tf.where(onwards, state.high - state.step, state.high))
+    high_loss, high_slope = tf.where(failed, loss, state.high_loss), tf.where(failed, slope, state.high_slope)
+    start_loss, start_slope = tf.where(onwards, loss, state.loss), tf.where(onwards, slope, state.slope)
+    between = _cubic_minimum(reach, start_loss, start_slope, high_loss, high_slope)
+    between = tf.where(tf.math.is_finite(between), tf.clip_by_value(between, 0.1 * reach, 0.5 * reach), 0.1 * reach)
+    secant = state.step * slope / (state.slope - slope)  # where the slope, if it went on rising so, would be 0
+    beyond = tf.clip_by_value(tf.where(slope > state.slope, secant, float("inf")), state.step, 9.0 * state.step)
+
+    begun = state.begun | first
+    settled = state.settled | (given_up & (state.count == 0))
+    renewed = first | (accepted & ~onwards) | given_up
+    state = _accepted(state, image, loss, gradient, first | accepted, remembered=accepted & curved)
+    return state._replace(
+        direction=tf.where(_pixels(onwards), onward, state.direction),
+        slope=start_slope,
+        step=tf.where(tf.math.is_finite(reach), between, beyond),
+        high=reach,
+        high_loss=high_loss,
+        high_slope=high_slope,
+        trials=trials,
+        begun=begun,
+        settled=settled,
+        count=tf.where(given_up, 0, state.count),
+    ), renewed & ~settled
+
+
+def _cubic_minimum(
+    reach: tf.Tensor, loss: tf.Tensor, slope: tf.Tensor, high_loss: tf.Tensor, high_slope: tf.Tensor
+) -> tf.Tensor:
+    """Where the cubic with these values and slopes at 0 and `reach` is least (Nocedal and Wright, 3.59); NaN if nowhere."""
+    bend = slope + high_slope - 3.0 * (high_loss - loss) / reach
+    root = tf.sqrt(tf.square(bend) - slope * high_slope)
+    return reach - reach * (high_slope + root - bend) / (high_slope - slope + 2.0 * root)
+
+
+def _accepted(
+    state: LBFGSState, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, accepted: tf.Tensor, remembered: tf.Tensor
+) -> LBFGSState:
+    """The state at the accepted trials, with the differences from the points before where they are to be remembered."""
+    s, y = image - state.point, gradient - state.gradient
+    curvature = _dot(s, y)
+    rho = 1.0 / curvature
+    remembered &= (curvature > CURVATURE * tf.sqrt(_dot(s, s)) * tf.sqrt(_dot(y, y))) & tf.math.is_finite(rho)
+    pairs = tf.where(remembered)[:, 0]  # (k,)
+    at = tf.stack([pairs, tf.cast(tf.gather(state.place, pairs), tf.int64)], axis=1)  # (k, 2)
+    history, new = state.rho.shape[1], tf.cast(remembered, tf.int32)
+    return state._replace(
+        point=tf.where(_pixels(accepted), image, state.point),
+        loss=tf.where(accepted, loss, state.loss),
+        gradient=tf.where(_pixels(accepted), gradient, state.gradient),
+        s=_written(state.s, at, tf.gather(s, pairs)),
+        y=_written(state.y, at, tf.gather(y, pairs)),
+        rho=tf.tensor_scatter_nd_update(state.rho, at, tf.gather(rho, pairs)),
+        count=tf.minimum(state.count + new, history),
+        place=(state.place + new) % history,
+    )
+
+
+def _written(buffer: tf.Tensor, at: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """The buffer (B, m, H, W, 3) with these rows (k, H, W, 3) at the places (k, 2), exactly: -a + a = 0, and 0 + b = b."""
+    # an update by tf.tensor_scatter_nd_update copies the whole buffer on a CPU; these sums are done in place inside a loop,
+    # where nothing else holds the buffer
+    add = tf.raw_ops.ScatterNdNonAliasingAdd
+    emptied = add(input=buffer, indices=at, updates=-tf.gather_nd(buffer, at))
+    return add(input=emptied, indices=at, updates=rows)
+
+
+def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool) -> LBFGSState:
+    """The state with a new line for the renewed pairs; a pair for which no line leads down has settled."""
+    downhill = -state.gradient
+    free = _free(state.point, downhill) if clip else None
+    if free is not None:
+        downhill *= free
+    newton, steepest = _newton(state, downhill, free, tf.where(renewed, state.count, 0)), downhill
+    if lbfgs.line_search == "fixed":
+        newton *= lbfgs.learning_rate
+        first = tf.minimum(1.0, tf.math.divide_no_nan(1.0, _sum(tf.abs(downhill)))) * lbfgs.learning_rate
+        steepest *= _pixels(first * 0.1 ** tf.cast(state.restarts, first.dtype))
+    else:
+        values = tf.cast(tf.reduce_prod(tf.shape(downhill)[1:]), downhill.dtype)
+        steepest *= _pixels(tf.math.divide_no_nan(FIRST_CHANGE * tf.sqrt(values), tf.sqrt(_dot(downhill, downhill))))
+    if clip:
+        newton *= _free(state.point, newton)
+    slope, slope_steepest = _dot(state.gradient, newton), _dot(state.gradient, steepest)
+    down = (slope < 0.0) & tf.math.is_finite(slope)
+    direction = tf.where(_pixels(down), newton, steepest)
+    slope = tf.where(down, slope, slope_steepest)
+    one, infinite = tf.ones_like(slope), tf.fill(tf.shape(slope), tf.constant(float("inf"), slope.dtype))
+    return state._replace(
+        direction=tf.where(_pixels(renewed), direction, state.direction),
+        slope=tf.where(renewed, slope, state.slope),
+        step=tf.where(renewed, one, state.step),
+        high=tf.where(renewed, infinite, state.high),
+        trials=tf.where(renewed, 0, state.trials),
+        settled=state.settled | (renewed & ~(slope < 0.0)),
+    )
+
+
+def _newton(state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, count: tf.Tensor) -> tf.Tensor:
+    """`H downhill` (B, H, W, 3) for the inverse Hessian H that the newest `count` differences tell of; 0 if there are none.
+
+    Nocedal and Wright, algorithm 7.4, with `H0 = (s.y) / (y.y)` of the newest. `free` (B, H, W, 3) is 0 where a variable is
+    left out: then s.y is measured without it, and differences that have no curvature left are passed over.
+    """
+    history = state.rho.shape[1]
+    places = tf.range(history)
+    alphas = rhos = tf.zeros_like(state.rho)  # (B, m), the newest first
+    scale = tf.zeros_like(state.loss)
+    q = downhill
+    longest = tf.reduce_max(count)
+    for j in tf.range(longest):
+        at = (state.place - 1 - j) % history  # (B,)
+        s, y = tf.gather(state.s, at, batch_dims=1), tf.gather(state.y, at, batch_dims=1)
+        rho, used = tf.gather(state.rho, at, batch_dims=1), j < count
+        if free is not None:
+            y *= free
+            curvature = _dot(s, y)
+            used &= curvature * rho > CURVATURE
+            rho = 1.0 / curvature
+        rho = tf.where(used, rho, 0.0)
+        alpha = rho * _dot(s, q)
+        q -= _pixels(alpha) * y
+        alphas, rhos = tf.where(places == j, alpha[:, None], alphas), tf.where(places == j, rho[:, None], rhos)
+        newest = used & (scale == 0.0)
+        if tf.reduce_any(newest):
+            scale = tf.where(newest, 1.0 / (rho * _dot(y, y)), scale)
+    q *= _pixels(scale)
+    for j in tf.range(longest - 1, -1, -1):
+        at = (state.place - 1 - j) % history
+        s, y = tf.gather(state.s, at, batch_dims=1), tf.gather(state.y, at, batch_dims=1)
+        weight = alphas[:, j] - rhos[:, j] * _dot(y, q)  # 0 - 0 where j is not used
+        q += _pixels(weight) * (s if free is None else s * free)
+    return q
+
+
+def _free(image: tf.Tensor, direction: tf.Tensor) -> tf.Tensor:
+    """0 where a variable on a bound of [0, 1] would be moved out of it, else 1: (B, H, W, 3)."""
+    held = ((image <= 0.0) & (direction < 0.0)) | ((image >= 1.0) & (direction > 0.0))
+    return tf.cast(~held, image.dtype)
+
+
+def _within(image: tf.Tensor, clip: bool) -> tf.Tensor:
+    return tf.clip_by_value(image, 0.0, 1.0) if clip else image
+
+
+def _pixels(x: tf.Tensor) -> tf.Tensor:
+    return x[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
+
+
+def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    return _sum(a * b)
+
+
+def _sum(x: tf.Tensor) -> tf.Tensor:
+    """The sum (B,) over each pair's (H, W, 3), rows first: TensorFlow sums a batch of one as a whole in another order."""
+    return tf.reduce_sum(tf.reduce_sum(x, axis=(2, 3)), axis=1)

@@ -1,0 +1,136 @@
+"""A job with its pictures in hand: decoded, brought to size, their colours prepared; and the way back from the network's image.
+
+What the network is shown is not always what the files hold: with `keep_color` it sees gray or colour-matched pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from nst_tasks import images, storage
+from nst_tasks.batching import Job
+from nst_tasks.core.backbones import MEAN_RGB
+from nst_tasks.core.method import Method
+from nst_tasks.errors import PictureError
+from nst_tasks.images import Picture
+from nst_tasks.settings import Run
+from nst_tasks.source import Source
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A job with its pictures decoded: content and mask at the result's size, the styles and the initial picture as they are.
+
+    `styles` are what the network sees: gray or colour-matched where the job keeps the content's colours.
+    """
+
+    job: Job
+    content: Picture
+    styles: tuple[Picture, ...]
+    mask: np.ndarray | None = None
+    initial: Picture | None = None
+
+
+def load(job: Job, run: Run) -> Loaded:
+    """Read and decode a job's pictures.
+
+    Raises:
+        PictureError: one is not a picture, or has changed since it was inspected. StorageError: one cannot be read.
+    """
+    content = images.resize(_picture(job.content, run), job.height, job.width)
+    styles = tuple(_matched(job, _picture(style, run), content) for style in job.styles)
+    mask = None
+    if job.mask is not None:
+        mask = images.resize_mask(_read(job.mask, run, images.mask), job.height, job.width)
+    return Loaded(job, content, styles, mask, None if job.init is None else _picture(job.init, run))
+
+
+def network_content(ready: Loaded, height: int, width: int) -> np.ndarray:
+    """The content as the network sees it at a level's size, (height, width, 3)."""
+    rgb = images.resize(Picture(ready.content.rgb, None), height, width).rgb
+    return gray(rgb) if ready.job.keep_color == "luminance" else rgb
+
+
+def network_style(ready: Loaded, style: Picture, level: tuple[int, int]) -> np.ndarray:
+    """A style as the network sees it at a level of this (height, width): in its own proportions, or stretched to it."""
+    height, width = style_size(ready.job, style.rgb.shape[0], style.rgb.shape[1], level)
+    sized = images.resize(style, height, width)
+    return images.on_white(sized.rgb, sized.alpha)
+
+
+def style_size(job: Job, height: int, width: int, level: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of a style of this size at a level of that one."""
+    if job.recipe.method.style_shape == "content":
+        return level
+    return images.fit(height, width, max(level), job.upscale)
+
+
+def initial(ready: Loaded, method: Method, height: int, width: int) -> np.ndarray:
+    """The image that the optimization starts from at a level's size, (height, width, 3), before any noise."""
+    if ready.initial is not None:
+        opaque = images.on_white(ready.initial.rgb, ready.initial.alpha)
+        rgb = images.resize(Picture(opaque, None), height, width).rgb
+        return gray(rgb) if ready.job.keep_color == "luminance" else rgb
+    if method.init == "content":
+        return network_content(ready, height, width)
+    if method.init == "noise":
+        return np.broadcast_to(np.array(MEAN_RGB, np.float32) / np.float32(255.0), (height, width, 3))
+    style = ready.styles[0]
+    opaque = images.on_white(style.rgb, style.alpha)
+    scale = max(height / opaque.shape[0], width / opaque.shape[1])  # the least that covers the frame
+    covering = (max(height, math.ceil(opaque.shape[0] * scale)), max(width, math.ceil(opaque.shape[1] * scale)))
+    rgb = images.resize(Picture(opaque, None), *covering).rgb
+    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
+    return rgb[top : top + height, left : left + width]
+
+
+def finished(ready: Loaded, image: np.ndarray) -> np.ndarray:
+    """The picture to show for the network's image (h, w, 3): colours and what the mask keeps put back, in [0, 1]."""
+    height, width = image.shape[:2]
+    content = images.resize(Picture(ready.content.rgb, None), height, width).rgb
+    rgb: np.ndarray = np.clip(image, 0.0, 1.0)
+    if ready.job.keep_color == "luminance":
+        rgb = images.with_luminance(content, images.luminance(rgb))
+    if ready.mask is not None:
+        rgb = images.composite(rgb, content, images.resize_mask(ready.mask, height, width))
+    return rgb
+
+
+def gray(rgb: np.ndarray) -> np.ndarray:
+    """Luminance in all three channels, (H, W, 3) -> (H, W, 3)."""
+    return np.repeat(images.luminance(rgb)[..., None], 3, axis=2)
+
+
+def _matched(job: Job, style: Picture, content: Picture) -> Picture:
+    """A style with the content's colours, as Gatys et al. 2016 (arXiv 1606.05897) have it, if the job keeps them."""
+    if not job.keep_color:
+        return style
+    seen = images.on_white(style.rgb, style.alpha)  # what is invisible has no say in the statistics
+    if job.keep_color == "luminance":
+        luma = images.match_luminance(images.luminance(seen), images.luminance(content.rgb))
+        matched = np.repeat(luma[..., None], 3, axis=2)
+    else:
+        matched = images.match_color(seen, content.rgb)
+    return Picture(np.clip(matched, 0.0, 1.0), None)
+
+
+def _picture(source: Source, run: Run) -> Picture:
+    return _read(source, run, images.decode)
+
+
+def _read(source: Source, run: Run, decode: Callable[[bytes, int], T]) -> T:
+    data = storage.read(source.uri)
+    if hashlib.sha256(data).hexdigest() != source.sha256:
+        raise PictureError(f"{source.redacted().uri}: changed while the run was going on; run the same command again")
+    try:
+        return decode(data, run.settings.max_pixels)
+    except PictureError as error:
+        raise PictureError(f"{source.redacted().uri}: {error}") from error

@@ -1,0 +1,446 @@
+"""Recipes as TOML files: there and back, from a base, and every problem told at once with its place."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import tomllib
+from dataclasses import fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nst_tasks import recipe_file
+from nst_tasks.core import method as methods
+from nst_tasks.core.architecture import layer_names
+from nst_tasks.core.method import (
+    LBFGS,
+    SGD,
+    Adam,
+    ContentLoss,
+    Method,
+    Optimizer,
+    Pyramid,
+    StyleLoss,
+    TotalVariation,
+    as_plain,
+)
+from nst_tasks.errors import SettingsError
+from nst_tasks.presets import PAINTERLY, PRESETS, TF_TUTORIAL
+from nst_tasks.recipes import Recipe
+
+RECIPES = [pytest.param(recipe, id=name) for name, recipe in PRESETS.items()]
+
+PLAIN = """
+name = "plain"
+summary = "what it is"
+source = "where it is from"
+differs = "nowhere"
+size = 256
+steps = 10
+[content]
+weight = 1.0
+layers = {block4_conv2 = 1.0}
+[style]
+weight = 2.0
+layers = {block1_conv1 = 0.5, block2_conv1 = 0.25}
+[total_variation]
+weight = 0.0
+[optimizer]
+kind = "adam"
+learning_rate = 0.02
+"""
+"""All that a file without a base has to say."""
+
+
+def parse(text: str, name: str = "my") -> Recipe:
+    return recipe_file.parse(text.encode(), name)
+
+
+def problems(text: str | bytes, name: str = "my") -> list[str]:
+    with pytest.raises(SettingsError) as refused:
+        recipe_file.parse(text if isinstance(text, bytes) else text.encode(), name)
+    return str(refused.value).split("\n")
+
+
+# There and back
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_preset_comes_back_from_its_file(recipe: Recipe) -> None:
+    assert parse(recipe_file.text(recipe), "another name") == recipe
+
+
+def some(kind: Any) -> st.SearchStrategy[Any]:
+    """Anything of the type of a field, whether in range or not."""
+    if kind == methods.LayerWeights:
+        weights = st.floats(0, allow_infinity=False)
+        return st.dictionaries(st.sampled_from(layer_names("vgg19")), weights, min_size=1).map(lambda d: tuple(d.items()))
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if get_args(kind):
+        return st.one_of(*map(some, get_args(kind)))
+    if kind is str:
+        return st.text(st.characters(categories=["L", "M", "N", "P", "S"], include_characters=" "), min_size=1, max_size=50)
+    ranges = {int: st.integers(0, 100_000), float: st.floats(0, 1), bool: st.booleans(), type(None): st.none()}
+    return ranges[kind] if kind in ranges else valid(kind)
+
+
+@st.composite
+def valid(draw: st.DrawFn, kind: type) -> Any:
+    """A dataclass of random values, those that it refuses replaced by the usual ones."""
+    usual = recipe_file._VALID[kind]
+    for name, hint in get_type_hints(kind).items():
+        value = draw(some(hint))
+        try:
+            usual = replace(usual, **{name: value})
+        except SettingsError:
+            continue
+    return usual
+
+
+@settings(max_examples=30)
+@given(valid(Recipe))
+def test_any_recipe_comes_back_from_its_file(recipe: Recipe) -> None:
+    again = parse(recipe_file.text(recipe), "another name")
+    assert again == recipe
+    assert json.dumps(as_plain(again)) == json.dumps(as_plain(recipe))  # the job's key: 1 is 1.0 to ==, but not there
+
+
+def test_a_file_says_every_field_and_every_optimizer_has_a_kind() -> None:
+    assert set(recipe_file.OPTIMIZERS.values()) == set(get_args(Optimizer))
+    full = replace(PAINTERLY.method.pyramid, first_steps=1, levels=2)  # type: ignore[type-var]
+    tables = recipe_file.document(replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=full)))
+    assert {*tables} == {f.name for f in (*fields(Recipe), *fields(Method))} - {"method"}
+    for name in ("content", "style", "total_variation", "pyramid"):
+        assert {*tables[name]} == {f.name for f in fields(getattr(PAINTERLY.method, name))}
+    for kind, optimizer in recipe_file.OPTIMIZERS.items():
+        method = replace(PAINTERLY.method, optimizer=recipe_file._VALID[optimizer])
+        table = recipe_file.document(replace(PAINTERLY, method=method))["optimizer"]
+        assert {*table} == {"kind"} | {f.name for f in fields(optimizer)}
+        assert table["kind"] == kind
+
+
+def test_what_has_a_default_may_be_left_out() -> None:
+    assert parse(PLAIN) == Recipe(
+        name="plain",
+        summary="what it is",
+        source="where it is from",
+        differs="nowhere",
+        size=256,
+        method=Method(
+            content=ContentLoss((("block4_conv2", 1.0),), 1.0),
+            style=StyleLoss((("block1_conv1", 0.5), ("block2_conv1", 0.25)), 2.0),
+            total_variation=TotalVariation(0.0),
+            optimizer=Adam(0.02),
+            steps=10,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "optimizer"),
+    [
+        ('kind = "sgd"\nlearning_rate = 0.5', SGD(0.5)),
+        ('kind = "sgd"\nlearning_rate = 1\ndecay = 0.9\ndecay_steps = 7', SGD(1.0, 0.9, 7)),
+        ('kind = "lbfgs"', LBFGS()),
+        ('kind = "lbfgs"\nhistory = 5\nline_search = "fixed"\nlearning_rate = 0.5', LBFGS(5, "fixed", 0.5)),
+        ('kind = "adam"\nlearning_rate = 1\nbeta_1 = 0\ndecay_to = 0.5', Adam(1.0, beta_1=0.0, decay_to=0.5)),
+    ],
+)
+def test_an_optimizer_is_chosen_by_its_kind(table: str, optimizer: Optimizer) -> None:
+    text = PLAIN.partition("[optimizer]")[0] + f"[optimizer]\n{table}\n"
+    assert parse(text).method.optimizer == optimizer
+
+
+def test_a_pyramid_may_leave_out_what_is_optional() -> None:
+    text = PLAIN + "[pyramid]\nsmallest = 64\nratio = 2\ncoarse_steps = 5\n"
+    assert parse(text).method.pyramid == Pyramid(64, 2.0, 5)
+    assert parse(text + "levels = 3\nfirst_steps = 8\n").method.pyramid == Pyramid(64, 2.0, 5, first_steps=8, levels=3)
+
+
+def test_a_whole_number_will_do_where_a_fraction_may_stand() -> None:
+    whole = parse(PLAIN.replace("= 1.0", "= 1").replace("= 2.0", "= 2").replace("= 0.0\n", "= 0\n"))
+    assert json.dumps(as_plain(whole)) == json.dumps(as_plain(parse(PLAIN)))
+
+
+@pytest.mark.parametrize("text", ["\ufeff" + PLAIN, PLAIN.replace("\n", "\r\n"), "# é\n" + PLAIN])
+def test_a_byte_order_mark_windows_lines_and_comments_do_no_harm(text: str) -> None:
+    assert parse(text) == parse(PLAIN)
+
+
+# From a base
+
+
+def test_a_base_is_changed_only_where_the_file_says_so() -> None:
+    assert parse('base = "painterly"') == replace(PAINTERLY, name="my")
+    changed = parse(
+        'base = "painterly"\nsteps = 7\nsize = 100\npooling = "average"\n[content]\nweight = 9\n[style]\nrelative = false\n'
+        '[total_variation]\nkind = "nine_point"\n[optimizer]\nbeta_1 = 0.5\n[pyramid]\nlevels = 2\n'
+    )
+    method = PAINTERLY.method
+    assert method.pyramid is not None
+    assert isinstance(method.optimizer, Adam)
+    assert changed == replace(
+        PAINTERLY,
+        name="my",
+        size=100,
+        method=replace(
+            method,
+            steps=7,
+            pooling="average",
+            content=replace(method.content, weight=9.0),
+            style=replace(method.style, relative=False),
+            total_variation=replace(method.total_variation, kind="nine_point"),
+            optimizer=replace(method.optimizer, beta_1=0.5),
+            pyramid=replace(method.pyramid, levels=2),
+        ),
+    )
+
+
+def test_layers_take_the_place_of_the_bases() -> None:
+    changed = parse('base = "painterly"\n[style.layers]\nblock5_conv1 = 2\n').method.style
+    assert changed == replace(PAINTERLY.method.style, layers=(("block5_conv1", 2.0),))
+
+
+def test_an_optimizer_of_another_kind_takes_the_place_of_the_bases() -> None:
+    assert parse('base = "painterly"\n[optimizer]\nkind = "lbfgs"\n').method.optimizer == LBFGS()
+    same = parse('base = "painterly"\n[optimizer]\nkind = "adam"\nbeta_2 = 0.5\n').method.optimizer
+    assert isinstance(PAINTERLY.method.optimizer, Adam)
+    assert same == replace(PAINTERLY.method.optimizer, beta_2=0.5)
+    assert problems('base = "painterly"\n[optimizer]\nkind = "sgd"\n') == ["optimizer.learning_rate: is missing; add it"]
+
+
+def test_a_pyramid_can_be_given_to_a_base_that_has_none() -> None:
+    text = 'base = "tf-tutorial"\n[pyramid]\nsmallest = 64\nratio = 2\ncoarse_steps = 5\n'
+    assert parse(text).method == replace(TF_TUTORIAL.method, pyramid=Pyramid(64, 2.0, 5))
+    assert problems(text.replace("ratio = 2\n", "")) == ["pyramid.ratio: is missing; add it"]
+
+
+def test_a_name_in_the_file_goes_before_the_files_name() -> None:
+    assert parse('base = "painterly"\nname = "own"').name == "own"
+    assert parse(PLAIN, "other").name == "plain"
+
+
+# What is wrong
+
+
+def test_all_problems_are_told_at_once_each_on_a_line_with_its_key() -> None:
+    text = """
+base = "paintrly"
+steps = "40"
+size = 9
+init_noise = nan
+poling = "max"
+[content]
+weight = true
+[content.layers]
+block4_conv22 = 1
+block4_conv2 = -1
+[optimizer]
+kind = "sgd"
+learning_rate = 0
+beta_1 = 0.5
+[pyramid]
+smallest = 1
+ratio = 1
+"""
+    found = problems(text)
+    assert {line.split(":")[0] for line in found} == {
+        "base", "steps", "size", "init_noise", "poling", "content.weight", "content.layers.block4_conv22",
+        "content.layers.block4_conv2", "optimizer.learning_rate", "optimizer.beta_1", "pyramid.smallest", "pyramid.ratio",
+    }  # fmt: skip
+    assert len(found) == 12
+
+
+def test_an_empty_file_is_told_all_that_it_lacks() -> None:
+    lacking = ["name", "summary", "source", "differs", "size", "content", "style", "total_variation", "optimizer", "steps"]
+    remedy = 'add it, or start from a preset by a line such as base = "painterly"'
+    assert problems("") == [f"{key}: is missing; {remedy}" for key in lacking]
+    assert problems("# nothing\n[content]\n")[5] == "content.layers: is missing; add it"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        # unknown keys
+        ("sise = 9", "sise: is not known here; did you mean size?"),
+        ("[contents]", "contents: is not known here; did you mean content?"),
+        ("[style]\nwight = 1", "style.wight: is not known here; did you mean weight?"),
+        ("[optimizer]\nqqq = 1", "optimizer.qqq: is not known here; give one of learning_rate, beta_1, beta_2, "),
+        ("[style]\nsteps = 9", "style.steps: is not known here; move it to the top, above the first table"),
+        ('"a\\nb" = 1', "'a\\nb': is not known here; give one of base, name, summary"),
+        ("[method]\nsteps = 1", "method: is not known here; give one of base"),
+        # wrong types
+        ('steps = "40"', "steps: '40' is not a whole number; write one such as 40, without quotes and without a point"),
+        ("steps = 40.0", "steps: 40.0 is not a whole number; write one such as 40, without quotes and without a point"),
+        ("steps = true", "steps: true is not a whole number; write one"),
+        ("steps = []", "steps: a list is not a whole number; write one"),
+        ("steps = {}", "steps: a table is not a whole number; write one"),
+        ("steps = 1979-05-27", "steps: 1979-05-27 is not a whole number; write one"),
+        ("steps = 0x" + "f" * 5000, "steps: a number beyond 64 bits is not a whole number; write one"),
+        ("size = false", "size: false is not a whole number"),
+        ("init_noise = true", "init_noise: true is not a finite number; write one such as 0.5, without quotes"),
+        ('init_noise = "0.1"', "init_noise: '0.1' is not a finite number; write one such as 0.5, without quotes"),
+        ("init_noise = nan", "init_noise: nan is not a finite number"),
+        ("feature_scale = inf", "feature_scale: inf is not a finite number"),
+        ("feature_scale = 1e400", "feature_scale: inf is not a finite number"),
+        ("feature_scale = 0x" + "f" * 5000, "feature_scale: a number beyond 64 bits is not a finite number"),
+        ("clip = 1", "clip: 1 is not true or false; write one of them, without quotes"),
+        ('clip = "true"', "clip: 'true' is not true or false; write one of them, without quotes"),
+        ("name = 3", "name: 3 is not a line of text; write 1 to 500 printable characters in quotes"),
+        ('name = ""', "name: '' is not a line of text"),
+        ('name = "a\\nb"', "name: 'a\\nb' is not a line of text"),
+        (f'summary = "{"x" * 501}"', f"summary: '{'x' * 78}… is not a line of text"),
+        ("pyramid = 3", "pyramid: 3 is not a table; write [pyramid] on a line of its own and its keys below"),
+        ('optimizer = "adam"', "optimizer: 'adam' is not a table; write [optimizer] on a line of its own"),
+        ("[style]\nlayers = 1", "style.layers: 1 is not a table; write [style.layers] on a line of its own"),
+        # choices
+        ('pooling = "avarage"', "pooling: 'avarage' is not known; did you mean average?"),
+        ("pooling = 0x" + "f" * 5000, "pooling: a number beyond 64 bits is not known; give one of max, average"),
+        ("init = []", "init: a list is not known; give one of content, style, noise"),
+        ('[style]\nstatistic = "gramm"', "style.statistic: 'gramm' is not known; did you mean gram?"),
+        ('[optimizer]\nkind = "adma"', "optimizer.kind: 'adma' is not known; did you mean adam?"),
+        ("[optimizer]\nkind = [1]", "optimizer.kind: a list is not known; give one of adam, sgd, lbfgs"),
+        ('base = "wet paint"', "base: 'wet paint' is not a preset; give one of painterly, "),
+        ("base = 3", "base: 3 is not a preset; give one of painterly, "),
+        ("base = {}", "base: a table is not a preset; give one of painterly, "),
+        ("base = 0x" + "f" * 5000, "base: a number beyond 64 bits is not a preset"),
+        # layers
+        ("[style.layers]", "style.layers: no layer is named; name at least one, such as block4_conv2"),
+        ('[style.layers]\nblock4_conv2 = "1"', "style.layers.block4_conv2: '1' is not a finite number"),
+        ("[style.layers]\nblock4_conv2 = -1", "style.layers.block4_conv2: -1.0 is not a finite number of 0 or more"),
+        ("[style.layers]\nblock4_conv2 = nan", "style.layers.block4_conv2: nan is not a finite number"),
+        ("[style.layers]\nblok4_conv2 = 1", "style.layers.blok4_conv2: is not a layer's name; did you mean block4_conv2?"),
+        ("[style.layers]\nblock_conv2 = 1", "style.layers.block_conv2: is not a layer's name; did you mean block"),
+        ("[style.layers]\nconv99_block = 1", "style.layers.conv99_block: is not a layer's name; "),
+        (
+            "[content.layers]\nblock4_conv2 = 1\nsteps = 9",
+            "content.layers.steps: is not a layer's name; move it to the top, above the first table",
+        ),
+        # ranges: `method`'s own words
+        ("steps = -1", "steps: -1 is not in 0..100000"),
+        ("size = 63", "size: 63 is not in 64..8192 pixels"),
+        ("init_noise = 2", "init_noise: 2.0 is not in [0, 1]"),
+        ("[content]\nweight = -1", "content.weight: -1.0 is not a finite number of 0 or more"),
+        ("[total_variation]\nweight = -1", "total_variation.weight: -1.0 is not a finite number of 0 or more"),
+        ("[optimizer]\nbeta_1 = 1", "optimizer.beta_1: 1.0 is not in [0, 1)"),
+        ("[pyramid]\nratio = 1", "pyramid.ratio: 1.0 is not a finite number above 1.1"),
+        ("[pyramid]\nfirst_steps = -1", "pyramid.first_steps: -1 is not in 0..100000"),
+        # values that do not go together
+        ('[content]\nerror = "sse"', "content relative: only with the error mse"),
+        ('[style]\nnormalization = "chw"', "style statistic wasserstein: only with the normalization hw"),
+        ('[pyramid]\ncarry = true\n[optimizer]\nkind = "lbfgs"', "pyramid carry: only with the optimizer adam"),
+    ],
+)  # fmt: skip
+def test_one_wrong_thing_is_one_line(change: str, line: str) -> None:
+    (found,) = problems(change if change.startswith("base") else f'base = "painterly"\n{change}')
+    assert found.startswith(line)
+    assert len(found) < 400
+
+
+def test_an_optimizer_without_a_kind_is_asked_for_one() -> None:
+    assert problems(PLAIN.replace('kind = "adam"', "")) == ["optimizer.kind: is missing; give one of adam, sgd, lbfgs"]
+
+
+def test_a_file_name_that_cannot_be_a_recipes_is_told_under_name() -> None:
+    assert problems('base = "painterly"', "a\x07") == [
+        "name: 'a\\x07' is not a line of text; write 1 to 500 printable characters in quotes"
+    ]
+
+
+# The file as a whole
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b'a = "\xe4"', "line 1, column 6: byte 0xe4 is not UTF-8 (it may be Latin-1); save it as UTF-8"),
+        (b'a = 1\r\nb = 2\n# \xff', "line 3, column 3: byte 0xff is not UTF-8"),
+        (codecs.BOM_UTF16_LE + "a = 1".encode("utf-16-le"), "the recipe is UTF-16; save it as UTF-8"),
+        (codecs.BOM_UTF16_BE + "a = 1".encode("utf-16-be"), "the recipe is UTF-16; save it as UTF-8"),
+        (b"steps = 1\nsize =\n", "line 2, column 7: Invalid value; look for a text without quotes, or for a key"),
+        (b"steps = 1\nname = painterly\n", "line 2, column 8: Invalid value; look for a text without quotes"),
+        (b"steps = 1\nsteps = 2", "line 2, column 10: Cannot overwrite a value; look for a text without quotes, or "),
+        (b"[style.layers]\nblock1_conv1 = 1\nblock1_conv1 = 1\n", "line 3, column 17: Cannot overwrite a value"),
+        (b"[style]\n[style]\n", "line 2, column 7: Cannot declare ('style',) twice"),
+        (b'name = """x\ny', "line 2, column 2: Unterminated string"),
+        (b"name", "line 1, column 5: Expected '=' after a key"),
+        (b"a = " + b"[" * 100_000, "its tables or lists are nested too deeply"),
+        (b"a = " + b"9" * 100_000, "it has a number of thousands of digits; write a shorter one"),
+        (b"#" * 1_000_001, "1000001 bytes are too many for a recipe, which has 1000000 at most; name another file"),
+        (b"\0", "line 1, column 1: Invalid statement"),
+        (b"[" + b"a" * 500 + b"]\n[" + b"a" * 500 + b"]", "line 2, column 502: Cannot declare ("),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(data: bytes, line: str) -> None:
+    (found,) = problems(data)
+    assert found.startswith(line)
+    assert len(found) < 250
+
+
+def test_the_largest_file_is_read() -> None:
+    padded = PLAIN + "#" * (recipe_file.MAX_BYTES - len(PLAIN))
+    assert parse(padded) == parse(PLAIN)
+
+
+def test_tables_nested_by_dots_do_no_harm() -> None:
+    assert problems('base = "painterly"\n' + ".".join(["steps"] * 3000) + " = 1")[0].startswith("steps: a table is not a whole")
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_no_bytes_are_answered_with_anything_but_lines(data: bytes) -> None:
+    with pytest.raises(SettingsError) as refused:
+        recipe_file.parse(data, "my")
+    assert all(line.strip() and line.isprintable() for line in str(refused.value).split("\n"))
+
+
+ANYTHING = st.recursive(
+    st.one_of(
+        st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.sampled_from(["adam", "sgd", "gram", "noise"])
+    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["weight", "kind", "layers", "x"]), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["base", *recipe_file._NAMES, "x"]), ANYTHING), st.booleans())
+def test_no_values_are_answered_with_anything_but_a_recipe_or_lines(tables: dict[str, Any], based: bool) -> None:
+    import tomli_w
+
+    try:
+        text = tomli_w.dumps(({"base": "painterly"} if based else {}) | tables)
+        tomllib.loads(text)
+    except (UnicodeEncodeError, ValueError):  # not a text that TOML can hold
+        return
+    try:
+        assert isinstance(parse(text), Recipe)
+    except SettingsError as error:
+        assert all(line.strip() and line.isprintable() for line in str(error).split("\n"))
+
+
+# Telling a file from a name
+
+
+@pytest.mark.parametrize(
+    ("name", "is_file"),
+    [
+        ("my.toml", True),
+        ("/a/My.TOML", True),
+        ("s3://bucket/recipes/my.toml", True),
+        ("https://host/my.toml?signature=1", True),
+        ("painterly", False),
+        ("toml", False),
+        ("my.toml/x", False),
+        ("https://host/my?file=x.toml", False),
+        ("", False),
+    ],
+)
+def test_a_recipe_file_is_told_by_its_ending(name: str, is_file: bool) -> None:
+    assert recipe_file.is_file(name) is is_file
+
+
+def test_a_valid_value_of_every_kind_is_at_hand() -> None:
+    assert {*recipe_file._VALID} == {Recipe, Method, ContentLoss, StyleLoss, TotalVariation, Pyramid, *get_args(Optimizer)}
