@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import os
 import time
 from collections import defaultdict
@@ -133,32 +134,33 @@ def run(args: argparse.Namespace) -> None:
         table = csv.DictWriter(file, COLUMNS)
         if file.tell() == 0:
             table.writeheader()
-        for name in args.recipes or presets.PRESETS:
+        everything = itertools.product(pairs, args.recipes or presets.PRESETS, FACTORS)
+        for (pair, content, style), name, factor in everything:
+            if (name, factor, pair) in done:
+                continue
             preset = presets.find(name)
-            for factor in FACTORS:
-                for pair, content, style in pairs:
-                    if (name, factor, pair) in done:
-                        continue
-                    height, width = images.fit(content.shape[0], content.shape[1], args.size, upscale=True)
-                    recipe = recipes.override(preset, style_weight=preset.method.style.weight * factor)
-                    method = at_equal_work(recipe, height, width, args.steps).method
-                    began = time.monotonic()
-                    out, totals = stylize(backbone, method, content, style, args.size)
-                    seconds = time.monotonic() - began
-                    of = score(backbone, [layer for layer, _ in method.style.layers], out, content, style, totals)
-                    numbers = {key: value for key, value in of.as_plain().items() if key in COLUMNS}
-                    table.writerow(
-                        {
-                            "recipe": name, "factor": factor, "pair": pair, "steps": method.steps,
-                            "pixel_iterations": work(method, height, width), **numbers, "flags": "|".join(of.flags),
-                            "seconds": round(seconds, 1),
-                        }
-                    )  # fmt: skip
-                    file.flush()
-                    if args.pictures:
-                        args.pictures.mkdir(parents=True, exist_ok=True)
-                        path = args.pictures / f"{name}_{factor:g}_{pair.replace(' ', '')}.png"
-                        path.write_bytes(images.encode(out, None, "png", {}))
+            height, width = images.fit(content.shape[0], content.shape[1], args.size, upscale=True)
+            recipe = recipes.override(preset, style_weight=preset.method.style.weight * factor)
+            method = at_equal_work(recipe, height, width, args.steps).method
+            began = time.monotonic()
+            out, totals = stylize(backbone, method, content, style, args.size)
+            seconds = time.monotonic() - began
+            numbers, flags = {}, ("not_finite",)
+            if np.isfinite(out).all():
+                of = score(backbone, [layer for layer, _ in method.style.layers], out, content, style, totals)
+                numbers, flags = {key: value for key, value in of.as_plain().items() if key in COLUMNS}, of.flags
+            table.writerow(
+                {
+                    "recipe": name, "factor": factor, "pair": pair, "steps": method.steps,
+                    "pixel_iterations": work(method, height, width), **numbers, "flags": "|".join(flags),
+                    "seconds": round(seconds, 1),
+                }
+            )  # fmt: skip
+            file.flush()
+            if args.pictures and numbers:
+                args.pictures.mkdir(parents=True, exist_ok=True)
+                path = args.pictures / f"{name}_{factor:g}_{pair.replace(' ', '')}.png"
+                path.write_bytes(images.encode(out, None, "png", {}))
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -170,15 +172,20 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def means(rows: list[dict[str, str]]) -> dict[str, list[dict[str, float]]]:
-    """Recipe -> its means over the pairs, one for each factor, ascending."""
-    groups: dict[tuple[str, float], list[dict[str, str]]] = defaultdict(list)
+    """Recipe -> its means over the pairs, one for each factor, ascending; NaN where one of them came to no picture.
+
+    Pairs that are not done yet by every recipe and factor are left out.
+    """
+    groups: dict[tuple[str, float], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in rows:
-        groups[row["recipe"], float(row["factor"])].append(row)
+        groups[row["recipe"], float(row["factor"])][row["pair"]] = row
+    complete = set.intersection(*(set(group) for group in groups.values()))
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     names = ("style_gap_held_out", "style_gap_used", "content_cosine", "luminance_ssim", "seconds")
     for (recipe, factor), group in sorted(groups.items()):
-        numbers = {name: float(np.mean([float(row[name]) for row in group])) for name in names}
-        found[recipe].append({"factor": factor, "pairs": len(group), **numbers})
+        chosen = [group[pair] for pair in sorted(complete)]
+        numbers = {name: float(np.mean([float(row[name] or "nan") for row in chosen])) for name in names}
+        found[recipe].append({"factor": factor, **numbers})
     return found
 
 
@@ -195,7 +202,8 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     for recipe in sorted(found, key=published, reverse=True):
         for at in found[recipe]:
             numbers = (at["style_gap_held_out"], at["style_gap_used"], at["content_cosine"], at["luminance_ssim"])
-            lines.append(f"| `{recipe}` | x {at['factor']:g} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |")
+            cells = ("diverges" if np.isnan(number) else f"{number:.2f}" for number in numbers)
+            lines.append(f"| `{recipe}` | x {at['factor']:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -226,8 +226,8 @@ def _run(request: Any, as_json: bool) -> NoReturn:
     elif as_json:
         typer.echo(json.dumps({"state": ended.name, **dataclasses.asdict(ended.report)}, indent=1))
     else:
-        for failure in ended.report.failures:
-            typer.echo(failure, err=True)
+        for line in (*ended.report.failures, *ended.report.flagged):
+            typer.echo(line, err=True)
         typer.echo(f"{ended.name}: {ended.message} in {ended.report.seconds:.0f} s")
         typer.echo(f"images   {ended.report.out}/images")
         typer.echo(f"history  {ended.report.out}/history")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import queue
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -86,6 +87,8 @@ def lease(watch: Watch) -> Iterator[Device]:
 def _pool() -> queue.SimpleQueue[Device]:
     # the same pixels from the same inputs, on a GPU too; must be said before the first operation
     tf.config.experimental.enable_op_determinism()
+    # each recipe's graphs are traced once; after a few recipes TensorFlow takes that for one function traced over and over
+    tf.get_logger().setLevel(logging.ERROR)
     pool: queue.SimpleQueue[Device] = queue.SimpleQueue()
     for name in names():
         pool.put(Device(name))

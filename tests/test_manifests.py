@@ -10,7 +10,7 @@ import pytest
 
 from flows.demo import prepare
 from flows.terminal import run_flow
-from nst_tasks import manifest, outcome, storage
+from nst_tasks import manifest, outcome, presets, storage
 from nst_tasks.intake import Request
 from nst_tasks.samples import samples
 
@@ -72,3 +72,28 @@ def test_the_demo_moves_every_pair_far_towards_its_style_with_real_features(tmp_
     done = outcome.from_json((tmp_path / "outcomes/chelsea_swirls.json").read_bytes())
     assert done.backbone == "vgg16-hed"
     assert max(done.height, done.width) == 240
+
+
+def test_every_recipe_runs_from_a_manifests_row(tmp_path: Path) -> None:
+    made = Path(prepare(str(tmp_path))).with_name("recipes.csv")
+    rows = [line.split(",") for line in made.read_text().splitlines()]
+    assert {row[3] for row in rows[1:]} == set(presets.PRESETS)
+    small = [rows[0]] + [[*row[:4], "64", "3"] for row in rows[1:]]  # smaller and fewer steps, to be quick
+    made.write_text("\n".join(",".join(row) for row in small))
+    ended = run_flow(Request(str(made), str(tmp_path), backbone="tiny"))
+    assert ended.message == "10 succeeded, 0 failed, 0 rejected, 0 skipped of 10 rows"
+    for name, recipe in presets.PRESETS.items():
+        done = outcome.from_json((tmp_path / f"outcomes/{name}.json").read_bytes())
+        assert done.recipe["source"] == recipe.source
+        assert set(done.quality) == {"style_gap", *outcome.QUALITY}
+        assert set(done.quality["style_gap"]) >= {layer for layer, _ in recipe.method.style.layers if layer < "block5"}
+    assert list(outcome.summary([done]).columns) == list(outcome.SUMMARY_COLUMNS)
+
+
+def test_the_grids_manifest_is_three_contents_by_four_styles() -> None:
+    parsed = manifest.parse(EXAMPLES["styles.csv"], "/")
+    assert {(pair.content, pair.styles[0]) for pair in parsed.pairs} == {
+        (f"/content/{content}.jpg", f"/style/{style}.png")
+        for content in ("astronaut", "chelsea", "rocket")
+        for style in ("swirls", "dunes", "stipple", "ink")
+    }

@@ -1,0 +1,161 @@
+"""What every recipe must do, whatever its losses and its optimizer: one suite over all of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from transfers import Array, assert_same, one_pair, picture, targets
+
+from nst_tasks import weights
+from nst_tasks.core import backbones, transfer
+from nst_tasks.core.backbones import Backbone
+from nst_tasks.core.method import LBFGS, Method
+from nst_tasks.core.pyramid import Level
+from nst_tasks.core.transfer import Targets, TransferState
+from nst_tasks.presets import PRESETS
+
+STEPS = 6
+
+LOUD = {"keras-io", "tf-eager-2018"}
+"""Recipes whose rates are for the large activations of VGG: with small ones they would hardly move."""
+
+
+@pytest.fixture(scope="module")
+def loud() -> Backbone:
+    """The tiny network with every activation 200 times as large: all of it but the biases is homogeneous."""
+    arrays = {layer: (kernel, 200 * bias) for layer, (kernel, bias) in weights.load("tiny", None).items()}
+    kernel, bias = arrays["block1_conv1"]
+    return backbones.build("loud", arrays | {"block1_conv1": (200 * kernel, bias)})
+
+
+Case = tuple[Backbone, Method]
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def case(request: pytest.FixtureRequest, tiny: Backbone, loud: Backbone) -> Case:
+    """One recipe after the other, so that each one's graph is compiled once for the whole suite."""
+    return loud if request.param in LOUD else tiny, PRESETS[request.param].method
+
+
+def advance(case: Case, aims: Targets, state: TransferState, n: int, steps: int = STEPS) -> tuple[TransferState, Array]:
+    backbone, method = case
+    return transfer.advance(backbone, method, aims, state, n, steps)
+
+
+def test_it_stays_finite_and_in_range_and_its_loss_falls(case: Case) -> None:
+    backbone, method = case
+    aims, first = one_pair(backbone, method)
+    state, rows = advance(case, aims, first, 40, 40)
+    image, terms = transfer.result(backbone, method, aims, state)
+    assert rows.shape == (40, 1, len(transfer.TERMS))
+    assert np.all(np.isfinite(rows))
+    assert np.all(rows >= 0.0)
+    for found in (state.image, image):
+        assert np.all(np.isfinite(found))
+        if method.clip:
+            assert float(tf.reduce_min(found)) >= 0.0
+            assert float(tf.reduce_max(found)) <= 1.0
+    assert terms.sum() < 0.9 * rows[0].sum()
+    np.testing.assert_allclose(terms, transfer.measure(backbone, method, aims, image), rtol=1e-6)
+
+
+def test_it_repeats_itself_bit_for_bit_and_in_chunks_of_any_size(case: Case) -> None:
+    backbone, method = case
+    aims, first = one_pair(backbone, method)
+    whole, rows = advance(case, aims, first, STEPS)
+    for chunks in ((STEPS,), (1, 2, 3), (5, 1), (1,) * STEPS):
+        aims, state = one_pair(backbone, method)
+        parts = []
+        for n in chunks:
+            state, part = advance(case, aims, state, n)
+            parts.append(part)
+        assert_same(state, whole)
+        np.testing.assert_array_equal(np.concatenate(parts), rows)
+
+
+def test_a_pair_in_a_batch_of_three_is_as_it_is_alone(case: Case) -> None:
+    """Equal but for rounding: the backend may sum a batch's products in another order than one picture's.
+
+    Adam with a small epsilon turns the rounding of a gradient near zero into a full step: so do a few values of a picture move
+    apart, and no more than a few.
+    """
+    backbone, method = case
+    contents = [picture(seed) for seed in (20, 21, 22)]
+    styles = [[picture(23, 36, 33)], [picture(24, 40, 40)], [picture(25)]]
+    seeds = [5, 6, 7]
+    first = transfer.start(method, np.stack(contents), seeds)
+    together, rows = advance(case, targets(backbone, method, contents, styles), first, STEPS)
+    assert rows.shape == (STEPS, 3, len(transfer.TERMS))
+    for k in range(3):
+        first = transfer.start(method, contents[k][None], seeds[k : k + 1])
+        aims = targets(backbone, method, contents[k : k + 1], styles[k : k + 1])
+        alone, row = advance(case, aims, first, STEPS)
+        np.testing.assert_allclose(rows[:, k], row[:, 0], rtol=1e-3, atol=1e-6 * row.sum())
+        way = np.abs(alone.image - first.image)
+        apart = np.abs(together.image[k] - alone.image[0])
+        assert np.mean(apart > 0.01 * way.max()) < 0.01
+        assert apart.mean() < 1e-3 * way.mean()
+
+
+def kept(state: TransferState) -> bytes:
+    """A state as a file of plain arrays."""
+    file = io.BytesIO()
+    np.savez(file, *(np.asarray(leaf) for leaf in tf.nest.flatten(state)))
+    return file.getvalue()
+
+
+def resumed(data: bytes, like: TransferState) -> TransferState:
+    """A state from such a file, with the structure of another one."""
+    arrays = np.load(io.BytesIO(data), allow_pickle=False)
+    leaves: Iterator[Array] = (arrays[name] for name in arrays.files)
+    packed = tf.nest.pack_sequence_as(like, [leaf.item() if leaf.ndim == 0 else leaf for leaf in leaves])
+    return tf.nest.map_structure(lambda one, its: tf.constant(its, one.dtype) if tf.is_tensor(one) else its, like, packed)
+
+
+def test_a_state_kept_as_plain_arrays_goes_on_bit_for_bit(case: Case) -> None:
+    """In the middle of a level, and in the middle of the next one."""
+    backbone, method = case
+    aims, first = one_pair(backbone, method)
+    half, _ = advance(case, aims, first, 4)
+    whole, rows = advance(case, aims, half, 2)
+    resumed_half = resumed(kept(half), first)
+    again, rows_again = advance(case, aims, resumed_half, 2)
+    assert_same(again, whole)
+    np.testing.assert_array_equal(rows_again, rows)
+
+    image, _ = transfer.result(backbone, method, aims, whole)
+    level = Level(40, 50, STEPS)
+    above = targets(backbone, method, [picture(1, level.height, level.width)], [[picture(2, 45, 41)]])
+    second = transfer.ascend(method, whole, image, level)
+    half, _ = advance(case, above, second, 3)
+    whole, rows = advance(case, above, half, 3)
+    again, rows_again = advance(case, above, resumed(kept(half), first), 3)
+    assert_same(again, whole)
+    np.testing.assert_array_equal(rows_again, rows)
+    assert (again.level, again.step) == (1, STEPS)
+    for found, expected in zip(
+        transfer.result(backbone, method, above, again), transfer.result(backbone, method, above, whole), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_next_level_begins_where_the_last_one_ended(case: Case) -> None:
+    backbone, method = case
+    aims, first = one_pair(backbone, method)
+    state, _ = advance(case, aims, first, STEPS)
+    image, _ = transfer.result(backbone, method, aims, state)
+    above = transfer.ascend(method, state, image, Level(50, 63, 10))
+    assert above.image.shape == (1, 50, 63, 3)
+    assert (above.level, above.step) == (1, 0)
+    assert float(tf.reduce_min(above.image)) >= 0.0
+    assert float(tf.reduce_max(above.image)) <= 1.0
+    # the same picture, only finer: its 2 x 2 means over a doubled size are the pixels
+    double = transfer.ascend(method, state, image, Level(64, 80, 10)).image.numpy()
+    means = double.reshape(32, 2, 40, 2, 3).mean(axis=(1, 3))
+    assert np.abs(means - np.clip(image[0], 0.0, 1.0)).mean() < 0.05
+    if isinstance(method.optimizer, LBFGS):
+        assert not np.any(above.optimizer.begun)
