@@ -1,5 +1,6 @@
 """All recipes on the same pairs at equal pixel-iterations: style gap closed against content kept, at three style weights each.
 
+    .venv/bin/pip install -c constraints.txt -e '.[bench]'
     .venv/bin/python bench/quality.py --out bench/results/quality.csv
     .venv/bin/python bench/quality.py --out bench/results/quality.csv --plot docs/quality.png
 

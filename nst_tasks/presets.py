@@ -33,11 +33,11 @@ PAINTERLY = Recipe(
         content=ContentLoss(layers=(("block4_conv2", 1.0),), weight=0.6, relative=True),
         style=StyleLoss(
             layers=tuple((f"block{block}_conv1", 1.0) for block in range(1, 5)),
-            weight=1.5,
+            weight=1.2,
             statistic="wasserstein",
             relative=True,
         ),
-        total_variation=TotalVariation(weight=2.5, kind="l2_mean"),
+        total_variation=TotalVariation(weight=1.0, kind="l2_mean"),
         optimizer=LBFGS(history=20, line_search="decrease"),
         steps=40,
         pyramid=Pyramid(smallest=64, ratio=1.6, coarse_steps=60),

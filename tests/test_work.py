@@ -1,19 +1,25 @@
-"""What the work on a batch rests on: leases of devices, what a device keeps, the watch, words for failures."""
+"""The work on a batch, and what it rests on: leases of devices, what a device keeps, the watch, words for failures."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from servers import picture
+from jobs import LIGHT, job, run_into, saved
+from transfers import picture
 
-from nst_tasks import devices, images, manifest, presets, weights, work
-from nst_tasks.batching import Job
-from nst_tasks.core import backbones
+from nst_tasks import devices, images, manifest, outcome, weights, work
+from nst_tasks.batching import Batch, Job
+from nst_tasks.core import backbones, quality, transfer
+from nst_tasks.core.method import Adam
 from nst_tasks.devices import STATISTICS_KEPT, Device
 from nst_tasks.errors import Interrupted
-from nst_tasks.images import Picture
+from nst_tasks.outcome import Status
 from nst_tasks.progress import Watch, current, watch
 from nst_tasks.source import Source
 
@@ -60,45 +66,137 @@ def test_a_device_makes_each_thing_once_and_forgets_the_oldest_statistics() -> N
     assert loaded[0] is loaded[1]
 
 
-def loaded_pair(content: str, style: str, **fields: object) -> work.Loaded:
-    """A job at 48 x 64 with decoded pictures."""
-    pictures = {name: images.decode(picture(name), 10**6) for name in (content, style)}
-    sources = {name: Source(f"/{name}.png", name, "1", 72, 96) for name in (content, style)}
-    job = Job(
-        id=f"{content}_{style}", row=2, content=sources[content], styles=(sources[style],), style_weights=(1.0,),
-        recipe=presets.PAINTERLY, seed=0, keep_color=False, upscale=False, format="png", height=48, width=64,
-        weights_sha256="w",
-    )  # fmt: skip
-    job = job.__class__(**{**vars(job), **fields})
-    return work.Loaded(job, images.resize(pictures[content], 48, 64), (pictures[style],))
+# --- a batch, from its pictures to its markers ---
 
 
-def test_a_style_at_one_size_is_measured_once_for_all_pairs_that_share_it() -> None:
-    device = Device("/CPU:0")
-    backbone = device.backbone("w", lambda: backbones.build("tiny", weights.load("tiny", None)))
-    first = work.styles(loaded_pair("cat", "oil"), 64, backbone, device)
-    again = work.styles(loaded_pair("dog", "oil"), 64, backbone, device)
-    assert first[0] is again[0]
-    assert len(device.statistics) == 1
-    work.styles(loaded_pair("cat", "oil"), 48, backbone, device)  # another size
-    work.styles(loaded_pair("cat", "ink"), 64, backbone, device)  # another style
-    assert len(device.statistics) == 3
-    # with kept colors the style is matched to each content's luminance: nothing to share
-    matched = [work.styles(loaded_pair(content, "oil", keep_color=True), 64, backbone, device) for content in ("cat", "dog")]
-    assert matched[0][0] is not matched[1][0]
+@pytest.fixture
+def trio(tmp_path: Path) -> list[Job]:
+    """Three pairs of one shape."""
+    contents = [saved(tmp_path, f"content{k}", picture(k, 48, 64)) for k in (1, 2, 3)]
+    style = saved(tmp_path, "style", picture(4, 40, 36))
+    return [job(content, style, id=f"p{k}", row=k + 2, seed=k) for k, content in enumerate(contents)]
 
 
-def test_a_style_is_seen_on_white() -> None:
-    device = Device("/CPU:0")
-    backbone = device.backbone("w", lambda: backbones.build("tiny", weights.load("tiny", None)))
-    ready = loaded_pair("cat", "oil")
-    gone = Picture(ready.styles[0].rgb, np.zeros(ready.styles[0].rgb.shape[:2], np.float32))
-    white = Picture(np.ones_like(ready.styles[0].rgb), None)
-    clear = work.styles(work.Loaded(ready.job, ready.content, (gone,)), 64, backbone, Device("/CPU:0"))
-    plain = work.styles(work.Loaded(ready.job, ready.content, (white,)), 64, backbone, Device("/CPU:0"))
-    for layer, statistics in plain[0].items():
-        for name, value in statistics.items():
-            np.testing.assert_allclose(clear[0][layer][name], value, atol=1e-5)
+def stored(out: Path, path: str) -> np.ndarray:
+    return images.decode((out / path).read_bytes(), 10**6).rgb
+
+
+def test_a_batch_leaves_pictures_histories_and_markers(trio: list[Job], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told = Watch()
+    token = current.set(told)
+    outcomes = work.stylize(Batch(tuple(trio)), run_into(out))
+    current.reset(token)
+    assert told.pairs_done == 3
+    for one, done in zip(trio, outcomes, strict=True):
+        assert (done.id, done.row, done.status, done.error) == (one.id, one.row, Status.SUCCEEDED, "")
+        assert outcome.from_json((out / outcome.marker_path(one.id)).read_bytes()) == done
+        data = (out / done.image).read_bytes()
+        assert (done.image_bytes, done.image_sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert (done.height, done.width, done.steps) == (48, 64, 9)
+        assert images.probe((out / done.thumbnail).read_bytes(), 10**6)[0] == work.THUMBNAIL_HEIGHT
+        table = pd.read_parquet(out / done.history)
+        assert table.pair_id.unique().tolist() == [one.id]
+        last = table.iloc[-1]
+        assert [last.total, *last[list(transfer.TERMS)]] == pytest.approx([done.losses[name] for name in done.losses], rel=1e-6)
+        assert list(done.losses) == ["total", *transfer.TERMS]
+        # the quality of the picture, in a marker's plain numbers
+        assert set(done.quality) == {"style_gap", "style_gap_used", "style_gap_held_out", "content_cosine", "luminance_ssim"}
+        assert set(done.quality["style_gap"]) == {"block1_conv1", "block2_conv1", *quality.HELD_OUT}
+        assert done.flags == ()
+
+
+def test_flags_are_told_in_the_marker(trio: list[Job], tmp_path: Path) -> None:
+    timid = replace(LIGHT, method=replace(LIGHT.method, optimizer=Adam(1e-7)))
+    done = work.stylize(Batch((replace(trio[0], recipe=timid),)), run_into(tmp_path / "out"))[0]
+    assert (done.status, done.flags) == (Status.SUCCEEDED, ("no_progress",))
+    assert outcome.from_json((tmp_path / "out" / outcome.marker_path("p0")).read_bytes()).flags == ("no_progress",)
+
+
+def test_a_pair_that_leaves_the_finite_numbers_fails_with_its_flag(trio: list[Job], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    lost = replace(trio[1], style_weights=(1e38,))
+    first, failed, third = work.stylize(Batch((trio[0], lost, trio[2])), run_into(out))
+    assert [one.status for one in (first, failed, third)] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
+    assert failed.flags == ("not_finite",)
+    assert "loss is not a finite number at step 0 of level 0 (43 x 32)" in failed.error
+    assert (failed.image, failed.quality, failed.losses) == ("", {}, {})
+    assert outcome.from_json((out / outcome.marker_path("p1")).read_bytes()) == failed
+    assert not (out / outcome.image_path("p1", "png")).exists()
+
+
+def test_a_picture_that_changed_fails_its_own_pair(trio: list[Job], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    Path(trio[1].content.uri).write_bytes(b"something else")
+    found = work.stylize(Batch(tuple(trio)), run_into(out))
+    assert [one.status for one in found] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
+    assert "changed while the run was going on" in found[1].error
+    assert found[1].flags == ()
+    assert found[1].key == trio[1].key  # the marker says what it was that failed
+
+
+def test_a_batch_of_which_nothing_can_be_loaded_needs_no_device(trio: list[Job], tmp_path: Path) -> None:
+    Path(trio[0].content.uri).unlink()
+    with devices.lease(Watch()):
+        failed = work.stylize(Batch((trio[0],)), run_into(tmp_path / "out"))[0]
+    assert failed.status is Status.FAILED
+
+
+def test_what_decided_a_picture_is_in_its_marker_without_secrets(trio: list[Job], tmp_path: Path) -> None:
+    mask = np.zeros((48, 64, 3), np.float32)
+    mask[:, :32] = 1.0
+    asked = replace(
+        trio[0],
+        keep_color="luminance",
+        init=saved(tmp_path, "init", picture(5, 48, 64)),
+        mask=saved(tmp_path, "mask", mask),
+    )
+    done = work.stylize(Batch((asked,)), run_into(tmp_path / "out"))[0]
+    assert (done.key, done.keep_color, done.init, done.mask) == (asked.key, "luminance", asked.init, asked.mask)
+    assert done.recipe == LIGHT.as_plain()
+    gone = replace(asked.init, uri="memory://user:word@nowhere/x.png?secret")
+    failed = work.stylize(Batch((replace(asked, init=gone),)), run_into(tmp_path / "out"))[0]
+    assert failed.status is Status.FAILED
+    assert "word" not in outcome.to_json(failed).decode()
+    assert "secret" not in outcome.to_json(failed).decode()
+
+
+@pytest.mark.parametrize("keep_color", ["", "luminance", "match"])
+def test_outside_its_mask_the_picture_is_the_content(trio: list[Job], tmp_path: Path, keep_color: str) -> None:
+    mask = np.zeros((48, 64, 3), np.float32)
+    mask[:, :32] = 1.0
+    asked = replace(trio[0], keep_color=keep_color, mask=saved(tmp_path, "mask", mask))
+    out = tmp_path / "out"
+    done = work.stylize(Batch((asked,)), run_into(out))[0]
+    made, content = stored(out, done.image), stored(tmp_path, "content1.png")
+    np.testing.assert_array_equal(made[:, 32:], content[:, 32:])
+    assert np.abs(made - content)[:, :32].mean() > 0.02
+    if keep_color == "luminance":  # inside, the content's colours stay under the new light
+        chroma = [one - images.luminance(one)[..., None] for one in (made, content)]
+        assert np.abs(chroma[0] - chroma[1]).mean() < 0.02
+
+
+def test_the_contents_alpha_stays(tmp_path: Path) -> None:
+    alpha = np.repeat(np.linspace(0.0, 1.0, 64, dtype=np.float32)[None], 48, axis=0)
+    content = saved(tmp_path, "content", picture(1, 48, 64), alpha)
+    out = tmp_path / "out"
+    done = work.stylize(Batch((job(content, saved(tmp_path, "style", picture(2))),)), run_into(out))[0]
+    made = images.decode((out / done.image).read_bytes(), 10**6)
+    assert made.alpha is not None
+    np.testing.assert_allclose(made.alpha, alpha, atol=0.5 / 255 + 1e-6)
+
+
+def test_a_store_that_refuses_the_results_fails_the_pair(trio: list[Job], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "history").write_text("in the way")
+    failed = work.stylize(Batch((trio[0],)), run_into(out))[0]
+    assert failed.status is Status.FAILED
+    assert "history" in failed.error
+    assert not (out / outcome.marker_path("p0")).exists()  # nothing says that it succeeded
+
+
+# --- words, counts ---
 
 
 def test_a_watch_counts_from_many_threads_and_is_silent_where_nobody_watches() -> None:

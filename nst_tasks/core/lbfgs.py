@@ -177,8 +177,7 @@ def _decrease(
     start_loss, start_slope = tf.where(onwards, loss, state.loss), tf.where(onwards, slope, state.slope)
     between = _cubic_minimum(reach, start_loss, start_slope, high_loss, high_slope)
     between = tf.where(tf.math.is_finite(between), tf.clip_by_value(between, 0.1 * reach, 0.5 * reach), 0.1 * reach)
-    secant = state.step * slope / (state.slope - slope)  # where the slope, if it went on rising so, would be 0
-    beyond = tf.clip_by_value(tf.where(slope > state.slope, secant, float("inf")), state.step, 9.0 * state.step)
+    beyond = 9.0 * state.step  # a step that left 9/10 of the slope has that far to go at least, if the slope rises evenly
 
     begun = state.begun | first
     settled = state.settled | (given_up & (state.count == 0))
@@ -248,7 +247,7 @@ def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool) -> L
     newton, steepest = _newton(state, downhill, free, tf.where(renewed, state.count, 0)), downhill
     if lbfgs.line_search == "fixed":
         newton *= lbfgs.learning_rate
-        first = tf.minimum(1.0, tf.math.divide_no_nan(1.0, _sum(tf.abs(downhill)))) * lbfgs.learning_rate
+        first = 1.0 / tf.maximum(_sum(tf.abs(downhill)), 1.0) * lbfgs.learning_rate
         steepest *= _pixels(first * 0.1 ** tf.cast(state.restarts, first.dtype))
     else:
         values = tf.cast(tf.reduce_prod(tf.shape(downhill)[1:]), downhill.dtype)
@@ -276,16 +275,13 @@ def _newton(state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, coun
     Nocedal and Wright, algorithm 7.4, with `H0 = (s.y) / (y.y)` of the newest. `free` (B, H, W, 3) is 0 where a variable is
     left out: then s.y is measured without it, and differences that have no curvature left are passed over.
     """
-    history = state.rho.shape[1]
-    places = tf.range(history)
+    places = tf.range(state.rho.shape[1])
     alphas = rhos = tf.zeros_like(state.rho)  # (B, m), the newest first
     scale = tf.zeros_like(state.loss)
     q = downhill
     longest = tf.reduce_max(count)
     for j in tf.range(longest):
-        at = (state.place - 1 - j) % history  # (B,)
-        s, y = tf.gather(state.s, at, batch_dims=1), tf.gather(state.y, at, batch_dims=1)
-        rho, used = tf.gather(state.rho, at, batch_dims=1), j < count
+        (s, y, rho), used = _difference(state, j), j < count
         if free is not None:
             y *= free
             curvature = _dot(s, y)
@@ -300,11 +296,16 @@ def _newton(state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, coun
             scale = tf.where(newest, 1.0 / (rho * _dot(y, y)), scale)
     q *= _pixels(scale)
     for j in tf.range(longest - 1, -1, -1):
-        at = (state.place - 1 - j) % history
-        s, y = tf.gather(state.s, at, batch_dims=1), tf.gather(state.y, at, batch_dims=1)
+        s, y, _ = _difference(state, j)
         weight = alphas[:, j] - rhos[:, j] * _dot(y, q)  # 0 - 0 where j is not used
         q += _pixels(weight) * (s if free is None else s * free)
     return q
+
+
+def _difference(state: LBFGSState, j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The j-th newest s and y, (B, H, W, 3), and rho, (B,), of each pair; 0 is the newest."""
+    at = (state.place - 1 - j) % state.rho.shape[1]  # (B,)
+    return tuple(tf.gather(rows, at, batch_dims=1) for rows in (state.s, state.y, state.rho))
 
 
 def _free(image: tf.Tensor, direction: tf.Tensor) -> tf.Tensor:

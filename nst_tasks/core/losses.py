@@ -76,8 +76,12 @@ def trace_of_root(matrix: tf.Tensor) -> tuple[tf.Tensor, object]:
     The gradient through the eigenvectors, as automatic differentiation has it, divides by differences of eigenvalues and
     so is not finite for repeated ones; this one needs none.
     """
-    values, vectors = tf.linalg.eigh((matrix + tf.linalg.matrix_transpose(matrix)) / 2.0)
+    # on a CPU, eigh refuses the whole batch for one pair that has left the finite numbers: that pair alone gets NaN
+    symmetric = (matrix + tf.linalg.matrix_transpose(matrix)) / 2.0
+    finite = tf.reduce_all(tf.math.is_finite(symmetric), axis=(-2, -1))
+    values, vectors = tf.linalg.eigh(tf.where(finite[..., None, None], symmetric, 0.0))
     roots = tf.sqrt(tf.maximum(values, RIDGE**2))  # both factors are at least RIDGE
+    roots = tf.where(finite[..., None], roots, np.nan)
     # an eigenvalue below the rounding error of the largest is noise, even in sign: the gradient must not divide by it
     noise = np.finfo(values.dtype.as_numpy_dtype).eps * values[..., -1:]
 

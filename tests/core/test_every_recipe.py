@@ -159,3 +159,18 @@ def test_the_next_level_begins_where_the_last_one_ended(case: Case) -> None:
     assert np.abs(means - np.clip(image[0], 0.0, 1.0)).mean() < 0.05
     if isinstance(method.optimizer, LBFGS):
         assert not np.any(above.optimizer.begun)
+
+
+def test_styles_are_blended_by_their_weights(case: Case) -> None:
+    backbone, method = case
+    content, styles = picture(43), [picture(44, 36, 33), picture(45, 33, 48)]
+    image = tf.constant(picture(46)[None])
+
+    def terms(pair: list[Array], shares: list[float]) -> Array:
+        return transfer.measure(backbone, method, targets(backbone, method, [content], [pair], [shares]), image)[0]
+
+    first, second = (terms([style], [1.0]) for style in styles)
+    assert not np.isclose(first[1], second[1], rtol=1e-2)
+    expected = [first[0], 0.3 * first[1] + 0.7 * second[1], first[2]]
+    np.testing.assert_allclose(terms(styles, [0.3, 0.7]), expected, rtol=1e-5)
+    np.testing.assert_allclose(terms(styles, [1.0, 0.0]), first, rtol=1e-5)

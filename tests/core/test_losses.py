@@ -412,6 +412,22 @@ def test_trace_of_root_has_a_finite_gradient_at_zero() -> None:
     assert np.all(np.isfinite(tape.gradient(value, matrix)))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_matrix_that_is_not_finite_is_lost_alone(value: float) -> None:
+    """Of a batch, one pair may diverge: the others go on, where TensorFlow's eigenvalues would raise for all of them."""
+    good = matrix_with(1.0, 4.0)
+    bad = good.copy()
+    bad[0, 0] = value
+    matrices = tf.constant(np.stack([bad, good]))
+    with tf.GradientTape() as tape:
+        tape.watch(matrices)
+        traces = trace_of_root(matrices)
+    np.testing.assert_allclose(traces, [np.nan, 3.0], rtol=1e-12)
+    gradient = tape.gradient(traces, matrices)
+    np.testing.assert_allclose(gradient[1], 0.5 * np.linalg.inv(scipy.linalg.sqrtm(good)), rtol=1e-9)
+    assert not np.any(np.isfinite(gradient[0]))
+
+
 # --- gradients ---
 
 

@@ -1,0 +1,324 @@
+"""A batch through the core: what its steps leave behind, whatever the chunks, and what becomes of each pair."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from jobs import LIGHT, TINY_SHA256, job, run_into, saved
+from transfers import Array, picture
+
+from nst_tasks import images, loading, optimization, outcome
+from nst_tasks.batching import Job
+from nst_tasks.core import quality, transfer
+from nst_tasks.core.backbones import Backbone
+from nst_tasks.core.method import Adam, StyleLoss
+from nst_tasks.devices import Device
+from nst_tasks.errors import DivergedError, Interrupted, StorageError
+from nst_tasks.images import Picture
+from nst_tasks.optimization import Result
+from nst_tasks.progress import Watch
+from nst_tasks.recipes import Recipe
+from nst_tasks.settings import Run
+
+STEPS = 4 + 5  # of the light recipe, over its two levels
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return Device("/CPU:0")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Job]:
+    """Two pairs of different contents and styles."""
+    contents = [saved(tmp_path, f"content{k}", picture(k, 48, 64)) for k in (1, 2)]
+    styles = [saved(tmp_path, f"style{k}", picture(k, 72, 60)) for k in (3, 4)]
+    return [job(content, style, id=id) for id, content, style in zip("ab", contents, styles, strict=True)]
+
+
+def optimized(jobs: Sequence[Job], run: Run, device: Device, observer: Watch | None = None) -> list[Result | DivergedError]:
+    return optimization.optimize([loading.load(one, run) for one in jobs], run, device, observer or Watch())
+
+
+def succeeded(jobs: Sequence[Job], run: Run, device: Device) -> list[Result]:
+    found = optimized(jobs, run, device)
+    assert all(isinstance(result, Result) for result in found)
+    return found  # type: ignore[return-value]
+
+
+def with_method(**fields: object) -> Recipe:
+    return replace(LIGHT, method=replace(LIGHT.method, **fields))
+
+
+# --- history and progress ---
+
+
+def test_each_level_tells_the_losses_of_every_image(two: list[Job], tmp_path: Path, device: Device) -> None:
+    run = run_into(tmp_path)
+    observer = Watch()
+    found = optimized(two, run, device, observer)
+    assert (observer.steps_done, observer.work_done) == (2 * STEPS, sum(one.work for one in two))
+    backbone = device.backbones[TINY_SHA256]
+    for one, result in zip(two, found, strict=True):
+        assert isinstance(result, Result)
+        assert [(at.level, at.height, at.width, len(at.terms)) for at in result.levels] == [(0, 32, 43, 5), (1, 48, 64, 6)]
+        for at, steps in zip(result.levels, (4, 5), strict=True):
+            assert at.terms.shape == (steps + 1, len(transfer.TERMS))
+            assert len(at.learning_rate) == len(at.seconds) == steps + 1
+            assert np.all(np.diff(at.seconds) >= 0)
+            assert at.terms[-1].sum() < at.terms[0].sum()
+        # the first row is of the initial image, the last of the result
+        ready = loading.load(one, run)
+        first, last = result.levels[0].terms[0], result.levels[1].terms[-1]
+        for (height, width), image, expected in (((32, 43), None, first), ((48, 64), result.image, last)):
+            content = loading.network_content(ready, height, width)
+            aims = transfer.targets(
+                backbone,
+                LIGHT.method,
+                content[None],
+                [optimization.styles(ready, (height, width), backbone, device)],
+                [one.style_weights],
+            )
+            shown = content if image is None else image
+            measured = transfer.measure(backbone, LIGHT.method, aims, tf.constant(shown[None]))[0]
+            np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-6)
+        assert result.image.shape == (48, 64, 3)
+        assert result.seconds > 0
+
+
+def test_no_steps_leave_the_initial_image(two: list[Job], tmp_path: Path, device: Device) -> None:
+    still = replace(LIGHT, method=replace(LIGHT.method, steps=0, pyramid=None))
+    run = run_into(tmp_path)
+    result = succeeded([replace(two[0], recipe=still)], run, device)[0]
+    np.testing.assert_array_equal(result.image, loading.load(two[0], run).content.rgb)
+    assert [len(at.terms) for at in result.levels] == [1]
+
+
+def test_a_run_that_is_asked_to_stop_stops(two: list[Job], tmp_path: Path, device: Device) -> None:
+    """After the chunk that is under way, and without a result."""
+    observer = Watch(changed=lambda watch: watch.stop.set())
+    with pytest.raises(Interrupted, match="between two chunks of steps"):
+        optimized(two, run_into(tmp_path), device, observer)
+    assert observer.steps_done == 2  # the first chunk is one step, of two pairs
+
+
+def test_a_weights_file_that_changed_is_refused(two: list[Job], tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="--weights: the file changed while the run was going on"):
+        optimized(two, run_into(tmp_path, weights_sha256="of another file"), Device("/CPU:0"))
+
+
+# --- the initial image ---
+
+
+def test_noise_is_each_pairs_own_and_spares_a_chosen_picture(two: list[Job], tmp_path: Path, device: Device) -> None:
+    noisy = replace(LIGHT, method=replace(LIGHT.method, steps=0, pyramid=None, init_noise=0.1))
+    chosen = saved(tmp_path, "chosen", picture(9, 48, 64))
+    alike = [replace(two[0], recipe=noisy, seed=seed, id=str(seed)) for seed in (5, 6)]
+    first, second, third = succeeded([*alike, replace(two[0], recipe=noisy, init=chosen)], run_into(tmp_path), device)
+    content = loading.load(two[0], run_into(tmp_path)).content.rgb
+    assert 0.05 < np.std(first.image - content) < 0.1
+    assert np.abs(first.image - second.image).mean() > 0.05
+    expected = transfer.start(noisy.method, content[None], [5]).image[0]
+    np.testing.assert_array_equal(first.image, expected)
+    np.testing.assert_allclose(third.image, picture(9, 48, 64), atol=1 / 255)
+
+
+@pytest.mark.parametrize("init", ["content", "style", "noise"])
+def test_the_optimization_starts_at_the_coarsest_level_where_it_is_told(
+    two: list[Job], tmp_path: Path, device: Device, init: str
+) -> None:
+    still = replace(LIGHT.method, steps=0, init=init, pyramid=replace(LIGHT.method.pyramid, coarse_steps=0))
+    asked = replace(two[0], recipe=replace(LIGHT, method=still))
+    run = run_into(tmp_path)
+    result = succeeded([asked], run, device)[0]
+    first = loading.initial(loading.load(asked, run), still, 32, 43)
+    raised = np.clip(tf.image.resize(first, (48, 64), "bicubic"), 0.0, 1.0)
+    np.testing.assert_allclose(result.image, raised, atol=1e-6)
+
+
+# --- snapshots ---
+
+
+def snapshots(out: Path) -> dict[str, Array]:
+    return {str(path.relative_to(out)): images.decode(path.read_bytes(), 10**6).rgb for path in sorted(out.rglob("step-*.png"))}
+
+
+@pytest.mark.parametrize(("every", "steps"), [(3, [3, 6, 9]), (4, [4, 8]), (9, [9]), (10, [])])
+def test_snapshots_come_every_so_many_steps_over_all_levels(
+    two: list[Job], tmp_path: Path, device: Device, every: int, steps: list[int]
+) -> None:
+    out = tmp_path / "out"
+    found = succeeded(two, run_into(out, snapshots=every), device)
+    seen = snapshots(out)
+    assert list(seen) == sorted(outcome.snapshot_path(id, step) for id in "ab" for step in steps)
+    assert all(path.startswith(("images/a.snapshots/step-00000", "images/b.snapshots/step-00000")) for path in seen)
+    for id, result in zip("ab", found, strict=True):
+        for step in steps:
+            path = outcome.snapshot_path(id, step)
+            assert seen[path].shape[:2] == ((32, 43) if step <= 4 else (48, 64))
+            assert images.read_text((out / path).read_bytes()) == {"nst:pair": id, "nst:step": str(step)}
+            if step == STEPS:
+                np.testing.assert_allclose(seen[path], result.image, atol=0.5 / 255 + 1e-6)
+    # and change nothing else, though they cut the steps into other chunks
+    for result, plain in zip(found, succeeded(two, run_into(tmp_path), device), strict=True):
+        np.testing.assert_array_equal(result.image, plain.image)
+        for at, expected in zip(result.levels, plain.levels, strict=True):
+            np.testing.assert_array_equal(at.terms, expected.terms)
+
+
+def test_without_snapshots_nothing_is_written(two: list[Job], tmp_path: Path, device: Device) -> None:
+    succeeded(two, run_into(tmp_path / "out"), device)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_snapshot_shows_what_the_result_would(two: list[Job], tmp_path: Path, device: Device) -> None:
+    """Colours and what a mask keeps put back, and the image that the method gives at that step."""
+    mask = np.zeros((48, 64, 3), np.float32)
+    mask[:, :32] = 1.0
+    asked = replace(two[0], recipe=with_method(output="best"), keep_color="luminance", mask=saved(tmp_path, "mask", mask))
+    out = tmp_path / "out"
+    run = run_into(out, snapshots=STEPS)
+    result = succeeded([asked], run, device)[0]
+    expected = loading.finished(loading.load(asked, run), result.image)
+    np.testing.assert_allclose(snapshots(out)[outcome.snapshot_path("a", STEPS)], expected, atol=0.5 / 255 + 1e-6)
+
+
+def test_a_store_that_refuses_snapshots_costs_no_pair(two: list[Job], tmp_path: Path, device: Device) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "images").write_text("in the way")
+    found = succeeded(two, run_into(out, snapshots=2), device)
+    assert [len(result.levels) for result in found] == [2, 2]
+    assert (out / "images").read_text() == "in the way"
+
+
+# --- what a device keeps ---
+
+
+@pytest.fixture
+def own() -> tuple[Device, Backbone]:
+    device = Device("/CPU:0")
+    return device, device.backbone(TINY_SHA256, lambda: optimization._build_backbone(run_into("")))
+
+
+def test_a_style_at_one_size_is_measured_once_for_all_pairs_that_share_it(
+    two: list[Job], tmp_path: Path, own: tuple[Device, Backbone]
+) -> None:
+    device, backbone = own
+
+    def measured(level: tuple[int, int] = (48, 64), **fields: object) -> list[optimization.StyleStatistics]:
+        ready = loading.load(replace(two[0], **fields), run_into(tmp_path))
+        return optimization.styles(ready, level, backbone, device)
+
+    other_content, other_style = two[1].content, two[1].styles
+    first = measured()
+    assert measured(content=other_content)[0] is first[0]
+    assert len(device.statistics) == 1
+    measured(level=(32, 43))  # another size
+    measured(styles=other_style)
+    measured(recipe=with_method(pooling="average"))
+    assert len(device.statistics) == 4
+    assert measured(recipe=with_method(style_shape="content"))[0] is not first[0]  # another method, whatever the size
+    # recoloured, a style is another for each way and each content, but one for the same
+    kept = [measured(keep_color=keep_color) for keep_color in ("luminance", "match")]
+    others = [measured(keep_color=keep_color, content=other_content) for keep_color in ("luminance", "match")]
+    assert len({id(one[0]) for one in (first, *kept, *others)}) == 5
+    assert measured(keep_color="match")[0] is kept[1][0]
+
+
+def test_a_style_is_seen_on_white(two: list[Job], tmp_path: Path, own: tuple[Device, Backbone]) -> None:
+    device, backbone = own
+    ready = loading.load(two[0], run_into(tmp_path))
+    rgb = ready.styles[0].rgb
+    seen = []
+    for style in (Picture(rgb, np.zeros(rgb.shape[:2], np.float32)), Picture(np.ones_like(rgb), None)):
+        device.statistics.clear()
+        seen.append(optimization.styles(replace(ready, styles=(style,)), (48, 64), backbone, device)[0])
+    for layer, statistics in seen[1].items():
+        for name, value in statistics.items():
+            np.testing.assert_allclose(seen[0][layer][name], value, rtol=1e-5, atol=1e-5)
+
+
+# --- masks, quality, failures ---
+
+
+def masked(two: list[Job], tmp_path: Path) -> list[Job]:
+    left, top = np.zeros((2, 48, 64, 3), np.float32)
+    left[:, :32], top[:24] = 1.0, 1.0
+    return [
+        replace(one, mask=saved(tmp_path, name, mask))
+        for one, name, mask in zip(two, ("left", "top"), (left, top), strict=True)
+    ]
+
+
+def test_only_inside_its_own_mask_a_pair_changes(two: list[Job], tmp_path: Path, device: Device) -> None:
+    run = run_into(tmp_path)
+    jobs = masked(two, tmp_path)
+    for one, result in zip(jobs, succeeded(jobs, run, device), strict=True):
+        ready = loading.load(one, run)
+        outside = ready.mask == 0.0
+        assert 0.4 < outside.mean() < 0.6
+        np.testing.assert_array_equal(result.image[outside], ready.content.rgb[outside])
+        assert np.abs(result.image - ready.content.rgb)[ready.mask == 1.0].mean() > 0.02
+
+
+@pytest.mark.parametrize("keep_color", ["", "luminance"])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_the_quality_is_that_of_what_the_network_was_shown(
+    two: list[Job], tmp_path: Path, device: Device, keep_color: str, with_mask: bool
+) -> None:
+    run = run_into(tmp_path)
+    asked = replace(masked(two, tmp_path)[0] if with_mask else two[0], keep_color=keep_color)
+    result = succeeded([asked], run, device)[0]
+    ready, backbone = loading.load(asked, run), device.backbones[TINY_SHA256]
+    layers = ["block1_conv1", "block2_conv1"]
+    expected = quality.measure(
+        backbone,
+        layers,
+        result.image,
+        loading.network_content(ready, 48, 64),
+        [quality.moments(backbone, ready.styles[0].rgb, layers)],
+        [1.0],
+        ready.mask,
+        [at.terms.sum(axis=1) for at in result.levels],
+    )
+    assert result.quality.as_plain() == expected.as_plain()
+    assert result.quality.flags == expected.flags == ()
+    assert expected.used is not None
+    assert keep_color or expected.used > 0.1
+
+
+def test_steps_that_go_nowhere_are_flagged(two: list[Job], tmp_path: Path, device: Device) -> None:
+    timid = with_method(optimizer=Adam(1e-7))
+    assert succeeded([replace(two[0], recipe=timid)], run_into(tmp_path), device)[0].quality.flags == ("no_progress",)
+
+
+STATISTICS = {
+    "gram": LIGHT.method.style,
+    "wasserstein": StyleLoss(LIGHT.method.style.layers, 1.0, "wasserstein", relative=True),
+}
+
+
+@pytest.mark.parametrize("style", STATISTICS.values(), ids=STATISTICS)
+def test_a_pair_that_leaves_the_finite_numbers_fails_alone(
+    two: list[Job], tmp_path: Path, device: Device, style: StyleLoss
+) -> None:
+    recipe = with_method(style=style)
+    good, bad = replace(two[0], recipe=recipe), replace(two[1], recipe=recipe, style_weights=(1e38,))
+    run = run_into(tmp_path)
+    alone = succeeded([good], run, device)[0]
+    for order in ([good, bad], [bad, good]):
+        found = optimized(order, run, device)
+        diverged, result = found[order.index(bad)], found[order.index(good)]
+        assert isinstance(diverged, DivergedError)
+        assert isinstance(result, Result)
+        told = r"the (style|tv|content) loss is not a finite number at step [01] of level 0 \(43 x 32\); lower the weights"
+        assert re.match(told, str(diverged))
+        np.testing.assert_allclose(result.image, alone.image, atol=1e-2)
+        assert np.abs(result.image - alone.image).mean() < 1e-4
