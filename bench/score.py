@@ -1,6 +1,6 @@
 """Quality of finished pictures, whatever made them: style gap closed and content kept, as nst measures its own.
 
-    .venv/bin/python bench/score.py CONTENT STYLE PICTURE...
+.venv/bin/python bench/score.py CONTENT STYLE PICTURE...
 """
 
 from __future__ import annotations
