@@ -2,9 +2,9 @@
 
 make demo && .venv/bin/python docs/picture.py pairs demo-output docs/demo.jpg
 .venv/bin/nst run demo-output/samples/styles.csv --out demo-output/styles
-.venv/bin/python docs/picture.py styles demo-output/styles docs/styles.jpg --samples demo-output/samples
+.venv/bin/python docs/picture.py styles demo-output/styles docs/styles.jpg --samples demo-output/samples --height 150
 .venv/bin/nst run demo-output/samples/recipes.csv --out demo-output/recipes
-.venv/bin/python docs/picture.py recipes demo-output/recipes docs/recipes.jpg --samples demo-output/samples
+.venv/bin/python docs/picture.py recipes demo-output/recipes docs/recipes.jpg --samples demo-output/samples --height 170
 """
 
 from __future__ import annotations

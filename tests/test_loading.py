@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from jobs import LIGHT, job, run_into, saved
 from transfers import Array, picture
 
@@ -196,12 +194,13 @@ def test_a_clear_style_to_start_from_is_seen_on_white() -> None:
     np.testing.assert_array_equal(found, np.ones((32, 40, 3)))
 
 
-@given(st.tuples(*[st.integers(1, 40)] * 4))
-def test_a_style_covers_any_frame(sizes: tuple[int, int, int, int]) -> None:
-    height, width, style_height, style_width = sizes
-    style = np.linspace(0.0, 1.0, style_height * style_width * 3, dtype=np.float32).reshape(style_height, style_width, 3)
-    found = loading.initial(ready(np.zeros((height, width, 3), np.float32), Picture(style)), starting("style"), height, width)
-    assert found.shape == (height, width, 3)
+@pytest.mark.parametrize(("side", "style_side"), [(1, 49), (6, 47), (49, 1), (5, 5), (40, 39)])
+def test_a_style_covers_the_frame_to_the_last_row(side: int, style_side: int) -> None:
+    """47 times 6/47 is less than 6 in floating point: rounded down, the style would end a row too early."""
+    style = picture(2, style_side, 2 * style_side)
+    for height, width in ((side, side), (side, 2 * side), (2 * side, side)):
+        shown = ready(np.zeros((height, width, 3), np.float32), Picture(style))
+        assert loading.initial(shown, starting("style"), height, width).shape == (height, width, 3)
 
 
 # --- colours that stay ---
@@ -250,6 +249,21 @@ def test_a_style_matched_in_colour_has_the_contents_mean_and_covariance(tmp_path
     # the content is seen, and the result shown, as they are
     np.testing.assert_array_equal(loading.network_content(shown, 48, 64), shown.content.rgb)
     np.testing.assert_array_equal(loading.finished(shown, picture(5, 48, 64)), picture(5, 48, 64))
+
+
+@pytest.mark.parametrize("keep_color", ["luminance", "match"])
+def test_what_is_invisible_of_a_style_has_no_say_in_its_colours(tmp_path: Path, keep_color: str) -> None:
+    content, style = saved(tmp_path, "a", picture(1, 48, 64)), picture(2, 36, 32)
+    alpha = np.ones((36, 32), np.float32)
+    alpha[:, 16:] = 0.0
+    hidden = style.copy()
+    hidden[:, 16:] = 0.0
+    found = []
+    for k, rgb in enumerate((style, hidden)):
+        asked = job(content, saved(tmp_path, f"b{k}", rgb, alpha), keep_color=keep_color)
+        found.append(loading.load(asked, run_into(tmp_path)).styles[0])
+    assert found[0].alpha is None
+    np.testing.assert_array_equal(found[0].rgb, found[1].rgb)
 
 
 # --- the picture to show ---
