@@ -57,6 +57,55 @@ def write(uri: str, data: bytes) -> None:
             fs.pipe_file(path, data)  # one request, or a multipart upload completed at its end
 
 
+def create(uri: str, data: bytes) -> bool:
+    """Write an object only if there is none: whether this call wrote it. A store that `honours_create` denies overwrites.
+
+    Raises:
+        StorageError: it is forbidden or the disk is full. StorageUnavailable: the store may answer later.
+    """
+    with _translated(uri):
+        fs, path = _open(uri)
+        try:
+            if _is_local(fs):
+                _write_local(path, data, os.link)
+            else:
+                fs.pipe_file(path, data, mode="create")
+        except OSError as error:  # the refusal's number differs by server: whether the object is there does not
+            if isinstance(error, FileExistsError) or fs.exists(path):
+                return False
+            raise
+        return True
+
+
+def delete(uri: str) -> None:
+    """Remove an object; one that is not there is no error.
+
+    Raises:
+        StorageError: it is forbidden. StorageUnavailable: the store may answer later.
+    """
+    with _translated(uri):
+        fs, path = _open(uri)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+
+def honours_create(uri: str) -> bool:
+    """Whether `create` below this prefix refuses to overwrite; some servers ignore the condition, some clients know none.
+
+    Raises:
+        StorageError: the prefix cannot be written. StorageUnavailable: the store does not answer.
+    """
+    probe = join(uri, f".nst-probe-{secrets.token_hex(4)}")
+    try:
+        return create(probe, b"one") and not create(probe, b"two")
+    except (StorageError, TypeError) as error:  # a client whose `pipe_file` takes no mode, a disk without links
+        if isinstance(error, StorageUnavailable):
+            raise
+        return False
+    finally:
+        delete(probe)
+
+
 def stat(uri: str) -> Entry | None:
     """Size and version of an object, or None where there is none."""
     with _translated(uri):
@@ -146,7 +195,7 @@ def _is_local(fs: Any) -> bool:
     return isinstance(fs, fsspec.implementations.local.LocalFileSystem)
 
 
-def _write_local(path: str, data: bytes) -> None:
+def _write_local(path: str, data: bytes, place: Callable[[str, str], None] = os.replace) -> None:
     parent, _, name = path.rpartition("/")
     os.makedirs(parent or "/", exist_ok=True)
     temporary = f"{parent}/.{name[:50]}.{secrets.token_hex(4)}.tmp"  # in the same folder: a rename stays on its disk
@@ -155,11 +204,10 @@ def _write_local(path: str, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
+        place(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):  # after a rename there is none
             os.unlink(temporary)
-        raise
 
 
 def _entry(info: Mapping[str, Any]) -> Entry:

@@ -481,3 +481,34 @@ def test_each_does_not_hide_a_programmers_error() -> None:
     with pytest.raises(KeyError) as caught:
         storage.each(broken, [1], readers=1)
     assert "broken" in "".join(traceback.format_tb(caught.value.__traceback__))
+
+
+# Only if there is none
+
+
+def test_an_object_is_created_once(base: str) -> None:
+    place = storage.join(base, "new", "claim")
+    assert storage.create(place, b"first")
+    assert not storage.create(place, b"second")
+    assert storage.read(place) == b"first"
+    assert list(storage.listing(storage.join(base, "new"))) == ["claim"]
+
+
+def test_what_is_not_there_can_be_deleted(base: str) -> None:
+    place = storage.join(base, "new", "claim")
+    storage.write(place, b"first")
+    for _ in range(2):
+        storage.delete(place)
+        assert storage.stat(place) is None
+
+
+def test_whether_the_condition_is_honoured_is_found_out(base: str) -> None:
+    assert storage.honours_create(storage.join(base, "new"))
+    assert not storage.listing(storage.join(base, "new"))
+
+
+def test_many_creators_have_one_winner(tmp_path: Path) -> None:
+    place = str(tmp_path / "claim")
+    won = storage.each(lambda k: storage.create(place, str(k).encode()), range(32), readers=8)
+    assert [k for k, one in enumerate(won) if one] == [int(storage.read(place))]
+    assert os.listdir(tmp_path) == ["claim"]
