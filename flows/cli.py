@@ -71,6 +71,13 @@ def run(
     snapshots: Annotated[
         int | None, typer.Option(help="Write the unfinished picture beside the image every N steps; never by default.")
     ] = None,
+    checkpoint_every: Annotated[
+        str,
+        typer.Option(help="Write a checkpoint every so many seconds of compute such as 30s, or steps such as 50; 0: never."),
+    ] = "30s",
+    pair_timeout: Annotated[
+        float | None, typer.Option(help="Seconds of compute after which a pair fails; never by default.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would be done, do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -80,6 +87,7 @@ def run(
     request = intake.Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
+        checkpoint_every, pair_timeout,
     )  # fmt: skip
     try:
         configured = settings.from_environment()
@@ -226,7 +234,7 @@ def _run(request: Any, as_json: bool) -> NoReturn:
     elif as_json:
         typer.echo(json.dumps({"state": ended.name, **dataclasses.asdict(ended.report)}, indent=1))
     else:
-        for line in (*ended.report.failures, *ended.report.flagged):
+        for line in (*ended.report.warnings, *ended.report.failures, *ended.report.flagged):
             typer.echo(line, err=True)
         typer.echo(f"{ended.name}: {ended.message} in {ended.report.seconds:.0f} s")
         typer.echo(f"images   {ended.report.out}/images")

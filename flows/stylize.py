@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,8 +16,9 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from nst_tasks import batching, devices, intake, presets, reporting, settings, storage, weights, work
+from nst_tasks import batching, claims, devices, intake, presets, reporting, resume, settings, storage, weights, work
 from nst_tasks.batching import Job
+from nst_tasks.claims import Claim
 from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, redact
 from nst_tasks.intake import Request
 from nst_tasks.manifest import Pair, reasons
@@ -32,6 +34,9 @@ INSPECTED_AT_ONCE = 100
 
 MOST_THREADS = 64
 """Of the task runner; how many batches are really in flight is bounded by the window, one more than there are devices."""
+
+HELD_SECONDS = 2.0
+"""Between two looks at pairs that another run is doing."""
 
 INTERRUPTED = "interrupted; what is finished is safe: run the same command again"
 
@@ -60,6 +65,8 @@ def stylize_manifest(
     upscale: bool = False,
     history_every: int = 1,
     snapshots: int | None = None,
+    checkpoint_every: str = "30s",
+    pair_timeout: float | None = None,
 ) -> State[Report]:
     """Stylize every pair of a manifest.
 
@@ -76,10 +83,13 @@ def stylize_manifest(
         upscale: enlarge pictures that are smaller than the size.
         history_every: keep every N-th step in the loss history.
         snapshots: write the unfinished picture beside the image every N steps; never if empty.
+        checkpoint_every: write a checkpoint every so many seconds of compute such as 30s, or steps such as 50; 0 is never.
+        pair_timeout: seconds of compute after which a pair fails; never if empty.
     """
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
+        checkpoint_every, pair_timeout,
     )  # fmt: skip
     observer = watch()
     current.set(observer)
@@ -113,6 +123,8 @@ def run_manifest(request: Request, settings: Settings) -> Report:
     logger = get_run_logger()
     began = datetime.now(UTC)
     taken = intake.prepare(request, settings)
+    claims.watch_for_crashes()
+    checkpoint_steps, checkpoint_seconds = intake.checkpoint_interval(request.checkpoint_every)
     run = Run(
         id=f"{began:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}",
         out=request.out,
@@ -122,6 +134,10 @@ def run_manifest(request: Request, settings: Settings) -> Report:
         history_every=request.history_every,
         settings=settings,
         snapshots=request.snapshots or 0,
+        checkpoint_steps=checkpoint_steps,
+        checkpoint_seconds=checkpoint_seconds,
+        pair_timeout=request.pair_timeout or 0.0,
+        exclusive=taken.exclusive,
     )
     folder = storage.join(request.out, "runs", run.id)
     storage.write(storage.join(folder, "manifest.csv"), taken.manifest_bytes)
@@ -139,7 +155,9 @@ def run_manifest(request: Request, settings: Settings) -> Report:
         ),
         *(work.record_failure(work.failure(pair.id, pair.row, error, run.id), run) for pair, error in rows.refused),
         *(replace(done[job.id], status=Status.SKIPPED, row=job.row) for job in rows.done),
+        *(replace(done[job.id], row=job.row) for job in rows.quarantined),
     ]
+    _sweep({job.key for job in (*rows.done, *rows.quarantined)}, run)
     for line in reporting.failures(outcomes):
         logger.warning(line)
 
@@ -152,9 +170,12 @@ def run_manifest(request: Request, settings: Settings) -> Report:
     )
     logger.info("%d rows: %d to do, %d skipped or refused", taken.manifest.rows, len(rows.to_do), len(outcomes))
     outcomes += _stylize(rows.to_do, run)
+    warnings += observer.warnings
     assert sorted(o.row for o in outcomes) == sorted(
         [pair.row for pair in taken.manifest.pairs] + [row.row for row in taken.manifest.rejected]
     ), "every row has exactly one outcome"
+    ids = Counter(o.id for o in outcomes if o.status != Status.REJECTED)
+    assert ids == Counter(pair.id for pair in taken.manifest.pairs), "every id has exactly one outcome"
     return reporting.write(request, taken, run, folder, outcomes, warnings, began)
 
 
@@ -178,26 +199,74 @@ def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings)
     return sources
 
 
+def _sweep(keys: set[str], run: Run) -> None:
+    """Remove what a kill left behind between a pair's marker and its checkpoint's and claim's removal."""
+    resume.remove(run.out, keys)
+    for key, claim in _standing(run).items():
+        if key in keys and not claim.is_live:
+            claims.release(run.out, claim)
+
+
+def _standing(run: Run) -> dict[str, Claim]:
+    return claims.standing(run.out) if run.exclusive else {}
+
+
 def _stylize(jobs: Sequence[Job], run: Run) -> list[Outcome]:
-    """Fan the jobs out in batches and gather their outcomes, whatever becomes of each."""
-    if not jobs:
-        return []
-    most = devices.most_pairs(run.settings.batch)
-    batches = batching.batches(jobs, most, run.settings.device_memory_gib * 2**30)
+    """Fan the jobs out and gather their outcomes, whatever becomes of each.
+
+    Pairs that a process died over come after the others, so that one that takes its process down again takes down nothing
+    else; those that were part of a crash in native code come last, and each alone, so that the next crash tells which it is.
+    """
+    dead = {key: claim.next_strikes for key, claim in _standing(run).items() if not claim.is_live}
+    most, window = devices.most_pairs(run.settings.batch), len(devices.names()) + 1
+    return [
+        *_fanned_out([job for job in jobs if job.key not in dead], run, most, window),
+        *_fanned_out([job for job in jobs if dead.get(job.key) == 0], run, most, window),
+        *_fanned_out([job for job in jobs if dead.get(job.key, 0) > 0], run, most=1, window=1),
+    ]
+
+
+def _fanned_out(jobs: Sequence[Job], run: Run, most: int, window: int) -> list[Outcome]:
+    """Outcomes of jobs that go out in batches of at most `most`, `window` of them at a time."""
+    logger, observer = get_run_logger(), watch()
+    told = len(observer.warnings)
 
     def submit(batch: batching.Batch) -> PrefectFuture[Any]:
         tags = [batch.jobs[0].recipe.name]
         return with_retries(stylize_batch, run.settings, task_run_name=batch.name, tags=tags).submit(batch, run)
 
-    outcomes = []
-    for batch, result in windowed(batches, submit, window=len(devices.names()) + 1):
-        if isinstance(result, Interrupted):
-            raise result
-        if isinstance(result, BaseException):  # a defect, or memory that ran out: the other pairs go on
-            outcomes += work.fail(batch, result, run)
-        else:
+    outcomes: list[Outcome] = []
+    waiting, held = list(jobs), list[Job]()
+    while waiting:
+        for batch, result in windowed(
+            batching.batches(waiting, most, run.settings.device_memory_gib * 2**30), submit, window=window
+        ):
+            for sentence in observer.warnings[told:]:
+                logger.warning(sentence)
+            told = len(observer.warnings)
+            if isinstance(result, Interrupted):
+                raise result
+            if isinstance(result, BaseException):  # a defect: the other pairs go on
+                result = work.fail(batch, result, run)
             outcomes += result
+            done = {outcome.id for outcome in result}
+            held += [job for job in batch.jobs if job.id not in done]
+        waiting, held = _released(held, run)
     return outcomes
+
+
+def _released(held: list[Job], run: Run) -> tuple[list[Job], list[Job]]:
+    """Pairs that another run was doing: those that it is done with, once there is one, and those that it still does."""
+    if held:
+        get_run_logger().info("waiting for another run that is doing %s", ", ".join(job.id for job in held))
+    while held:
+        live = {key for key, claim in _standing(run).items() if claim.is_live}
+        free = [job for job in held if job.key not in live]
+        if free:
+            return free, [job for job in held if job.key in live]
+        if watch().stop.wait(HELD_SECONDS):
+            raise Interrupted("interrupted while another run was doing the last pairs")
+    return [], []
 
 
 def windowed(items: Iterable[Any], submit: Any, window: int) -> Iterator[tuple[Any, Any]]:

@@ -58,6 +58,8 @@ def run_flow(request: Request) -> Ended:
                 upscale=request.upscale,
                 history_every=request.history_every,
                 snapshots=request.snapshots,
+                checkpoint_every=request.checkpoint_every,
+                pair_timeout=request.pair_timeout,
                 return_state=True,
             )
         except (KeyboardInterrupt, TerminationSignal):

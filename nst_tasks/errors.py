@@ -6,7 +6,10 @@ NstError
 │   └── SettingsError         an option, an environment variable or a recipe's value is out of range
 ├── PairError                 one pair cannot be done, now or later; the others go on
 │   ├── PictureError          not a picture, truncated, too large, too small
-│   └── DivergedError         the optimization left the finite numbers
+│   ├── DivergedError         the optimization left the finite numbers, or its loss exploded
+│   ├── DeadlineError         it takes longer than a pair may
+│   ├── MemoryTooSmall        it does not fit into the device's memory
+│   └── QuarantinedError      it took its process down twice
 ├── StorageError              the store said no for good: missing, forbidden, not a file
 │   └── StorageUnavailable    the store did not answer, or asked to come back later: worth a retry
 └── Interrupted               a person or the machine asked the run to stop
@@ -42,7 +45,19 @@ class PictureError(PairError):
 
 
 class DivergedError(PairError):
-    """The optimization of one pair left the finite numbers."""
+    """The optimization of one pair left the finite numbers, or its loss exploded."""
+
+
+class DeadlineError(PairError):
+    """One pair takes longer than it may."""
+
+
+class MemoryTooSmall(PairError):
+    """One pair, alone, does not fit into the memory of the device."""
+
+
+class QuarantinedError(PairError):
+    """One pair took its process down twice, and is not tried again."""
 
 
 class StorageError(NstError):

@@ -6,6 +6,7 @@ No TensorFlow and no Prefect: `nst validate` is built on this and answers at onc
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,19 +49,23 @@ class Request:
     upscale: bool = False
     history_every: int = 1
     snapshots: int | None = None
+    checkpoint_every: str = "30s"
+    pair_timeout: float | None = None
 
 
 @dataclass(frozen=True)
 class Intake:
     """A manifest that was read, with the identity of its bytes and of the weights that the run will use.
 
-    `recipes` holds every recipe that its rows or the request may name, by that name or URI.
+    `recipes` holds every recipe that its rows or the request may name, by that name or URI. `exclusive` tells whether the
+    output's store lets only one of several runs claim a pair.
     """
 
     manifest: Manifest
     manifest_bytes: bytes
     weights_sha256: str
     recipes: Mapping[str, Recipe]
+    exclusive: bool
 
     @property
     def manifest_sha256(self) -> str:
@@ -159,14 +164,16 @@ def prepare(request: Request, settings: Settings) -> Intake:
             problems += [str(problem) for problem in parsed.problems]
         elif not parsed.pairs:
             problems += [str(problem) for problem in parsed.problems] + ["manifest: no row is usable; correct the rows above"]
+    exclusive = False
     if not problems:
         try:
             storage.probe_writable(request.out)
+            exclusive = storage.honours_create(request.out)
         except StorageError as error:
             problems.append(f"--out: the output cannot be written: {error}")
     if problems or parsed is None:
         raise InputError("\n".join(problems))
-    return Intake(parsed, data, weights_sha256, {**known, request.recipe: recipe})
+    return Intake(parsed, data, weights_sha256, {**known, request.recipe: recipe}, exclusive)
 
 
 def read_weights(uri: str | None) -> bytes | None:
@@ -204,7 +211,29 @@ def _option_problems(request: Request, recipe: Recipe) -> list[str]:
         problems.append(f"--history-every: {request.history_every} is not in 1..{MAX_STEPS}")
     if not 0 <= (request.snapshots or 0) <= MAX_STEPS:
         problems.append(f"--snapshots: {request.snapshots} is not in 0..{MAX_STEPS}")
+    try:
+        checkpoint_interval(request.checkpoint_every)
+    except SettingsError as error:
+        problems.append(str(error))
+    if request.pair_timeout is not None and not 0 < request.pair_timeout < math.inf:
+        problems.append(f"--pair-timeout: {request.pair_timeout} is not a number of seconds above 0")
     return problems
+
+
+def checkpoint_interval(text: str) -> tuple[int, float]:
+    """After how many (steps, seconds) a checkpoint is due, one of them 0: `50` is steps, `30s` seconds of compute, `0` never.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    number = text.strip()
+    try:
+        steps, seconds = (0, float(number[:-1])) if number.endswith("s") else (int(number), 0.0)
+    except ValueError:
+        steps, seconds = -1, 0.0
+    if not (0 <= steps <= MAX_STEPS and 0 <= seconds < math.inf):
+        raise SettingsError(f"--checkpoint-every: {text!r} is not a number of steps such as 50, or of seconds such as 30s")
+    return steps, seconds
 
 
 def failure_limit(text: str | None, rows: int) -> int:
@@ -315,10 +344,11 @@ def picture_uris(pairs: Iterable[Pair]) -> list[str]:
 
 @dataclass(frozen=True)
 class Triage:
-    """Rows by what is to become of them: jobs to do, jobs whose result is there already, pairs that cannot be done."""
+    """Rows by what becomes of them: jobs to do, whose result is there, not to be tried again; pairs that cannot be done."""
 
     to_do: tuple[Job, ...]
     done: tuple[Job, ...]
+    quarantined: tuple[Job, ...]
     refused: tuple[tuple[Pair, NstError], ...]
 
 
@@ -326,6 +356,7 @@ def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Req
     """Resolve every row and hold it against the earlier outcomes, by id; each part keeps the rows' order."""
     to_do: list[Job] = []
     there: list[Job] = []
+    quarantined: list[Job] = []
     refused: list[tuple[Pair, NstError]] = []
     for pair in taken.manifest.pairs:
         try:
@@ -333,14 +364,40 @@ def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Req
         except NstError as error:
             refused.append((pair, error))
             continue
-        (there if is_done(job, done) else to_do).append(job)
-    return Triage(tuple(to_do), tuple(there), tuple(refused))
+        (there if is_done(job, done) else quarantined if is_quarantined(job, done) else to_do).append(job)
+    return Triage(tuple(to_do), tuple(there), tuple(quarantined), tuple(refused))
+
+
+def done_meanwhile(job: Job, out: str) -> Outcome | None:
+    """The outcome that holds this job's result by now: of another run, or of an attempt that the store cut short.
+
+    Raises:
+        StorageUnavailable: the store failed for the moment.
+    """
+    if storage.stat(storage.join(out, outcome.marker_path(job.id))) is None:
+        return None
+    for done in read_outcomes(out, [f"{job.id}.json"], 1)[0]:
+        files = ((done.image, done.image_bytes), (done.history, done.history_bytes))
+        if is_done(job, {job.id: done}) and all(_has_size(storage.join(out, path), size) for path, size in files):
+            return done
+    return None
+
+
+def _has_size(uri: str, size: int) -> bool:
+    entry = storage.stat(uri)
+    return entry is not None and entry.size == size
 
 
 def is_done(job: Job, done: Mapping[str, Outcome]) -> bool:
     """Whether an earlier outcome already holds this job's result."""
     before = done.get(job.id)
     return before is not None and before.status == Status.SUCCEEDED and before.key == job.key
+
+
+def is_quarantined(job: Job, done: Mapping[str, Outcome]) -> bool:
+    """Whether an earlier outcome says that this job is not to be tried again."""
+    before = done.get(job.id)
+    return before is not None and outcome.QUARANTINED in before.flags and before.key == job.key
 
 
 def resolve(
@@ -442,6 +499,7 @@ def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
     rows = triage(taken, sources, request, done)
     problems = [str(problem) for problem in taken.manifest.problems]
     problems += [f"row {pair.row}, {pair.id}: {error}" for pair, error in rows.refused]
+    problems += [f"row {job.row}, {job.id}: {done[job.id].error}" for job in rows.quarantined]
     to_do = [
         f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps"
         for job in rows.to_do

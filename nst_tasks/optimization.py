@@ -1,20 +1,23 @@
-"""One batch through the core: level by level, in chunks of steps, with progress, snapshots and a look at what came of it."""
+"""One batch through the core: level by level, in chunks of steps, with progress, checkpoints and a look at what came of it."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import tensorflow as tf
 
-from nst_tasks import images, intake, loading, outcome, storage, weights
+from nst_tasks import checkpoint, images, intake, loading, outcome, resume, storage, weights
+from nst_tasks.checkpoint import Checkpoint
 from nst_tasks.core import backbones, losses, optimizers, quality, transfer
-from nst_tasks.core.method import Method
+from nst_tasks.core.method import LBFGS, Method
 from nst_tasks.core.pyramid import Level, levels
 from nst_tasks.core.quality import Quality
 from nst_tasks.devices import Device
-from nst_tasks.errors import DivergedError, Interrupted, StorageError
+from nst_tasks.errors import DeadlineError, DivergedError, Interrupted, PairError, StorageError
 from nst_tasks.history import LevelHistory
 from nst_tasks.images import Picture
 from nst_tasks.loading import Loaded
@@ -28,66 +31,234 @@ CHUNK_SECONDS = 1.0
 """Compute between two looks at progress, deadline and interruption."""
 
 
+CALMER = 0.1
+"""Share of its learning rate with which a pair whose loss blew up is taken through the level again."""
+
+EXPLODED = 1e4
+"""A loss this many times the largest of its level's first ten has exploded: no descent comes back from there."""
+
+
 @dataclass(frozen=True)
 class Result:
-    """What the optimization gave for one pair: the network's image (H, W, 3), history, quality, its share of seconds."""
+    """What the optimization gave for one pair: the network's image (H, W, 3), history, quality, its share of seconds.
+
+    `stepped_back` tells whether its loss blew up once, and a level was gone through again at a lower rate.
+    """
 
     image: np.ndarray
     levels: list[LevelHistory]
     quality: Quality
     seconds: float
+    stepped_back: bool
 
 
-def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -> list[Result | DivergedError]:
-    """Carry out the method on a batch: results in order, an error in place of a pair whose loss is not finite any more.
+@dataclass(frozen=True)
+class _Tools:
+    """What the steps of every batch of one call need."""
+
+    run: Run
+    device: Device
+    backbone: backbones.Backbone
+    observer: Watch
+    saver: resume.Saver
+
+
+def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -> list[Result | PairError]:
+    """Carry out the method on a batch from its last checkpoint: results in order, a pair's own error in place of its result.
 
     Raises:
-        Interrupted: the run was asked to stop.
+        Interrupted: the run was asked to stop; a checkpoint is written. StorageUnavailable: none could be read for the moment.
     """
-    began = time.monotonic()
     backbone = device.backbone(run.weights_sha256, lambda: _build_backbone(run))
-    first = loaded[0].job
-    method = first.recipe.method
-    schedule = levels(method, first.height, first.width)
-    histories: list[list[LevelHistory]] = [[] for _ in loaded]
-    state, image, taken = None, None, 0
-    for number, level in enumerate(schedule):
-        targets = _targets(loaded, method, level, backbone, device)
-        if state is None or image is None:
-            state = _start(loaded, method, level)
+    results: dict[str, Result | PairError] = {}
+    with resume.Saver(run.out, observer.warn) as saver:
+        tools = _Tools(run, device, backbone, observer, saver)
+        for members, at in _standing(loaded, run, observer):
+            results |= {ready.job.id: result for ready, result in _carried_out(members, at, tools)}
+    return [results[ready.job.id] for ready in loaded]
+
+
+def _standing(loaded: list[Loaded], run: Run, observer: Watch) -> list[tuple[list[Loaded], Checkpoint]]:
+    """The batch by where its pairs stand, so that those who go on together are at the same step."""
+    method, schedule = loaded[0].job.recipe.method, _schedule(loaded[0])
+
+    def fits(at: Checkpoint) -> bool:
+        k = at.state.level
+        if k == len(schedule):  # finished: its image is all that is left to look at
+            return tuple(at.state.image.shape) == (1, schedule[-1].height, schedule[-1].width, 3)
+        return k < len(schedule) and at.state.step <= schedule[k].steps and transfer.fits(method, at.state, schedule[k])
+
+    found = resume.resumed(run.out, [ready.job.key for ready in loaded], fits, observer.warn)
+    groups: dict[object, list[tuple[Loaded, Checkpoint]]] = {}
+    fresh = []
+    for ready, at in zip(loaded, found, strict=True):
+        if at is None:
+            fresh.append(ready)
         else:
-            state = transfer.ascend(method, state, image, level)
-        terms, seconds = [], [time.monotonic() - began]
-        chunk = 1
-        while state.step < level.steps:
-            if observer.stop.is_set():
-                raise Interrupted("interrupted between two chunks of steps")
-            chunk = min(chunk, level.steps - state.step)
-            if run.snapshots:
-                chunk = min(chunk, run.snapshots - (taken + state.step) % run.snapshots)
-            before = time.monotonic()
-            state, more = transfer.advance(backbone, method, targets, state, chunk, level.steps)  # (n, B, 3)
-            took = time.monotonic() - before
-            terms.append(more)
-            seconds += list(before - began + took * np.arange(1, chunk + 1) / chunk)
-            observer.add(steps_done=chunk * len(loaded), work_done=chunk * len(loaded) * level.height * level.width)
-            if run.snapshots and (taken + state.step) % run.snapshots == 0:
-                _snapshot(loaded, transfer.result(backbone, method, targets, state)[0].numpy(), taken + state.step, run)
-            chunk = int(np.clip(chunk * CHUNK_SECONDS / max(took, 1e-3), 1, 4 * chunk))
-        taken += level.steps
-        image, last = transfer.result(backbone, method, targets, state)
-        terms.append(last[None])
-        every = np.concatenate(terms)  # (steps + 1, B, 3)
-        rates = optimizers.learning_rates(method.optimizer, level.steps)
-        for k, levels_of_pair in enumerate(histories):
-            levels_of_pair.append(LevelHistory(number, level.height, level.width, every[:, k], rates, np.asarray(seconds)))
-    assert image is not None  # a schedule has at least one level
-    share = (time.monotonic() - began) / len(loaded)
-    found: list[Result | DivergedError] = []
-    for ready, of_pair, of_image in zip(loaded, histories, np.clip(image.numpy(), 0.0, 1.0), strict=True):
-        diverged = _not_finite(of_pair)
-        found.append(diverged or Result(of_image, of_pair, _quality(ready, of_image, of_pair, backbone, device), share))
-    return found
+            groups.setdefault((at.state.level, at.state.step, at.calmed_from), []).append((ready, at))
+    standing = [([ready for ready, _ in group], checkpoint.merge([at for _, at in group])) for group in groups.values()]
+    for members, at in standing:
+        _tell(observer, members, schedule, at)
+    return standing + ([(fresh, _begun(fresh, method, schedule[0]))] if fresh else [])
+
+
+def _tell(observer: Watch, loaded: list[Loaded], schedule: Sequence[Level], at: Checkpoint) -> None:
+    """Count what was done before."""
+    done = [level.steps for level in schedule[: at.state.level]]
+    if at.state.level < len(schedule):
+        done.append(at.state.step)
+    work = sum(steps * level.height * level.width for steps, level in zip(done, schedule, strict=False))
+    observer.add(steps_done=sum(done) * len(loaded), work_done=work * len(loaded))
+
+
+def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterator[tuple[Loaded, Result | PairError]]:
+    """Each pair with what becomes of it, from where the batch stands to its end."""
+    schedule = _schedule(loaded[0])
+    while at.state.level < len(schedule):
+        level, method = schedule[at.state.level], _method(loaded[0], at.calmed_from, at.state.level)
+        try:
+            at, image = _stepped(loaded, at, method, schedule, tools)
+        except DeadlineError as error:
+            yield from ((ready, error) for ready in loaded)
+            return
+        blown = [_blown_up(method, level, at.state.level, at.terms[-1][:, k]) for k in range(len(loaded))]
+        for k, why in enumerate(blown):
+            if why is not None:
+                yield from _stepped_back(loaded[k], checkpoint.take(at, [k]), why, level, tools)
+        healthy = [k for k, why in enumerate(blown) if why is None]
+        if not healthy:
+            return
+        if len(healthy) < len(loaded):
+            loaded, at, image = [loaded[k] for k in healthy], checkpoint.take(at, healthy), tf.gather(image, healthy)
+        at = _ascended(at, image, method, schedule)
+    if len(loaded) > 1:  # so that a kill between the first pair's marker and the last one's leaves nothing to do again
+        tools.saver.save([ready.job.key for ready in loaded], at)
+    for k, ready in enumerate(loaded):
+        yield ready, _result(ready, checkpoint.take(at, [k]), at.elapsed / len(loaded), schedule, tools)
+
+
+def _stepped(
+    loaded: list[Loaded], at: Checkpoint, method: Method, schedule: Sequence[Level], tools: _Tools
+) -> tuple[Checkpoint, tf.Tensor]:
+    """The rest of a level's steps, fewer where every pair's loss blew up, and the images that the level came to.
+
+    Raises:
+        DeadlineError: the batch took longer than its pairs may. Interrupted: the run was asked to stop.
+    """
+    run, backbone, observer, saver = tools.run, tools.backbone, tools.observer, tools.saver
+    keys = [ready.job.key for ready in loaded]
+    level, before = schedule[at.state.level], sum(level.steps for level in schedule[: at.state.level])
+    began = time.monotonic() - at.elapsed
+    targets = _targets(loaded, method, level, backbone, tools.device)
+    chunk = 1
+    while at.state.step < level.steps and not _all_blown_up(method, level, at):
+        if observer.stop.is_set():
+            if before + at.state.step:
+                saver.save(keys, at)
+            raise Interrupted("interrupted between two chunks of steps")
+        if run.pair_timeout and at.elapsed > run.pair_timeout * len(loaded):
+            saver.save(keys, at)
+            raise DeadlineError(
+                f"not done after --pair-timeout {run.pair_timeout:g} seconds, at step {at.state.step} of {level.steps} of "
+                f"level {at.state.level} ({level.width} x {level.height}); raise it, and the pair goes on from there, or lower "
+                "size or steps"
+            )
+        done = before + at.state.step
+        chunk = min(chunk, level.steps - at.state.step)
+        for every in filter(None, (run.snapshots, run.checkpoint_steps)):
+            chunk = min(chunk, every - done % every)
+        started = time.monotonic()
+        state, more = transfer.advance(backbone, method, targets, at.state, chunk, level.steps)  # (n, B, 3)
+        took = time.monotonic() - started
+        at = _extended(at, state, more, started - began + took * np.arange(1, chunk + 1) / chunk)
+        done += chunk
+        observer.add(steps_done=chunk * len(loaded), work_done=chunk * len(loaded) * level.height * level.width)
+        if run.snapshots and done % run.snapshots == 0:
+            _snapshot(loaded, transfer.result(backbone, method, targets, state)[0].numpy(), done, run)
+        if saver.due(done, run):
+            saver.save(keys, at)
+        chunk = int(np.clip(chunk * CHUNK_SECONDS / max(took, 1e-3), 1, 4 * chunk))
+    image, last = transfer.result(backbone, method, targets, at.state)
+    return replace(at, terms=(*at.terms[:-1], np.concatenate([at.terms[-1], last[None]]))), image
+
+
+def _begun(loaded: list[Loaded], method: Method, level: Level) -> Checkpoint:
+    """A batch before its first step."""
+    state = _start(loaded, method, level)
+    return Checkpoint(state, state.image, (_no_rows(len(loaded)),), (np.zeros(1),))
+
+
+def _extended(at: Checkpoint, state: transfer.TransferState, terms: np.ndarray, seconds: np.ndarray) -> Checkpoint:
+    return replace(
+        at,
+        state=state,
+        terms=(*at.terms[:-1], np.concatenate([at.terms[-1], terms])),
+        seconds=(*at.seconds[:-1], np.concatenate([at.seconds[-1], seconds])),
+    )
+
+
+def _ascended(at: Checkpoint, image: tf.Tensor, method: Method, schedule: Sequence[Level]) -> Checkpoint:
+    """The batch before the next level's first step; after the last level, with its results."""
+    following = at.state.level + 1
+    if following == len(schedule):
+        return replace(at, state=transfer.TransferState(image, transfer.Nothing(), transfer.Nothing(), following, 0))
+    state = transfer.ascend(method, at.state, image, schedule[following])
+    return Checkpoint(
+        state,
+        state.image,
+        (*at.terms, _no_rows(at.terms[-1].shape[1])),
+        (*at.seconds, np.array([at.elapsed])),
+        at.calmed_from,
+    )
+
+
+def _stepped_back(
+    ready: Loaded, at: Checkpoint, why: tuple[int, str], level: Level, tools: _Tools
+) -> Iterator[tuple[Loaded, Result | PairError]]:
+    """A pair whose loss blew up, once more from the level's first image at a lower learning rate; what blows up again fails."""
+    step, sentence = why
+    optimizer = ready.job.recipe.method.optimizer
+    if isinstance(optimizer, LBFGS) or step == 0 or at.calmed_from is not None:
+        again = f", and did before at {1 / CALMER:g} times the learning rate" if at.calmed_from is not None else ""
+        yield ready, DivergedError(f"{sentence}{again}; lower the weights or take another recipe")
+        return
+    wasted = len(at.terms[-1]) - 1
+    tools.observer.add(steps_done=-wasted, work_done=-wasted * level.height * level.width)
+    calmer = _method(ready, at.state.level, at.state.level)
+    first = Checkpoint(
+        transfer.restart(calmer, at.state, at.first),
+        at.first,
+        (*at.terms[:-1], _no_rows(1)),
+        (*at.seconds[:-1], np.array([at.elapsed])),
+        at.state.level,
+    )
+    yield from _carried_out([ready], first, tools)
+
+
+def _no_rows(pairs: int) -> np.ndarray:
+    return np.zeros((0, pairs, len(transfer.TERMS)), np.float32)
+
+
+def _schedule(ready: Loaded) -> tuple[Level, ...]:
+    return levels(ready.job.recipe.method, ready.job.height, ready.job.width)
+
+
+def _method(ready: Loaded, calmed_from: int | None, level: int) -> Method:
+    """The method at a level of a pair that was stepped back at `calmed_from`, if it was."""
+    method = ready.job.recipe.method
+    if calmed_from is None or level < calmed_from or isinstance(method.optimizer, LBFGS):
+        return method
+    return replace(method, optimizer=replace(method.optimizer, learning_rate=CALMER * method.optimizer.learning_rate))
+
+
+def _result(ready: Loaded, at: Checkpoint, seconds: float, schedule: Sequence[Level], tools: _Tools) -> Result:
+    histories = []
+    for number, level in enumerate(schedule):
+        rates = optimizers.learning_rates(_method(ready, at.calmed_from, number).optimizer, level.steps)
+        histories.append(LevelHistory(number, level.height, level.width, at.terms[number][:, 0], rates, at.seconds[number]))
+    image = np.clip(np.asarray(at.state.image)[0], 0.0, 1.0)
+    measured = _quality(ready, image, histories, tools.backbone, tools.device)
+    return Result(image, histories, measured, seconds, at.calmed_from is not None)
 
 
 def styles(ready: Loaded, level: tuple[int, int], backbone: backbones.Backbone, device: Device) -> list[StyleStatistics]:
@@ -166,16 +337,28 @@ def _quality(
     )
 
 
-def _not_finite(of_pair: list[LevelHistory]) -> DivergedError | None:
-    for level in of_pair:
-        bad = ~np.isfinite(level.terms)
-        if bad[-1].any():  # L-BFGS steps back from the values that are not: only what it ends with counts
-            step, term = np.argwhere(bad)[0]
-            return DivergedError(
-                f"the {transfer.TERMS[term]} loss is not a finite number at step {step} of level {level.level} "
-                f"({level.width} x {level.height}); lower the weights or take another recipe"
-            )
-    return None
+def _all_blown_up(method: Method, level: Level, at: Checkpoint) -> bool:
+    if isinstance(method.optimizer, LBFGS):
+        return False
+    return all(_blown_up(method, level, at.state.level, at.terms[-1][:, k]) for k in range(at.terms[-1].shape[1]))
+
+
+def _blown_up(method: Method, level: Level, number: int, terms: np.ndarray) -> tuple[int, str] | None:
+    """The first step of a level's rows (n, 3) at which the loss is not finite or has exploded, and a sentence with its term."""
+    bad = ~np.isfinite(terms)
+    if isinstance(method.optimizer, LBFGS) and not bad[-1].any():
+        return None  # it comes back from the values that are not: only what it ends with counts
+    where = f"of level {number} ({level.width} x {level.height})"
+    if bad.any():
+        step, term = np.argwhere(bad)[0]
+        return int(step), f"the {transfer.TERMS[term]} loss is not a finite number at step {step} {where}"
+    total = terms.sum(axis=1, dtype=np.float64)
+    high = EXPLODED * total[:10].max(initial=0.0)
+    if method.clip or not (exploded := np.flatnonzero(total > high)).size:  # a clipped image is never far from any other
+        return None
+    step = int(exploded[0])
+    term = int(np.argmax(terms[step]))
+    return step, f"the {transfer.TERMS[term]} loss exploded to {terms[step, term]:.3g} at step {step} {where}"
 
 
 def _build_backbone(run: Run) -> backbones.Backbone:

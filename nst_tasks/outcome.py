@@ -27,6 +27,10 @@ QUALITY = ("style_gap_held_out", "style_gap_used", "content_cosine", "luminance_
 """Keys of an outcome's quality that hold one number for the whole picture."""
 
 
+QUARANTINED = "quarantined"
+"""The flag of a failed pair that is not tried again while its marker stands."""
+
+
 class Status(StrEnum):
     """Where a manifest row ended in a run; a marker only ever says succeeded or failed."""
 

@@ -24,6 +24,7 @@ class Watch:
     work: int = 0
     work_done: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
+    warnings: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, **counts: int) -> None:
@@ -32,6 +33,12 @@ class Watch:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
         self.changed(self)
+
+    def warn(self, sentence: str) -> None:
+        """Tell once what went wrong without harm to the result."""
+        with self._lock:
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
 
 
 current: ContextVar[Watch | None] = ContextVar("nst_watch", default=None)

@@ -21,6 +21,7 @@ class Settings:
     readers: int = 8
     retries: int = 3
     retry_seconds: float = 2.0
+    lease_seconds: float = 120.0
 
     @property
     def max_pixels(self) -> int:
@@ -35,6 +36,7 @@ VARIABLES = {
     "readers": ("1", "64", "pictures read at once when a manifest's pictures are inspected"),
     "retries": ("0", "20", "how often a task is tried again after the store failed for the moment"),
     "retry_seconds": ("0", "600", "the delay before the first retry, doubled each time, with jitter"),
+    "lease_seconds": ("2", "3600", "how long the claim of a run that went away silently keeps its pairs from other runs"),
 }
 """Field -> (smallest, largest, meaning); the environment variable is NST_ and the field in capitals."""
 
@@ -80,3 +82,10 @@ class Run:
     settings: Settings
     snapshots: int = 0
     """Every so many steps the unfinished picture is written beside the image; 0 is never."""
+    checkpoint_steps: int = 0
+    checkpoint_seconds: float = 30.0
+    """A checkpoint is written every so many steps or seconds of compute; 0 is never."""
+    pair_timeout: float = 0.0
+    """Seconds of compute after which a pair fails; 0 is never."""
+    exclusive: bool = False
+    """Whether the output's store lets only one of several runs claim a pair."""

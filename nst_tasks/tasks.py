@@ -66,6 +66,8 @@ def stylize_batch(batch: Batch, run: Run) -> State[list[Outcome]]:
             raise
         outcomes = work.fail(batch, error, run)
     errors = [f"{done.id}: {done.error}" for done in outcomes if done.status == Status.FAILED]
+    if not outcomes:
+        return Completed(name="Done elsewhere", message="another run is doing these pairs", data=outcomes)
     if not errors:
         return Completed(data=outcomes)
     if len(errors) < len(outcomes):

@@ -9,18 +9,28 @@ import contextlib
 import functools
 import hashlib
 import platform
+from dataclasses import replace
 
 import numpy as np
 import PIL
 import tensorflow as tf
 
-from nst_tasks import __version__, devices, history, images, loading, outcome, storage
+from nst_tasks import __version__, claims, devices, fitting, history, images, intake, loading, outcome, resume, storage
 from nst_tasks.batching import Batch, Job
 from nst_tasks.core import transfer
-from nst_tasks.errors import DivergedError, NstError, StorageError, is_transient, redact
+from nst_tasks.errors import (
+    DeadlineError,
+    DivergedError,
+    NstError,
+    PairError,
+    QuarantinedError,
+    StorageError,
+    is_transient,
+    redact,
+)
 from nst_tasks.images import Picture
 from nst_tasks.loading import Loaded
-from nst_tasks.optimization import Result, optimize
+from nst_tasks.optimization import Result
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import watch
 from nst_tasks.settings import Run
@@ -30,29 +40,38 @@ THUMBNAIL_HEIGHT = 160
 
 
 def stylize(batch: Batch, run: Run) -> list[Outcome]:
-    """Stylize the pairs of a batch and write what comes of each; one outcome per job, in order.
+    """Stylize the pairs of a batch and write what comes of each: an outcome for each that no other run is doing, in order.
 
     Raises:
         StorageUnavailable: the store failed for the moment; nothing is lost by trying the whole batch again.
-        Interrupted: the run was asked to stop; the batch has written nothing.
+        Interrupted: the run was asked to stop; what the batch has come to is in its checkpoints.
     """
     observer = watch()
     outcomes: dict[str, Outcome] = {}
     loaded = []
-    for job in batch.jobs:
-        try:
-            loaded.append(loading.load(job, run))
-        except NstError as error:
-            if is_transient(error):
-                raise
-            outcomes[job.id] = _publish_failure(job, error, run)
-    if loaded:
-        with devices.lease(observer) as device:
-            results = optimize(loaded, run, device, observer)
-        for ready, result in zip(loaded, results, strict=True):
-            outcomes[ready.job.id] = _publish(ready, result, run)
-    observer.add(pairs_done=len(batch.jobs))
-    return [outcomes[job.id] for job in batch.jobs]
+    with claims.taken((job.key for job in batch.jobs), run) as mine:
+        ours = [job for job in batch.jobs if job.key in mine]
+        for job in ours:
+            if done := intake.done_meanwhile(job, run.out):
+                outcomes[job.id] = done if done.run_id == run.id else replace(done, status=Status.SKIPPED, row=job.row)
+            elif mine[job.key].strikes >= claims.STRIKES:
+                outcomes[job.id] = _publish_failure(job, _quarantined(job), run)
+            else:
+                try:
+                    loaded.append(loading.load(job, run))
+                except NstError as error:
+                    if is_transient(error):
+                        raise
+                    outcomes[job.id] = _publish_failure(job, error, run)
+        if loaded:
+            with devices.lease(observer) as device:
+                results = fitting.optimized(loaded, run, device, observer)
+            for ready, result in zip(loaded, results, strict=True):
+                outcomes[ready.job.id] = _publish(ready, result, run)
+            late = {ready.job.key for ready, result in zip(loaded, results, strict=True) if isinstance(result, DeadlineError)}
+            resume.remove(run.out, {ready.job.key for ready in loaded} - late)
+    observer.add(pairs_done=len(ours))
+    return [outcomes[job.id] for job in ours]
 
 
 def failure(id: str, row: int, error: BaseException, run_id: str) -> Outcome:
@@ -64,10 +83,10 @@ def failure(id: str, row: int, error: BaseException, run_id: str) -> Outcome:
     return Outcome(id=id, row=row, status=Status.FAILED, run_id=run_id, error=text)
 
 
-def _publish(ready: Loaded, result: Result | DivergedError, run: Run) -> Outcome:
+def _publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
     """Write image, thumbnail and history, then the marker that makes them count."""
     job = ready.job
-    if isinstance(result, DivergedError):
+    if isinstance(result, PairError):
         return _publish_failure(job, result, run)
     rgb = loading.finished(ready, result.image)
     text = {"nst:key": job.key, "nst:recipe": job.recipe.name, "nst:pair": job.id}
@@ -81,7 +100,7 @@ def _publish(ready: Loaded, result: Result | DivergedError, run: Run) -> Outcome
         Status.SUCCEEDED,
         seconds=round(result.seconds, 3),
         quality=result.quality.as_plain(),
-        flags=result.quality.flags,
+        flags=(*result.quality.flags, *(["stepped_back"] if result.stepped_back else [])),
         losses={"total": float(last.sum()), **dict(zip(transfer.TERMS, map(float, last), strict=True))},
         image=outcome.image_path(job.id, job.format),
         image_bytes=len(picture),
@@ -102,8 +121,18 @@ def _publish(ready: Loaded, result: Result | DivergedError, run: Run) -> Outcome
     return done
 
 
+def _quarantined(job: Job) -> QuarantinedError:
+    return QuarantinedError(
+        f"its process crashed in native code {claims.STRIKES} times while it was made, so it is not tried again; take another "
+        f"size or recipe, or delete {outcome.marker_path(job.id)} from the output to try once more"
+    )
+
+
+_FLAGS: dict[type[NstError], tuple[str, ...]] = {DivergedError: ("not_finite",), QuarantinedError: (outcome.QUARANTINED,)}
+
+
 def _publish_failure(job: Job, error: NstError, run: Run) -> Outcome:
-    flags = ("not_finite",) if isinstance(error, DivergedError) else ()
+    flags = _FLAGS.get(type(error), ())
     return record_failure(_described(job, run, Status.FAILED, error=str(error), flags=flags), run)
 
 

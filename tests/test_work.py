@@ -155,7 +155,7 @@ def test_what_decided_a_picture_is_in_its_marker_without_secrets(trio: list[Job]
     assert (done.key, done.keep_color, done.init, done.mask) == (asked.key, "luminance", asked.init, asked.mask)
     assert done.recipe == LIGHT.as_plain()
     gone = replace(asked.init, uri="memory://user:word@nowhere/x.png?secret")
-    failed = work.stylize(Batch((replace(asked, init=gone),)), run_into(tmp_path / "out"))[0]
+    failed = work.stylize(Batch((replace(asked, init=gone),)), run_into(tmp_path / "other"))[0]
     assert failed.status is Status.FAILED
     assert "word" not in outcome.to_json(failed).decode()
     assert "secret" not in outcome.to_json(failed).decode()

@@ -43,12 +43,20 @@ FLAGS: Mapping[str, Flag] = MappingProxyType(
             "raise steps, check the weights and the learning rate, or take another recipe",
         ),
         "not_finite": Flag(
-            "a loss was not a finite number, so no picture was written",
+            "a loss was not a finite number or exploded, at a lower learning rate too, so no picture was written",
             "lower the weights or the learning rate, or take another recipe",
+        ),
+        "stepped_back": Flag(
+            "its loss blew up once, so a level was gone through again at a tenth of the learning rate",
+            "lower the weights or the learning rate, or take another recipe",
+        ),
+        "quarantined": Flag(
+            "it took its process down twice in native code, so no picture was written and it is not tried again",
+            "take another size or recipe, or delete its outcome to try once more",
         ),
     }
 )
-"""Every flag by name. `not_finite` is the caller's to give: its pair has failed; the others come from `find`."""
+"""Every flag by name. The last three are the caller's to give; the others come from `find`."""
 
 
 def spread(picture: np.ndarray, weight: np.ndarray | None = None) -> float:

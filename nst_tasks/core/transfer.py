@@ -70,7 +70,7 @@ class TransferState(NamedTuple):
     """All that a resume needs: image (B, H, W, 3) float32, the optimizer's state, what is kept for the result, the place."""
 
     image: tf.Tensor
-    optimizer: optimizers.State
+    optimizer: optimizers.State | Nothing
     kept: Average | Best | Nothing
     level: int
     step: int
@@ -150,6 +150,23 @@ def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level)
     return TransferState(image, optimizer, _keep(method, image), level=state.level + 1, step=0)
 
 
+def restart(method: Method, state: TransferState, image: tf.Tensor) -> TransferState:
+    """The level's state before its first step, from this image (B, H, W, 3), with an optimizer that remembers nothing."""
+    return TransferState(image, optimizers.init(method.optimizer, image), _keep(method, image), state.level, step=0)
+
+
+def fits(method: Method, state: TransferState, level: Level) -> bool:
+    """Whether a state of one pair is one of this method at this level, by its structure, shapes and dtypes."""
+    image = tf.TensorSpec((1, level.height, level.width, 3))
+    specs = (image, optimizers.spec(method.optimizer, image), _kept_spec(method, image))
+    found = (state.image, state.optimizer, state.kept)
+    try:
+        tf.nest.assert_same_structure(specs, found)
+    except (TypeError, ValueError):
+        return False
+    return all(spec.is_compatible_with(leaf) for spec, leaf in zip(tf.nest.flatten(specs), tf.nest.flatten(found), strict=True))
+
+
 def advance(
     backbone: Backbone, method: Method, targets: Targets, state: TransferState, n: int, steps: int
 ) -> tuple[TransferState, np.ndarray]:
@@ -226,6 +243,14 @@ def _keep(method: Method, image: tf.Tensor) -> Average | Best | Nothing:
     return Average(first * image, first)
 
 
+def _kept_spec(method: Method, image: tf.TensorSpec) -> Average | Best | Nothing:
+    if isinstance(method.optimizer, LBFGS) or method.output == "last":
+        return Nothing()
+    if method.output == "best":
+        return Best(image, tf.TensorSpec(image.shape[:1]))
+    return Average(image, tf.TensorSpec(()))
+
+
 def _kept(
     method: Method, kept: Average | Best | Nothing, image: tf.Tensor, loss: tf.Tensor, following: tf.Tensor
 ) -> Average | Best | Nothing:
@@ -250,11 +275,7 @@ class _Compiled(NamedTuple):
 def _compiled(backbone: Backbone, method: Method, masked: bool) -> _Compiled:
     """The graphs of one method, each traced once for pictures of every size: all shapes but the channels are left open."""
     image = tf.TensorSpec((None, None, None, 3))
-    kept = {
-        "last": Nothing(),
-        "best": Best(image, tf.TensorSpec((None,))),
-        "average": Average(image, tf.TensorSpec(())),
-    }["last" if isinstance(method.optimizer, LBFGS) else method.output]
+    kept = _kept_spec(method, image)
     wanted = Targets(
         {
             layer: {"features": tf.TensorSpec((None,) * 4), "weight": tf.TensorSpec((None,) * 3)}

@@ -1,0 +1,174 @@
+"""An unfinished pair as bytes: where its optimization stands and its losses so far. An npz, never a pickle, with a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from nst_tasks import __version__
+from nst_tasks.core.lbfgs import LBFGSState
+from nst_tasks.core.method import NUMERICS_VERSION
+from nst_tasks.core.optimizers import AdamState, SGDState
+from nst_tasks.core.transfer import Average, Best, Nothing, TransferState
+
+KINDS: dict[str, Any] = {kind.__name__: kind for kind in (AdamState, SGDState, LBFGSState, Average, Best, Nothing)}
+
+MADE_BY = {"checkpoint": "1", "numerics": str(NUMERICS_VERSION), "nst": __version__, "tensorflow": tf.__version__}
+"""What must be the same where a checkpoint is read, for the rest of the steps to give the bytes of an uninterrupted run."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A batch of B pairs between two chunks of steps; level and step are the state's.
+
+    state: as the core has it. first: the images (B, H, W, 3) that its level began with. terms, seconds: of every level begun,
+    the rows of its history so far, (n, B, 3) and (n + 1,), and both (n,) of a finished one; seconds of compute since the pair
+    began. calmed_from: the level from which the learning rate is lower, because the loss blew up there; None if it did not.
+    After the last level `state.level` is one more than there are, and its image the result.
+    """
+
+    state: TransferState
+    first: tf.Tensor
+    terms: tuple[np.ndarray, ...]
+    seconds: tuple[np.ndarray, ...]
+    calmed_from: int | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of compute that it took to come here."""
+        return float(self.seconds[-1][-1])
+
+
+def take(at: Checkpoint, pairs: Sequence[int]) -> Checkpoint:
+    """The pairs of these indices alone, in this order."""
+    chosen = list(pairs)
+    return replace(
+        at,
+        state=tf.nest.map_structure(lambda leaf: _rows(leaf, chosen), at.state),
+        first=_rows(at.first, chosen),
+        terms=tuple(terms[:, chosen] for terms in at.terms),
+    )
+
+
+def merge(parts: Sequence[Checkpoint]) -> Checkpoint:
+    """One batch of pairs that stand at the same level and step; its seconds are the longest that one of them took."""
+    longest = max(parts, key=lambda part: part.elapsed)
+    return replace(
+        longest,
+        state=tf.nest.map_structure(_joined, *(part.state for part in parts)),
+        first=tf.concat([part.first for part in parts], axis=0),
+        terms=tuple(np.concatenate(terms, axis=1) for terms in zip(*(part.terms for part in parts), strict=True)),
+    )
+
+
+def on_host(at: Checkpoint) -> Checkpoint:
+    """The same in NumPy arrays, which no device needs to be asked for."""
+    state = tf.nest.map_structure(lambda leaf: leaf.numpy() if isinstance(leaf, tf.Tensor) else leaf, at.state)
+    return replace(at, state=state, first=np.asarray(at.first))
+
+
+def _rows(leaf: Any, chosen: list[int]) -> Any:
+    """Of what leads with the batch axis; a number is the whole batch's."""
+    if not _is_batched(leaf):
+        return leaf
+    return leaf[chosen] if isinstance(leaf, np.ndarray) else tf.gather(leaf, chosen)
+
+
+def _joined(*leaves: Any) -> Any:
+    return tf.concat(leaves, axis=0) if _is_batched(leaves[0]) else leaves[0]
+
+
+def _is_batched(leaf: Any) -> bool:
+    return len(getattr(leaf, "shape", ())) > 0
+
+
+def encode(at: Checkpoint, key: str) -> bytes:
+    """The bytes of a checkpoint of one pair of this key."""
+    facts = {
+        **MADE_BY,
+        "key": key,
+        "level": at.state.level,
+        "step": at.state.step,
+        "optimizer": type(at.state.optimizer).__name__,
+        "kept": type(at.state.kept).__name__,
+        "calmed_from": at.calmed_from,
+    }
+    arrays: dict[str, np.ndarray] = {
+        "facts": np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8),
+        "image": np.asarray(at.state.image),
+        "first": np.asarray(at.first),
+        **{f"optimizer.{name}": np.asarray(leaf) for name, leaf in at.state.optimizer._asdict().items()},
+        **{f"kept.{name}": np.asarray(leaf) for name, leaf in at.state.kept._asdict().items()},
+        **{f"terms.{k}": terms for k, terms in enumerate(at.terms)},
+        **{f"seconds.{k}": seconds for k, seconds in enumerate(at.seconds)},
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, sha256=_digest(arrays), **arrays)
+    return buffer.getvalue()
+
+
+def decode(data: bytes, key: str) -> Checkpoint:
+    """The checkpoint of one pair in these bytes.
+
+    Raises:
+        ValueError: they are damaged, of another pair, or of another version of nst or TensorFlow.
+    """
+    try:
+        arrays = _arrays(data)
+        facts = json.loads(arrays["facts"].tobytes())
+    except (ValueError, KeyError, TypeError, OSError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ValueError("it is damaged") from error
+    if arrays.pop("sha256", np.zeros(0)).tobytes() != _digest(arrays).tobytes():
+        raise ValueError("it is damaged: its checksum is another one")
+    if facts["key"] != key:
+        raise ValueError("it is another pair's")
+    if differing := [name for name, value in MADE_BY.items() if facts[name] != value]:
+        made = ", ".join(f"{name} {facts[name]}" for name in differing)
+        raise ValueError(f"it was made by {made}")
+    return Checkpoint(
+        TransferState(
+            tf.constant(arrays["image"]),
+            _built(facts["optimizer"], "optimizer", arrays),
+            _built(facts["kept"], "kept", arrays),
+            facts["level"],
+            facts["step"],
+        ),
+        tf.constant(arrays["first"]),
+        tuple(arrays[f"terms.{k}"] for k in range(_count("terms", arrays))),
+        tuple(arrays[f"seconds.{k}"] for k in range(_count("seconds", arrays))),
+        facts["calmed_from"],
+    )
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(io.BytesIO(data)) as whole:
+        if sum(member.file_size for member in whole.infolist()) > len(data):
+            raise ValueError("more than is stored")  # nothing of ours is compressed: a bomb
+    with np.load(io.BytesIO(data), allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
+
+
+def _built(kind: str, prefix: str, arrays: Mapping[str, np.ndarray]) -> Any:
+    return KINDS[kind](**{name: tf.constant(arrays[f"{prefix}.{name}"]) for name in KINDS[kind]._fields})
+
+
+def _count(prefix: str, arrays: Mapping[str, np.ndarray]) -> int:
+    return sum(name.startswith(f"{prefix}.") for name in arrays)
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """SHA-256 (32,) uint8 of all arrays by name, with their types and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data if array.size else b"")
+    return np.frombuffer(digest.digest(), np.uint8)

@@ -1,0 +1,252 @@
+"""Who is doing which pair: claims beside the output, so that no two runs do the same one, and what a dead one tells.
+
+`OUT/claims/{key}.{generation}.json`, created only if there is none and renewed while its owner lives; the highest generation
+holds. A dead claim is taken over by creating the next generation, which only one of many succeeds in. Where a store ignores
+the condition nothing is claimed: two runs then write the same bytes, and the last write wins.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import functools
+import json
+import os
+import platform
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from nst_tasks import storage
+from nst_tasks.errors import StorageError
+from nst_tasks.settings import Run
+
+FOLDER = "claims"
+
+STRIKES = 2
+"""A pair that took its process down this often is not tried again."""
+
+_CRASH_LOG = "nst-crash-"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That a process is doing a pair, until `expires` (seconds since 1970).
+
+    owner: one taking of it, unlike any other. machine, process: where it lives. crash_log: the name of the file, among the
+    machine's temporary ones, that a crash in native code leaves. strikes: how many such crashes the pair was part of before.
+    """
+
+    key: str
+    generation: int
+    owner: str
+    run_id: str
+    machine: str
+    process: str
+    crash_log: str
+    strikes: int
+    expires: float
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its owner may still be at work: not expired, and not known to be gone from this machine."""
+        if time.time() >= self.expires:
+            return False
+        return self.machine != _machine() or _is_running(self.process)
+
+    @property
+    def next_strikes(self) -> int:
+        """The strikes of the pair after this claim's owner died."""
+        return self.strikes + _left_a_crash(self.crash_log)
+
+
+def standing(out: str) -> dict[str, Claim]:
+    """The claims that hold, by key; one that cannot be read counts as expired.
+
+    Raises:
+        StorageError: the store could not be listed or read.
+    """
+    newest: dict[str, int] = {}
+    for name in storage.listing(storage.join(out, FOLDER)):
+        key, _, generation = name.removesuffix(".json").rpartition(".")
+        if name.endswith(".json") and generation.isdecimal():
+            newest[key] = max(newest.get(key, 0), int(generation))
+    return {key: _read(out, key, generation) for key, generation in sorted(newest.items())}
+
+
+@contextlib.contextmanager
+def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
+    """Claims on those of the pairs that nobody else holds, renewed until the end and then released.
+
+    What ends in an exception leaves the claim of a pair with strikes behind, expired: they must not be forgotten.
+
+    Raises:
+        StorageUnavailable: the store failed for the moment.
+    """
+    mine: dict[str, Claim] = {}
+    finished = False
+    done = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(mine, run, done), name="claims", daemon=True)
+    try:
+        before = standing(run.out) if run.exclusive else {}
+        for key in dict.fromkeys(keys):
+            if claim := _take(key, before.get(key), run):
+                mine[key] = claim
+        if run.exclusive:
+            renewing.start()
+        yield dict(mine)
+        finished = True
+    finally:
+        done.set()
+        if renewing.ident is not None:
+            renewing.join(1.0)  # one that waits for the store must not hold up the end: what it writes then expires
+        if run.exclusive:
+            for claim in mine.values():
+                if finished or not claim.strikes:
+                    release(run.out, claim)
+                else:
+                    with contextlib.suppress(StorageError):
+                        storage.write(_uri(run.out, claim.key, claim.generation), _to_json(replace(claim, expires=0.0)))
+
+
+def release(out: str, claim: Claim) -> None:
+    """Give a claim up, as far as the store lets: it expires anyway."""
+    with contextlib.suppress(StorageError):
+        storage.delete(_uri(out, claim.key, claim.generation))
+
+
+@functools.cache
+def watch_for_crashes() -> str:
+    """Have a crash of this process in native code leave its stack in a file: the file's name, or nothing if others watch.
+
+    A kill, a power failure and the kernel's out-of-memory killer leave nothing: they say nothing about the pair.
+    """
+    if faulthandler.is_enabled():
+        return ""
+    for old in Path(tempfile.gettempdir()).glob(f"{_CRASH_LOG}*.log"):
+        with contextlib.suppress(OSError):
+            if not old.stat().st_size and not _is_running(old.stem.removeprefix(_CRASH_LOG).rpartition("-")[0]):
+                old.unlink()  # of a process that was killed
+    path = Path(tempfile.gettempdir(), f"{_CRASH_LOG}{_process()}-{secrets.token_hex(4)}.log")
+    try:
+        file = path.open("x")
+    except OSError:
+        return ""
+    faulthandler.enable(file)
+
+    def forget() -> None:
+        faulthandler.disable()
+        file.close()
+        path.unlink(missing_ok=True)
+
+    atexit.register(forget)
+    return path.name
+
+
+def _take(key: str, before: Claim | None, run: Run) -> Claim | None:
+    if before is not None and before.is_live:
+        return None
+    claim = Claim(
+        key=key,
+        generation=before.generation + 1 if before else 0,
+        owner=secrets.token_hex(8),
+        run_id=run.id,
+        machine=_machine(),
+        process=_process(),
+        crash_log=watch_for_crashes(),
+        strikes=before.next_strikes if before else 0,
+        expires=time.time() + run.settings.lease_seconds,
+    )
+    if not run.exclusive:
+        return claim
+    created = storage.create(_uri(run.out, key, claim.generation), _to_json(claim))
+    # a client that tried again after a lost answer may have lost to itself
+    if not created and _read(run.out, key, claim.generation).owner != claim.owner:
+        return None
+    if before is not None:
+        release(run.out, before)
+    return claim
+
+
+def _renew(mine: dict[str, Claim], run: Run, done: threading.Event) -> None:
+    while not done.wait(run.settings.lease_seconds / 4):
+        for claim in mine.values():
+            renewed = replace(claim, expires=time.time() + run.settings.lease_seconds)
+            with contextlib.suppress(StorageError):
+                # somebody may have taken it over while the store or this process was away: both then write the same bytes
+                if not done.is_set() and _read(run.out, claim.key, claim.generation).owner == claim.owner:
+                    storage.write(_uri(run.out, claim.key, claim.generation), _to_json(renewed))
+
+
+def _uri(out: str, key: str, generation: int) -> str:
+    return storage.join(out, FOLDER, f"{key}.{generation}.json")
+
+
+def _to_json(claim: Claim) -> bytes:
+    return (json.dumps(asdict(claim), indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read(out: str, key: str, generation: int) -> Claim:
+    nobody = Claim(key, generation, "", "", "", "", "", 0, 0.0)
+    uri = _uri(out, key, generation)
+    if storage.stat(uri) is None:
+        return nobody
+    try:
+        record = json.loads(storage.read(uri))
+        found = Claim(**record)
+        float(found.expires), int(found.strikes), str(found.crash_log)
+    except (ValueError, TypeError):
+        return nobody
+    return replace(found, key=key, generation=generation)
+
+
+def _left_a_crash(name: str) -> bool:
+    path = Path(tempfile.gettempdir(), Path(name).name)
+    try:
+        return path.name.startswith(_CRASH_LOG) and path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+@functools.cache
+def _machine() -> str:
+    """This machine since it was started, and the numbering of processes in it that this one sees."""
+
+    def told(read: str) -> str:
+        try:
+            return os.readlink(read) if read.startswith("/proc/self") else Path(read).read_text().strip()
+        except OSError:
+            return ""
+
+    return " ".join((platform.node(), told("/proc/sys/kernel/random/boot_id"), told("/proc/self/ns/pid")))
+
+
+def _process() -> str:
+    return f"{os.getpid()}.{_started(os.getpid())}"
+
+
+def _is_running(process: str) -> bool:
+    pid, _, started = process.partition(".")
+    if not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        pass
+    except (OSError, OverflowError):
+        return False
+    return _started(int(pid)) == started
+
+
+def _started(pid: int) -> str:
+    """When a process began, in ticks: a number may be used again. Empty where the system does not say, and of a dead one."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

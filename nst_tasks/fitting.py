@@ -1,0 +1,57 @@
+"""A batch on a device whose memory may be too small for it: halved until it fits; a pair that alone does not is refused."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from nst_tasks import batching
+from nst_tasks.devices import Device
+from nst_tasks.errors import MemoryTooSmall, PairError
+from nst_tasks.loading import Loaded
+from nst_tasks.optimization import Result, optimize
+from nst_tasks.progress import Watch
+from nst_tasks.recipes import MIN_SIZE
+from nst_tasks.settings import Run
+
+_SIGNS = ("out of memory", "alloc_failed", "failed to allocate", "dst tensor is not initialized")
+"""What the texts of TensorFlow's other errors say where a GPU's memory ran out."""
+
+
+def optimized(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -> list[Result | PairError]:
+    """`optimization.optimize`, in as many parts as the device's memory asks for, each from its last checkpoint.
+
+    Raises:
+        Interrupted: the run was asked to stop. StorageUnavailable: a checkpoint could not be read for the moment.
+    """
+    try:
+        return optimize(loaded, run, device, observer)
+    except (tf.errors.OpError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # here, and not inside the handler: its traceback would hold on to what was allocated
+    if len(loaded) == 1:
+        return [_too_small(loaded[0], run, device)]
+    half = len(loaded) // 2
+    observer.warn(f"{device.name}: out of memory for {len(loaded)} pairs at once; halved. A lower NST_BATCH avoids the attempt")
+    return [*optimized(loaded[:half], run, device, observer), *optimized(loaded[half:], run, device, observer)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the device, or the machine's, ran out."""
+    if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
+        return True
+    return isinstance(error, tf.errors.OpError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def _too_small(ready: Loaded, run: Run, device: Device) -> MemoryTooSmall:
+    job = ready.job
+    pixels = job.height * job.width
+    # what was tried is too much, whatever the estimate says
+    room = min(run.settings.device_memory_gib * 2**30 / batching.bytes_per_pixel(job.recipe.method), pixels / 2)
+    side = max(MIN_SIZE, int(max(job.height, job.width) * math.sqrt(room / pixels)) // 16 * 16)
+    return MemoryTooSmall(
+        f"out of memory on {device.name.strip('/')} at {job.width} x {job.height}; about {side} px on the longest side would "
+        "fit: set size, or take a device with more memory (NST_DEVICE_MEMORY_GIB tells how much one has)"
+    )
