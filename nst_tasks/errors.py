@@ -11,7 +11,8 @@ NstError
 │   ├── MemoryTooSmall        it does not fit into the device's memory
 │   └── QuarantinedError      it took its process down twice
 ├── StorageError              the store said no for good: missing, forbidden, not a file
-│   └── StorageUnavailable    the store did not answer, or asked to come back later: worth a retry
+│   ├── StorageUnavailable    the store did not answer, or asked to come back later: worth a retry
+│   └── StorageUnusable       the store refuses everything of this run until somebody mends it: full, read-only, no access
 └── Interrupted               a person or the machine asked the run to stop
 
 A row's failure is data (see `outcome`); these are raised where it happens and turned into data once, in `work` and `intake`.
@@ -68,6 +69,10 @@ class StorageUnavailable(StorageError):
     """The store did not answer, or asked to come back later: worth a retry."""
 
 
+class StorageUnusable(StorageError):
+    """The store refuses everything of this run until somebody mends it: it is full, read-only, or does not know us."""
+
+
 class Interrupted(NstError):
     """A person or the machine asked the run to stop; what is finished is safe."""
 
@@ -75,6 +80,11 @@ class Interrupted(NstError):
 def is_transient(error: BaseException) -> bool:
     """Whether trying the same again later may succeed: the one place where this is decided."""
     return isinstance(error, StorageUnavailable)
+
+
+def ends_run(error: BaseException) -> bool:
+    """Whether no other pair of the run would fare better: it was asked to stop, or the store refuses everything."""
+    return isinstance(error, (Interrupted, StorageUnusable))
 
 
 _CHAINED = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")

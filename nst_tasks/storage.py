@@ -1,7 +1,8 @@
 """Read, write atomically, list and probe, on whatever fsspec reaches: a local folder, S3, memory.
 
-Plain functions of URIs. Foreign errors are translated here once, into `StorageError` (for good) or `StorageUnavailable` (worth
-a retry). What fsspec does not promise and we do: a write is whole or absent, and listings are never stale.
+Plain functions of URIs. Foreign errors are translated here once, by the tables below, into `StorageUnavailable` (worth a
+retry), `StorageUnusable` (no use going on) or plain `StorageError` (this object's own failure). What fsspec does not promise
+and we do: a write is whole or absent, and listings are never stale.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from nst_tasks.errors import NstError, StorageError, StorageUnavailable, redact
+from nst_tasks.errors import NstError, StorageError, StorageUnavailable, StorageUnusable, redact
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,7 +36,8 @@ def read(uri: str) -> bytes:
     """All bytes of an object.
 
     Raises:
-        StorageError: it is missing, forbidden or not a file. StorageUnavailable: the store may answer later.
+        StorageError: it is missing, forbidden or not a file. StorageUnavailable: the store may answer later, or its answer
+            broke off. StorageUnusable: the credentials are refused.
     """
     with _translated(uri):
         fs, path = _open(uri)
@@ -47,9 +49,10 @@ def write(uri: str, data: bytes) -> None:
     """Write an object whole or not at all, folders included.
 
     Raises:
-        StorageError: it is forbidden or the disk is full. StorageUnavailable: the store may answer later.
+        StorageError: the name cannot be used. StorageUnavailable: the store may answer later. StorageUnusable: nothing can be
+            written there: it is full, read-only, or the permissions or credentials do not allow it.
     """
-    with _translated(uri):
+    with _translated(uri, writing=True):
         fs, path = _open(uri)
         if _is_local(fs):
             _write_local(path, data)
@@ -60,18 +63,23 @@ def write(uri: str, data: bytes) -> None:
 def create(uri: str, data: bytes) -> bool:
     """Write an object only if there is none: whether this call wrote it. A store that `honours_create` denies overwrites.
 
+    The client repeats a request whose answer was lost, and is then refused because of its own object: a caller to whom False
+    matters reads the object back.
+
     Raises:
-        StorageError: it is forbidden or the disk is full. StorageUnavailable: the store may answer later.
+        StorageError, StorageUnavailable, StorageUnusable: as for `write`.
     """
-    with _translated(uri):
+    with _translated(uri, writing=True):
         fs, path = _open(uri)
         try:
             if _is_local(fs):
                 _write_local(path, data, os.link)
             else:
                 fs.pipe_file(path, data, mode="create")
-        except OSError as error:  # the refusal's number differs by server: whether the object is there does not
-            if isinstance(error, FileExistsError) or fs.exists(path):
+        except FileExistsError:
+            return False
+        except OSError as error:  # servers name the refusal differently: whether the object is there does not
+            if _code(error) in _CONDITION_CODES and fs.exists(path):
                 return False
             raise
         return True
@@ -83,7 +91,7 @@ def delete(uri: str) -> None:
     Raises:
         StorageError: it is forbidden. StorageUnavailable: the store may answer later.
     """
-    with _translated(uri):
+    with _translated(uri):  # not writing: some may write and not delete
         fs, path = _open(uri)
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
@@ -114,6 +122,10 @@ def stat(uri: str) -> Entry | None:
             return _entry(fs.info(path))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if _code(error) in ("400", "403"):  # the answer to HEAD has no body that says why; the answer to GET has
+                fs.cat_file(path, start=0, end=1)
+            raise
 
 
 def listing(uri: str) -> dict[str, Entry]:
@@ -183,12 +195,36 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(uri)
 
 
+_S3_TIMEOUTS = {"connect_timeout": 5, "read_timeout": 10}
+"""Seconds without a byte after which S3's client gives a request up."""
+
+_S3_ATTEMPTS = 3
+"""Of S3's client, which cannot be interrupted: what lasts is left to those who wait and can."""
+
+
 def _open(uri: str) -> tuple[Any, str]:
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-        return found
+        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False, **_client_options(uri))
     except TypeError as error:  # a file system that wants more than a URI says
         raise ValueError("a URI is not enough for this protocol") from error
+    if uri.startswith(_S3_PROTOCOLS):
+        fs.retries = 2  # around those of the client: 5 x 5 would spend minutes on each request while a server is away
+    return fs, path
+
+
+_S3_PROTOCOLS = ("s3://", "s3a://")
+
+
+def _client_options(uri: str) -> dict[str, Any]:
+    """How S3 is to be reached, save for what the user's own fsspec configuration or environment says."""
+    if not uri.startswith(_S3_PROTOCOLS):
+        return {}
+    asked = {**fsspec.config.conf.get("s3", {}), **fsspec.config.conf.get("s3a", {})}
+    client: dict[str, Any] = dict(_S3_TIMEOUTS)
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        client["retries"] = {"total_max_attempts": _S3_ATTEMPTS}
+    # one stream an object: several would ask for its size first by HEAD, whose answer does not say why it is a refusal
+    return {"max_concurrency": 1, **asked, "config_kwargs": {**client, **asked.get("config_kwargs", {})}}
 
 
 def _is_local(fs: Any) -> bool:
@@ -215,67 +251,113 @@ def _entry(info: Mapping[str, Any]) -> Entry:
     return Entry(int(info.get("size") or 0), "/".join(str(mark) for mark in marks if mark is not None))
 
 
-_FOR_GOOD = {
-    errno.EACCES: "access is denied",
-    errno.EPERM: "access is denied",
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is larger than the file system or the user's limit allows",
-    errno.EROFS: "the file system is read-only",
-    errno.ENAMETOOLONG: "the name is too long",
-    errno.EINVAL: "the store refuses the name or the request",
-    errno.ENOTDIR: "a part of the path is a file, not a folder",
-    errno.EISDIR: "it is a folder, not a file",
-    errno.EEXIST: "a file is in the way",
+_NO_ACCESS = "access is denied; check the permissions or credentials"
+_BY_NUMBER: dict[int, tuple[type[StorageError], str]] = {
+    errno.ENOENT: (StorageError, "does not exist; check the name"),
+    errno.EACCES: (StorageError, _NO_ACCESS),
+    errno.EPERM: (StorageError, _NO_ACCESS),
+    errno.ENOSPC: (StorageUnusable, "the disk is full; make room and run the same command again"),
+    errno.EDQUOT: (StorageUnusable, "the disk quota is used up; make room and run the same command again"),
+    errno.EROFS: (StorageUnusable, "the file system is read-only; make it writable and run the same command again"),
+    errno.EFBIG: (StorageError, "the file is larger than the file system or the user's limit allows"),
+    errno.ENAMETOOLONG: (StorageError, "the name is too long"),
+    errno.EINVAL: (StorageError, "the store refuses the name or the request"),
+    errno.ENOTDIR: (StorageError, "a part of the path is a file, not a folder; choose another path"),
+    errno.EISDIR: (StorageError, "it is a folder, not a file; choose another path"),
+    errno.EEXIST: (StorageError, "a file is in the way; choose another path"),
 }
-_FOR_GOOD_TYPES = {
-    "NoCredentialsError": "no credentials are found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile",
-    "PartialCredentialsError": "the credentials are incomplete; set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "ProfileNotFound": "the AWS profile is not known; check AWS_PROFILE",
-    "ParamValidationError": "the store refuses the name; check bucket and key",
-    "InvalidRegionError": "the AWS region is not valid; check AWS_DEFAULT_REGION",
+"""What an operating system's error number says; any other is taken for a passing failure."""
+
+_NUMBER_OF_TYPE = {
+    FileNotFoundError: errno.ENOENT,
+    PermissionError: errno.EACCES,
+    NotADirectoryError: errno.ENOTDIR,
+    IsADirectoryError: errno.EISDIR,
+    FileExistsError: errno.EEXIST,
 }
+"""For file systems that raise these without a number."""
+
+_EXPIRED = (StorageUnusable, "access is denied, the credentials have expired; renew them and run the same command again")
+_INVALID = (StorageUnusable, "access is denied, the credentials are not valid; correct them and run the same command again")
+_FULL = (StorageUnusable, "the store is full; make room and run the same command again")
+_LATER = (StorageUnavailable, "")
+_BY_CODE: dict[str, tuple[type[StorageError], str]] = {
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"), _EXPIRED),
+    **dict.fromkeys(("InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId", "SignatureDoesNotMatch"), _INVALID),
+    **dict.fromkeys(("QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "507"), _FULL),
+    "AccountProblem": (StorageUnusable, "access is denied, the account is not in order; ask the store's provider"),
+    "RequestTimeTooSkewed": (StorageUnusable, "access is denied, this machine's clock is wrong; set it and run again"),
+    # bytes that were damaged on the way, or an upload in parts that was completed by a request whose answer was lost
+    **dict.fromkeys(("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "InvalidPart", "NoSuchUpload"), _LATER),
+}
+"""What an S3 server's error code says where the number that s3fs makes of it says too little."""
+
+_CONDITION_CODES = ("PreconditionFailed", "ConditionalRequestConflict", "409", "412")
+
+_BY_CLASS: dict[str, tuple[type[StorageError], str]] = {
+    "NoCredentialsError": (
+        StorageUnusable, "no credentials are found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile",
+    ),
+    "PartialCredentialsError": (
+        StorageUnusable, "the credentials are incomplete; set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    ),
+    "ProfileNotFound": (StorageUnusable, "the AWS profile is not known; check AWS_PROFILE"),
+    "InvalidRegionError": (StorageUnusable, "the AWS region is not valid; check AWS_DEFAULT_REGION"),
+    **dict.fromkeys(("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"), _EXPIRED),
+    "ParamValidationError": (StorageError, "the store refuses the name; check bucket and key"),
+}  # fmt: skip
+"""What a client says before it asks a server, by its exception's class; botocore need not be imported for it."""
+
 _HTTP_LATER = (408, 425, 429)
 """HTTP statuses below 500 that ask to come back later."""
+
 _CLIENT_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "s3fs", "requests", "httpx")
+"""Whatever else these raise is a connection's failure, and passing."""
 
 
 @contextlib.contextmanager
-def _translated(uri: str) -> Iterator[None]:
-    place = redact(uri)
+def _translated(uri: str, writing: bool = False) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
-        raise StorageError(f"{place}: does not exist; check the name") from error
-    except PermissionError as error:
-        raise StorageError(f"{place}: access is denied; check the permissions or credentials") from error
-    except NotADirectoryError as error:
-        raise StorageError(f"{place}: {_FOR_GOOD[errno.ENOTDIR]}; choose another path") from error
-    except IsADirectoryError as error:
-        raise StorageError(f"{place}: {_FOR_GOOD[errno.EISDIR]}; choose another path") from error
-    except FileExistsError as error:
-        raise StorageError(f"{place}: {_FOR_GOOD[errno.EEXIST]}; choose another path") from error
-    except ImportError as error:
-        protocol = uri.partition("://")[0]
-        raise StorageError(f"{place}: the file system for {protocol}:// is not installed ({error})") from error
-    except NotImplementedError as error:
-        raise StorageError(f"{place}: this kind of store cannot do that; choose another place") from error
-    except OSError as error:
-        if error.errno in _FOR_GOOD:
-            raise StorageError(f"{place}: {_FOR_GOOD[error.errno]}") from error
-        raise StorageUnavailable(f"{place}: the store failed for the moment ({_brief(error)})") from error
     except Exception as error:
-        name = type(error).__name__
-        if name in _FOR_GOOD_TYPES:
-            raise StorageError(f"{place}: {_FOR_GOOD_TYPES[name]}") from error
-        if isinstance(error, ValueError):  # an unknown protocol, an address or a name that cannot be taken apart
-            raise StorageError(f"{place}: not a place that can be read or written; check protocol and name") from error
-        status = getattr(error, "status", None)  # aiohttp's
-        if isinstance(status, int) and 400 <= status < 500 and status not in _HTTP_LATER:
-            raise StorageError(f"{place}: the server answers HTTP {status}; check address and permissions") from error
-        if type(error).__module__.partition(".")[0] in _CLIENT_PACKAGES:
-            raise StorageUnavailable(f"{place}: the store failed for the moment ({_brief(error)})") from error
-        raise
+        found = _verdict(error, uri, writing)
+        if found is None:
+            raise
+        kind, sentence = found
+        if kind is StorageUnavailable:
+            sentence = f"the store failed for the moment ({_brief(error)})"
+        raise kind(f"{redact(uri)}: {sentence}") from error
+
+
+def _verdict(error: Exception, uri: str, writing: bool) -> tuple[type[StorageError], str] | None:
+    """The class and the sentence that a foreign error is told by, or None for a defect of ours."""
+    if (code := _code(error)) in _BY_CODE:
+        return _BY_CODE[code]
+    if isinstance(error, ImportError):
+        return StorageError, f"the file system for {uri.partition('://')[0]}:// is not installed ({error})"
+    if isinstance(error, NotImplementedError):
+        return StorageError, "this kind of store cannot do that; choose another place"
+    if isinstance(error, OSError):
+        number = next((of for kind, of in _NUMBER_OF_TYPE.items() if isinstance(error, kind)), error.errno)
+        kind, sentence = _BY_NUMBER.get(number or 0, _LATER)
+        # who may not read one object may read the next; an output that may not be written is no use to any pair
+        return (StorageUnusable if writing and sentence == _NO_ACCESS else kind), sentence
+    if type(error).__name__ in _BY_CLASS:
+        return _BY_CLASS[type(error).__name__]
+    if isinstance(error, ValueError):  # an unknown protocol, an address or a name that cannot be taken apart
+        return StorageError, "not a place that can be read or written; check protocol and name"
+    status = getattr(error, "status", None)  # aiohttp's
+    if isinstance(status, int) and 400 <= status < 500 and status not in _HTTP_LATER:
+        return StorageError, f"the server answers HTTP {status}; check address and permissions"
+    if type(error).__module__.partition(".")[0] in _CLIENT_PACKAGES:
+        return _LATER
+    return None
+
+
+def _code(error: Exception) -> str:
+    """The S3 error code that s3fs found in a server's answer, if this is one: a name, or a status where there was no body."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _brief(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nst_tasks import errors
-from nst_tasks.errors import NstError, is_transient, redact
+from nst_tasks.errors import NstError, ends_run, is_transient, redact
 
 
 @pytest.mark.parametrize(
@@ -68,28 +68,29 @@ def test_redact_never_shows_a_secret_wherever_it_is(host: str, path: str, secret
 
 
 @pytest.mark.parametrize(
-    ("error", "transient"),
+    ("error", "transient", "ends"),
     [
-        (errors.StorageUnavailable("x"), True),
-        (errors.StorageError("x"), False),
-        (errors.PictureError("x"), False),
-        (errors.DivergedError("x"), False),
-        (errors.PairError("x"), False),
-        (errors.ManifestError("x"), False),
-        (errors.SettingsError("x"), False),
-        (errors.Interrupted("x"), False),
-        (NstError("x"), False),
-        (TimeoutError("foreign errors are translated first"), False),
-        (KeyboardInterrupt(), False),
+        (errors.StorageUnavailable("x"), True, False),
+        (errors.StorageUnusable("x"), False, True),
+        (errors.StorageError("x"), False, False),
+        (errors.PictureError("x"), False, False),
+        (errors.DivergedError("x"), False, False),
+        (errors.PairError("x"), False, False),
+        (errors.ManifestError("x"), False, False),
+        (errors.SettingsError("x"), False, False),
+        (errors.Interrupted("x"), False, True),
+        (NstError("x"), False, False),
+        (TimeoutError("foreign errors are translated first"), False, False),
+        (KeyboardInterrupt(), False, False),
     ],
 )
-def test_only_an_unavailable_store_is_worth_a_retry(error: BaseException, transient: bool) -> None:
-    assert is_transient(error) is transient
+def test_what_is_worth_a_retry_and_what_ends_the_run(error: BaseException, transient: bool, ends: bool) -> None:
+    assert (is_transient(error), ends_run(error)) == (transient, ends)
 
 
 def test_every_error_is_in_the_tree_and_drawn_at_its_top() -> None:
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
-    assert len(classes) == 10
+    assert len(classes) == 11
     assert all(issubclass(c, NstError) for c in classes)
     drawing = errors.__doc__ or ""
     for c in classes:
@@ -98,4 +99,5 @@ def test_every_error_is_in_the_tree_and_drawn_at_its_top() -> None:
     assert issubclass(errors.ManifestError, errors.InputError)
     assert issubclass(errors.SettingsError, errors.InputError)
     assert issubclass(errors.StorageUnavailable, errors.StorageError)
+    assert issubclass(errors.StorageUnusable, errors.StorageError)
     assert issubclass(errors.PictureError, errors.PairError)

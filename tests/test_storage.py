@@ -21,7 +21,7 @@ import fsspec
 import pytest
 
 from nst_tasks import storage
-from nst_tasks.errors import NstError, PictureError, StorageError, StorageUnavailable
+from nst_tasks.errors import NstError, PictureError, StorageError, StorageUnavailable, StorageUnusable
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -281,18 +281,18 @@ TRANSLATED = [
     (FileNotFoundError("hunter2"), StorageError, "does not exist; check the name"),
     (PermissionError("hunter2"), StorageError, "access is denied; check the permissions or credentials"),
     (OSError(errno.EPERM, "hunter2"), StorageError, "access is denied"),
-    (OSError(errno.ENOSPC, "hunter2"), StorageError, "the disk is full"),
-    (OSError(errno.EDQUOT, "hunter2"), StorageError, "the disk quota is used up"),
-    (OSError(errno.EROFS, "hunter2"), StorageError, "the file system is read-only"),
+    (OSError(errno.ENOSPC, "hunter2"), StorageUnusable, "the disk is full"),
+    (OSError(errno.EDQUOT, "hunter2"), StorageUnusable, "the disk quota is used up"),
+    (OSError(errno.EROFS, "hunter2"), StorageUnusable, "the file system is read-only"),
     (OSError(errno.ENAMETOOLONG, "hunter2"), StorageError, "the name is too long"),
     (NotADirectoryError("hunter2"), StorageError, "a part of the path is a file, not a folder; choose another path"),
     (IsADirectoryError(errno.EISDIR, "hunter2"), StorageError, "it is a folder, not a file; choose another path"),
     (FileExistsError("hunter2"), StorageError, "a file is in the way; choose another path"),
     (NotImplementedError("hunter2"), StorageError, "this kind of store cannot do that"),
     (ValueError("hunter2"), StorageError, NO_PLACE),
-    (botocore.exceptions.NoCredentialsError(), StorageError, "no credentials are found; set AWS_ACCESS_KEY_ID"),
-    (botocore.exceptions.PartialCredentialsError(provider="hunter2", cred_var="x"), StorageError, "are incomplete"),
-    (botocore.exceptions.ProfileNotFound(profile="hunter2"), StorageError, "check AWS_PROFILE"),
+    (botocore.exceptions.NoCredentialsError(), StorageUnusable, "no credentials are found; set AWS_ACCESS_KEY_ID"),
+    (botocore.exceptions.PartialCredentialsError(provider="hunter2", cred_var="x"), StorageUnusable, "are incomplete"),
+    (botocore.exceptions.ProfileNotFound(profile="hunter2"), StorageUnusable, "check AWS_PROFILE"),
     (botocore.exceptions.ParamValidationError(report="hunter2"), StorageError, "check bucket and key"),
     (aiohttp.InvalidURL("hunter2"), StorageError, NO_PLACE),
     (OSError(errno.EIO, "hunter2"), StorageUnavailable, f"{LATER} (OSError, EIO)"),
@@ -320,11 +320,7 @@ def test_foreign_errors_are_translated_without_their_texts(
     error: Exception, kind: type[StorageError], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Faulty, "error", error)
-    calls = [
-        lambda: storage.read(PLACE),
-        lambda: storage.write(PLACE, b"x"),
-        lambda: storage.expand(PLACE),
-    ]
+    calls = [lambda: storage.read(PLACE), lambda: storage.expand(PLACE)]
     if not isinstance(error, FileNotFoundError):  # which stat and listing answer with nothing
         calls += [lambda: storage.stat(PLACE), lambda: storage.listing(PLACE)]
     for call in calls:
@@ -335,6 +331,11 @@ def test_foreign_errors_are_translated_without_their_texts(
         assert sentence in str(caught.value)
         assert "hunter2" not in str(caught.value)
         assert caught.value.__cause__ is error
+    with pytest.raises(StorageError, match="^" + SHOWN) as caught:
+        storage.write(PLACE, b"x")
+    # one picture that may not be read is one pair's failure; an output that may not be written is everybody's
+    assert type(caught.value) is (StorageUnusable if sentence.startswith("access is denied") else kind)
+    assert sentence in str(caught.value)
 
 
 def test_a_store_without_the_object_answers_stat_and_listing(monkeypatch: pytest.MonkeyPatch) -> None:

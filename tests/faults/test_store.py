@@ -1,0 +1,116 @@
+"""What nst makes of a real S3 server's failures, and of those on the way to it, one kind at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import fsspec
+import pytest
+from proxy import PASSING, Fault, Proxy, proxy
+from servers import S3
+
+from nst_tasks import storage
+from nst_tasks.errors import StorageError, StorageUnavailable, StorageUnusable
+
+WHOLE = bytes(range(256)) * 400
+
+
+@pytest.fixture
+def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that harms nothing yet, a bucket behind it with one object, and a client that tries once, for a second."""
+    import s3fs
+
+    with proxy(s3.endpoint, lambda method, path: None) as running:
+        for name, value in {**s3.environment, "AWS_ENDPOINT_URL": running.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = s3fs.S3FileSystem()
+        if not store.exists("nst-faults"):
+            store.mkdir("nst-faults")
+        storage.write("s3://nst-faults/whole", WHOLE)
+        quick = {"read_timeout": 1, "retries": {"total_max_attempts": 1}}
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": quick})
+        yield running
+        running.decide = lambda method, path: None
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+READING = {
+    "read": lambda: storage.read("s3://nst-faults/whole"),
+    "stat": lambda: storage.stat("s3://nst-faults/whole"),
+    "listing": lambda: storage.listing("s3://nst-faults"),
+}
+WRITING = {
+    "write": lambda: storage.write("s3://nst-faults/new", b"new"),
+    "create": lambda: storage.create("s3://nst-faults/first", b"first"),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: fault.name)
+def test_what_passes_is_worth_a_retry_and_never_half_an_object(way: Proxy, fault: Fault) -> None:
+    for name, call in {**READING, **WRITING}.items():
+        if fault == Fault.STALL and name not in ("read", "write"):  # each takes its seconds
+            continue
+        way.decide = lambda method, path: fault
+        with pytest.raises(StorageUnavailable, match="the store failed for the moment"):
+            call()
+        way.decide = lambda method, path: None
+        storage.delete("s3://nst-faults/first")
+        assert call() is not False, name
+    assert storage.read("s3://nst-faults/whole") == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("fault", "when_reading", "sentence"),
+    [
+        (Fault.EXPIRED_TOKEN, StorageUnusable, "access is denied, the credentials have expired; renew them and run the same"),
+        (Fault.UNKNOWN_KEY, StorageUnusable, "access is denied, the credentials are not valid; correct them"),
+        (Fault.WRONG_SIGNATURE, StorageUnusable, "access is denied, the credentials are not valid; correct them"),
+        (Fault.WRONG_CLOCK, StorageUnusable, "access is denied, this machine's clock is wrong"),
+        (Fault.FULL, StorageUnusable, "the store is full; make room"),
+        # one object may be another's; an output that may not be written is no use to anybody
+        (Fault.ACCESS_DENIED, StorageError, "access is denied; check the permissions or credentials"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Fault) else "",
+)
+def test_what_lasts_is_told_apart_by_the_servers_own_code(
+    way: Proxy, fault: Fault, when_reading: type[StorageError], sentence: str
+) -> None:
+    way.decide = lambda method, path: fault
+    before = way.requests
+    for calls, kind in ((READING, when_reading), (WRITING, StorageUnusable)):
+        for call in calls.values():
+            with pytest.raises(StorageError, match=sentence) as caught:
+                call()
+            assert type(caught.value) is kind
+    assert way.requests - before <= 8  # nothing is tried again
+
+
+def test_an_answer_lost_on_the_way_back_never_makes_a_creator_of_two(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client repeats the request by itself and is refused by the object that the first one made: false, not true twice."""
+    monkeypatch.setitem(fsspec.config.conf, "s3", {})
+    losing = iter([Fault.LOST])
+    way.decide = lambda method, path: next(losing, None) if method == "PUT" else None
+    storage.delete("s3://nst-faults/first")
+    assert not storage.create("s3://nst-faults/first", b"mine")
+    assert storage.read("s3://nst-faults/first") == b"mine"
+    assert way.harmed[Fault.LOST] == 1
+    assert not storage.create("s3://nst-faults/first", b"another's")
+    assert storage.read("s3://nst-faults/first") == b"mine"
+
+
+def test_the_client_gives_up_soon_and_the_users_own_settings_win(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be interrupted must not take minutes; who sets FSSPEC_S3 or AWS_MAX_ATTEMPTS knows better."""
+    way.decide = lambda method, path: Fault.INTERNAL_ERROR if method == "GET" else None
+    for user, environment, attempts in (
+        ({}, {}, 3),
+        ({"retries": {"total_max_attempts": 2}}, {}, 2),
+        ({}, {"AWS_MAX_ATTEMPTS": "1"}, 1),
+    ):
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": user} if user else {})
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        before = way.requests
+        with pytest.raises(StorageUnavailable):
+            storage.read("s3://nst-faults/whole")
+        assert way.requests - before == attempts
