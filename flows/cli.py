@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any, NoReturn
 
@@ -89,14 +92,15 @@ def run(
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
         checkpoint_every, pair_timeout,
     )  # fmt: skip
-    try:
-        configured = settings.from_environment()
-        taken = intake.prepare(request, configured)
-        if dry_run:
-            _print_dry_run(intake.survey(request, taken, configured), as_json)
-    except NstError as error:
-        _refuse(error)
-    _run(request, as_json)
+    with _stoppable():
+        try:
+            configured = settings.from_environment()
+            taken = intake.prepare(request, configured)
+            if dry_run:
+                _print_dry_run(intake.survey(request, taken, configured), as_json)
+        except NstError as error:
+            _refuse(error)
+        _run(request, as_json)
 
 
 @app.command()
@@ -206,11 +210,23 @@ def demo(
     from flows.demo import prepare
     from nst_tasks import intake, storage
 
+    with _stoppable():
+        try:
+            manifest = prepare(storage.absolute(out))
+        except NstError as error:
+            _refuse(error)
+        _run(intake.Request(manifest, storage.absolute(out)), as_json=False)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends what it finds as SIGINT does, with exit code 130, before the run takes both over and after."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        manifest = prepare(storage.absolute(out))
-    except NstError as error:
-        _refuse(error)
-    _run(intake.Request(manifest, storage.absolute(out)), as_json=False)
+        yield
+    except KeyboardInterrupt:
+        typer.echo("nst: interrupted", err=True)
+        raise typer.Exit(130) from None
 
 
 def _run(request: Any, as_json: bool) -> NoReturn:
@@ -227,8 +243,6 @@ def _run(request: Any, as_json: bool) -> NoReturn:
         ended = run_flow(request)
     except NstError as error:
         _refuse(error)
-    except KeyboardInterrupt:  # before the run took over the signal: nothing has begun
-        raise typer.Exit(130) from None
     if ended.report is None:
         typer.echo(ended.message, err=True)
     elif as_json:

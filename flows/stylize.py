@@ -19,7 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from nst_tasks import batching, claims, devices, intake, presets, reporting, resume, settings, storage, weights, work
 from nst_tasks.batching import Job
 from nst_tasks.claims import Claim
-from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, redact
+from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, redact
 from nst_tasks.intake import Request
 from nst_tasks.manifest import Pair, reasons
 from nst_tasks.outcome import Outcome, Status
@@ -103,7 +103,7 @@ def stylize_manifest(
     except Interrupted:
         return Cancelled(message=INTERRUPTED)
     except StorageError as error:
-        return Failed(message=f"the run could not go on: {error}", data=error)
+        return Failed(message=f"the run could not go on, what is finished is safe: {error}", data=error)
     message = report.message
     if len(report.failures) > intake.failure_limit(max_failures, report.rows):
         limit = f"above --max-failures {max_failures}" if max_failures else "none succeeded"
@@ -196,6 +196,9 @@ def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings)
             sources |= {uri: NstError(f"{redact(uri)}: could not be inspected ({result})") for uri in chunk}
         else:
             sources |= result
+    for found in sources.values():
+        if isinstance(found, NstError) and ends_run(found):
+            raise found
     return sources
 
 
@@ -244,7 +247,8 @@ def _fanned_out(jobs: Sequence[Job], run: Run, most: int, window: int) -> list[O
             for sentence in observer.warnings[told:]:
                 logger.warning(sentence)
             told = len(observer.warnings)
-            if isinstance(result, Interrupted):
+            if isinstance(result, NstError) and ends_run(result):
+                observer.stop.set()  # the batches that are under way end too
                 raise result
             if isinstance(result, BaseException):  # a defect: the other pairs go on
                 result = work.fail(batch, result, run)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +37,9 @@ class Ended:
 
 STOPPED = Ended("Cancelled", INTERRUPTED, 130, None)
 
+GRACE_SECONDS = 4.5
+"""From the end of what cannot be interrupted to the end of the process, whatever a thread still waits for."""
+
 
 def run_flow(request: Request) -> Ended:
     """Run `stylize_manifest` with a progress bar on standard error; SIGINT and SIGTERM end it between two chunks of steps.
@@ -42,7 +48,7 @@ def run_flow(request: Request) -> Ended:
         InputError: the request is refused, or the Prefect API does not answer.
     """
     _require_api()
-    with _progress_bar() as watch, _signals(watch.stop):
+    with _progress_bar() as watch, _signals(watch):
         token = current.set(watch)
         try:
             state = stylize_manifest(
@@ -66,7 +72,7 @@ def run_flow(request: Request) -> Ended:
             return STOPPED
         finally:
             current.reset(token)
-    if state.is_cancelled() or (watch.stop.is_set() and not state.is_completed()):
+    if state.is_cancelled() or (watch.stop.is_set() and state.is_crashed()):
         return STOPPED
     result = state.result(raise_on_failure=False)
     if isinstance(result, InputError):
@@ -98,15 +104,19 @@ def _require_api() -> None:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
+def _signals(watch: Watch) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the run to stop, the second SIGINT ends it where it is."""
+    asked = False
 
     def ask(number: int, frame: object) -> None:
-        if stop.is_set():
+        nonlocal asked
+        if asked:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
-        stop.set()
+        asked = True
+        watch.stop.set()
+        threading.Thread(target=_leave, args=(watch,), name="leave", daemon=True).start()
         print("nst: stopping after the current steps; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -115,6 +125,24 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave(watch: Watch) -> None:
+    """End the process of a run that was asked to stop, should anything still hold it up: a store that does not answer, a delay.
+
+    A preempted machine is gone within seconds, and everything that counts is written already.
+    """
+    until = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        if watch.computing:
+            until = time.monotonic() + GRACE_SECONDS
+    print(INTERRUPTED, file=sys.stderr, flush=True)
+    # what would run at a normal exit, such as the end of the server that Prefect started: if it is quick
+    last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    last.start()
+    last.join(1.0)
+    os._exit(130)
 
 
 @contextmanager

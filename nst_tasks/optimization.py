@@ -117,7 +117,8 @@ def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterato
     while at.state.level < len(schedule):
         level, method = schedule[at.state.level], _method(loaded[0], at.calmed_from, at.state.level)
         try:
-            at, image = _stepped(loaded, at, method, schedule, tools)
+            with tools.observer.compute():
+                at, image = _stepped(loaded, at, method, schedule, tools)
         except DeadlineError as error:
             yield from ((ready, error) for ready in loaded)
             return
@@ -134,7 +135,9 @@ def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterato
     if len(loaded) > 1:  # so that a kill between the first pair's marker and the last one's leaves nothing to do again
         tools.saver.save([ready.job.key for ready in loaded], at)
     for k, ready in enumerate(loaded):
-        yield ready, _result(ready, checkpoint.take(at, [k]), at.elapsed / len(loaded), schedule, tools)
+        with tools.observer.compute():
+            result = _result(ready, checkpoint.take(at, [k]), at.elapsed / len(loaded), schedule, tools)
+        yield ready, result
 
 
 def _stepped(

@@ -6,8 +6,9 @@ parameter that the Prefect API could not store. Where nobody watches (a worker p
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ class Watch:
     steps_done: int = 0
     work: int = 0
     work_done: int = 0
+    computing: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     warnings: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -33,6 +35,15 @@ class Watch:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
         self.changed(self)
+
+    @contextlib.contextmanager
+    def compute(self) -> Iterator[None]:
+        """For as long as something is computed that cannot be interrupted, `computing` is above 0."""
+        self.add(computing=1)
+        try:
+            yield
+        finally:
+            self.add(computing=-1)
 
     def warn(self, sentence: str) -> None:
         """Tell once what went wrong without harm to the result."""

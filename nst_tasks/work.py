@@ -5,7 +5,6 @@ Plain functions, no Prefect. A pair's own failure becomes its outcome; what a re
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import platform
@@ -25,6 +24,7 @@ from nst_tasks.errors import (
     PairError,
     QuarantinedError,
     StorageError,
+    ends_run,
     is_transient,
     redact,
 )
@@ -44,7 +44,7 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
 
     Raises:
         StorageUnavailable: the store failed for the moment; nothing is lost by trying the whole batch again.
-        Interrupted: the run was asked to stop; what the batch has come to is in its checkpoints.
+        StorageUnusable: it refuses everything of the run. Interrupted: the run was asked to stop, checkpoints are written.
     """
     observer = watch()
     outcomes: dict[str, Outcome] = {}
@@ -60,7 +60,7 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
                 try:
                     loaded.append(loading.load(job, run))
                 except NstError as error:
-                    if is_transient(error):
+                    if is_transient(error) or ends_run(error):
                         raise
                     outcomes[job.id] = _publish_failure(job, error, run)
         if loaded:
@@ -115,7 +115,7 @@ def _publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
         storage.write(storage.join(run.out, done.history), losses)
         storage.write(storage.join(run.out, outcome.marker_path(job.id)), outcome.to_json(done))
     except StorageError as error:
-        if is_transient(error):
+        if is_transient(error) or ends_run(error):
             raise
         return failure(job.id, job.row, error, run.id)
     return done
@@ -142,9 +142,16 @@ def fail(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
 
 
 def record_failure(failed: Outcome, run: Run) -> Outcome:
-    """Write the marker of a failed pair as far as the store lets: the run's summary tells it as well."""
-    with contextlib.suppress(StorageError):
+    """Write the marker of a failed pair as far as the store lets: the run's summary tells it as well.
+
+    Raises:
+        StorageUnusable: nothing can be written any more, the summary neither.
+    """
+    try:
         storage.write(storage.join(run.out, outcome.marker_path(failed.id)), outcome.to_json(failed))
+    except StorageError as error:
+        if ends_run(error):
+            raise
     return failed
 
 
