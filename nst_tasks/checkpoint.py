@@ -8,6 +8,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,13 @@ from nst_tasks.core.method import NUMERICS_VERSION
 from nst_tasks.core.optimizers import AdamState, SGDState
 from nst_tasks.core.transfer import Average, Best, Nothing, TransferState
 
-KINDS: dict[str, Any] = {kind.__name__: kind for kind in (AdamState, SGDState, LBFGSState, Average, Best, Nothing)}
+KINDS: Mapping[str, Any] = MappingProxyType(
+    {kind.__name__: kind for kind in (AdamState, SGDState, LBFGSState, Average, Best, Nothing)}
+)
 
-MADE_BY = {"checkpoint": "1", "numerics": str(NUMERICS_VERSION), "nst": __version__, "tensorflow": tf.__version__}
+MADE_BY: Mapping[str, str] = MappingProxyType(
+    {"checkpoint": "1", "numerics": str(NUMERICS_VERSION), "nst": __version__, "tensorflow": tf.__version__}
+)
 """What must be the same where a checkpoint is read, for the rest of the steps to give the bytes of an uninterrupted run."""
 
 
@@ -32,7 +37,8 @@ class Checkpoint:
     state: as the core has it. first: the images (B, H, W, 3) that its level began with. terms, seconds: of every level begun,
     the rows of its history so far, (n, B, 3) and (n + 1,), and both (n,) of a finished one; seconds of compute since the pair
     began. calmed_from: the level from which the learning rate is lower, because the loss blew up there; None if it did not.
-    After the last level `state.level` is one more than there are, and its image the result.
+    companions: keys of the pairs that share the batch. After the last level `state.level` is one more than there are, and its
+    image the result.
     """
 
     state: TransferState
@@ -40,6 +46,7 @@ class Checkpoint:
     terms: tuple[np.ndarray, ...]
     seconds: tuple[np.ndarray, ...]
     calmed_from: int | None = None
+    companions: tuple[str, ...] = ()
 
     @property
     def elapsed(self) -> float:
@@ -100,6 +107,7 @@ def encode(at: Checkpoint, key: str) -> bytes:
         "optimizer": type(at.state.optimizer).__name__,
         "kept": type(at.state.kept).__name__,
         "calmed_from": at.calmed_from,
+        "companions": at.companions,
     }
     arrays: dict[str, np.ndarray] = {
         "facts": np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8),
@@ -145,6 +153,7 @@ def decode(data: bytes, key: str) -> Checkpoint:
         tuple(arrays[f"terms.{k}"] for k in range(_count("terms", arrays))),
         tuple(arrays[f"seconds.{k}"] for k in range(_count("seconds", arrays))),
         facts["calmed_from"],
+        tuple(facts["companions"]),
     )
 
 

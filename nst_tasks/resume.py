@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from nst_tasks import checkpoint, storage
@@ -52,7 +52,9 @@ def resumed(
 ) -> list[Checkpoint | None]:
     """Each pair's checkpoint to go on from: of the furthest place that all of them have, or else each pair's furthest.
 
-    One that is damaged, another's, or does not fit is told to `warn` and not used.
+    A checkpoint counts only if the companions that are here again were saved as well: alone a pair's last bits are others than
+    in a batch, and a kill that comes while a batch's first checkpoints are written costs no more than that interval. One that
+    is damaged, another's, or does not fit is told to `warn` and not used.
 
     Raises:
         StorageUnavailable: the store failed for the moment.
@@ -76,11 +78,18 @@ def resumed(
             return None
         return found
 
+    def furthest(key: str) -> Checkpoint | None:
+        for place in places.get(key, ()):
+            found = load(key, place)
+            if found and all(places.get(other, [(-1, -1)])[0] >= place for other in found.companions if other in keys):
+                return found
+        return None
+
     for place in sorted(set.intersection(*(set(places.get(key, ())) for key in keys)), reverse=True):
         together = [load(key, place) for key in keys]
         if all(together):
             return list(together)
-    return [next(filter(None, (load(key, place) for place in places.get(key, ()))), None) for key in keys]
+    return [furthest(key) for key in keys]
 
 
 def remove(out: str, keys: Iterable[str]) -> None:
@@ -118,7 +127,7 @@ class Saver:
     def _write(self, keys: list[str], at: Checkpoint) -> None:
         place = (at.state.level, at.state.step)
         try:
-            held = checkpoint.on_host(at)
+            held = replace(checkpoint.on_host(at), companions=tuple(keys))
             for k, key in enumerate(keys):
                 storage.write(uri(self.out, key, place), checkpoint.encode(checkpoint.take(held, [k]), key))
             places = listed(self.out)

@@ -1,0 +1,180 @@
+"""Checkpoints as bytes: all of a state and nothing else comes back, and what was touched does not."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jobs import LIGHT
+from transfers import picture
+
+from nst_tasks import checkpoint, weights
+from nst_tasks.checkpoint import Checkpoint
+from nst_tasks.core import backbones, transfer
+from nst_tasks.core.method import LBFGS, SGD, Method
+from nst_tasks.core.pyramid import Level
+
+KEY = "ab" * 32
+METHODS: dict[str, Method] = {
+    "adam": replace(LIGHT.method, output="last"),
+    "adam, averaged": replace(LIGHT.method, output="average"),
+    "adam, best": replace(LIGHT.method, output="best"),
+    "sgd": replace(LIGHT.method, optimizer=SGD(0.1)),
+    "lbfgs": replace(LIGHT.method, optimizer=LBFGS(3)),
+}
+
+
+@pytest.fixture(scope="module")
+def standing() -> Callable[[Method, int], Checkpoint]:
+    """Two steps of a batch of this method."""
+    tiny = backbones.build("tiny", weights.load("tiny", None))
+
+    def make(method: Method, pairs: int) -> Checkpoint:
+        contents = np.stack([picture(k) for k in range(pairs)])
+        styles = [[transfer.style_statistics(tiny, method, picture(10 + k))] for k in range(pairs)]
+        aims = transfer.targets(tiny, method, contents, styles, [[1.0]] * pairs)
+        first = transfer.start(method, contents, list(range(pairs)))
+        state, terms = transfer.advance(tiny, method, aims, first, 2, 5)
+        earlier = np.arange(3 * pairs * 3, dtype=np.float32).reshape(3, pairs, 3)
+        return Checkpoint(state, first.image, (earlier, terms), (np.arange(3.0), np.array([2.0, 2.5, 3.25])), None)
+
+    return make
+
+
+def same(one: Checkpoint, two: Checkpoint) -> bool:
+    def plain(at: Checkpoint) -> list[np.ndarray]:
+        return [np.asarray(leaf) for leaf in tf.nest.flatten((at.state, at.first, at.terms, at.seconds))]
+
+    kinds = [(type(at.state.optimizer), type(at.state.kept), at.calmed_from) for at in (one, two)]
+    leaves = zip(plain(one), plain(two), strict=True)
+    return kinds[0] == kinds[1] and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in leaves)
+
+
+@pytest.mark.parametrize("calmed_from", [None, 0])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_everything_that_a_resume_needs_comes_back(
+    standing: Callable[[Method, int], Checkpoint], method: Method, calmed_from: int | None
+) -> None:
+    at = replace(standing(method, 1), calmed_from=calmed_from)
+    back = checkpoint.decode(checkpoint.encode(checkpoint.on_host(at), KEY), KEY)
+    assert same(at, back)
+    assert back.elapsed == 3.25
+    assert transfer.fits(method, back.state, Level(32, 40, 5))
+    assert not transfer.fits(method, back.state, Level(32, 41, 5))
+    others = [other for other in METHODS.values() if other is not method]
+    assert not any(transfer.fits(other, back.state, Level(32, 40, 5)) for other in others)
+    assert not transfer.fits(replace(method, optimizer=LBFGS(4), output="last"), back.state, Level(32, 40, 5))
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_batch_is_taken_apart_and_put_together(standing: Callable[[Method, int], Checkpoint], method: Method) -> None:
+    at = standing(method, 3)
+    for whole in (at, checkpoint.on_host(at)):
+        parts = [checkpoint.take(whole, [k]) for k in range(3)]
+        assert all(part.state.image.shape == (1, 32, 40, 3) == part.first.shape for part in parts)
+        assert same(checkpoint.merge(parts), at)
+        assert same(checkpoint.merge(parts[::-1]), checkpoint.take(at, [2, 1, 0]))
+    late = replace(parts[1], seconds=(parts[1].seconds[0], np.array([2.0, 2.5, 9.0])))
+    assert checkpoint.merge([parts[0], late, parts[2]]).elapsed == 9.0
+
+
+@pytest.fixture(scope="module")
+def written(standing: Callable[[Method, int], Checkpoint]) -> bytes:
+    return checkpoint.encode(checkpoint.on_host(standing(METHODS["adam"], 1)), KEY)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_what_was_touched_is_not_read(written: bytes, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(written) - 1))
+    torn = written[:place]
+    flipped = bytearray(written)
+    flipped[place] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(ValueError, match="^it is damaged"):
+        checkpoint.decode(torn, KEY)
+    try:
+        assert checkpoint.encode(checkpoint.decode(bytes(flipped), KEY), KEY) == written  # a byte that says nothing, as a date
+    except ValueError as error:
+        assert str(error).startswith("it is damaged")
+
+
+def members(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as whole:
+        return {name: whole.read(name) for name in whole.namelist()}
+
+
+def zipped(parts: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as whole:
+        for name, data in parts.items():
+            whole.writestr(name, data)
+    return buffer.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+class Opened(Exception):
+    """A pickle was run."""
+
+
+class Trap:
+    def __reduce__(self) -> tuple[type[Exception], tuple[str]]:
+        return Opened, ("run",)
+
+
+def test_what_somebody_made_up_is_not_read(written: bytes) -> None:
+    parts = members(written)
+    trap = np.empty(1, object)
+    trap[0] = Trap()
+    huge = npy(np.zeros(1, np.float32)).replace(b"(1,)", b"(9999999999,)"[:13])
+    for made_up in (
+        b"",
+        b"no zip",
+        pickle.dumps(Trap()),
+        zipped({**parts, "image.npy": npy(trap)}),
+        zipped({name: data for name, data in parts.items() if name != "sha256.npy"}),
+        zipped({name: data for name, data in parts.items() if name != "facts.npy"}),
+        zipped({**parts, "image.npy": npy(np.zeros((1, 32, 40, 3), np.float32))}),  # a valid array that nobody signed
+        zipped({**parts, "image.npy": huge}),
+        zipped({**parts, "image.npy": npy(np.zeros((1, 4000, 4000, 3), np.float32))}, zipfile.ZIP_DEFLATED),  # a bomb
+    ):
+        with pytest.raises(ValueError, match="^it is damaged"):
+            checkpoint.decode(made_up, KEY)
+
+
+def signed(written: bytes, **facts: str) -> bytes:
+    """The same checkpoint with other facts, its checksum as it should be."""
+    with np.load(io.BytesIO(written)) as found:
+        arrays = {name: found[name] for name in found.files if name != "sha256"}
+    told = {**json.loads(arrays["facts"].tobytes()), **facts}
+    arrays["facts"] = np.frombuffer(json.dumps(told, sort_keys=True).encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, sha256=checkpoint._digest(arrays), **arrays)
+    return buffer.getvalue()
+
+
+def test_another_pairs_and_another_versions_are_told_apart(written: bytes) -> None:
+    assert same(checkpoint.decode(signed(written), KEY), checkpoint.decode(written, KEY))
+    with pytest.raises(ValueError, match="^it is another pair's$"):
+        checkpoint.decode(written, "cd" * 32)
+    for name in ("nst", "tensorflow", "numerics", "checkpoint"):
+        with pytest.raises(ValueError, match=rf"^it was made by {name} 9\.9\.9$"):
+            checkpoint.decode(signed(written, **{name: "9.9.9"}), KEY)
+
+
+def test_the_same_state_gives_the_same_content(standing: Callable[[Method, int], Checkpoint], written: bytes) -> None:
+    again = checkpoint.encode(checkpoint.on_host(standing(METHODS["adam"], 1)), KEY)
+    assert members(again) == members(written)

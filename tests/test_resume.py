@@ -1,0 +1,463 @@
+"""Interrupted anywhere, a batch goes on from its checkpoints to the same bytes; and what becomes of the checkpoints."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from jobs import LIGHT, job, run_into, saved
+from transfers import picture
+
+from nst_tasks import checkpoint, loading, optimization, resume, storage
+from nst_tasks.batching import Job
+from nst_tasks.core.method import LBFGS, SGD, Adam, Method, Pyramid
+from nst_tasks.core.pyramid import Level
+from nst_tasks.devices import Device
+from nst_tasks.errors import DeadlineError, DivergedError, Interrupted, PairError
+from nst_tasks.optimization import Result
+from nst_tasks.progress import Watch
+from nst_tasks.settings import Run
+
+STEPS = 4 + 5  # of the light recipe, over its two levels
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return Device("/CPU:0")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Job]:
+    """Two pairs of different contents and styles."""
+    contents = [saved(tmp_path, f"content{k}", picture(k, 48, 64)) for k in (1, 2)]
+    styles = [saved(tmp_path, f"style{k}", picture(k, 72, 60)) for k in (3, 4)]
+    return [job(content, style, id=id) for id, content, style in zip("ab", contents, styles, strict=True)]
+
+
+def by(jobs: Sequence[Job], method: Method) -> list[Job]:
+    return [replace(one, recipe=replace(LIGHT, method=method)) for one in jobs]
+
+
+def optimized(jobs: Sequence[Job], run: Run, device: Device, observer: Watch | None = None) -> list[Result | PairError]:
+    return optimization.optimize([loading.load(one, run) for one in jobs], run, device, observer or Watch())
+
+
+def stopping_after(chunks: int) -> Watch:
+    """A watch that asks the run to stop when it has counted so many chunks of steps."""
+    counted = -1
+
+    def changed(watch: Watch) -> None:
+        nonlocal counted
+        if watch.steps_done != counted:
+            counted = watch.steps_done
+            stops.append(counted)
+            if len(stops) > chunks:
+                watch.stop.set()
+
+    stops: list[int] = []
+    return Watch(changed=changed)
+
+
+def files(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").glob("*")) if (out / "checkpoints").exists() else []
+
+
+def assert_same(one: Sequence[Result | PairError], two: Sequence[Result | PairError]) -> None:
+    for a, b in zip(one, two, strict=True):
+        assert isinstance(a, Result)
+        assert isinstance(b, Result)
+        assert a.image.tobytes() == b.image.tobytes()
+        assert a.stepped_back == b.stepped_back
+        assert a.quality.as_plain() == b.quality.as_plain()
+        for at, other in zip(a.levels, b.levels, strict=True):
+            assert (at.level, at.height, at.width) == (other.level, other.height, other.width)
+            assert at.terms.tobytes() == other.terms.tobytes()
+            assert at.learning_rate.tobytes() == other.learning_rate.tobytes()
+            assert len(at.seconds) == len(at.terms)
+            assert np.all(np.diff(at.seconds) >= 0)
+
+
+METHODS: dict[str, Method] = {
+    "adam": LIGHT.method,
+    "adam, last": replace(LIGHT.method, output="last"),
+    "adam, averaged": replace(LIGHT.method, output="average", average_decay=0.7),
+    "adam, best, no bounds": replace(LIGHT.method, output="best", clip=False),
+    "adam, moments carried up": replace(
+        LIGHT.method, pyramid=Pyramid(smallest=40, ratio=1.5, coarse_steps=4, carry=True), optimizer=Adam(0.05, decay_to=0.1)
+    ),
+    "gradient descent": replace(LIGHT.method, optimizer=SGD(0.1, decay=0.9, decay_steps=3)),
+    "lbfgs": replace(LIGHT.method, optimizer=LBFGS(3)),
+    "lbfgs, fixed": replace(LIGHT.method, optimizer=LBFGS(3, line_search="fixed")),
+    "noise": replace(LIGHT.method, init="noise", init_noise=0.1, pyramid=None),
+}
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_interrupted_again_and_again_it_comes_to_the_same_bytes(
+    two: list[Job], tmp_path: Path, device: Device, method: Method, pairs: int
+) -> None:
+    jobs = by(two[:pairs], method)
+    calm = optimized(jobs, run_into(tmp_path / "calm"), device)
+    run = run_into(tmp_path / "cut", checkpoint_steps=1)  # each chunk is one step
+    interruptions = 0
+    while True:
+        try:
+            found = optimized(jobs, run, device, stopping_after(2))
+            break
+        except Interrupted:
+            interruptions += 1
+            keys = {name.partition(".")[0] for name in files(tmp_path / "cut")}
+            assert keys == {one.key for one in jobs}
+            assert len(files(tmp_path / "cut")) == pairs
+    assert interruptions >= 2
+    assert_same(found, calm)
+
+
+class Recorded(MemoryFileSystem):
+    """Memory that remembers what it held after each change."""
+
+    protocol = "recorded"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    states: list[dict[str, bytes]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("recorded://", "memory://"))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        super().pipe_file(path, value, mode, **more)
+        self.states.append({path: file.getvalue() for path, file in self.store.items()})
+
+    def rm_file(self, path: str) -> None:
+        super()._rm(path)
+        self.states.append({path: file.getvalue() for path, file in self.store.items()})
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_a_kill_at_any_moment_loses_no_more_than_what_came_since(
+    two: list[Job], tmp_path: Path, device: Device, pairs: int
+) -> None:
+    """Whatever the store holds after any write or removal of a checkpoint leads to the same bytes."""
+    fsspec.register_implementation("recorded", Recorded, clobber=True)
+    Recorded.store.clear()
+    Recorded.states.clear()
+    jobs = two[:pairs]
+    calm = optimized(jobs, run_into(tmp_path / "calm"), device)
+    optimized(jobs, run_into("recorded://out", checkpoint_steps=4), device)
+    states = list(Recorded.states)
+    assert {len(state) for state in states} == set(range(1, 2 * pairs + 1))
+    for state in states:
+        Recorded.store.clear()
+        for path, data in state.items():
+            storage.write(f"recorded:/{path}", data)
+        observer = Watch()
+        assert_same(optimized(jobs, run_into("recorded://out", checkpoint_seconds=0.0), device, observer), calm)
+        assert observer.steps_done == pairs * STEPS  # those of before count
+        assert observer.work_done == sum(one.work for one in jobs)
+
+
+def test_a_finished_batch_is_not_computed_again(two: list[Job], tmp_path: Path, device: Device) -> None:
+    """A kill between the markers of its first and its last pair: the others are there, alone or together."""
+    run = run_into(tmp_path)
+    found = optimized(two, run, device)
+    assert files(tmp_path) == sorted(f"{one.key}.2-000000.npz" for one in two)
+    for jobs in ([two[1]], two):
+        observer = stopping_after(1)  # the first count is that of before; a step taken would be the second
+        assert_same(optimized(jobs, run, device, observer), [found[two.index(one)] for one in jobs])
+        assert observer.steps_done == STEPS * len(jobs)
+
+
+def test_pairs_at_different_steps_go_on_apart(two: list[Job], tmp_path: Path, device: Device) -> None:
+    run = run_into(tmp_path, checkpoint_steps=1)
+    for one, chunks in zip(two, (2, 6), strict=True):
+        with pytest.raises(Interrupted):
+            optimized([one], run, device, stopping_after(chunks))
+    assert {name.partition(".")[2] for name in files(tmp_path)} == {"0-000002.npz", "1-000002.npz"}
+    alone = [optimized([one], run_into(tmp_path / "calm"), device)[0] for one in two]
+    assert_same(optimized(two, run, device), alone)
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "another pair's", "another method's"])
+def test_a_checkpoint_that_is_no_use_is_told_and_not_used(two: list[Job], tmp_path: Path, device: Device, damage: str) -> None:
+    one = two[0]
+    calm = optimized([one], run_into(tmp_path / "calm"), device)
+    run = run_into(tmp_path / "cut", checkpoint_steps=1)
+    with pytest.raises(Interrupted):
+        optimized([one], run, device, stopping_after(3))
+    (name,) = files(tmp_path / "cut")
+    path = tmp_path / "cut" / "checkpoints" / name
+    whole = path.read_bytes()
+    other = by([one], replace(LIGHT.method, optimizer=SGD(0.1)))[0]
+    held = checkpoint.decode(whole, one.key)
+    path.write_bytes(
+        {
+            "torn": whole[: len(whole) // 2],
+            "empty": b"",
+            "another pair's": checkpoint.encode(held, two[1].key),
+            "another method's": checkpoint.encode(held, other.key),
+        }[damage]
+    )
+    wanted = one
+    if damage == "another method's":
+        wanted, calm = other, optimized([other], run_into(tmp_path / "other"), device)
+        path.rename(path.with_name(name.replace(one.key, other.key)))
+    observer = Watch()
+    assert_same(optimized([wanted], run, device, observer), calm)
+    (told,) = observer.warnings
+    assert told.startswith(f"checkpoints/{wanted.key}.0-000003.npz: ignored, it ")
+
+
+def test_an_older_checkpoint_serves_where_the_newest_is_damaged(two: list[Job], tmp_path: Path, device: Device) -> None:
+    one = two[0]
+    calm = optimized([one], run_into(tmp_path / "calm"), device)
+    run = run_into(tmp_path / "cut", checkpoint_steps=1)
+    with pytest.raises(Interrupted):
+        optimized([one], run, device, stopping_after(3))
+    newest = tmp_path / "cut" / "checkpoints" / f"{one.key}.1-000001.npz"
+    newest.write_bytes(b"torn")
+    observer = stopping_after(100)
+    assert_same(optimized([one], run, device, observer), calm)
+    assert len(observer.warnings) == 1
+
+
+# --- steps back ---
+
+# at this rate the loss is soon no number any more, at a tenth of it it falls
+WILD = replace(LIGHT.method, optimizer=SGD(0.1), clip=False, init="noise", init_noise=0.2, pyramid=None, steps=12)
+TAME = replace(WILD, optimizer=SGD(0.1 * optimization.CALMER))
+# the same on the second level only
+WILD_ABOVE = replace(WILD, optimizer=SGD(0.05), pyramid=Pyramid(smallest=40, ratio=1.5, coarse_steps=1))
+
+
+def test_a_loss_that_blows_up_steps_back_once(two: list[Job], tmp_path: Path, device: Device) -> None:
+    observer = Watch()
+    (found,) = optimized(by(two[:1], WILD), run_into(tmp_path), device, observer)
+    (expected,) = optimized(by(two[:1], TAME), run_into(tmp_path), device)
+    assert isinstance(found, Result)
+    assert isinstance(expected, Result)
+    assert (found.stepped_back, expected.stepped_back) == (True, False)
+    assert_same([replace(found, stepped_back=False)], [expected])
+    assert observer.steps_done == 12  # what was in vain is taken back
+
+
+def test_only_the_level_that_blew_up_is_gone_through_again(two: list[Job], tmp_path: Path, device: Device) -> None:
+    """The coarse level ends before its loss is lost, the fine one does not."""
+    (found,) = optimized(by(two[:1], WILD_ABOVE), run_into(tmp_path), device)
+    (coarse,) = optimized(by(two[:1], replace(WILD_ABOVE, steps=0)), run_into(tmp_path), device)
+    assert isinstance(found, Result)
+    assert isinstance(coarse, Result)
+    assert found.stepped_back
+    assert found.levels[0].terms.tobytes() == coarse.levels[0].terms.tobytes()
+    assert np.isfinite(found.levels[1].terms).all()
+    assert found.levels[1].terms[0].tobytes() == coarse.levels[1].terms[0].tobytes()  # from the level's first image
+    rates = [at.learning_rate[0] for at in found.levels]
+    assert rates == pytest.approx([0.05, 0.05 * optimization.CALMER])
+
+
+@pytest.mark.parametrize("method", [WILD, WILD_ABOVE])
+def test_a_step_back_is_the_same_however_often_it_is_interrupted(
+    two: list[Job], tmp_path: Path, device: Device, method: Method
+) -> None:
+    jobs = by(two[:1], method)
+    calm = optimized(jobs, run_into(tmp_path / "calm"), device)
+    run = run_into(tmp_path / "cut", checkpoint_steps=1)
+    for _ in range(40):
+        try:
+            found = optimized(jobs, run, device, stopping_after(2))
+            break
+        except Interrupted:
+            continue
+    assert_same(found, calm)
+
+
+def test_a_neighbour_that_steps_back_is_not_waited_for_nor_noticed(two: list[Job], tmp_path: Path, device: Device) -> None:
+    """Of two pairs one has a content weight at which the loss is lost; the other goes on and keeps its bytes."""
+    wild, tame = by(two, TAME)
+    wild = replace(wild, style_weights=(300.0,))
+    both = optimized([wild, tame], run_into(tmp_path / "both"), device)
+    calm = optimized([tame, replace(tame, id="c")], run_into(tmp_path / "calm"), device)
+    assert isinstance(both[0], DivergedError) or both[0].stepped_back  # type: ignore[union-attr]
+    assert isinstance(both[1], Result)
+    assert isinstance(calm[0], Result)
+    assert both[1].levels[0].terms.tobytes() == calm[0].levels[0].terms.tobytes()
+    assert not both[1].stepped_back
+
+
+def test_what_blows_up_again_fails_with_the_step_and_the_term(two: list[Job], tmp_path: Path, device: Device) -> None:
+    (found,) = optimized(by(two[:1], replace(WILD, optimizer=SGD(10.0))), run_into(tmp_path), device)
+    assert isinstance(found, DivergedError)
+    assert str(found) == (
+        "the content loss is not a finite number at step 3 of level 0 (64 x 48), and did before at 10 times the learning rate; "
+        "lower the weights or take another recipe"
+    )
+
+
+def rows(*totals: float) -> np.ndarray:
+    """Terms (n, 3) of these totals, nine tenths of each the style's."""
+    return np.array([[0.05 * total, 0.9 * total, 0.05 * total] for total in totals], np.float32)
+
+
+def test_an_explosion_is_a_loss_ten_thousand_times_that_of_the_first_steps() -> None:
+    level = Level(48, 64, 99)
+    falling = [100.0, 400.0, *[50.0] * 10]
+    look = optimization._blown_up
+    assert look(WILD, level, 1, rows(*falling)) is None
+    assert look(WILD, level, 1, rows(*falling, 3.9e6)) is None
+    assert look(WILD, level, 1, rows(*falling, 50, 4.1e6, 9e9)) == (
+        13, "the style loss exploded to 3.69e+06 at step 13 of level 1 (64 x 48)",
+    )  # fmt: skip
+    assert (
+        look(replace(WILD, clip=True), level, 1, rows(*falling, 9e9)) is None
+    )  # no image in bounds is that far from any other
+    assert look(WILD, level, 1, rows(*[0.0] * 12)) is None
+    assert look(WILD, level, 1, rows(1.0, np.nan, 1.0)) == (
+        1,
+        "the content loss is not a finite number at step 1 of level 1 (64 x 48)",
+    )
+
+
+def test_lbfgs_is_judged_by_what_it_ends_with() -> None:
+    level, method = Level(48, 64, 99), METHODS["lbfgs"]
+    assert optimization._blown_up(method, level, 0, rows(5.0, np.inf, 4.0)) is None
+    assert optimization._blown_up(method, level, 0, rows(5.0, 4.0, np.nan)) == (
+        2, "the content loss is not a finite number at step 2 of level 0 (64 x 48)",
+    )  # fmt: skip
+
+
+# --- deadlines ---
+
+
+def test_a_pair_that_takes_too_long_fails_and_can_go_on(two: list[Job], tmp_path: Path, device: Device) -> None:
+    one = two[:1]
+    calm = optimized(one, run_into(tmp_path / "calm"), device)
+    run = run_into(tmp_path / "late", pair_timeout=1e-6)
+    (late,) = optimized(one, run, device)
+    assert isinstance(late, DeadlineError)
+    assert str(late) == (
+        "not done after --pair-timeout 1e-06 seconds, at step 1 of 4 of level 0 (43 x 32); raise it, and the pair goes on from "
+        "there, or lower size or steps"
+    )
+    assert files(tmp_path / "late") == [f"{one[0].key}.0-000001.npz"]
+    observer = Watch()
+    assert_same(optimized(one, run_into(tmp_path / "late", pair_timeout=600.0), device, observer), calm)
+    assert observer.steps_done == STEPS
+
+
+def test_the_time_of_a_pair_is_its_share_of_its_batchs_over_all_runs(two: list[Job], tmp_path: Path, device: Device) -> None:
+    optimized(two, run_into(tmp_path, pair_timeout=1e-9), device)
+    (name, _) = files(tmp_path)
+    path = tmp_path / "checkpoints" / name
+    key = name.partition(".")[0]
+    at = checkpoint.decode(path.read_bytes(), key)
+    path.write_bytes(checkpoint.encode(replace(at, seconds=(np.array([0.0, 1000.0]),)), key))
+    assert all(isinstance(one, DeadlineError) for one in optimized(two, run_into(tmp_path, pair_timeout=499.0), device))
+    assert all(isinstance(one, Result) for one in optimized(two, run_into(tmp_path, pair_timeout=501.0), device))
+
+
+# --- the files ---
+
+
+def test_checkpoints_are_due_by_steps_by_seconds_or_never() -> None:
+    saver = resume.Saver("memory://nowhere", lambda sentence: None)
+    by_steps, always, never = (
+        run_into("", checkpoint_steps=3),
+        run_into("", checkpoint_seconds=1e-9),
+        run_into("", checkpoint_seconds=0.0),
+    )
+    assert [done for done in range(1, 10) if saver.due(done, by_steps)] == [3, 6, 9]
+    assert saver.due(1, always)
+    assert not saver.due(1, never)
+    assert not saver.due(1, run_into("", checkpoint_seconds=3600.0))
+
+
+def test_steps_are_counted_over_all_levels(two: list[Job], tmp_path: Path, device: Device) -> None:
+    """Every third of nine steps, four of which are on the first level."""
+    steps: list[int] = []
+    optimized(
+        two[:1], run_into(tmp_path, checkpoint_steps=3), device, Watch(changed=lambda watch: steps.append(watch.steps_done))
+    )
+    assert {3, 4, 6, 9} <= set(steps)  # a chunk ends where a checkpoint is due, and where a level does
+
+
+class SlowMemory(MemoryFileSystem):
+    """Memory whose writes of checkpoints wait until they may, or fail."""
+
+    protocol = "slow"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    may = threading.Event()
+    broken = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("slow://", "memory://"))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        if self.broken:
+            raise OSError(5, "the store is away")
+        self.may.wait(30)
+        super().pipe_file(path, value, mode, **more)
+
+
+@pytest.fixture
+def slow() -> Iterator[type[SlowMemory]]:
+    fsspec.register_implementation("slow", SlowMemory, clobber=True)
+    SlowMemory.store.clear()
+    SlowMemory.may.clear()
+    SlowMemory.broken = False
+    yield SlowMemory
+    SlowMemory.may.set()
+    SlowMemory.broken = False
+
+
+def test_the_steps_do_not_wait_for_a_checkpoint_to_be_written(
+    two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory]
+) -> None:
+    """All steps are done while the first write still waits; then it may end."""
+    done: list[int] = []
+
+    def changed(watch: Watch) -> None:
+        done.append(watch.steps_done)
+        if watch.steps_done == STEPS:
+            slow.may.set()
+
+    optimized(two[:1], run_into("slow://out", checkpoint_steps=1), device, Watch(changed=changed))
+    assert done[-1] == STEPS
+    assert len(storage.listing("slow://out/checkpoints")) == 1  # one at a time: the others were not due meanwhile
+
+
+def test_a_run_that_is_asked_to_stop_waits_for_its_checkpoint_no_longer_than_it_may(
+    two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "FAREWELL_SECONDS", 0.1)
+    with pytest.raises(Interrupted):
+        optimized(two[:1], run_into("slow://out"), device, stopping_after(1))
+    assert not slow.may.is_set()  # the write still waits: it was left behind
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing(
+    two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory]
+) -> None:
+    slow.broken = True
+    observer = Watch()
+    calm = optimized(two[:1], run_into(tmp_path / "calm"), device)
+    assert_same(optimized(two[:1], run_into("slow://out", checkpoint_steps=4), device, observer), calm)
+    assert observer.warnings[0].startswith("no checkpoint was written at level 0, step 4: slow://out/checkpoints/")
+
+
+def test_only_checkpoints_of_the_pairs_asked_for_are_removed(tmp_path: Path) -> None:
+    for name in ("aa.0-000001.npz", "aa.1-000002.npz", "bb.0-000001.npz", "notes.txt", "cc.npz"):
+        storage.write(str(tmp_path / "checkpoints" / name), b"x")
+    assert resume.listed(str(tmp_path)) == {"aa": [(1, 2), (0, 1)], "bb": [(0, 1)]}
+    resume.remove(str(tmp_path), ["aa", "dd"])
+    assert files(tmp_path) == ["bb.0-000001.npz", "cc.npz", "notes.txt"]
+    resume.remove(str(tmp_path / "nothing here"), ["aa"])
