@@ -65,7 +65,7 @@ def is_transient(error: BaseException) -> bool:
 _CHAINED = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")
 _SECRET = re.compile(
     r"""(?<=://) [^/@:?#[]* : (?!\d+(?:[/?#]|$)) [^@]* @  # user and password, which may hold a slash, but is no port
-    | (?<=://) [^/@?#]* @                              # user alone
+    | (?<=://) (?<!abfs://) (?<!abfss://) [^/@?#]* @   # user alone, but Azure has the container there
     | [?#] .*                                          # query, fragment""",
     re.VERBOSE | re.DOTALL,
 )

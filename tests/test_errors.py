@@ -27,6 +27,9 @@ from nst_tasks.errors import NstError, is_transient, redact
         ("s3://bucket/photo@2x.png", "s3://bucket/photo@2x.png"),
         ("https://host:9000/photo@2x.png", "https://host:9000/photo@2x.png"),
         ("http://[::1]:9000/a.png?pass", "http://[::1]:9000/a.png"),
+        # Azure's container is no user
+        ("abfss://pictures@account.dfs.core.windows.net/a.png", "abfss://pictures@account.dfs.core.windows.net/a.png"),
+        ("abfs://user:pass@account/a.png?pass", "abfs://account/a.png"),
         # fsspec's chains
         ("zip://a.png::https://user:pass@host/x.zip?pass", "zip://a.png::https://host/x.zip"),
         ("simplecache::s3://user:pass@bucket/a.png", "simplecache::s3://bucket/a.png"),
