@@ -33,7 +33,7 @@ MAX_SEED = 2**31 - 1
 MAX_BYTES = 64 * 2**20
 MAX_COLUMNS = 100
 """Of the header, the unknown ones included: for each of these the nearest name is looked for."""
-MAX_ROWS = 200_000
+MAX_ROWS = 100_000
 MAX_CELL = 16_384
 """Characters: more than any place needs, less than the CSV reader itself takes."""
 MAX_STYLES = 32
@@ -106,7 +106,7 @@ class Pair:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """What is wrong with one cell and what to do about it; `value` is fit to print: short, and without secrets."""
 
@@ -119,7 +119,7 @@ class Problem:
         return f"row {self.row}, column {self.column}: {self.message}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """The cells of a row with a problem, as they were."""
 
@@ -193,6 +193,8 @@ def rejected_csv(manifest: Manifest, folder: str) -> bytes:
         if not is_place or (column == "style" and "|" in folder) or (column == "init" and _is_init(cell)):
             return cell
         items = [item.strip() for item in (cell.split("|") if column == "style" else [cell])]
+        if len(items) > MAX_STYLES:
+            return cell  # each would grow by the folder
         return "|".join(_resolve(folder, item) if item else "" for item in items)
 
     rows = [["problem", *(name for name in manifest.header if name != "problem")]]
@@ -584,7 +586,8 @@ def _shown(cell: str) -> str:
     if "://" in cell:  # several may be separated by |, but a password may hold one
         text = redact(cell) if cell.count("://") == 1 else "|".join(map(redact, cell.split("|")))
     else:
-        text = re.sub(".*:.*@", "***@", cell.partition("?")[0], flags=re.DOTALL)
+        before, at, after = cell.partition("?")[0].rpartition("@")
+        text = f"***@{after}" if ":" in before else before + at + after
     text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:81])
     return text if len(text) <= 80 else text[:79] + "…"
 

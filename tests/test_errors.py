@@ -48,6 +48,14 @@ def test_redact_leaves_local_paths_as_they_are(path: str) -> None:
     assert redact(path) == path
 
 
+@pytest.mark.parametrize(
+    "text", ["://x:" * 100_000, "@" + "://x:1" * 100_000, "://@" * 100_000, "://" * 100_000, "a::b" * 100_000]
+)
+def test_redact_is_linear_in_any_text(text: str) -> None:
+    """In quadratic time, each of these would take minutes."""
+    redact(text)
+
+
 @given(st.text(), st.text())
 def test_redact_never_raises_and_changes_nothing_twice(before: str, after: str) -> None:
     once = redact(f"{before}://{after}")
