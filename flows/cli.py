@@ -115,7 +115,7 @@ def validate(
     try:
         configured = settings.from_environment()
         place = storage.absolute(manifest)
-        parsed, _ = intake.with_recipes(place, *intake.read_manifest(place))
+        parsed, _ = intake.with_recipes(place, *intake.read_manifest(place, configured.access), configured.access)
         problems = [str(problem) for problem in parsed.problems]
         if probe:
             problems += intake.probe(parsed.pairs, configured)
@@ -147,9 +147,12 @@ def grid(
     from nst_tasks import intake, manifest, storage
 
     try:
+        allowed = settings.from_environment().access
         if recipe is not None and recipe_file.is_file(recipe):
             recipe = intake.located(recipe)
-            intake.find_recipe(recipe)
+            intake.find_recipe(recipe, allowed)
+        for place in (*content, *style, *([output] if output != "-" else [])):
+            intake.check_access(storage.absolute(place), allowed)
         found = {
             name: [uri for pattern in patterns for uri in storage.expand(storage.absolute(pattern))]
             for name, patterns in (("content", content), ("style", style))
@@ -180,7 +183,7 @@ def list_recipes(
     from nst_tasks import intake
 
     try:
-        recipe = intake.find_recipe(name)
+        recipe = intake.find_recipe(intake.located(name), settings.from_environment().access)
     except InputError as error:
         _refuse(error)
     typer.echo(json.dumps(recipe.as_plain(), indent=1) if as_json else recipe_file.text(recipe), nl=as_json)
@@ -191,10 +194,12 @@ def report(
     out: Annotated[str, typer.Argument(help="Folder that was given to --out.")],
 ) -> None:
     """Write OUT/report.html, one page with every finished pair of all runs."""
-    from nst_tasks import reporting, storage
+    from nst_tasks import intake, reporting, storage
 
     try:
-        uri, pairs, warnings = reporting.rebuild(storage.absolute(out), settings.from_environment())
+        configured, place = settings.from_environment(), storage.absolute(out)
+        intake.check_output(place, configured.access)
+        uri, pairs, warnings = reporting.rebuild(place, configured)
     except NstError as error:
         _refuse(error)
     for warning in warnings:
@@ -212,6 +217,7 @@ def demo(
 
     with _stoppable():
         try:
+            intake.check_output(storage.absolute(out), settings.from_environment().access)
             manifest = prepare(storage.absolute(out))
         except NstError as error:
             _refuse(error)

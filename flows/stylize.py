@@ -21,7 +21,7 @@ from nst_tasks.batching import Job
 from nst_tasks.claims import Claim
 from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, redact
 from nst_tasks.intake import Request
-from nst_tasks.manifest import Pair, reasons
+from nst_tasks.manifest import Pair, archived, reasons
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import current, watch
 from nst_tasks.reporting import Report
@@ -140,7 +140,7 @@ def run_manifest(request: Request, settings: Settings) -> Report:
         exclusive=taken.exclusive,
     )
     folder = storage.join(request.out, "runs", run.id)
-    storage.write(storage.join(folder, "manifest.csv"), taken.manifest_bytes)
+    storage.write(storage.join(folder, "manifest.csv"), archived(taken.manifest_bytes))
 
     done, warnings = intake.finished(request.out, (pair.id for pair in taken.manifest.pairs), settings.readers)
     for warning in warnings:

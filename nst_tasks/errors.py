@@ -88,11 +88,11 @@ def ends_run(error: BaseException) -> bool:
 
 
 _CHAINED = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")
-_SECRET = re.compile(
-    r"""(?<=://) [^/@:?#[]* : (?!\d+(?:[/?#]|$)) [^@]* @  # user and password, which may hold a slash, but is no port
-    | (?<=://) [^/@?#]* @                              # user alone
-    | [?#] .*                                          # query, fragment""",
-    re.VERBOSE | re.DOTALL,
+_CREDENTIALS = re.compile(
+    r"""(?<=://) [^/@:?#[]* : (?!\d+[/?#]) [^@]* @      # user and password, which may hold a slash, but is no port
+    | (?<=://) (?<!abfs://) (?<!abfss://) [^/@?#]* @   # user alone, but Azure has the container there
+    """,
+    re.VERBOSE,
 )
 
 
@@ -100,4 +100,10 @@ def redact(uri: str) -> str:
     """A URI fit for logs, markers and reports: without user, password, query and fragment. It takes any text."""
     if "://" not in uri:
         return uri
-    return "::".join(_SECRET.sub("", part) for part in _CHAINED.split(uri))
+    return "::".join(map(_redacted, _CHAINED.split(uri)))
+
+
+def _redacted(uri: str) -> str:
+    # up to the last @ only: where none follows, the search for one would go through the rest from each :// anew
+    before, at, after = uri.rpartition("@")
+    return re.split("[?#]", _CREDENTIALS.sub("", before + at) + after, maxsplit=1)[0]

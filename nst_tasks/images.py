@@ -67,6 +67,17 @@ class Picture:
     alpha: np.ndarray | None = None
 
 
+def check_size(size: int, max_pixels: int) -> None:
+    """Refuse a file of more bytes than a picture of `max_pixels` needs: 4 a pixel and 16 MiB for what else it holds.
+
+    Raises:
+        PictureError: it is larger.
+    """
+    most = 4 * max_pixels + 2**24
+    if size > most:
+        raise PictureError(f"{size} bytes are above the limit of {most}; make it smaller or raise NST_MAX_MEGAPIXELS")
+
+
 def probe(data: bytes, max_pixels: int) -> tuple[int, int]:
     """The displayed (height, width) in pixels, read from the header alone.
 

@@ -5,13 +5,17 @@ No TensorFlow and no Prefect: `nst validate` is built on this and answers at onc
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nst_tasks import images, manifest, outcome, presets, recipe_file, recipes, storage, weights
+from nst_tasks import access, images, manifest, outcome, presets, recipe_file, recipes, storage, weights
+from nst_tasks.access import ANYWHERE, Access
 from nst_tasks.batching import Job
 from nst_tasks.core.architecture import check_layers, smallest_side
 from nst_tasks.core.method import MAX_STEPS
@@ -73,24 +77,46 @@ class Intake:
         return hashlib.sha256(self.manifest_bytes).hexdigest()
 
 
-def read_manifest(uri: str) -> tuple[bytes, Manifest]:
-    """A manifest's bytes and its rows.
+def read_manifest(uri: str, allowed: Access = ANYWHERE) -> tuple[bytes, Manifest]:
+    """A manifest's bytes and its rows; those that name what it may not name are rejected.
 
     Raises:
-        ManifestError: it cannot be reached, or is no manifest.
+        ManifestError: it cannot be reached or may not be, or is no manifest.
     """
+    place = redact(uri)
     try:
+        check_access(uri, allowed)
+        if entry := storage.stat(uri):
+            manifest.check_size(entry.size)  # before it is read: it may be anything
         data = storage.read(uri)
     except StorageError as error:
         raise ManifestError(f"manifest {error}") from error
-    try:
-        return data, manifest.parse(data, storage.folder(uri))
     except ManifestError as error:
-        place = redact(uri)
+        raise ManifestError(f"manifest {place}: {error}") from error
+    try:
+        return data, manifest.parse(data, storage.folder(uri), fault=_fault_of(uri, allowed))
+    except ManifestError as error:
         raise ManifestError("\n".join(f"manifest {place}: {line}" for line in str(error).splitlines())) from error
 
 
-def with_recipes(uri: str, data: bytes, parsed: Manifest) -> tuple[Manifest, dict[str, Recipe]]:
+def _fault_of(manifest_uri: str, allowed: Access) -> Callable[[str], str | None]:
+    """What is wrong with naming a URI in this manifest: each looked at once, links followed."""
+    own = access.for_manifest(allowed, manifest_uri)
+    real = functools.cache(os.path.realpath)
+    return functools.cache(lambda uri: access.fault(uri, own, real))
+
+
+def check_access(uri: str, allowed: Access) -> None:
+    """Refuse a place that may not be read or written, links followed.
+
+    Raises:
+        StorageError: it may not be.
+    """
+    if reason := access.fault(uri, allowed, os.path.realpath):
+        raise StorageError(f"{redact(uri)}: {reason}")
+
+
+def with_recipes(uri: str, data: bytes, parsed: Manifest, allowed: Access = ANYWHERE) -> tuple[Manifest, dict[str, Recipe]]:
     """The manifest of this URI and these bytes, with rows rejected whose recipe file is wrong; and all recipes, by name or URI.
 
     Each file is read once, however many rows name it.
@@ -102,24 +128,28 @@ def with_recipes(uri: str, data: bytes, parsed: Manifest) -> tuple[Manifest, dic
     unusable = {}
     for file in sorted({pair.recipe for pair in parsed.pairs if pair.recipe} - {*known}):
         try:
-            known[file] = find_recipe(file)
+            known[file] = find_recipe(file, allowed)
         except SettingsError as error:
             if error.__cause__ is not None and is_transient(error.__cause__):
                 raise
             unusable[file] = [line.removeprefix("recipe ") for line in str(error).splitlines()]
-    return manifest.parse(data, storage.folder(uri), unusable) if unusable else parsed, known
+    if unusable:
+        parsed = manifest.parse(data, storage.folder(uri), unusable, _fault_of(uri, allowed))
+    return parsed, known
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str, allowed: Access = ANYWHERE) -> Recipe:
     """The preset of this name, or the recipe in the file of this URI.
 
     Raises:
-        SettingsError: there is no such preset, the file cannot be read, or it holds no recipe; one line for each problem.
+        SettingsError: there is no such preset, the file cannot or may not be read, or it holds no recipe; one line for each
+            problem.
     """
     if not recipe_file.is_file(name):
         return presets.find(name)
     place = redact(name)
     try:
+        check_access(name, allowed)
         if entry := storage.stat(name):
             recipe_file.check_size(entry.size)  # before it is read: it may be anything
         return recipe_file.parse(storage.read(name), place.rpartition("/")[2][: -len(".toml")])
@@ -140,21 +170,21 @@ def prepare(request: Request, settings: Settings) -> Intake:
     Raises:
         InputError: the manifest, an option or the output is wrong; each problem on its own line.
     """
-    problems: list[str] = []
+    problems = _credentials(request)
     data, parsed = b"", None
     weights_sha256 = ""
     known: dict[str, Recipe] = dict(presets.PRESETS)
     try:
-        data, parsed = read_manifest(request.manifest)
-        parsed, known = with_recipes(request.manifest, data, parsed)
+        data, parsed = read_manifest(request.manifest, settings.access)
+        parsed, known = with_recipes(request.manifest, data, parsed, settings.access)
     except InputError as error:
         problems.append(str(error))
     try:
-        weights_sha256 = weights.sha256(request.backbone, read_weights(request.weights))
+        weights_sha256 = weights.sha256(request.backbone, read_weights(request.weights, settings.access))
     except InputError as error:
         problems.append(f"--{str(error).removeprefix('--')}")
     try:
-        recipe = known.get(request.recipe) or find_recipe(request.recipe)
+        recipe = known.get(request.recipe) or find_recipe(request.recipe, settings.access)
     except SettingsError as error:
         problems += [f"--{line}" for line in str(error).splitlines()]
         recipe = presets.PRESETS[presets.DEFAULT]  # for a look at size and steps
@@ -167,6 +197,7 @@ def prepare(request: Request, settings: Settings) -> Intake:
     exclusive = False
     if not problems:
         try:
+            check_output(request.out, settings.access)
             storage.probe_writable(request.out)
             exclusive = storage.honours_create(request.out)
         except StorageError as error:
@@ -176,18 +207,44 @@ def prepare(request: Request, settings: Settings) -> Intake:
     return Intake(parsed, data, weights_sha256, {**known, request.recipe: recipe}, exclusive)
 
 
-def read_weights(uri: str | None) -> bytes | None:
+def _credentials(request: Request) -> list[str]:
+    """A line for each place that names a secret: as parameters of the flow run, Prefect stores and shows them."""
+    places = {
+        "manifest": request.manifest,
+        "--out": request.out,
+        "--recipe": request.recipe,
+        "--weights": request.weights or "",
+    }
+    remedy = "which Prefect would store; give credentials by environment variables or a profile"
+    return [f"{name}: {redact(uri)} has a password or a query, {remedy}" for name, uri in places.items() if redact(uri) != uri]
+
+
+def read_weights(uri: str | None, allowed: Access = ANYWHERE) -> bytes | None:
     """The bytes of a weights file, or None where none is asked for.
 
     Raises:
-        SettingsError: the file cannot be read.
+        SettingsError: the file cannot or may not be read.
     """
     if uri is None:
         return None
     try:
+        check_access(uri, allowed)
         return storage.read(uri)
     except StorageError as error:
         raise SettingsError(f"--weights: {error}") from error
+
+
+def check_output(out: str, allowed: Access) -> None:
+    """Refuse an output that may not be written, and one with a folder inside that leads away from where it may.
+
+    Raises:
+        StorageError: it may not be written.
+    """
+    check_access(out, allowed)
+    if allowed.roots and access.is_local(out):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(access.local_path(out)) as entries:
+            for link in (entry.path for entry in entries if entry.is_symlink()):
+                check_access(link, allowed)
 
 
 def _option_problems(request: Request, recipe: Recipe) -> list[str]:
@@ -322,15 +379,19 @@ def remembered(uris: Iterable[str], done: Iterable[Outcome], readers: int) -> di
     return found
 
 
-def inspect(uri: str, max_pixels: int) -> Source:
+def inspect(uri: str, max_pixels: int, allowed: Access = ANYWHERE) -> Source:
     """Read a picture's bytes for their SHA-256, and its header for its size.
 
+    A link that is exchanged afterwards leads nowhere: whoever reads the picture again compares the SHA-256.
+
     Raises:
-        PictureError: it is not a picture, or too large. StorageError: it cannot be read.
+        PictureError: it is not a picture, or too large. StorageError: it cannot or may not be read.
     """
+    check_access(uri, allowed)
     entry = storage.stat(uri)  # before the bytes: a rewrite in between is then noticed by the next run
-    data = storage.read(uri)
     try:
+        images.check_size(entry.size if entry else 0, max_pixels)
+        data = storage.read(uri)
         height, width = images.probe(data, max_pixels)
     except PictureError as error:
         raise PictureError(f"{redact(uri)}: {error}") from error
@@ -494,7 +555,7 @@ def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
     uris = picture_uris(pairs)
     sources: dict[str, Source | NstError] = dict(remembered(uris, done.values(), settings.readers))
     unknown = [uri for uri in uris if uri not in sources]
-    found = storage.each(lambda uri: inspect(uri, settings.max_pixels), unknown, settings.readers)
+    found = storage.each(lambda uri: inspect(uri, settings.max_pixels, settings.access), unknown, settings.readers)
     sources |= dict(zip(unknown, found, strict=True))
     rows = triage(taken, sources, request, done)
     problems = [str(problem) for problem in taken.manifest.problems]
@@ -513,5 +574,5 @@ def probe(pairs: Iterable[Pair], settings: Settings) -> list[str]:
     for pair in pairs:
         for column, uri in pair.pictures:
             rows.setdefault(uri, f"row {pair.row}, column {column}")
-    found = storage.each(lambda uri: inspect(uri, settings.max_pixels), rows, settings.readers)
+    found = storage.each(lambda uri: inspect(uri, settings.max_pixels, settings.access), rows, settings.readers)
     return [f"{rows[uri]}: {result}" for uri, result in zip(rows, found, strict=True) if isinstance(result, NstError)]

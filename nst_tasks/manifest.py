@@ -16,20 +16,28 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product, zip_longest
 from typing import Any
 
 from nst_tasks.core.method import INITS, MAX_STEPS
-from nst_tasks.errors import ManifestError
+from nst_tasks.errors import ManifestError, redact
 from nst_tasks.presets import PRESETS
 from nst_tasks.recipe_file import is_file
 from nst_tasks.recipes import MAX_SIZE, MIN_SIZE
 from nst_tasks.source import FORMATS
 
 MAX_SEED = 2**31 - 1
+MAX_BYTES = 64 * 2**20
+MAX_COLUMNS = 100
+"""Of the header, the unknown ones included: for each of these the nearest name is looked for."""
+MAX_ROWS = 100_000
+MAX_CELL = 16_384
+"""Characters: more than any place needs, less than the CSV reader itself takes."""
+MAX_STYLES = 32
+"""Of one row; all of them are in memory at once."""
 KEEP_COLOR = {
     "luminance": "luminance",
     "match": "match",
@@ -98,7 +106,7 @@ class Pair:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """What is wrong with one cell and what to do about it; `value` is fit to print: short, and without secrets."""
 
@@ -111,7 +119,7 @@ class Problem:
         return f"row {self.row}, column {self.column}: {self.message}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """The cells of a row with a problem, as they were."""
 
@@ -130,10 +138,16 @@ class Manifest:
     rows: int
 
 
-def parse(data: bytes, folder: str, unusable: Mapping[str, Sequence[str]] | None = None) -> Manifest:
+def parse(
+    data: bytes,
+    folder: str,
+    unusable: Mapping[str, Sequence[str]] | None = None,
+    fault: Callable[[str], str | None] = lambda uri: None,
+) -> Manifest:
     """Read a manifest whose relative URIs mean files under `folder`, an absolute path or a URI.
 
-    `unusable` says what is wrong with recipe files, by their URI; a row that names one of them is rejected.
+    `unusable` says what is wrong with recipe files, by their URI, and `fault` what is wrong with naming a URI at all, as a
+    sentence goes on after it; a row that names such a one is rejected.
     A row whose `id` another row above already has is rejected, even when that one is rejected too: it will come back.
 
     Raises:
@@ -148,7 +162,7 @@ def parse(data: bytes, folder: str, unusable: Mapping[str, Sequence[str]] | None
     rejected: list[Rejected] = []
     owners: dict[str, int] = {}
     for row, cells in table:
-        found = _read_row(row, header, cells, folder, owners, unusable or {})
+        found = _read_row(row, header, cells, folder, owners, unusable or {}, fault)
         if isinstance(found, Pair):
             pairs.append(found)
         else:
@@ -179,6 +193,8 @@ def rejected_csv(manifest: Manifest, folder: str) -> bytes:
         if not is_place or (column == "style" and "|" in folder) or (column == "init" and _is_init(cell)):
             return cell
         items = [item.strip() for item in (cell.split("|") if column == "style" else [cell])]
+        if len(items) > MAX_STYLES:
+            return cell  # each would grow by the folder
         return "|".join(_resolve(folder, item) if item else "" for item in items)
 
     rows = [["problem", *(name for name in manifest.header if name != "problem")]]
@@ -187,6 +203,28 @@ def rejected_csv(manifest: Manifest, folder: str) -> bytes:
         cells = [relocated(name, cell) for name, cell in named_cells if name != "problem"]
         rows.append([" | ".join(told[row.row]), *cells])
     return _csv(rows)
+
+
+def archived(data: bytes) -> bytes:
+    """A manifest as a run keeps it for others to read: no cell is a formula, no URI has credentials or a query.
+
+    The same bytes where there is nothing to change.
+
+    Raises:
+        ManifestError: it cannot be read as text.
+    """
+    given = list(csv.reader(io.StringIO(_text(data), newline=""), skipinitialspace=True))
+    header = [cell.strip().lower() for cell in next((cells for cells in given if any(map(str.strip, cells))), [])]
+
+    def kept(column: str, cell: str) -> str:
+        items = cell.split("|") if column == "style" else [cell]
+        return "|".join(map(redact, items))
+
+    fit = [
+        [kept(column, _unescaped(cell)) for column, cell in zip_longest(header, cells, fillvalue="")][: len(cells)]
+        for cells in given
+    ]
+    return data if [list(map(_escaped, cells)) for cells in fit] == given else _csv(fit)
 
 
 def grid(contents: Sequence[str], styles: Sequence[str], recipe: str | None) -> bytes:
@@ -223,8 +261,23 @@ def grid(contents: Sequence[str], styles: Sequence[str], recipe: str | None) -> 
 # The file as a whole
 
 
+_UTF16 = re.compile(rb"(?:[\t -~]\0){4}|(?:\0[\t -~]){4}")
+"""Text in UTF-16 without a byte-order mark: of its first characters, every other byte is 0."""
+
+
+def check_size(size: int) -> None:
+    """Refuse a manifest of more than `MAX_BYTES`.
+
+    Raises:
+        ManifestError: it is larger.
+    """
+    if size > MAX_BYTES:
+        raise ManifestError(f"{size} bytes are more than the {MAX_BYTES} that a manifest may have; split it")
+
+
 def _text(data: bytes) -> str:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    check_size(len(data))
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _UTF16.match(data):
         raise ManifestError("the manifest is UTF-16; save it as UTF-8")
     if data.startswith(b"PK\x03\x04"):
         raise ManifestError("the manifest is a spreadsheet or another zip file; export it as CSV, in UTF-8")
@@ -257,7 +310,9 @@ def _table(text: str) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]
     try:
         for cells in reader:
             if any(map(str.strip, cells)):
-                table.append((start, tuple(cells)))
+                table.append((start, tuple(map(_unescaped, cells))))
+            if len(table) > MAX_ROWS + 1:
+                raise ManifestError(f"the manifest has more than {MAX_ROWS} rows; split it")
             start = reader.line_num + 1
     except csv.Error as error:
         remedy = "look for a double quote that is left open, and double those inside a cell"
@@ -274,6 +329,9 @@ def _table(text: str) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]
 
 
 def _header_problems(header: Sequence[str]) -> Iterable[str]:
+    if len(header) > MAX_COLUMNS:
+        yield f"the header has {len(header)} columns, of which nst knows {len(COLUMNS)}; delete the others"
+        return
     unknown = [name for name in header if name and name not in COLUMNS]
     for name in dict.fromkeys(unknown):
         yield f"column {_shown(name)} is not known; {_nearest(name, COLUMNS)}"
@@ -285,7 +343,7 @@ def _header_problems(header: Sequence[str]) -> Iterable[str]:
             yield f"column {name} is there {count} times; keep one"
     for name in REQUIRED:
         if name not in header:
-            similar = difflib.get_close_matches(name, unknown, n=1)
+            similar = difflib.get_close_matches(name, [word for word in unknown if len(word) <= 80], n=1)
             yield f"column {name} is missing; {f'is it the one named {_shown(similar[0])}?' if similar else 'add it'}"
 
 
@@ -306,6 +364,8 @@ def _uris(cell: str) -> tuple[str, ...]:
     items = tuple(item.strip() for item in _uri(cell).split("|"))
     if not all(items):
         raise _BadCell("has an empty name beside a |; name a picture there or delete the |")
+    if len(items) > MAX_STYLES:
+        raise _BadCell(f"names {len(items)} styles, more than {MAX_STYLES}; leave some out")
     return items
 
 
@@ -391,6 +451,7 @@ def _read_row(
     folder: str,
     owners: dict[str, int],
     unusable: Mapping[str, Sequence[str]],
+    fault: Callable[[str], str | None],
 ) -> Pair | list[Problem]:
     """The row's pair, or all that is wrong with it; `owners` gains its id, in lower case, for the rows below.
 
@@ -405,15 +466,19 @@ def _read_row(
 
     for column, read in _READERS.items():
         text = texts.get(column, "")
-        if text or column in REQUIRED:
+        if len(text) > MAX_CELL:
+            refuse(column, text, f"has {len(text)} characters, more than {MAX_CELL}; look for a double quote that is left open")
+        elif text or column in REQUIRED:
             try:
                 values[column] = read(text)
             except _BadCell as bad:
                 refuse(column, text, bad)
+    for column, uri in _named(values):
+        if (reason := fault(_resolve(folder, uri))) is not None:
+            refuse(column, uri, reason)
     if is_file(values.get("recipe", "")):
         values["recipe"] = _resolve(folder, values["recipe"])
-        faults = unusable.get(values["recipe"], ())
-        problems += [Problem(row, "recipe", _shown(texts["recipe"]), fault) for fault in faults]
+        problems += [Problem(row, "recipe", _shown(texts["recipe"]), line) for line in unusable.get(values["recipe"], ())]
     count = len(values.get("style", ()))
     weights = values.get("style_weights", (1 / max(count, 1),) * count)
     if count and len(weights) != count:
@@ -439,6 +504,16 @@ def _read_row(
         settings["init_picture"] = _resolve(folder, settings.pop("init"))
     content, styles = _resolve(folder, values["content"]), tuple(_resolve(folder, uri) for uri in values["style"])
     return Pair(row, identity, content, styles, weights, **settings)
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each column of a row that names a file, with what it names."""
+    for column in ("content", "init", "mask", "recipe"):
+        value = values.get(column, "")
+        if value and not (column == "init" and _is_init(value)) and not (column == "recipe" and not is_file(value)):
+            yield column, value
+    for uri in values.get("style", ()):
+        yield "style", uri
 
 
 # Names and text
@@ -470,7 +545,7 @@ def _stem(uri: str) -> str:
     if not scheme:
         path = before
     else:
-        path = path.partition("?")[0]
+        path = re.split("[?#]" if before in ("http", "https") else "[?]", path)[0]
         path = path if "/" in path else path.rpartition("@")[2]
     stem = posixpath.splitext(path.rstrip("/").rpartition("/")[2])[0]
     latin = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
@@ -500,7 +575,7 @@ def _resolve(folder: str, uri: str) -> str:
 
 def _nearest(word: str, names: Iterable[str]) -> str:
     names = list(names)
-    similar = difflib.get_close_matches(word.lower(), names, n=1)
+    similar = difflib.get_close_matches(word.lower()[:80], names, n=1)
     return f"did you mean {similar[0]}?" if similar else f"give one of {', '.join(names)}"
 
 
@@ -508,20 +583,34 @@ def _shown(cell: str) -> str:
     """A cell as a message shows it: 80 characters, none of control, no password, no query (it may be a signature)."""
     if not cell:
         return "an empty cell"
-    place, query, _ = cell.partition("?")
-    before, at, after = place.rpartition("@")
-    if at and ":" in before:
-        scheme = re.match(r"([A-Za-z0-9+.-]+://)?", before)
-        place = f"{scheme[0] if scheme else ''}***@{after}"
-    text = place + ("?***" if query else "")
+    if "://" in cell:  # several may be separated by |, but a password may hold one
+        text = redact(cell) if cell.count("://") == 1 else "|".join(map(redact, cell.split("|")))
+    else:
+        before, at, after = cell.partition("?")[0].rpartition("@")
+        text = f"***@{after}" if ":" in before else before + at + after
     text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text[:81])
     return text if len(text) <= 80 else text[:79] + "…"
 
 
+_FORMULA = re.compile(r"'*(?:\s*[=+\-@]|[\t\r])")
+"""The beginning of a cell that a spreadsheet takes for a formula, or would but for the apostrophes that were put before it."""
+_PLAIN_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
+
+
+def _escaped(cell: str) -> str:
+    """A cell as a spreadsheet may open it: a formula has an apostrophe before it, but a negative number is none."""
+    return f"'{cell}" if _FORMULA.match(cell) and not _PLAIN_NUMBER.fullmatch(cell) else cell
+
+
+def _unescaped(cell: str) -> str:
+    """The cell of which `_escaped` made this one."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
 def _csv(rows: Iterable[Sequence[str]]) -> bytes:
-    """Rows with LF ends. Unlike csv.writer's, a cell with a lone CR is quoted, without which it would end the row."""
+    """Escaped rows with LF ends. Unlike csv.writer's, a cell with a lone CR is quoted, without which it would end the row."""
 
     def quoted(cell: str) -> str:
         return '"' + cell.replace('"', '""') + '"' if re.search(r'[,"\r\n]', cell) else cell
 
-    return "".join(",".join(map(quoted, row)) + "\n" for row in rows).encode("utf-8")
+    return "".join(",".join(quoted(_escaped(cell)) for cell in row) + "\n" for row in rows).encode("utf-8")

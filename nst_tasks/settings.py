@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nst_tasks.errors import SettingsError
+from nst_tasks.access import Access, is_root
+from nst_tasks.errors import SettingsError, redact
 
 PREFIX = "NST_"
 
@@ -22,11 +23,18 @@ class Settings:
     retries: int = 3
     retry_seconds: float = 2.0
     lease_seconds: float = 120.0
+    allow_http: int = 0
+    allowed_roots: tuple[str, ...] = ()
 
     @property
     def max_pixels(self) -> int:
         """The largest picture that is decoded, in pixels."""
         return self.max_megapixels * 1_000_000
+
+    @property
+    def access(self) -> Access:
+        """What may be read and written."""
+        return Access(self.allowed_roots, web=bool(self.allow_http))
 
 
 VARIABLES = {
@@ -37,18 +45,22 @@ VARIABLES = {
     "retries": ("0", "20", "how often a task is tried again after the store failed for the moment"),
     "retry_seconds": ("0", "600", "the delay before the first retry, doubled each time, with jitter"),
     "lease_seconds": ("2", "3600", "how long the claim of a run that went away silently keeps its pairs from other runs"),
+    "allow_http": ("0", "1", "1 allows pictures, recipes and manifests on the web, by http and https"),
 }
 """Field -> (smallest, largest, meaning); the environment variable is NST_ and the field in capitals."""
+
+ROOTS = "allowed_roots"
+"""The field whose variable is no number: folders and URIs below which all that is read and written must lie."""
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings with each field overridden by its environment variable.
 
     Raises:
-        SettingsError: a variable is not a number or out of range; all of them are named.
+        SettingsError: a variable is not a number or out of range, or a root is no place; all of them are named.
     """
     environment = os.environ if environment is None else environment
-    values: dict[str, int | float] = {}
+    values: dict[str, int | float | tuple[str, ...]] = {}
     problems = []
     for field, (smallest, largest, meaning) in VARIABLES.items():
         name = PREFIX + field.upper()
@@ -64,6 +76,13 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"{name}: {text!r} is not a number in {smallest}..{largest} ({meaning})")
         else:
             values[field] = value
+    text = environment.get(PREFIX + ROOTS.upper(), "").strip()
+    separated = text.split("|") if "|" in text else text.split()  # a | lets a folder's name have a space
+    values[ROOTS] = roots = tuple(root.strip() for root in separated if root.strip())
+    for root in roots or filter(None, [text]):
+        if not is_root(root):
+            remedy = "give whole paths or URIs such as /data s3://team, separated by spaces or |"
+            problems.append(f"{PREFIX}{ROOTS.upper()}: {redact(root)!r} is not a place to stay below; {remedy}")
     if problems:
         raise SettingsError("\n".join(problems))
     return Settings(**values)  # type: ignore[arg-type]  # each value was made by its field's own type

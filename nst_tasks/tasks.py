@@ -49,7 +49,7 @@ def with_retries(shell: Task[Any, Any], settings: Settings, **options: Any) -> T
 @task(cache_policy=NO_CACHE, persist_result=False)
 def inspect_pictures(uris: list[str], settings: Settings) -> dict[str, Source | NstError]:
     """Read and identify pictures that no earlier run knows, several at once."""
-    found = storage.each(lambda uri: intake.inspect(uri, settings.max_pixels), uris, settings.readers)
+    found = storage.each(lambda uri: intake.inspect(uri, settings.max_pixels, settings.access), uris, settings.readers)
     for result in found:
         if isinstance(result, NstError) and is_transient(result) and not _is_last_attempt(settings):
             raise result

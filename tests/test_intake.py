@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from nst_tasks import intake, outcome, presets, storage, weights
+from nst_tasks.access import Access
 from nst_tasks.core.architecture import smallest_side
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
 from nst_tasks.intake import Request
@@ -363,7 +364,7 @@ def test_masks_and_initial_pictures_are_remembered_too(folder: Path) -> None:
 
 
 def test_a_store_that_tells_no_version_is_never_trusted() -> None:
-    cat = intake.inspect("versionless://cat.png", 10_000)
+    cat = intake.inspect("versionless://cat.png", 10_000, Access(("versionless://cat.png",)))
     assert (cat.version, cat.height) == ("", 60)
     assert intake.remembered([cat.uri], [done(content=cat)], 4) == {}
 

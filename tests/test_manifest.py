@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nst_tasks.errors import ManifestError
-from nst_tasks.manifest import COLUMNS, REQUIRED, Manifest, Pair, Problem, grid, parse, rejected_csv
+from nst_tasks.manifest import (
+    COLUMNS,
+    MAX_BYTES,
+    MAX_CELL,
+    MAX_STYLES,
+    REQUIRED,
+    Manifest,
+    Pair,
+    Problem,
+    archived,
+    grid,
+    parse,
+    rejected_csv,
+)
 from nst_tasks.presets import PRESETS
 
 FOLDER = "/data/in"
@@ -213,7 +226,13 @@ REFUSALS = {
     ),
     "latin-1 below a mark": (b"\xef\xbb\xbfcontent\n\xe9", ["byte 0xe9 at offset 11, line 2,"]),
     "nul": (b"content,style\na\0,b\n", ["NUL byte at offset 15", "UTF-8 CSV"]),
-    "utf-16 without a mark": ("content".encode("utf-16-le"), ["NUL byte at offset 1"]),
+    "utf-16 without a mark": ("content".encode("utf-16-le"), ["the manifest is UTF-16; save it as UTF-8"]),
+    "utf-16 without a mark, big-endian": ("content".encode("utf-16-be"), ["the manifest is UTF-16; save it as UTF-8"]),
+    "utf-32": ("content".encode("utf-32"), ["the manifest is UTF-16; save it as UTF-8"]),
+    "too large": (b"content,style\n" + b"a,b\n" * (MAX_BYTES // 4), ["67108878 bytes are more than the 67108864", "split it"]),
+    "too many rows": (b"content,style\n" + b"a,b\n" * 100_001, ["the manifest has more than 100000 rows; split it"]),
+    "too many columns": (b"content,style" + b",a" * 99, ["the header has 101 columns, of which nst knows 16; delete"]),
+    "cell of ten megabytes": (b'content,style\na,"' + b"x" * 10_000_000, ["row 2 cannot be read as CSV: field larger than"]),
     "spreadsheet": (b"PK\x03\x04\x14\x00\x06", ["a spreadsheet", "export it as CSV"]),
     "picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ["NUL byte", "not text"]),
     "semicolons": (b"content;style\na;b\n", ["separated by semicolons; use commas"]),
@@ -305,6 +324,12 @@ ROW_PROBLEMS: list[tuple[dict[str, str], str, str]] = [
     (STYLES | {"style_weights": "1|-1"}, "style_weights", f"1|-1 has an item that is negative; {WEIGHT_REMEDY}"),
     (STYLES | {"style_weights": "1|"}, "style_weights", f"1| has an item that is not a number; {WEIGHT_REMEDY}"),
     (STYLES | {"style_weights": "1|inf"}, "style_weights", f"1|inf has an item that is not finite; {WEIGHT_REMEDY}"),
+    ({"style": "|".join("a" * 33)}, "style", f"{'a|' * 33}"[:65] + " names 33 styles, more than 32; leave some out"),
+    (
+        {"content": "a" * 16_385},
+        "content",
+        f"{'a' * 79}… has 16385 characters, more than 16384; look for a double quote that is left open",
+    ),
     ({"id": "../up"}, "id", f"../up is not safe; {ID_REMEDY}"),
     ({"id": ".hidden"}, "id", f".hidden is not safe; {ID_REMEDY}"),
     ({"id": "chat é"}, "id", f"chat é is not safe; {ID_REMEDY}"),
@@ -316,9 +341,11 @@ ROW_PROBLEMS: list[tuple[dict[str, str], str, str]] = [
     ({"format": "bmp"}, "format", "bmp is not a format to write; give one of png, jpg, webp"),
     ({"format": "jpeg"}, "format", "jpeg is not a format to write; did you mean jpg?"),
     ({"seed": "a\x1b[31m\u202e"}, "seed", r"a\x1b[31m\u202e is not a whole number"),
-    ({"size": "https://ann:secret@host/a.jpg"}, "size", "https://***@host/a.jpg is not a whole number"),
-    ({"size": "https://host/a.jpg?signature=secret"}, "size", "https://host/a.jpg?*** is not a whole number"),
-    ({"size": "s3://ann:sec/ret@b/c|s3://k:secret@b/d"}, "size", "s3://***@b/d is not a whole number"),
+    ({"size": "https://ann:secret@host/a.jpg"}, "size", "https://host/a.jpg is not a whole number"),
+    ({"size": "https://host/a.jpg?signature=secret"}, "size", "https://host/a.jpg is not a whole number"),
+    ({"size": "https://host/a.jpg#secret"}, "size", "https://host/a.jpg is not a whole number"),
+    ({"size": "https://ann:sec?ret|secret@host/a.jpg"}, "size", "https://host/a.jpg is not a whole number"),
+    ({"size": "s3://ann:sec/ret@b/c|s3://k:secret@b/d"}, "size", "s3://b/c|s3://b/d is not a whole number"),
     ({"size": "ann:secret@host"}, "size", "***@host is not a whole number"),
 ]
 
@@ -340,6 +367,11 @@ def test_the_line_of_a_problem() -> None:
     line = "row 7, column size: 9 is below the smallest size, 64; give 64 to 8192 or leave it empty"
     assert str(problem) == line
     assert str(read("content,style,size\n\n\n\n\n\na,b,9\n").problems[0]) == line
+
+
+def test_the_longest_cell_and_the_most_styles_are_accepted() -> None:
+    assert only_pair(one_row(content="a" * MAX_CELL)).content == f"{FOLDER}/{'a' * MAX_CELL}"
+    assert len(only_pair(one_row(style="|".join("a" * MAX_STYLES))).styles) == MAX_STYLES
 
 
 def test_longest_id_is_accepted() -> None:
@@ -383,6 +415,31 @@ def test_a_doubled_id_rejects_the_later_row_whatever_its_capitals() -> None:
 def test_a_rejected_row_keeps_its_id_for_when_it_comes_back() -> None:
     manifest = read("id,content,style,size\ncat,a,b,9\ncat,c,d,\n")
     assert [(problem.row, problem.column) for problem in manifest.problems] == [(2, "size"), (3, "id")]
+
+
+# Places that may not be named
+
+
+def test_a_row_that_names_what_it_may_not_is_rejected_with_column_value_and_remedy() -> None:
+    text = (
+        "content,style,init,mask,recipe\n"
+        "bad/a.jpg,s.jpg|bad/t.jpg,bad/i.png,bad/m.png,bad/r.toml\n"
+        "s3://u:secret@bad/a.jpg?secret,s.jpg,noise,,painterly\n"
+        "a.jpg,s.jpg,content,m.png,r.toml\n"
+    )
+    manifest = parse(text.encode(), FOLDER, fault=lambda uri: "is bad; name another" if "bad" in uri else None)
+    named = {"content": "a.jpg", "init": "i.png", "mask": "m.png", "recipe": "r.toml", "style": "t.jpg"}
+    assert [str(problem) for problem in manifest.problems] == [
+        *(f"row 2, column {column}: bad/{name} is bad; name another" for column, name in named.items()),
+        "row 3, column content: s3://bad/a.jpg is bad; name another",
+    ]
+    assert [pair.row for pair in manifest.pairs] == [4]
+
+
+def test_places_are_judged_where_they_lead_not_as_they_are_written() -> None:
+    seen: list[str] = []
+    parse(one_row(style="../t.jpg|s3://b/s.jpg", init="noise", recipe="my.toml").encode(), FOLDER, fault=seen.append)
+    assert seen == ["/data/in/cat.jpg", "/data/in/my.toml", "/data/in/../t.jpg", "s3://b/s.jpg"]
 
 
 # Derived ids
@@ -517,6 +574,44 @@ def test_rejected_csv_says_why_in_the_row_itself() -> None:
     assert row[1:] == ["/data/in/=cmd().jpg", "/data/in/-b.jpg", "9", "bmp"]
 
 
+FORMULAS = ("=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", " =1", "'=1", "''=1", "-1|2", "'-1")
+PLAIN = ("-1", "+5.5", "-1e-3", "'quoted'", "a=b", "'", "")
+
+
+@pytest.mark.parametrize("cell", [*FORMULAS, *PLAIN])
+def test_a_formula_is_escaped_in_rejected_csv_and_read_back_as_what_it_was(cell: str) -> None:
+    escaped = f"'{cell}" if cell in FORMULAS else cell
+    manifest = read(f'content,style,size,seed\na.jpg,s.jpg,9,"{escaped}"\n')
+    written = rejected_csv(manifest, FOLDER)
+    _, row = csv.reader(io.StringIO(written.decode(), newline=""))
+    assert row[4] == escaped
+    assert parse(written, "/elsewhere").rejected[0].cells[4] == manifest.rejected[0].cells[3] == cell
+
+
+def test_a_grid_of_names_like_formulas_is_escaped_and_read_back() -> None:
+    data = grid(["=a.jpg", "-b.jpg"], ["@s.jpg"], None)
+    assert [row[1:] for row in csv.reader(io.StringIO(data.decode()))][1:] == [["'-b.jpg", "'@s.jpg"], ["'=a.jpg", "'@s.jpg"]]
+    assert [pair.content for pair in parse(data, FOLDER).pairs] == ["/data/in/-b.jpg", "/data/in/=a.jpg"]
+
+
+def test_the_kept_manifest_has_neither_formulas_nor_secrets() -> None:
+    data = (
+        b"\n ID ,Content,STYLE,seed,tv_weight\n"
+        b'\'=x,https://ann:se|cret@host/a.jpg?secret,s.jpg|https://h/t.jpg?secret|u.jpg,=1+1,-1,"=2,3"\n'
+        b"y,a.jpg\n"
+    )
+    kept = archived(data)
+    assert kept == (
+        b"\n ID ,Content,STYLE,seed,tv_weight\n'=x,https://host/a.jpg,s.jpg|https://h/t.jpg|u.jpg,'=1+1,-1,\"'=2,3\"\ny,a.jpg\n"
+    ).replace(b" ID ", b"ID ")
+    assert archived(kept) == kept
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbfcontent,style\r\n\r\n'=a,-1\r\n", b'content,style\n"a?b#c@d:e","x\ny"'])
+def test_a_manifest_with_nothing_to_hide_is_kept_byte_for_byte(data: bytes) -> None:
+    assert archived(data) == data
+
+
 def test_rejected_csv_keeps_any_cell_whole() -> None:
     cells = ['say "hi", all.jpg', "cr\rlf\nboth\r\n.jpg", "9", "=1+1"]
     out = io.StringIO()
@@ -587,7 +682,24 @@ def test_grid_refuses_what_no_manifest_can_hold(
 
 CELL = st.one_of(
     st.sampled_from(
-        ["", "a.jpg", "b/c.png", "a|b", "|", "1|2", "painterly", "512", "-1", "nan", "yes", "noise", "x\ny", "s3://b/c"]
+        [
+            "",
+            "a.jpg",
+            "b/c.png",
+            "a|b",
+            "|",
+            "1|2",
+            "painterly",
+            "512",
+            "-1",
+            "nan",
+            "yes",
+            "noise",
+            "x\ny",
+            "s3://b/c",
+            "'=1",
+            "\t+",
+        ]
     ),
     st.text(max_size=8),
 )
@@ -614,8 +726,11 @@ def check(data: bytes) -> None:
     for problem in manifest.problems:
         assert str(problem).isprintable() and str(problem).startswith(f"row {problem.row}, column {problem.column}: ")
     if manifest.rejected:
-        again = parse(rejected_csv(manifest, FOLDER), "/elsewhere")
+        written = rejected_csv(manifest, FOLDER)
+        again = parse(written, "/elsewhere")
         assert again.rows == len(manifest.rejected)
+        assert archived(written) == written or b"://" in written
+    assert archived(archived(data)) == archived(data)
 
 
 @given(st.binary())

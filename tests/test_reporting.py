@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 
 from nst_tasks import intake, manifest, outcome, reporting, storage
 from nst_tasks.core.flags import FLAGS
-from nst_tasks.errors import StorageError
+from nst_tasks.errors import StorageError, redact
 from nst_tasks.intake import Request
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.reporting import MOST_THUMBNAILS, Report
@@ -41,7 +41,7 @@ def done(id: str = "cat_oil", row: int = 2, **fields: Any) -> Outcome:
 def written(tmp_path: Path, out: str, outcomes: list[Outcome], rows: str = "cat.png,oil.jpg,\n") -> tuple[Report, str]:
     (tmp_path / "m.csv").write_text("content,style,size\n" + rows)
     request = Request(manifest=str(tmp_path / "m.csv"), out=out, backbone="tiny")
-    taken = intake.prepare(request, SETTINGS)
+    taken = intake.prepare(replace(request, out=redact(out)), SETTINGS)  # which refuses secrets in the first place
     run = Run("run-1", out, "tiny", None, taken.weights_sha256, 1, SETTINGS)
     folder = storage.join(out, "runs", run.id)
     began = datetime.now(UTC) - timedelta(seconds=100)

@@ -6,8 +6,9 @@ from dataclasses import fields
 
 import pytest
 
+from nst_tasks.access import Access
 from nst_tasks.errors import SettingsError
-from nst_tasks.settings import VARIABLES, Settings, from_environment
+from nst_tasks.settings import ROOTS, VARIABLES, Settings, from_environment
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -16,7 +17,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 
 def test_every_field_has_its_variable() -> None:
-    assert list(VARIABLES) == [field.name for field in fields(Settings)]
+    assert [*VARIABLES, ROOTS] == [field.name for field in fields(Settings)]
     found = from_environment(
         {
             "NST_MAX_MEGAPIXELS": "50",
@@ -25,10 +26,51 @@ def test_every_field_has_its_variable() -> None:
             "NST_READERS": "3",
             "NST_RETRIES": "0",
             "NST_RETRY_SECONDS": "0.5",
+            "NST_ALLOW_HTTP": "1",
+            "NST_ALLOWED_ROOTS": "/data",
         }
     )
-    assert found == Settings(50, 2.5, 4, 3, 0, 0.5)
+    assert found == Settings(50, 2.5, 4, 3, 0, 0.5, 1, ("/data",))
     assert found.max_pixels == 50_000_000
+    assert found.access == Access(("/data",), web=True)
+    assert Settings().access == Access((), web=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "roots"),
+    [
+        ("", ()),
+        ("  ", ()),
+        (" /data\ts3://team/inbox\n", ("/data", "s3://team/inbox")),
+        ("/my data|s3://team", ("/my data", "s3://team")),
+        ("/my data|", ("/my data",)),
+        ("/a/../b file:///c hdfs://node/d", ("/a/../b", "file:///c", "hdfs://node/d")),
+    ],
+)
+def test_allowed_roots_are_separated_by_spaces_or_bars(text: str, roots: tuple[str, ...]) -> None:
+    assert from_environment({"NST_ALLOWED_ROOTS": text}).allowed_roots == roots
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "data",
+        "~/data",
+        "|",
+        "s3://team/../other",
+        "file://host/a",
+        "zip://x::s3://team",
+        "s3://u:hunter2@team",
+        "https://h/?hunter2",
+    ],
+)
+def test_a_root_that_is_no_place_is_refused(root: str) -> None:
+    """Never left out in silence: without roots, everything is allowed."""
+    with pytest.raises(
+        SettingsError, match="^NST_ALLOWED_ROOTS: '.*' is not a place to stay below; give whole paths"
+    ) as caught:
+        from_environment({"NST_ALLOWED_ROOTS": root})
+    assert "hunter2" not in str(caught.value)
 
 
 def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,142 @@
+"""What a URI may name: on which stores, below which folders, and for whose manifest.
+
+The ways around a folder are many (`..`, a link, `file://host`, a chain of file systems), so what is allowed is listed and
+everything else refused. Pure: what has to look at the disk, the resolver of links, is passed in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import posixpath
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from urllib.parse import unquote, urlsplit
+
+from nst_tasks.errors import redact
+
+_STORES = {
+    **dict.fromkeys(("", "file", "local"), "file"),
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "az"),
+    "adl": "adl",
+    "memory": "memory",
+    "http": "http",
+    "https": "https",
+}
+"""Protocol -> the store that it means. fsspec knows many more, and some of them open whatever another file says."""
+
+_WEB = ("http", "https")
+_METADATA = tuple(map(ipaddress.ip_network, ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "100.100.100.200/32")))
+"""Link-local addresses and those at which clouds hand out the credentials of the machine that asks."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """What may be read and written: everything on the stores that are known, unless `roots` name folders to stay below.
+
+    `web` allows http(s); without `local`, no file of this machine may be named. A root's own protocol is allowed by it.
+    """
+
+    roots: tuple[str, ...] = ()
+    web: bool = False
+    local: bool = True
+
+
+ANYWHERE = Access()
+"""All that is allowed unless somebody says otherwise."""
+
+
+def for_manifest(access: Access, manifest: str) -> Access:
+    """What a manifest at this URI may name: one that comes from a store names nothing on this machine."""
+    return replace(access, local=access.local and is_local(manifest))
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI, or a path, means a file of this machine."""
+    return _STORES.get(_protocol(uri)) == "file"
+
+
+def local_path(uri: str) -> str:
+    """The path that a local URI means."""
+    return uri.partition("://")[2] if "://" in uri else uri
+
+
+def fault(uri: str, access: Access, real: Callable[[str], str] = posixpath.normpath) -> str | None:
+    """What is wrong with naming this absolute path or URI, as a sentence goes on after it; None when it is allowed.
+
+    `real` gives a local path without `..` and, where it looks at the disk, without links.
+    """
+    protocol = _protocol(uri)
+    own = {_protocol(root) for root in access.roots}
+    if "::" in uri:
+        return "has a ::, which chains file systems; name the file itself"
+    if protocol not in _STORES and protocol not in own:
+        known = ", ".join(name for name in dict.fromkeys(_STORES.values()) if name not in _WEB)
+        return f"is on no store that is allowed ({known}); copy it to one, or name its place in NST_ALLOWED_ROOTS"
+    if protocol in _WEB and not access.web:
+        return "is on the web, which is not allowed; copy it to a store, or set NST_ALLOW_HTTP=1"
+    if is_local(uri):
+        if not access.local:
+            return "is a path on this machine, which a manifest on a store may not name; copy the file to the store"
+        if not local_path(uri).startswith("/"):
+            return "names a host or a home folder; give a whole path, such as /data/cat.jpg or file:///data/cat.jpg"
+    elif _climbs(uri):
+        return "has a .. in it, which a store does not resolve; name the place itself"
+    if protocol in _WEB:
+        try:
+            host = urlsplit(uri).hostname
+        except ValueError:
+            host = None
+        if not host or "\\" in uri:  # clients differ in which host a backslash leaves
+            return "is not an address; check the host"
+        if is_metadata(host):
+            return "is an address at which machines are given their credentials; name another host"
+    place = _canonical(uri, real)
+    if access.roots and not any(_is_below(place, _canonical(root, real)) for root in access.roots):
+        roots = " ".join(map(redact, access.roots))
+        return f"is not below NST_ALLOWED_ROOTS ({roots}); move it there, or name another place"
+    return None
+
+
+def is_root(root: str) -> bool:
+    """Whether this can be an allowed root: a whole path or a URI, without credentials, query, chain or `..` in a store."""
+    if "::" in root or redact(root) != root:
+        return False
+    return local_path(root).startswith("/") if is_local(root) else not _climbs(root)
+
+
+def is_metadata(host: str) -> bool:
+    """Whether a host, given as an address, is link-local or hands out a machine's credentials; a name never is."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    plain = getattr(address, "ipv4_mapped", None) or address  # ::ffff:169.254.169.254 reaches the same
+    return any(plain in network for network in _METADATA)
+
+
+def _protocol(uri: str) -> str:
+    return uri.partition("://")[0] if "://" in uri else ""
+
+
+def _climbs(uri: str) -> bool:
+    """Whether a remote URI has a `..`, also as %2e%2e or between backslashes, which some servers take for it."""
+    path = uri.partition("?")[0] if _protocol(uri) in _WEB else uri
+    return ".." in re.split(r"[/\\?#]", unquote(path))
+
+
+def _canonical(uri: str, real: Callable[[str], str]) -> str:
+    """A URI in the one way of writing in which two can be compared."""
+    if is_local(uri):
+        return "file://" + real(re.sub("^/+", "/", local_path(uri)))
+    protocol = _protocol(uri)
+    if protocol not in _WEB:
+        return f"{_STORES.get(protocol, protocol)}://{uri.partition('://')[2]}"
+    parts = urlsplit(uri)
+    return f"{protocol}://{parts.netloc.rpartition('@')[2].lower()}{unquote(parts.path)}"
+
+
+def _is_below(place: str, root: str) -> bool:
+    return place == root or place.startswith(root.rstrip("/") + "/")

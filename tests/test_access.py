@@ -1,0 +1,179 @@
+"""What may be named: every way around a folder that we know of, and everyday names that must go on working."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nst_tasks.access import ANYWHERE, Access, fault, for_manifest, is_local, is_metadata
+
+ROOTS = Access(("/data/in", "s3://team/inbox", "memory://m", "hdfs://node/d", "https://cdn.example.com/p"), web=True)
+STORE = for_manifest(ANYWHERE, "s3://team/m.csv")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/data/in/cat.jpg", "/a b/../c@2x#1?.jpg", "//data/cat.jpg", "/data/in/~/cat.jpg", "/data/in/a:b.jpg", "/a\\b.jpg",
+        "file:///data/cat.jpg", "local:///data/cat.jpg", "s3://bucket/a..b/c.jpg", "s3a://bucket/c.jpg", "gs://bucket/c.jpg",
+        "gcs://bucket/c.jpg", "az://c/d.jpg", "abfs://c/d.jpg", "abfss://c@account.dfs.core.windows.net/d.jpg", "adl://s/c.jpg",
+        "memory://c.jpg", "s3://bucket/c.jpg?versionId=3", "s3://bucket/100%.jpg",
+    ],
+)  # fmt: skip
+def test_everyday_names_are_allowed_anywhere(uri: str) -> None:
+    assert fault(uri, ANYWHERE) is None
+
+
+NO_STORE = (
+    "is on no store that is allowed (file, s3, gs, az, adl, memory); copy it to one, or name its place in NST_ALLOWED_ROOTS"
+)
+CHAIN = "has a ::, which chains file systems; name the file itself"
+WEB = "is on the web, which is not allowed; copy it to a store, or set NST_ALLOW_HTTP=1"
+HOST = "names a host or a home folder; give a whole path, such as /data/cat.jpg or file:///data/cat.jpg"
+CLIMBS = "has a .. in it, which a store does not resolve; name the place itself"
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("simplecache::s3://b/a.png", CHAIN),
+        ("zip://a.png::s3://b/x.zip", CHAIN),
+        ("filecache::file:///etc/a.png", CHAIN),
+        ("/data/in/a::b.png", CHAIN),
+        *((f"{name}://x/a.png", NO_STORE) for name in ("reference", "dir", "github", "jupyter", "hdfs", "sftp", "data", "zip")),
+        *(
+            (f"{name}://x/a.png", NO_STORE)
+            for name in ("FILE", "S3", "c", "/x/s3", "ftp", "smb", "git", "libarchive", "cached")
+        ),
+        ("https://host/a.png?sig=1", WEB),
+        ("http://169.254.169.254/latest/meta-data", WEB),
+        ("file://host/etc/a.png", HOST),
+        ("file://~/a.png", HOST),
+        ("local://a.png", HOST),
+        ("s3://bucket/../other/a.png", CLIMBS),
+        ("s3://bucket/a/%2e%2E/b.png", CLIMBS),
+        ("gs://bucket/a\\..\\b.png", CLIMBS),
+        ("memory://..", CLIMBS),
+        ("s3://bucket/a?/../b.png", CLIMBS),
+    ],
+)
+def test_ways_around_are_refused(uri: str, reason: str) -> None:
+    assert fault(uri, ANYWHERE) == reason
+
+
+def test_a_manifest_on_a_store_names_nothing_on_this_machine() -> None:
+    for uri in ("/etc/passwd", "//etc/passwd", "file:///etc/passwd", "local:///etc/passwd"):
+        assert (fault(uri, STORE) or "").startswith("is a path on this machine, which a manifest on a store may not name")
+        assert is_local(uri)
+    assert fault("s3://other/a.png", STORE) is None
+    assert fault("gs://other/a.png", STORE) is None
+    for uri in ("/data/m.csv", "file:///data/m.csv"):
+        assert for_manifest(ANYWHERE, uri) == ANYWHERE
+    for uri in ("memory://m.csv", "http://host/m.csv", "FILE:///m.csv", "flaky:///m.csv"):
+        assert not for_manifest(ANYWHERE, uri).local
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/data/in", "/data/in/a/cat.jpg", "/data//in/./x/../cat.jpg", "file:///data/in/cat.jpg", "//data/in/cat.jpg",
+        "s3://team/inbox/cat.jpg", "s3a://team/inbox/a..b.jpg", "memory://m/cat.jpg", "hdfs://node/d/cat.jpg",
+        "https://cdn.example.com/p/cat.jpg?sig=../x", "https://ann:pw@CDN.example.com/p",
+    ],
+)  # fmt: skip
+def test_below_a_root(uri: str) -> None:
+    assert fault(uri, ROOTS) is None
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/data", "/", "/data/inner/cat.jpg", "/data/in/../out/cat.jpg", "/etc/passwd", "file:///data/in/../../etc/passwd",
+        "s3://team", "s3://team/inbox2/cat.jpg", "s3://other/inbox/cat.jpg", "s3://team//inbox/cat.jpg", "gs://team/inbox/cat.jpg",
+        "memory://mm/cat.jpg", "hdfs://other/d/cat.jpg",
+        "https://cdn.example.com/pq/cat.jpg", "http://cdn.example.com/p/cat.jpg", "https://evil.com/p/cat.jpg",
+        "https://cdn.example.com@evil.com/p/cat.jpg", "https://evil.com#@cdn.example.com/p/cat.jpg",
+        "https://cdn.example.com.evil.com/p/cat.jpg",
+        "https://evil.com/?@cdn.example.com/p/cat.jpg", "https://cdn.example.com:8443/p/cat.jpg",
+    ],
+)  # fmt: skip
+def test_beside_every_root(uri: str) -> None:
+    assert "NST_ALLOWED_ROOTS (/data/in s3://team/inbox memory://m hdfs://node/d https://cdn.example.com/p)" in (
+        fault(uri, ROOTS) or ""
+    )
+
+
+def test_climbing_out_of_a_root_on_a_server_is_refused() -> None:
+    for uri in ("s3://team/inbox/../x.jpg", "https://cdn.example.com/p/%2e%2e/x.jpg", "s3://team/inbox/..\\x.jpg"):
+        assert fault(uri, ROOTS) == CLIMBS
+
+
+def test_a_root_allows_its_protocol_but_the_web_needs_its_own_word() -> None:
+    assert fault("hdfs://node/d/a.jpg", ROOTS) is None
+    assert fault("https://cdn.example.com/p/a.jpg", Access(ROOTS.roots, web=False)) == WEB
+
+
+def test_links_are_followed_before_places_are_compared(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    (outside / "cat.png").write_bytes(b"")
+    (inside / "link.png").symlink_to(outside / "cat.png")
+    (inside / "folder").symlink_to(outside)
+    (tmp_path / "root").symlink_to(inside)
+    for root in (inside, tmp_path / "root"):
+        roots = Access((str(root),))
+        for name in ("link.png", "folder/cat.png", "folder/new/x.png", "folder/../out/cat.png"):
+            assert fault(f"{inside}/{name}", roots, os.path.realpath) is not None, name
+            assert fault(f"file://{root}/{name}", roots, os.path.realpath) is not None, name
+        assert fault(f"{inside}/new/x.png", roots, os.path.realpath) is None
+        assert fault(f"{root}/x.png", roots, os.path.realpath) is None
+
+
+METADATA = "is an address at which machines are given their credentials; name another host"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254", "169.254.0.1:80", "u:p@169.254.169.254", "[fe80::1]", "[fe80::1%25eth0]", "[fd00:ec2::254]",
+        "[::ffff:169.254.169.254]", "100.100.100.200",
+    ],
+)  # fmt: skip
+def test_metadata_addresses_are_refused_though_the_web_is_allowed(host: str) -> None:
+    reason = fault(f"http://{host}/latest", Access(web=True))
+    assert reason == (CHAIN if "::" in host else METADATA)
+    bare = host.rpartition("@")[2].removesuffix(":80").strip("[]").replace("%25", "%")
+    assert is_metadata(bare)
+
+
+def test_other_addresses_and_names_are_none_of_metadata() -> None:
+    for host in ("127.0.0.1", "10.0.0.1", "::1", "example.com", "", "169.254"):
+        assert not is_metadata(host)
+    assert fault("http://127.0.0.1:8000/a.png", Access(web=True)) is None
+    for uri in ("http://[bad/a.png", "http:///a.png", "https://evil.com\\@cdn.example.com/p/cat.jpg"):
+        assert fault(uri, ROOTS) == "is not an address; check the host"
+
+
+@given(
+    st.text("/.\\a~%2eE:?#@", max_size=20),
+    st.sampled_from(["/data/in/", "file:///data/in/", "s3://team/inbox/", "memory://m/"]),
+)
+def test_whatever_follows_a_root_stays_below_it_or_is_refused(tail: str, root: str) -> None:
+    if fault(root + tail, ROOTS) is None:
+        path = (root + tail).removeprefix("file://")
+        place = os.path.normpath(path) if path.startswith("/") else path
+        assert f"{place}/".startswith(root.removeprefix("file://"))
+        assert path.startswith("/") or ".." not in place.split("/")
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_judged_without_an_error(text: str) -> None:
+    for access in (ANYWHERE, STORE, ROOTS, Access(web=True)):
+        for uri in (text, f"/{text}", f"https://{text}", f"{text}://x"):
+            reason = fault(uri, access)
+            assert reason is None or "; " in reason

@@ -1,0 +1,212 @@
+"""What a manifest, a request and a command may name is refused where it is read, not only in theory."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from flows.cli import app
+from nst_tasks import intake, storage
+from nst_tasks.access import Access
+from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
+from nst_tasks.intake import Request
+from nst_tasks.settings import Settings
+
+
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (80, 60), "teal").save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder to stay in, `in`, with a manifest, pictures and a recipe, and the same things outside of it, in `other`."""
+    for name in ("in", "other"):
+        (tmp_path / name).mkdir()
+        for file in ("cat.png", "oil.png"):
+            (tmp_path / name / file).write_bytes(picture())
+        (tmp_path / name / "my.toml").write_text('base = "painterly"\n')
+        (tmp_path / name / "m.csv").write_text("content,style\ncat.png,oil.png\n")
+    return tmp_path
+
+
+def inside(folder: Path) -> Settings:
+    return Settings(allowed_roots=(str(folder / "in"),))
+
+
+def problems(folder: Path, *rows: str, header: str = "content,style") -> list[str]:
+    place = str(folder / "in" / "m.csv")
+    Path(place).write_text("\n".join([header, *rows, ""]))
+    return [str(problem) for problem in intake.read_manifest(place, inside(folder).access)[1].problems]
+
+
+def test_rows_that_leave_the_roots_are_rejected_whichever_column_and_whichever_way(folder: Path) -> None:
+    (folder / "in" / "link.png").symlink_to(folder / "other" / "cat.png")
+    (folder / "in" / "way").symlink_to(folder / "other")
+    there = "is not below NST_ALLOWED_ROOTS"
+    lines = problems(
+        folder,
+        "cat.png,oil.png,,,",
+        "../other/cat.png,oil.png,,,",
+        "cat.png,oil.png|/etc/passwd,,,",
+        "cat.png,oil.png,file:///etc/passwd,,",
+        "cat.png,oil.png,,link.png,",
+        "cat.png,oil.png,,,way/my.toml",
+        "./way/../in/dog.png,oil.png,,,",
+        "https://h/a.png?hunter2,oil.png,,,",
+        header="content,style,init,mask,recipe",
+    )
+    assert [line.partition(" (")[0] for line in lines] == [
+        f"row 3, column content: ../other/cat.png {there}",
+        f"row 4, column style: /etc/passwd {there}",
+        f"row 5, column init: file:///etc/passwd {there}",
+        f"row 6, column mask: link.png {there}",
+        f"row 7, column recipe: way/my.toml {there}",
+        "row 9, column content: https://h/a.png is on the web, "
+        "which is not allowed; copy it to a store, or set NST_ALLOW_HTTP=1",
+    ]
+
+
+def test_a_recipe_file_that_may_not_be_named_is_never_opened(folder: Path) -> None:
+    (folder / "other" / "my.toml").write_text("secret = 1\n")
+    (folder / "in" / "m.csv").write_text("content,style,recipe\ncat.png,oil.png,../other/my.toml\ncat.png,oil.png,my.toml\n")
+    place, allowed = str(folder / "in" / "m.csv"), inside(folder).access
+    parsed, known = intake.with_recipes(place, *intake.read_manifest(place, allowed), allowed)
+    assert [pair.row for pair in parsed.pairs] == [3]
+    assert "secret" not in str(parsed.problems)
+    assert not any("other" in name for name in known)
+
+
+def test_a_wrong_recipe_file_does_not_let_the_other_rows_out(folder: Path) -> None:
+    """The manifest is read once more, with what is wrong with its recipe files."""
+    (folder / "in" / "my.toml").write_text("steps = -1\n")
+    (folder / "in" / "m.csv").write_text("content,style,recipe\n../other/cat.png,oil.png,\ncat.png,oil.png,my.toml\n")
+    place, allowed = str(folder / "in" / "m.csv"), inside(folder).access
+    assert not intake.with_recipes(place, *intake.read_manifest(place, allowed), allowed)[0].pairs
+
+
+def test_a_manifest_on_a_store_may_not_name_local_files_and_a_local_one_may_name_both(memory: str, folder: Path) -> None:
+    text = f"content,style\n{folder}/in/cat.png,{memory}/oil.png\ncat.png,file:///etc/passwd\ncat.png,pen.png\n".encode()
+    storage.write(f"{memory}/m.csv", text)
+    found = intake.read_manifest(f"{memory}/m.csv")[1]
+    assert [(problem.row, problem.column) for problem in found.problems] == [(2, "content"), (3, "style")]
+    assert all("is a path on this machine, which a manifest on a store may not name" in str(line) for line in found.problems)
+    (folder / "in" / "m.csv").write_bytes(text)
+    assert not intake.read_manifest(str(folder / "in" / "m.csv"))[1].problems
+
+
+@pytest.mark.parametrize("field", ["manifest", "out", "weights", "recipe"])
+def test_a_request_outside_the_roots_is_refused_as_a_whole(folder: Path, field: str) -> None:
+    request = Request(str(folder / "in" / "m.csv"), str(folder / "in" / "out"), backbone="tiny")
+    intake.prepare(request, inside(folder))
+    (folder / "other" / "w.h5").write_bytes(b"")
+    name = {"manifest": "m.csv", "out": "out", "weights": "w.h5", "recipe": "my.toml"}[field]
+    request = replace(request, **{field: str(folder / "other" / name)})
+    with pytest.raises(InputError) as caught:
+        intake.prepare(request, inside(folder))
+    place = f"{folder}/other/{name}: is not below NST_ALLOWED_ROOTS ({folder}/in); move it there, or name another place"
+    prefix = {
+        "out": "--out: the output cannot be written: ",
+        "weights": "--weights: ",
+        "recipe": "--recipe ",
+        "manifest": "manifest ",
+    }
+    assert str(caught.value) == prefix[field] + place
+    assert not (folder / "other" / "out").exists()
+
+
+def test_an_output_whose_folders_lead_elsewhere_is_refused(folder: Path) -> None:
+    out = folder / "in" / "out"
+    out.mkdir()
+    (out / "images").symlink_to(folder / "other")
+    with pytest.raises(StorageError, match="out/images: is not below NST_ALLOWED_ROOTS"):
+        intake.check_output(str(out), inside(folder).access)
+    intake.check_output(str(out), Access())
+    (out / "images").unlink()
+    (out / "images").symlink_to(folder / "in")
+    intake.check_output(str(out), inside(folder).access)
+
+
+def test_a_link_exchanged_after_the_manifest_was_read_is_not_followed(folder: Path) -> None:
+    place = folder / "in" / "cat.png"
+    assert problems(folder, "cat.png,oil.png") == []
+    place.unlink()
+    place.symlink_to(folder / "other" / "cat.png")
+    with pytest.raises(StorageError, match="in/cat.png: is not below NST_ALLOWED_ROOTS"):
+        intake.inspect(str(place), 10_000, inside(folder).access)
+    assert intake.inspect(str(place), 10_000).height == 60
+
+
+@pytest.mark.parametrize("field", ["manifest", "out", "weights", "recipe"])
+def test_a_request_with_a_secret_is_refused_for_prefect_would_store_it(memory: str, field: str) -> None:
+    storage.write(f"{memory}/m.csv", b"content,style\ncat.png,oil.png\n")
+    request = Request(f"{memory}/m.csv", f"{memory}/out", backbone="tiny")
+    for uri in (f"{memory}/x.toml?token=hunter2", memory.replace("://", "://ann:hunter2@") + "/x.toml"):
+        with pytest.raises(InputError) as caught:
+            intake.prepare(replace(request, **{field: uri}), Settings())
+        name = field if field == "manifest" else f"--{field}"
+        line = f"{name}: {memory}/x.toml has a password or a query, which Prefect would store; "
+        assert any(found.startswith(line) for found in str(caught.value).splitlines())
+        assert "hunter2" not in str(caught.value)
+
+
+def test_sizes_are_looked_at_before_anything_is_read(folder: Path) -> None:
+    for name in ("big.csv", "big.png"):
+        with (folder / "in" / name).open("wb") as file:
+            file.truncate(2**33)  # a hole on the disk; read, it would fill the memory
+    with pytest.raises(
+        ManifestError, match="big.csv: 8589934592 bytes are more than the 67108864 that a manifest may have; split"
+    ):
+        intake.read_manifest(str(folder / "in" / "big.csv"))
+    sentence = "big.png: 8589934592 bytes are above the limit of 416777216; make it smaller or raise NST_MAX_MEGAPIXELS"
+    with pytest.raises(PictureError, match=sentence):
+        intake.inspect(str(folder / "in" / "big.png"), 100_000_000)
+
+
+def test_recipes_named_by_a_person_stay_below_the_roots_too(folder: Path) -> None:
+    allowed = inside(folder).access
+    assert intake.find_recipe(str(folder / "in" / "my.toml"), allowed).name == "my"
+    with pytest.raises(SettingsError, match="^recipe .*/other/my.toml: is not below NST_ALLOWED_ROOTS"):
+        intake.find_recipe(str(folder / "other" / "my.toml"), allowed)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "validate {0}/other/m.csv",
+        "run {0}/other/m.csv --out {0}/in/out --backbone tiny --dry-run",
+        "run {0}/in/m.csv --out {0}/other/out --backbone tiny --dry-run",
+        "grid --content {0}/other/*.png --style {0}/in/*.png",
+        "grid --content {0}/in/*.png --style {0}/in/../other/*.png",
+        "grid --content {0}/in/*.png --style {0}/in/*.png -o {0}/other/x.csv",
+        "grid --content {0}/in/*.png --style {0}/in/*.png --recipe {0}/other/my.toml",
+        "recipes {0}/other/my.toml",
+        "report {0}/other",
+        "demo --out {0}/other/demo",
+    ],
+)
+def test_every_command_stays_below_the_roots(folder: Path, command: str) -> None:
+    before = sorted(folder.rglob("*"))
+    environment = {"NST_ALLOWED_ROOTS": str(folder / "in")}
+    result = CliRunner().invoke(app, command.format(folder).split(), env=environment)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"is not below NST_ALLOWED_ROOTS ({folder}/in); move it there" in result.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_commands_below_the_roots_go_on_as_before(folder: Path) -> None:
+    environment = {"NST_ALLOWED_ROOTS": f"/nowhere|{folder}/in"}
+    for command in (
+        "validate {0}/in/m.csv --probe",
+        "grid --content {0}/in/*.png --style {0}/in/*.png -o {0}/in/x.csv --recipe {0}/in/my.toml",
+        "recipes painterly",
+        "run {0}/in/m.csv --out {0}/in/out --backbone tiny --dry-run",
+    ):
+        result = CliRunner().invoke(app, command.format(folder).split(), env=environment)
+        assert result.exit_code == 0, result.stderr
