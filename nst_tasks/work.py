@@ -5,6 +5,7 @@ Plain functions, no Prefect. A pair's own failure becomes its outcome; what a re
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import platform
@@ -24,6 +25,7 @@ from nst_tasks.errors import (
     PairError,
     QuarantinedError,
     StorageError,
+    StorageUnavailable,
     is_pairs_own,
     redact,
 )
@@ -139,7 +141,7 @@ def fail(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
     """The outcomes of a batch that could not be done as a whole, recorded as far as the store lets."""
     outcomes = [failure(job.id, job.row, error, run.id) for job in batch.jobs]
     for failed in outcomes:
-        with contextlib.suppress(StorageError):  # the run's summary tells it as well
+        with contextlib.suppress(StorageUnavailable):  # the run's summary tells it as well
             record_failure(failed, run)
     return outcomes
 
