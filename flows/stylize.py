@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
@@ -28,6 +29,8 @@ from nst_tasks.reporting import Report
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
 from nst_tasks.tasks import inspect_pictures, stylize_batch, with_retries
+
+T = TypeVar("T")
 
 INSPECTED_AT_ONCE = 100
 """Pictures that one task run inspects."""
@@ -103,6 +106,7 @@ def stylize_manifest(
     except Interrupted:
         return Cancelled(message=INTERRUPTED)
     except StorageError as error:
+        observer.stop.set()  # what is still being computed could not be written
         return Failed(message=f"the run could not go on, what is finished is safe: {error}", data=error)
     message = report.message
     if len(report.failures) > intake.failure_limit(max_failures, report.rows):
@@ -118,9 +122,13 @@ def run_manifest(request: Request, settings: Settings) -> Report:
 
     Raises:
         InputError: something in it is wrong as a whole, and nothing ran. Interrupted: it was asked to stop.
-        StorageError: the output could not be listed or the summary not written.
+        StorageError: the output could not be listed, a pair's files or the summary not written, now or later.
     """
-    logger = get_run_logger()
+    logger, observer = get_run_logger(), watch()
+
+    def patiently(function: Callable[[], T]) -> T:
+        return storage.patiently(function, settings, observer.stop, logger.warning)
+
     began = datetime.now(UTC)
     taken = intake.prepare(request, settings)
     claims.watch_for_crashes()
@@ -140,9 +148,10 @@ def run_manifest(request: Request, settings: Settings) -> Report:
         exclusive=taken.exclusive,
     )
     folder = storage.join(request.out, "runs", run.id)
-    storage.write(storage.join(folder, "manifest.csv"), archived(taken.manifest_bytes))
+    patiently(lambda: storage.write(storage.join(folder, "manifest.csv"), archived(taken.manifest_bytes)))
 
-    done, warnings = intake.finished(request.out, (pair.id for pair in taken.manifest.pairs), settings.readers)
+    every_id = [pair.id for pair in taken.manifest.pairs]
+    done, warnings = patiently(lambda: intake.finished(request.out, every_id, settings.readers))
     for warning in warnings:
         logger.warning(warning)
     sources = _sources(taken.manifest.pairs, done.values(), settings)
@@ -153,7 +162,7 @@ def run_manifest(request: Request, settings: Settings) -> Report:
             Outcome(id="", row=row.row, status=Status.REJECTED, run_id=run.id, error="; ".join(why[row.row]))
             for row in taken.manifest.rejected
         ),
-        *(work.record_failure(work.failure(pair.id, pair.row, error, run.id), run) for pair, error in rows.refused),
+        *(patiently(partial(work.record_failure, work.failure(p.id, p.row, error, run.id), run)) for p, error in rows.refused),
         *(replace(done[job.id], status=Status.SKIPPED, row=job.row) for job in rows.done),
         *(replace(done[job.id], row=job.row) for job in rows.quarantined),
     ]
@@ -161,7 +170,6 @@ def run_manifest(request: Request, settings: Settings) -> Report:
     for line in reporting.failures(outcomes):
         logger.warning(line)
 
-    observer = watch()
     observer.add(
         pairs=taken.manifest.rows,
         pairs_done=len(outcomes),
@@ -175,8 +183,8 @@ def run_manifest(request: Request, settings: Settings) -> Report:
         [pair.row for pair in taken.manifest.pairs] + [row.row for row in taken.manifest.rejected]
     ), "every row has exactly one outcome"
     ids = Counter(o.id for o in outcomes if o.status != Status.REJECTED)
-    assert ids == Counter(pair.id for pair in taken.manifest.pairs), "every id has exactly one outcome"
-    return reporting.write(request, taken, run, folder, outcomes, warnings, began)
+    assert ids == Counter(every_id), "every id has exactly one outcome"
+    return patiently(lambda: reporting.write(request, taken, run, folder, outcomes, warnings, began))
 
 
 def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings) -> dict[str, Source | NstError]:
@@ -193,12 +201,11 @@ def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings)
 
     for chunk, result in windowed(chunks, submit, window=4):
         if isinstance(result, BaseException):
+            if ends_run(result):
+                raise result
             sources |= {uri: NstError(f"{redact(uri)}: could not be inspected ({result})") for uri in chunk}
         else:
             sources |= result
-    for found in sources.values():
-        if isinstance(found, NstError) and ends_run(found):
-            raise found
     return sources
 
 
@@ -211,7 +218,9 @@ def _sweep(keys: set[str], run: Run) -> None:
 
 
 def _standing(run: Run) -> dict[str, Claim]:
-    return claims.standing(run.out) if run.exclusive else {}
+    if not run.exclusive:
+        return {}
+    return storage.patiently(lambda: claims.standing(run.out), run.settings, watch().stop, get_run_logger().warning)
 
 
 def _stylize(jobs: Sequence[Job], run: Run) -> list[Outcome]:
@@ -248,7 +257,6 @@ def _fanned_out(jobs: Sequence[Job], run: Run, most: int, window: int) -> list[O
                 logger.warning(sentence)
             told = len(observer.warnings)
             if isinstance(result, NstError) and ends_run(result):
-                observer.stop.set()  # the batches that are under way end too
                 raise result
             if isinstance(result, BaseException):  # a defect: the other pairs go on
                 result = work.fail(batch, result, run)

@@ -87,6 +87,11 @@ def ends_run(error: BaseException) -> bool:
     return isinstance(error, (Interrupted, StorageUnusable))
 
 
+def is_pairs_own(error: BaseException) -> bool:
+    """Whether the failure is to be recorded as its pair's outcome: neither another attempt nor the end of the run."""
+    return not is_transient(error) and not ends_run(error)
+
+
 _CHAINED = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")
 _CREDENTIALS = re.compile(
     r"""(?<=://) [^/@:?#[]* : (?!\d+[/?#]) [^@]* @      # user and password, which may hold a slash, but is no port

@@ -26,7 +26,7 @@ from nst_tasks.errors import (
     PictureError,
     SettingsError,
     StorageError,
-    StorageUnavailable,
+    is_pairs_own,
     is_transient,
     redact,
 )
@@ -333,7 +333,7 @@ def read_outcomes(out: str, names: Iterable[str], readers: int) -> tuple[list[Ou
     """The outcomes in markers of these names below OUT/outcomes, and a warning for each that is damaged or misnamed.
 
     Raises:
-        StorageUnavailable: the store failed for the moment.
+        StorageUnavailable: the store failed for the moment. StorageUnusable: it lets nobody in.
     """
 
     def load(name: str) -> Outcome:
@@ -347,9 +347,9 @@ def read_outcomes(out: str, names: Iterable[str], readers: int) -> tuple[list[Ou
 
     outcomes, warnings = [], []
     for result in storage.each(load, names, readers):
-        if isinstance(result, StorageUnavailable):
-            raise result
         if isinstance(result, NstError):
+            if not is_pairs_own(result):
+                raise result
             warnings.append(str(result))
         else:
             outcomes.append(result)

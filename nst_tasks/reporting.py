@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from nst_tasks import gallery, history, outcome, storage
 from nst_tasks.core.flags import FLAGS
-from nst_tasks.errors import StorageError, redact
+from nst_tasks.errors import NstError, StorageError, is_transient, redact
 from nst_tasks.intake import Intake, Request, read_outcomes
 from nst_tasks.manifest import rejected_csv
 from nst_tasks.outcome import Outcome, Status
@@ -128,9 +128,16 @@ def rebuild(out: str, settings: Settings) -> tuple[str, int, list[str]]:
 
 
 def thumbnails(out: str, outcomes: list[Outcome], settings: Settings) -> dict[str, str]:
-    """Thumbnail strips as `data:` URIs by pair id, of the first `MOST_THUMBNAILS` pairs that have one."""
+    """Thumbnail strips as `data:` URIs by pair id, of the first `MOST_THUMBNAILS` pairs that have one.
+
+    Raises:
+        StorageUnavailable: the store failed for the moment; one that is gone for good is left out.
+    """
     having = [o for o in outcomes if o.thumbnail][:MOST_THUMBNAILS]
     found = storage.each(lambda o: storage.read(storage.join(out, o.thumbnail)), having, settings.readers)
+    for data in found:
+        if isinstance(data, NstError) and is_transient(data):
+            raise data
     return {
         o.id: "data:image/webp;base64," + base64.b64encode(data).decode()
         for o, data in zip(having, found, strict=True)

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from nst_tasks import checkpoint, storage
 from nst_tasks.checkpoint import Checkpoint
-from nst_tasks.errors import StorageError, is_transient
+from nst_tasks.errors import StorageError, is_pairs_own
 from nst_tasks.settings import Run
 
 FOLDER = "checkpoints"
@@ -72,7 +72,7 @@ def resumed(
             if (found.state.level, found.state.step) != place or not fits(found):
                 raise ValueError("it does not fit the pair")
         except (ValueError, StorageError) as error:
-            if is_transient(error):
+            if not is_pairs_own(error):
                 raise  # to try again costs less than the work
             warn(f"{FOLDER}/{at.rpartition('/')[2]}: ignored, {error}")
             return None

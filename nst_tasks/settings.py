@@ -11,6 +11,9 @@ from nst_tasks.errors import SettingsError, redact
 
 PREFIX = "NST_"
 
+LONGEST_DELAY = 15.0
+"""Seconds before a retry: a store that is back is soon noticed, and so is a wish to stop."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -20,7 +23,7 @@ class Settings:
     device_memory_gib: float = 8.0
     batch: int = 0
     readers: int = 8
-    retries: int = 3
+    retries: int = 10
     retry_seconds: float = 2.0
     lease_seconds: float = 120.0
     allow_http: int = 0
@@ -36,14 +39,20 @@ class Settings:
         """What may be read and written."""
         return Access(self.allowed_roots, web=bool(self.allow_http))
 
+    @property
+    def delays(self) -> list[float]:
+        """Seconds to wait before each retry: doubled up to a limit, and by default two minutes in all."""
+        longest = max(self.retry_seconds, LONGEST_DELAY)
+        return [min(self.retry_seconds * 2**k, longest) for k in range(self.retries)]
+
 
 VARIABLES = {
     "max_megapixels": ("1", "10000", "the largest picture that is decoded, in megapixels"),
     "device_memory_gib": ("0.5", "1000", "memory that one batch may take on a device, in GiB"),
     "batch": ("0", "256", "the most pairs in one batch; 0 chooses: 1 on a CPU, up to 8 on a GPU"),
     "readers": ("1", "64", "pictures read at once when a manifest's pictures are inspected"),
-    "retries": ("0", "20", "how often a task is tried again after the store failed for the moment"),
-    "retry_seconds": ("0", "600", "the delay before the first retry, doubled each time, with jitter"),
+    "retries": ("0", "20", "how often something is tried again after the store failed for the moment"),
+    "retry_seconds": ("0", "600", "the delay before the first retry, doubled each time up to 15 s"),
     "lease_seconds": ("2", "3600", "how long the claim of a run that went away silently keeps its pairs from other runs"),
     "allow_http": ("0", "1", "1 allows pictures, recipes and manifests on the web, by http and https"),
 }

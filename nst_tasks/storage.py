@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from nst_tasks.errors import NstError, StorageError, StorageUnavailable, StorageUnusable, redact
+from nst_tasks.errors import Interrupted, NstError, StorageError, StorageUnavailable, StorageUnusable, is_transient, redact
+from nst_tasks.settings import Settings
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -175,6 +177,24 @@ def each(function: Callable[[T], R], items: Iterable[T], readers: int) -> list[R
 
     with ThreadPoolExecutor(max_workers=readers) as pool:
         return list(pool.map(attempt, items))
+
+
+def patiently(function: Callable[[], T], settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> T:
+    """What `function` returns, called again after each of the settings' delays while the store fails for the moment.
+
+    Raises:
+        Interrupted: the run was asked to stop while waiting. Whatever `function` raises for good, or at the last attempt.
+    """
+    for delay in settings.delays:
+        try:
+            return function()
+        except StorageError as error:
+            if not is_transient(error):
+                raise
+            tell(f"{error}; trying again in {delay:g} s")
+            if stop.wait(delay):
+                raise Interrupted("interrupted while waiting for the store") from error
+    return function()
 
 
 def join(base: str, *names: str) -> str:

@@ -12,11 +12,11 @@ from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
-from prefect.tasks import Task, exponential_backoff
+from prefect.tasks import Task
 
 from nst_tasks import intake, storage, work
 from nst_tasks.batching import Batch
-from nst_tasks.errors import NstError, is_transient
+from nst_tasks.errors import NstError, ends_run, is_transient
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
@@ -36,10 +36,9 @@ def _is_last_attempt(settings: Settings) -> bool:
 
 def with_retries(shell: Task[Any, Any], settings: Settings, **options: Any) -> Task[Any, Any]:
     """A task with the settings' retries, backoff and jitter, and other options such as its name and tags."""
-    delays = exponential_backoff(settings.retry_seconds) if settings.retry_seconds else 0
     return shell.with_options(
         retries=settings.retries,
-        retry_delay_seconds=delays,
+        retry_delay_seconds=settings.delays,
         retry_jitter_factor=0.5,
         retry_condition_fn=_is_worth_a_retry,
         **options,
@@ -48,17 +47,25 @@ def with_retries(shell: Task[Any, Any], settings: Settings, **options: Any) -> T
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def inspect_pictures(uris: list[str], settings: Settings) -> dict[str, Source | NstError]:
-    """Read and identify pictures that no earlier run knows, several at once."""
+    """Read and identify pictures that no earlier run knows, several at once.
+
+    Raises:
+        StorageUnusable: the store's refusal concerns every picture.
+    """
     found = storage.each(lambda uri: intake.inspect(uri, settings.max_pixels, settings.access), uris, settings.readers)
     for result in found:
-        if isinstance(result, NstError) and is_transient(result) and not _is_last_attempt(settings):
+        if isinstance(result, NstError) and (ends_run(result) or (is_transient(result) and not _is_last_attempt(settings))):
             raise result
     return dict(zip(uris, found, strict=True))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def stylize_batch(batch: Batch, run: Run) -> State[list[Outcome]]:
-    """Stylize the pairs of one batch; Failed when none of them succeeded."""
+    """Stylize the pairs of one batch; Failed when none of them succeeded.
+
+    Raises:
+        StorageUnusable, Interrupted: no other batch would fare better.
+    """
     try:
         outcomes = work.stylize(batch, run)
     except NstError as error:

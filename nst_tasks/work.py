@@ -5,6 +5,7 @@ Plain functions, no Prefect. A pair's own failure becomes its outcome; what a re
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import platform
@@ -24,8 +25,8 @@ from nst_tasks.errors import (
     PairError,
     QuarantinedError,
     StorageError,
-    ends_run,
-    is_transient,
+    StorageUnavailable,
+    is_pairs_own,
     redact,
 )
 from nst_tasks.images import Picture
@@ -60,7 +61,7 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
                 try:
                     loaded.append(loading.load(job, run))
                 except NstError as error:
-                    if is_transient(error) or ends_run(error):
+                    if not is_pairs_own(error):
                         raise
                     outcomes[job.id] = _publish_failure(job, error, run)
         if loaded:
@@ -115,7 +116,7 @@ def _publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
         storage.write(storage.join(run.out, done.history), losses)
         storage.write(storage.join(run.out, outcome.marker_path(job.id)), outcome.to_json(done))
     except StorageError as error:
-        if is_transient(error) or ends_run(error):
+        if not is_pairs_own(error):
             raise
         return failure(job.id, job.row, error, run.id)
     return done
@@ -137,20 +138,24 @@ def _publish_failure(job: Job, error: NstError, run: Run) -> Outcome:
 
 
 def fail(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
-    """The outcomes of a batch that could not be done as a whole, recorded."""
-    return [record_failure(failure(job.id, job.row, error, run.id), run) for job in batch.jobs]
+    """The outcomes of a batch that could not be done as a whole, recorded as far as the store lets."""
+    outcomes = [failure(job.id, job.row, error, run.id) for job in batch.jobs]
+    for failed in outcomes:
+        with contextlib.suppress(StorageUnavailable):  # the run's summary tells it as well
+            record_failure(failed, run)
+    return outcomes
 
 
 def record_failure(failed: Outcome, run: Run) -> Outcome:
-    """Write the marker of a failed pair as far as the store lets: the run's summary tells it as well.
+    """Write the marker of a failed pair; a store that refuses this one is no matter, as the run's summary tells it as well.
 
     Raises:
-        StorageUnusable: nothing can be written any more, the summary neither.
+        StorageUnavailable: the store failed for the moment. StorageUnusable: it refuses whatever the run would write.
     """
     try:
         storage.write(storage.join(run.out, outcome.marker_path(failed.id)), outcome.to_json(failed))
     except StorageError as error:
-        if ends_run(error):
+        if not is_pairs_own(error):
             raise
     return failed
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nst_tasks import errors
-from nst_tasks.errors import NstError, ends_run, is_transient, redact
+from nst_tasks.errors import NstError, ends_run, is_pairs_own, is_transient, redact
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_redact_never_shows_a_secret_wherever_it_is(host: str, path: str, secret
     ],
 )
 def test_what_is_worth_a_retry_and_what_ends_the_run(error: BaseException, transient: bool, ends: bool) -> None:
-    assert (is_transient(error), ends_run(error)) == (transient, ends)
+    assert (is_transient(error), ends_run(error), is_pairs_own(error)) == (transient, ends, not transient and not ends)
 
 
 def test_every_error_is_in_the_tree_and_drawn_at_its_top() -> None:
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
-    assert len(classes) == 11
+    assert len(classes) == 14
     assert all(issubclass(c, NstError) for c in classes)
     drawing = errors.__doc__ or ""
     for c in classes:

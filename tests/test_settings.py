@@ -111,3 +111,12 @@ def test_all_bad_values_are_told_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         from_environment({"NST_READERS": "no", "NST_BATCH": "9999", "NST_RETRIES": "3"})
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["NST_BATCH", "NST_READERS"]
+
+
+def test_the_retries_outlast_a_minute_without_the_store_and_wait_no_longer_than_needed() -> None:
+    assert sum(Settings().delays) > 110
+    assert max(Settings().delays) == 15
+    assert Settings(retries=3, retry_seconds=1).delays == [1, 2, 4]
+    assert Settings(retries=2, retry_seconds=60).delays == [60, 60]  # who asks for more gets it
+    assert Settings(retries=3, retry_seconds=0).delays == [0, 0, 0]
+    assert Settings(retries=0).delays == []

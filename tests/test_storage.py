@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +21,8 @@ import fsspec
 import pytest
 
 from nst_tasks import storage
-from nst_tasks.errors import NstError, PictureError, StorageError, StorageUnavailable, StorageUnusable
+from nst_tasks.errors import Interrupted, NstError, PictureError, StorageError, StorageUnavailable, StorageUnusable
+from nst_tasks.settings import Settings
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -482,6 +483,45 @@ def test_each_does_not_hide_a_programmers_error() -> None:
     with pytest.raises(KeyError) as caught:
         storage.each(broken, [1], readers=1)
     assert "broken" in "".join(traceback.format_tb(caught.value.__traceback__))
+
+
+# Patience
+
+
+def failing(*errors: Exception) -> Callable[[], str]:
+    """A function that fails so, one error a call, and then returns."""
+    waiting = iter(errors)
+
+    def call() -> str:
+        for error in waiting:
+            raise error
+        return "done"
+
+    return call
+
+
+def test_what_fails_for_the_moment_is_tried_again_and_told() -> None:
+    told: list[str] = []
+    settings = Settings(retries=2, retry_seconds=0.01)
+    away = StorageUnavailable("s3://b/a: the store failed for the moment")
+    assert storage.patiently(failing(away, away), settings, threading.Event(), told.append) == "done"
+    assert told == [f"{away}; trying again in 0.01 s", f"{away}; trying again in 0.02 s"]
+    with pytest.raises(StorageUnavailable):
+        storage.patiently(failing(away, away, away), settings, threading.Event(), told.append)
+
+
+@pytest.mark.parametrize("error", [StorageError("x"), StorageUnusable("x"), PictureError("x"), KeyError("x")])
+def test_what_fails_for_good_is_not_tried_again(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        storage.patiently(failing(error), Settings(retries=2, retry_seconds=0), threading.Event(), lambda line: None)
+
+
+def test_waiting_ends_at_once_when_the_run_is_asked_to_stop() -> None:
+    stop = threading.Event()
+    with pytest.raises(Interrupted):  # the first look at the store is on time all the same
+        storage.patiently(
+            failing(StorageUnavailable("x")), Settings(retries=1, retry_seconds=600), stop, lambda line: stop.set()
+        )
 
 
 # Only if there is none
