@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from jobs import LIGHT, job, run_into, saved
 from transfers import picture
 
-from nst_tasks import devices, images, manifest, outcome, weights, work
+from nst_tasks import claims, devices, images, manifest, outcome, storage, weights, work
 from nst_tasks.batching import Batch, Job
 from nst_tasks.core import backbones, quality, transfer
-from nst_tasks.core.method import Adam
+from nst_tasks.core.method import SGD, Adam
 from nst_tasks.devices import STATISTICS_KEPT, Device
-from nst_tasks.errors import Interrupted
+from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
 from nst_tasks.outcome import Status
 from nst_tasks.progress import Watch, current, watch
 from nst_tasks.source import Source
@@ -241,3 +247,112 @@ def test_a_hundred_thousand_rejected_rows_are_told_in_one_pass() -> None:
     why = manifest.reasons(parsed)
     assert len(why) == 100_000
     assert all("9 is below the smallest size" in "; ".join(why[row.row]) for row in parsed.rejected)
+
+
+# --- other runs, earlier attempts, crashes ---
+
+
+def test_what_another_run_did_meanwhile_is_taken_over(trio: list[Job], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (made,) = work.stylize(Batch(trio[:1]), run_into(out, id="other", exclusive=True))
+    before = (out / made.image).stat().st_mtime_ns
+    later = replace(trio[0], row=9)
+    (found,) = work.stylize(Batch((later,)), run_into(out, exclusive=True))
+    assert found == replace(made, status=Status.SKIPPED, row=9)
+    assert (out / made.image).stat().st_mtime_ns == before
+    # an attempt of the same run that the store cut short did it: it succeeded
+    assert work.stylize(Batch(trio[:1]), run_into(out, id="other")) == [made]
+    # what is no whole result is none
+    (out / made.history).write_bytes(b"torn")
+    assert work.stylize(Batch(trio[:1]), run_into(out))[0].status is Status.SUCCEEDED
+    assert (out / made.history).stat().st_size > 4
+    (out / made.image).unlink()
+    assert work.stylize(Batch(trio[:1]), run_into(out))[0].status is Status.SUCCEEDED
+    assert (out / made.image).exists()
+
+
+def test_a_pair_that_another_run_is_doing_is_left_to_it(trio: list[Job], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = run_into(out, exclusive=True)
+    with claims.taken([trio[1].key], replace(run, id="other")):
+        done = work.stylize(Batch(tuple(trio)), run)
+    assert [one.id for one in done] == ["p0", "p2"]
+    assert not (out / outcome.marker_path("p1")).exists()
+    assert not list(out.glob("claims/*"))
+
+
+def test_a_pair_that_took_its_process_down_twice_is_not_tried_again(trio: list[Job], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = run_into(out, exclusive=True)
+    dead = dict(owner="x", run_id="x", machine="x", process="1.1", crash_log="", expires=0.0)
+    for job_, strikes in zip(trio, (1, 2, 0), strict=True):
+        claim = claims.Claim(job_.key, 0, strikes=strikes, **dead)
+        storage.write(storage.join(run.out, "claims", f"{job_.key}.0.json"), json.dumps(vars(claim)).encode())
+    first, second, third = work.stylize(Batch(tuple(trio)), run)
+    assert [one.status for one in (first, second, third)] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
+    assert second.flags == (outcome.QUARANTINED,)
+    assert second.error == (
+        "its process crashed in native code 2 times while it was made, so it is not tried again; take another size or recipe, "
+        "or delete outcomes/p1.json from the output to try once more"
+    )
+    assert outcome.from_json((out / outcome.marker_path("p1")).read_bytes()) == second
+    assert not list(out.glob("claims/*"))
+
+
+def test_a_finished_or_lost_pair_leaves_no_checkpoint_and_a_late_one_does(trio: list[Job], tmp_path: Path) -> None:
+    lost = replace(trio[1], style_weights=(1e38,))
+    work.stylize(Batch((trio[0], lost)), run_into(tmp_path / "out", checkpoint_steps=1))
+    assert not list((tmp_path / "out").glob("checkpoints/*"))
+    (late,) = work.stylize(Batch(trio[2:]), run_into(tmp_path / "out", pair_timeout=1e-9))
+    assert late.status is Status.FAILED
+    assert late.error.startswith("not done after --pair-timeout 1e-09 seconds")
+    assert [path.name.split(".")[0] for path in (tmp_path / "out").glob("checkpoints/*")] == [trio[2].key]
+
+
+def test_a_step_back_is_flagged(trio: list[Job], tmp_path: Path) -> None:
+    wild = replace(LIGHT.method, optimizer=SGD(0.1), clip=False, init="noise", init_noise=0.2, pyramid=None, steps=12)
+    done = work.stylize(Batch((replace(trio[0], recipe=replace(LIGHT, method=wild)),)), run_into(tmp_path / "out"))[0]
+    assert done.status is Status.SUCCEEDED
+    assert "stepped_back" in done.flags
+
+
+class Full(MemoryFileSystem):
+    """Memory in which a name can be refused from then on, as by a disk that is full."""
+
+    protocol = "full"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    refused = ""
+    error = errno.ENOSPC
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("full://", "memory://"))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        if self.refused and self.refused in path:
+            raise OSError(self.error, "refused")
+        super().pipe_file(path, value, mode, **more)
+
+
+@pytest.fixture
+def full() -> Iterator[type[Full]]:
+    fsspec.register_implementation("full", Full, clobber=True)
+    Full.store.clear()
+    yield Full
+    Full.refused = ""
+
+
+@pytest.mark.parametrize("refused", ["images/", "thumbnails/", "history/", "outcomes/"])
+@pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, StorageUnusable), (errno.EIO, StorageUnavailable)])
+def test_no_marker_without_its_files_whatever_write_fails(
+    trio: list[Job], full: type[Full], refused: str, number: int, error: type[Exception]
+) -> None:
+    full.refused, full.error = refused, number
+    with pytest.raises(error):
+        work.stylize(Batch(trio[:1]), run_into("full://out"))
+    assert not storage.listing("full://out/outcomes")
+    full.refused = ""
+    (done,) = work.stylize(Batch(trio[:1]), run_into("full://out"))
+    assert done.status is Status.SUCCEEDED
+    assert storage.stat("full://out/" + done.image) is not None

@@ -1,0 +1,233 @@
+"""Claims: one of many gets a pair, the dead are taken over, crashes in native code are counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import run_into
+
+from nst_tasks import claims, storage
+from nst_tasks.claims import Claim
+from nst_tasks.settings import Run, Settings
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return run_into(tmp_path / "out", exclusive=True, settings=Settings(lease_seconds=60.0))
+
+
+def held(run: Run) -> dict[str, int]:
+    """Generations of the claim files, by key."""
+    found = storage.listing(storage.join(run.out, "claims"))
+    return {name.split(".")[0]: int(name.split(".")[1]) for name in found}
+
+
+def put(run: Run, key: str, generation: int = 0, **fields: Any) -> Claim:
+    """A claim of somebody's on another machine, for a minute."""
+    usual = dict(
+        owner="somebody", run_id="other", machine="elsewhere", process="1.1", crash_log="", strikes=0, expires=time.time() + 60
+    )
+    claim = Claim(key, generation, **{**usual, **fields})
+    storage.write(storage.join(run.out, "claims", f"{key}.{generation}.json"), json.dumps(vars(claim)).encode())
+    return claim
+
+
+def test_a_claimed_pair_is_the_claimers_alone_until_it_is_released(run: Run) -> None:
+    with claims.taken(["k1", "k2", "k1"], run) as mine:
+        assert set(mine) == {"k1", "k2"}
+        assert held(run) == {"k1": 0, "k2": 0}
+        with claims.taken(["k2", "k3"], replace(run, id="second")) as theirs:
+            assert set(theirs) == {"k3"}
+        assert held(run) == {"k1": 0, "k2": 0}
+        standing = claims.standing(run.out)
+        assert standing["k1"].is_live
+        assert standing["k1"].run_id == "run"
+    assert held(run) == {}
+    with claims.taken(["k2"], run) as mine:
+        assert set(mine) == {"k2"}
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_of_many_at_once_one_gets_the_pair(run: Run, dead: bool) -> None:
+    if dead:
+        put(run, "k", 4, expires=0.0)
+    got: list[int] = []
+    together = threading.Barrier(8)
+    with ExitStack() as stack:
+
+        def attempt() -> None:
+            together.wait()
+            if stack.enter_context(claims.taken(["k"], run)):
+                got.append(1)
+
+        threads = [threading.Thread(target=attempt) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == 1
+    assert held(run) == {}
+
+
+def test_an_interrupted_batch_releases_its_pairs(run: Run) -> None:
+    with pytest.raises(KeyboardInterrupt), claims.taken(["k"], run):
+        raise KeyboardInterrupt
+    assert held(run) == {}
+
+
+def test_a_dead_claim_is_taken_over_and_a_live_one_is_not(run: Run) -> None:
+    put(run, "live")
+    put(run, "expired", 3, expires=time.time() - 1)
+    with claims.taken(["live", "expired"], run) as mine:
+        assert set(mine) == {"expired"}
+        assert held(run) == {"live": 0, "expired": 4}
+    assert held(run) == {"live": 0}
+
+
+def test_the_highest_generation_holds(run: Run) -> None:
+    put(run, "k", 0, expires=0.0)
+    put(run, "k", 2)
+    put(run, "k", 10, owner="newest")
+    assert claims.standing(run.out)["k"].owner == "newest"
+    with claims.taken(["k"], run) as mine:
+        assert not mine
+
+
+def finished_process() -> str:
+    """A process of this machine that has ended."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        name = f"{process.pid}.{claims._started(process.pid)}"
+        assert claims._is_running(name)
+        assert process.stdin is not None
+        process.stdin.close()
+    return name
+
+
+def test_a_claim_whose_process_is_gone_from_this_machine_is_dead_at_once(run: Run) -> None:
+    machine, alive = claims._machine(), claims._process()
+    pid, _, started = alive.partition(".")
+    assert put(run, "k", machine=machine, process=alive).is_live
+    assert not put(run, "k", machine=machine, process=finished_process()).is_live
+    assert not put(run, "k", machine=machine, process=f"{pid}.{int(started) - 1}").is_live  # the number was used again
+    assert not put(run, "k", machine=machine, process="nonsense").is_live
+    assert put(run, "k", machine="another", process="nonsense").is_live  # of which nothing is known here
+
+
+def test_a_process_that_nobody_has_buried_yet_is_gone(run: Run) -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        until = time.monotonic() + 30
+        while claims._started(process.pid) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert claims._started(process.pid) == ""
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"key": "k"}', b"\xff\xfe", b'{"expires": NaN}'])
+def test_a_claim_that_cannot_be_read_holds_nobody_up(run: Run, damage: bytes) -> None:
+    storage.write(storage.join(run.out, "claims", "k.0.json"), damage)
+    storage.write(storage.join(run.out, "claims", "notes.txt"), b"")
+    with claims.taken(["k"], run) as mine:
+        assert set(mine) == {"k"}
+    assert list(storage.listing(storage.join(run.out, "claims"))) == ["notes.txt"]
+
+
+def test_claims_are_renewed_while_they_are_held(tmp_path: Path) -> None:
+    run = run_into(tmp_path, exclusive=True, settings=Settings(lease_seconds=0.4))
+    with claims.taken(["k"], run) as mine:
+        first = mine["k"].expires
+        until = time.monotonic() + 30
+        while claims.standing(run.out)["k"].expires <= first + 0.4 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert claims.standing(run.out)["k"].expires > first + 0.4
+        assert claims.standing(run.out)["k"].owner == mine["k"].owner
+    assert held(run) == {}
+
+
+def test_a_claim_that_was_taken_over_is_not_renewed(tmp_path: Path) -> None:
+    run = run_into(tmp_path, exclusive=True, settings=Settings(lease_seconds=0.2))
+    with claims.taken(["k"], run):
+        put(run, "k", owner="a later one")
+        time.sleep(0.3)
+        assert claims.standing(run.out)["k"].owner == "a later one"
+
+
+def test_where_the_store_ignores_the_condition_everything_is_everybodys(run: Run) -> None:
+    everybody = replace(run, exclusive=False)
+    with claims.taken(["k"], everybody) as mine, claims.taken(["k"], everybody) as theirs:
+        assert set(mine) == set(theirs) == {"k"}
+        assert held(run) == {}
+
+
+def test_what_a_lost_answer_denies_is_found_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client tried again, and the store refused because of the first attempt: a stand-in for a store that loses answers."""
+    really = storage.create
+    monkeypatch.setattr(storage, "create", lambda uri, data: really(uri, data) and False)
+    with claims.taken(["k"], run) as mine:
+        assert set(mine) == {"k"}
+
+
+# --- crashes in native code ---
+
+CRASH = """
+import os, signal, sys
+from nst_tasks import claims
+from nst_tasks.settings import Run, Settings
+usual = dict(backbone="tiny", weights=None, weights_sha256="", history_every=1, settings=Settings())
+run = Run(id="r", out=sys.argv[1], exclusive=True, **usual)
+with claims.taken(["k"], run) as mine:
+    print(mine["k"].strikes, flush=True)
+    if sys.argv[2] != "none":
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    if sys.argv[3:]:
+        raise RuntimeError
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    return folder
+
+
+def died(run: Run, temporary: Path, how: str, *more: str) -> int:
+    """The strikes of the pair when a process took it that then died so."""
+    command = [sys.executable, "-c", CRASH, run.out, how, *more]
+    ended = subprocess.run(
+        command, env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (ended.returncode == 0) == (how == "none" and not more)
+    return int(ended.stdout)
+
+
+def test_crashes_in_native_code_are_counted_and_kills_are_not(run: Run, temporary: Path) -> None:
+    assert died(run, temporary, "SIGKILL") == 0
+    assert died(run, temporary, "SIGTERM") == 0
+    assert died(run, temporary, "SIGKILL") == 0
+    assert died(run, temporary, "SIGSEGV") == 0
+    assert died(run, temporary, "SIGKILL") == 1
+    assert died(run, temporary, "SIGABRT") == 1  # a kill in between takes nothing back
+    assert died(run, temporary, "none", "raise") == 2  # nor does an end with an exception
+    assert not claims.standing(run.out)["k"].is_live
+    assert died(run, temporary, "none") == 2
+    assert claims.standing(run.out) == {}  # what was decided is forgotten
+    stacks = [path.read_text() for path in temporary.glob("nst-crash-*.log")]
+    assert sum("Fatal Python error: Segmentation fault" in stack for stack in stacks) == 1
+    assert sum("Fatal Python error: Aborted" in stack for stack in stacks) == 1
+    assert len(stacks) == 2  # what killed processes left empty is removed
+
+
+def test_a_crash_log_is_looked_for_among_the_machines_temporary_files_only(run: Run, tmp_path: Path) -> None:
+    secret = tmp_path / "nst-crash-of-mine.log"
+    secret.write_text("not a crash")
+    assert put(run, "k", crash_log=str(secret), expires=0.0).next_strikes == 0
+    assert put(run, "k", crash_log="../../etc/passwd", expires=0.0, strikes=1).next_strikes == 1
