@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -219,38 +215,6 @@ def test_without_a_server_the_run_starts_its_own(pictures: Path, tmp_path: Path)
     assert done.stdout.startswith("Completed: 1 succeeded")
     assert "Traceback" not in done.stderr
     assert (tmp_path / "out/images/a.png").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_with_130_and_loses_nothing_that_is_finished(
-    prefect_api: str, pictures: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    rows = "id,content,style,recipe,steps\nquick,cat.png,oil.png,tf-tutorial,1\n"
-    manifest, out = pictures / "m.csv", tmp_path / "out"
-    options = ("run", str(manifest), "--out", str(out), "--backbone", "tiny", "--size", "64")
-    manifest.write_text(rows)
-    assert nst(*options, PREFECT_API_URL=prefect_api).returncode == 0
-    manifest.write_text(rows + "long,dog.png,oil.png,tf-tutorial,100000\n")
-    command = [str(Path(sys.executable).parent / "nst"), *options]
-    environment = {**os.environ, "PREFECT_API_URL": prefect_api}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 120
-        while len(list(out.glob("runs/*/manifest.csv"))) < 2 and time.monotonic() < until:
-            time.sleep(0.2)
-        time.sleep(6)  # into the long pair's steps
-        process.send_signal(number)
-        try:
-            _, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130, err
-    assert "run the same command again" in err
-    assert "Traceback" not in err
-    assert [path.name for path in (out / "outcomes").iterdir()] == ["quick.json"]
-    assert [path.name for path in (out / "images").iterdir()] == ["quick.png"]
-    manifest.write_text(rows + "long,dog.png,oil.png,tf-tutorial,1\n")
-    again = nst(*options, PREFECT_API_URL=prefect_api)
-    assert "1 succeeded, 0 failed, 0 rejected, 1 skipped of 2 rows" in again.stdout
 
 
 def test_an_api_that_does_not_answer_is_one_sentence_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:

@@ -1,0 +1,264 @@
+"""Signals, crashes and runs beside each other, as processes: what they leave, and what the same command makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from servers import nst
+
+from flows.terminal import Ended, run_flow
+from nst_tasks import claims, outcome, storage
+from nst_tasks.claims import Claim
+from nst_tasks.intake import Request
+from nst_tasks.outcome import Status
+
+SAID = "interrupted; what is finished is safe: run the same command again"
+
+
+def marker(out: Path, id: str) -> outcome.Outcome:
+    return outcome.from_json((out / outcome.marker_path(id)).read_bytes())
+
+
+def losses(out: Path, id: str) -> pd.DataFrame:
+    return pd.read_parquet(out / outcome.history_path(id)).drop(columns=["run_id", "seconds"])
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_130_and_the_same_command_goes_on_to_the_same_bytes(
+    flow_api: str, pictures: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    (pictures / "m.csv").write_text(
+        "id,content,style,recipe,steps\nquick,cat.png,oil.png,tf-tutorial,1\nlong,dog.png,oil.png,tf-tutorial,1500\n"
+    )
+    options = ("--backbone", "tiny", "--size", "64", "--checkpoint-every", "100")
+    calm, out = tmp_path / "calm", tmp_path / "out"
+    command = [str(Path(sys.executable).parent / "nst"), "run", str(pictures / "m.csv"), "--out", str(out), *options]
+    environment = {**os.environ, "PREFECT_API_URL": flow_api}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while not list(out.glob("checkpoints/*.npz")) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(number)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    assert SAID in err
+    assert "Traceback" not in err
+    done = [path.stem for path in out.glob("outcomes/*")]
+    assert done in ([], ["quick"])  # either may have had the device first
+    assert [path.stem for path in out.glob("images/*")] == done
+    (left,) = out.glob("checkpoints/*")
+    assert int(left.stem.rpartition("-")[2]) >= 100
+    assert not list(out.glob("claims/*"))
+
+    again = nst("run", str(pictures / "m.csv"), "--out", str(out), *options, PREFECT_API_URL=flow_api)
+    assert f"{2 - len(done)} succeeded, 0 failed, 0 rejected, {len(done)} skipped of 2 rows" in again.stdout, again.stderr
+    assert not list(out.glob("checkpoints/*"))
+    run_flow(Request(str(pictures / "m.csv"), str(calm), backbone="tiny", size=64))
+    assert (out / "images/long.png").read_bytes() == (calm / "images/long.png").read_bytes()
+    pd.testing.assert_frame_equal(losses(out, "long"), losses(calm, "long"), check_exact=True)
+    assert marker(out, "long").losses == marker(calm, "long").losses
+
+
+EARLY = """
+import os, signal, time
+import typer
+from flows import cli
+app = typer.Typer()
+
+@app.command()
+def early():
+    with cli._stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1000)
+
+app()
+"""
+
+
+def test_a_signal_before_anything_began_ends_with_130() -> None:
+    ended = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "nst: interrupted\n")
+
+
+STUCK = """
+import os, signal, sys, time, threading
+from flows import terminal
+from nst_tasks.progress import Watch
+terminal.GRACE_SECONDS = 0.3
+watch = Watch()
+
+def compute():
+    with watch.compute():
+        began.set()
+        time.sleep(1.5)
+        print("computed", flush=True)
+    time.sleep(1000)
+
+began = threading.Event()
+threading.Thread(target=compute).start()
+began.wait()
+with terminal._signals(watch):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1000)
+"""
+
+
+def test_a_thread_that_waits_for_ever_does_not_keep_the_process() -> None:
+    """What is being computed ends, what waits for a store does not."""
+    ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (130, "computed\n")
+    assert SAID in ended.stderr
+
+
+# --- crashes in native code ---
+
+POISONED = """
+import os, sys
+from nst_tasks.core import transfer
+really = transfer.advance
+
+def advance(backbone, method, targets, state, n, steps):
+    if method.steps == 7:  # the poison's
+        os.abort()
+    return really(backbone, method, targets, state, n, steps)
+
+transfer.advance = advance  # stands in for a bug in a native library
+from flows.cli import app
+app()
+"""
+
+POISON = (
+    "id,content,style,recipe,steps\n"
+    "first,cat.png,oil.png,tf-tutorial,2\nbad,dog.png,oil.png,tf-tutorial,7\nlast,dog.png,ink.png,tf-tutorial,2\n"
+)
+
+
+def test_a_pair_that_takes_its_process_down_comes_last_then_is_set_aside(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "m.csv").write_text(POISON)
+    out = tmp_path / "out"
+    (tmp_path / "temporary").mkdir()
+    options = ["run", str(pictures / "m.csv"), "--out", str(out), "--backbone", "tiny", "--size", "64"]
+    environment = {**os.environ, "PREFECT_API_URL": flow_api, "TMPDIR": str(tmp_path / "temporary")}
+
+    def attempt() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", POISONED, *options]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    assert attempt().returncode == -signal.SIGABRT
+    assert not (out / "outcomes/last.json").exists()
+    assert attempt().returncode == -signal.SIGABRT
+    assert {path.stem for path in (out / "outcomes").iterdir()} == {"first", "last"}  # the bad one came last
+    third = attempt()
+    assert third.returncode == 1, third.stderr
+    assert third.stdout.startswith("Completed with failures: 0 succeeded, 1 failed, 0 rejected, 2 skipped of 3 rows")
+    assert "row 3, bad: its process crashed in native code 2 times while it was made" in third.stderr
+    assert marker(out, "bad").flags == ("quarantined",)
+    assert not list(out.glob("claims/*"))
+
+    request = Request(str(pictures / "m.csv"), str(out), backbone="tiny", size=64)
+    still = run_flow(request)  # the bug is gone, but nobody said so
+    assert still.message == "0 succeeded, 1 failed, 0 rejected, 2 skipped of 3 rows"
+    assert still.report is not None
+    assert still.report.failures == (f"row 3, bad: {marker(out, 'bad').error}",)
+    (out / "outcomes/bad.json").unlink()
+    assert run_flow(request).message == "1 succeeded, 0 failed, 0 rejected, 2 skipped of 3 rows"
+
+
+# --- what earlier runs left, what others do ---
+
+
+def run(pictures: Path, out: Path, **more: object) -> Ended:
+    (pictures / "m.csv").write_text("id,content,style,recipe\na,cat.png,oil.png,tf-tutorial\nb,dog.png,ink.png,tf-tutorial\n")
+    request = Request(str(pictures / "m.csv"), str(out), backbone="tiny", size=64, steps=3)
+    return run_flow(replace(request, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_what_a_kill_left_of_finished_pairs_is_swept_and_other_peoples_is_not(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(pictures, out)
+    key = marker(out, "a").key
+    theirs = "ff" * 32
+    for name in (f"checkpoints/{key}.0-000001.npz", f"checkpoints/{key}.0-000002.npz", f"checkpoints/{theirs}.0-000001.npz"):
+        storage.write(str(out / name), b"left")
+    for name, expires in ((key, 0.0), (theirs, time.time() + 100)):
+        claim = Claim(name, 0, "o", "r", "m", "1.1", "", 0, expires)
+        storage.write(str(out / "claims" / f"{name}.0.json"), json.dumps(vars(claim)).encode())
+    assert run(pictures, out).message.startswith("0 succeeded, 0 failed, 0 rejected, 2 skipped")
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"{theirs}.0-000001.npz"]
+    assert [path.name for path in (out / "claims").iterdir()] == [f"{theirs}.0.json"]
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_useless_checkpoint_is_told_in_the_report(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(pictures, out)
+    before = (out / "images/a.png").read_bytes()
+    name = f"{marker(out, 'a').key}.0-000002.npz"
+    (out / "outcomes/a.json").unlink()
+    storage.write(str(out / "checkpoints" / name), b"torn")
+    again = run(pictures, out)
+    assert again.report is not None
+    assert again.report.warnings == (f"checkpoints/{name}: ignored, it is damaged",)
+    record = json.loads((out / "runs" / again.report.run_id / "run.json").read_bytes())
+    assert record["warnings"] == list(again.report.warnings)
+    assert (out / "images/a.png").read_bytes() == before
+    assert not list(out.glob("checkpoints/*"))
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_pairs_that_another_run_is_doing_are_waited_for(pictures: Path, tmp_path: Path) -> None:
+    """The other run finishes one, and never comes back to the other: its claim expires."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    run(pictures, other)
+    keys = {id: marker(other, id).key for id in "ab"}
+    now = time.time()
+    for id, expires in (("a", now + 1000), ("b", now + 8)):
+        claim = Claim(keys[id], 0, "o", "r", "m", "1.1", "", 0, expires)
+        storage.write(str(out / "claims" / f"{keys[id]}.0.json"), json.dumps(vars(claim)).encode())
+
+    def finish() -> None:
+        for path in ("images/a.png", "history/a.parquet", "thumbnails/a.webp", "outcomes/a.json"):
+            storage.write(str(out / path), (other / path).read_bytes())
+        storage.delete(str(out / "claims" / f"{keys['a']}.0.json"))
+
+    timer = threading.Timer(4.0, finish)
+    timer.start()
+    try:
+        ended = run(pictures, out)
+    finally:
+        timer.join()
+    assert ended.message == "1 succeeded, 0 failed, 0 rejected, 1 skipped of 2 rows"
+    assert marker(out, "a").run_id == marker(other, "a").run_id  # not made twice
+    assert marker(out, "b").status is Status.SUCCEEDED
+    assert claims.standing(str(out)) == {}
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_deadline_fails_its_pair_and_a_later_run_goes_on(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    late = run(pictures, out, pair_timeout=1e-6)
+    assert (late.exit_code, late.message) == (
+        1, "0 succeeded, 2 failed, 0 rejected, 0 skipped of 2 rows (none succeeded)",
+    )  # fmt: skip
+    assert late.report is not None
+    assert "not done after --pair-timeout 1e-06 seconds, at step 1 of 3" in late.report.failures[0]
+    assert len(list(out.glob("checkpoints/*"))) == 2
+    assert run(pictures, out).message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
+    assert not list(out.glob("checkpoints/*"))
