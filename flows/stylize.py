@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from nst_tasks import batching, claims, devices, intake, presets, reporting, resume, settings, storage, weights, work
+from nst_tasks import batching, claims, devices, intake, outcome, presets, reporting, resume, settings, storage, weights, work
 from nst_tasks.batching import Job
 from nst_tasks.claims import Claim
 from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, redact
@@ -210,7 +211,10 @@ def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings)
 
 
 def _sweep(keys: set[str], run: Run) -> None:
-    """Remove what a kill left behind between a pair's marker and its checkpoint's and claim's removal."""
+    """Remove what a kill left behind: half-written files, and checkpoints and claims of pairs that are done."""
+    for name in outcome.FOLDERS:
+        with contextlib.suppress(StorageError):
+            storage.sweep(storage.join(run.out, name), run.settings.lease_seconds)
     resume.remove(run.out, keys)
     for key, claim in _standing(run).items():
         if key in keys and not claim.is_live:
@@ -261,7 +265,7 @@ def _fanned_out(jobs: Sequence[Job], run: Run, most: int, window: int) -> list[O
             if isinstance(result, BaseException):  # a defect: the other pairs go on
                 result = work.fail(batch, result, run)
             outcomes += result
-            done = {outcome.id for outcome in result}
+            done = {o.id for o in result}
             held += [job for job in batch.jobs if job.id not in done]
         waiting, held = _released(held, run)
     return outcomes

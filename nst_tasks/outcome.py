@@ -27,6 +27,9 @@ QUALITY = ("style_gap_held_out", "style_gap_used", "content_cosine", "luminance_
 """Keys of an outcome's quality that hold one number for the whole picture."""
 
 
+FOLDERS = ("images", "thumbnails", "history", "outcomes", "checkpoints", "claims")
+"""Below the output, where a run writes one file a pair or more."""
+
 QUARANTINED = "quarantined"
 """The flag of a failed pair that is not tried again while its marker stands."""
 

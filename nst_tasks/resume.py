@@ -111,9 +111,14 @@ class Saver:
     _last: Future[None] | None = None
     _saved_at: float = field(default_factory=time.monotonic)
 
+    @property
+    def idle(self) -> bool:
+        """Whether none is being written."""
+        return self._last is None or self._last.done()
+
     def due(self, done: int, run: Run) -> bool:
         """Whether it is time for a checkpoint after `done` steps; not while the last one is still being written."""
-        if self._last is not None and not self._last.done():
+        if not self.idle:
             return False
         if run.checkpoint_steps:
             return done % run.checkpoint_steps == 0

@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,6 +98,19 @@ def delete(uri: str) -> None:
         fs, path = _open(uri)
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
+
+
+def sweep(uri: str, seconds: float) -> None:
+    """Remove what writes that were killed left directly below a local folder, if it is older than so many seconds."""
+    with _translated(uri):
+        fs, path = _open(uri)
+        if not _is_local(fs) or not os.path.isdir(path):
+            return
+        for entry in os.scandir(path):
+            if entry.name.startswith(".") and entry.name.endswith(_TEMPORARY):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - entry.stat().st_mtime > seconds:
+                        os.unlink(entry)
 
 
 def honours_create(uri: str) -> bool:
@@ -251,10 +265,14 @@ def _is_local(fs: Any) -> bool:
     return isinstance(fs, fsspec.implementations.local.LocalFileSystem)
 
 
+_TEMPORARY = ".nst.tmp"
+"""How the name of a file ends that is not yet what it is to be; it begins with a dot, which listings leave out."""
+
+
 def _write_local(path: str, data: bytes, place: Callable[[str, str], None] = os.replace) -> None:
     parent, _, name = path.rpartition("/")
     os.makedirs(parent or "/", exist_ok=True)
-    temporary = f"{parent}/.{name[:50]}.{secrets.token_hex(4)}.tmp"  # in the same folder: a rename stays on its disk
+    temporary = f"{parent}/.{name[:50]}.{secrets.token_hex(4)}{_TEMPORARY}"  # in the same folder: a rename stays on its disk
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -7,6 +7,8 @@ import http.server
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -553,3 +555,34 @@ def test_many_creators_have_one_winner(tmp_path: Path) -> None:
     won = storage.each(lambda k: storage.create(place, str(k).encode()), range(32), readers=8)
     assert [k for k, one in enumerate(won) if one] == [int(storage.read(place))]
     assert os.listdir(tmp_path) == ["claim"]
+
+
+# What a kill leaves
+
+
+def test_half_written_files_are_swept_once_nobody_can_be_writing_them(tmp_path: Path) -> None:
+    before = time.time() - 100
+    for name, age in ((".a.png.12345678.nst.tmp", 100), (".b.png.12345678.nst.tmp", 0), (".mine.tmp", 100), ("c.nst.tmp", 100)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (before, before) if age else None)
+    storage.sweep(str(tmp_path), 50)
+    assert sorted(os.listdir(tmp_path)) == [".b.png.12345678.nst.tmp", ".mine.tmp", "c.nst.tmp"]
+    storage.sweep(str(tmp_path / "nothing here"), 50)
+    storage.sweep("memory://nothing", 50)
+
+
+KILLED = """
+import os, signal, sys
+from nst_tasks import storage
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the bytes are written, the name is not given yet
+storage._write_local(sys.argv[1], b"half", os.replace)
+"""
+
+
+def test_what_a_killed_write_leaves_is_what_is_swept(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.png")], timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1
+    assert storage.listing(str(tmp_path)) == {}
+    storage.sweep(str(tmp_path), -1)
+    assert os.listdir(tmp_path) == []
