@@ -184,8 +184,13 @@ def absolute(uri: str) -> str:
 
 
 def _open(uri: str) -> tuple[Any, str]:
+    options = {}
+    if uri.startswith(("http://", "https://")):
+        from nst_tasks import web  # here, because it takes a moment to import
+
+        options["get_client"] = web.client
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        found: tuple[Any, str] = fsspec.core.url_to_fs(uri, use_listings_cache=False, **options)
         return found
     except TypeError as error:  # a file system that wants more than a URI says
         raise ValueError("a URI is not enough for this protocol") from error
