@@ -1,13 +1,14 @@
 # make demo   sets up and stylizes sample pictures into demo-output
 # make test   sets up and runs every test
 # make check  lint, types and the arrows between the rooms
+# make fuzz   feeds spoilt manifests and pictures to their readers for FUZZ_SECONDS, 60 by default
 # make lock   writes constraints.txt anew from the newest versions that pyproject.toml allows
 # make clean  removes what the others made
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check fuzz lock clean
 
 demo: .venv/ready
 	$(BIN)/nst demo --out demo-output
@@ -20,6 +21,9 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: .venv/ready
+	$(BIN)/python tests/fuzz.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'

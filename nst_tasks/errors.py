@@ -92,10 +92,22 @@ def is_pairs_own(error: BaseException) -> bool:
     return not is_transient(error) and not ends_run(error)
 
 
+def fit_to_log(error: BaseException) -> NstError:
+    """An error that may be logged, with its traceback, but not with those behind it: their text may hold a signed URL."""
+    if isinstance(error, NstError):
+        safe = error
+    else:  # a defect: its class and first line, which may hold anything
+        safe = NstError(f"unexpected {type(error).__name__}: {redact(str(error).partition(chr(10))[0][:200])}")
+    safe.__cause__, safe.__suppress_context__ = None, True
+    return safe.with_traceback(error.__traceback__)
+
+
 _CHAINED = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")
 _CREDENTIALS = re.compile(
-    r"""(?<=://) [^/@:?#[]* : (?!\d+[/?#]) [^@]* @      # user and password, which may hold a slash, but is no port
-    | (?<=://) (?<!abfs://) (?<!abfss://) [^/@?#]* @   # user alone, but Azure has the container there
+    r"""(?<=://) (?:
+        [^/@:?#[]* : (?!\d+[/?#]) [^@]* @      # user and password, which may hold a slash, but is no port
+        | (?<!abfs://) (?<!abfss://) [^/@?#]* @   # user alone, but Azure has the container there
+    ) (?:[^/@?#]* @)*                           # more of a password that holds an @
     """,
     re.VERBOSE,
 )

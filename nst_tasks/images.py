@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from nst_tasks import structure
 from nst_tasks.errors import NstError, PictureError
 from nst_tasks.source import FORMATS
 
@@ -54,6 +54,12 @@ _UPRIGHT = {
 _REC601 = np.array([0.299, 0.587, 0.114], np.float32)
 _INVISIBLE = 1 / 510
 """Below half an 8-bit step, alpha is written as 0, and a mask changes no written pixel."""
+
+MAX_ASPECT = 100
+"""The longer side of a picture over the shorter one."""
+
+_MAX_EXIF = 2**24
+"""Bytes; more is no camera's, and its values take several times as much memory."""
 
 _FLAT = 1 / 255**2
 """The variance of a deviation by an 8-bit step; less than that is not told from rounding."""
@@ -326,6 +332,8 @@ def _open(data: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     """
     if not data:
         raise PictureError("not a picture: the file is empty, 0 bytes; check the file")
+    if max_pixels is not None:
+        structure.check(data, max_pixels)
     for reader in _READERS:
         accept = Image.OPEN[reader.format or ""][1]
         if accept is not None and accept(data[:16]) is True:
@@ -339,6 +347,10 @@ def _open(data: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
             f"{pixels / 1e6:.6g} megapixels ({image.width} x {image.height}) is above the limit of "
             f"{max_pixels / 1e6:.6g} megapixels; make it smaller or raise NST_MAX_MEGAPIXELS"
         )
+    if max_pixels is not None and max(image.size) > MAX_ASPECT * min(image.size):
+        raise PictureError(
+            f"{image.width} x {image.height} pixels are too narrow, one side is more than {MAX_ASPECT} times the other; crop it"
+        )
     return image
 
 
@@ -346,14 +358,11 @@ def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
     """The EXIF orientation still to be applied, 1 (upright) to 8; a damaged EXIF says nothing."""
     if image.format == "TIFF":
         return 1  # Pillow turns a TIFF when it loads it, and tells the turned size from the start
-    if image.format == "PNG" and "exif" not in image.info:
+    if image.format == "PNG":
         # PngImageFile.getexif would decode all pixels, for an eXIf chunk may follow them: step over the chunks instead.
-        at = 8
-        while at + 8 <= len(data):
-            length, kind = struct.unpack_from(">I4s", data, at)
-            if kind == b"eXIf":
-                image.info["exif"] = data[at + 8 : at + 8 + length]
-            at += 12 + length
+        image.info.setdefault("exif", structure.png_chunk(data, b"eXIf") or b"")
+    if len(image.info.get("exif", b"")) > _MAX_EXIF:
+        return 1
     try:
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001, as in `_translated`

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,13 +108,18 @@ def _fault_of(manifest_uri: str, allowed: Access) -> Callable[[str], str | None]
 
 
 def check_access(uri: str, allowed: Access) -> None:
-    """Refuse a place that may not be read or written, links followed.
+    """Refuse a place that may not be read or written, links followed, and a local one that would never end.
 
     Raises:
-        StorageError: it may not be.
+        StorageError: it may not be, or is a device or a pipe.
     """
     if reason := access.fault(uri, allowed, os.path.realpath):
         raise StorageError(f"{redact(uri)}: {reason}")
+    if access.is_local(uri):
+        with contextlib.suppress(OSError, ValueError):  # what is not there is told by whoever opens it
+            mode = os.stat(access.local_path(uri)).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise StorageError(f"{redact(uri)}: is a device or a pipe, which may have no end; name a file")
 
 
 def with_recipes(uri: str, data: bytes, parsed: Manifest, allowed: Access = ANYWHERE) -> tuple[Manifest, dict[str, Recipe]]:

@@ -250,7 +250,11 @@ _S3_PROTOCOLS = ("s3://", "s3a://")
 
 
 def _client_options(uri: str) -> dict[str, Any]:
-    """How S3 is to be reached, save for what the user's own fsspec configuration or environment says."""
+    """How the web is to be reached; and S3, save for what the user's own fsspec configuration or environment says."""
+    if uri.startswith(("http://", "https://")):
+        from nst_tasks import web  # here, because it takes a moment to import
+
+        return {"get_client": web.client}
     if not uri.startswith(_S3_PROTOCOLS):
         return {}
     asked = {**fsspec.config.conf.get("s3", {}), **fsspec.config.conf.get("s3a", {})}

@@ -6,7 +6,9 @@ attempt they become outcomes like any other failure. Everything else is decided 
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
@@ -16,10 +18,26 @@ from prefect.tasks import Task
 
 from nst_tasks import intake, storage, work
 from nst_tasks.batching import Batch
-from nst_tasks.errors import NstError, ends_run, is_transient
+from nst_tasks.errors import NstError, ends_run, fit_to_log, is_transient
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _fit_to_log(shell: Callable[P, R]) -> Callable[P, R]:
+    """The same, but what it raises has no secret in it: Prefect logs it and shows it as the state's message."""
+
+    @functools.wraps(shell)
+    def careful(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return shell(*arguments, **options)
+        except Exception as error:
+            raise fit_to_log(error) from None
+
+    return careful
 
 
 async def _is_worth_a_retry(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -46,6 +64,7 @@ def with_retries(shell: Task[Any, Any], settings: Settings, **options: Any) -> T
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
+@_fit_to_log
 def inspect_pictures(uris: list[str], settings: Settings) -> dict[str, Source | NstError]:
     """Read and identify pictures that no earlier run knows, several at once.
 
@@ -60,6 +79,7 @@ def inspect_pictures(uris: list[str], settings: Settings) -> dict[str, Source | 
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
+@_fit_to_log
 def stylize_batch(batch: Batch, run: Run) -> State[list[Outcome]]:
     """Stylize the pairs of one batch; Failed when none of them succeeded.
 

@@ -26,8 +26,8 @@ from nst_tasks.errors import (
     QuarantinedError,
     StorageError,
     StorageUnavailable,
+    fit_to_log,
     is_pairs_own,
-    redact,
 )
 from nst_tasks.images import Picture
 from nst_tasks.loading import Loaded
@@ -77,11 +77,7 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
 
 def failure(id: str, row: int, error: BaseException, run_id: str) -> Outcome:
     """The outcome of a pair that could not be done, in words fit for a report."""
-    if isinstance(error, NstError):
-        text = str(error)
-    else:  # a defect: its class and first line, which may hold anything; the log has the rest
-        text = f"unexpected {type(error).__name__}: {redact(str(error).partition(chr(10))[0][:200])}"
-    return Outcome(id=id, row=row, status=Status.FAILED, run_id=run_id, error=text)
+    return Outcome(id=id, row=row, status=Status.FAILED, run_id=run_id, error=str(fit_to_log(error)))
 
 
 def _publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nst_tasks import errors
-from nst_tasks.errors import NstError, ends_run, is_pairs_own, is_transient, redact
+from nst_tasks.errors import NstError, StorageUnavailable, ends_run, is_pairs_own, is_transient, redact
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,10 @@ from nst_tasks.errors import NstError, ends_run, is_pairs_own, is_transient, red
         ("https://user:pass@host/a.png?pass#pass", "https://host/a.png"),
         # an unescaped slash, as half of all AWS secret keys have one
         ("s3://AKIA:pa/ss@bucket/a.png", "s3://bucket/a.png"),
+        ("s3://user:pa@ss@bucket/a.png", "s3://bucket/a.png"),
+        ("s3://user@pass@bucket/a.png", "s3://bucket/a.png"),
         # an @ in a name is no credential
+        ("s3://user:pass@bucket/photo@2x.png", "s3://bucket/photo@2x.png"),
         ("s3://bucket/photo@2x.png", "s3://bucket/photo@2x.png"),
         ("https://host:9000/photo@2x.png", "https://host:9000/photo@2x.png"),
         ("http://[::1]:9000/a.png?pass", "http://[::1]:9000/a.png"),
@@ -76,6 +81,23 @@ def test_redact_never_shows_a_secret_wherever_it_is(host: str, path: str, secret
         f"{place}?{secret}#{secret}",
     ):
         assert redact(uri) == place
+
+
+def test_what_may_be_logged_has_its_traceback_but_nothing_of_the_errors_behind_it() -> None:
+    for wanted in (StorageUnavailable("s3://b/a: later"), None):
+        try:
+            try:
+                raise OSError("GET https://h/a?token=hunter2\nhunter2")
+            except OSError as error:
+                if wanted is None:
+                    raise
+                raise wanted from error
+        except Exception as error:
+            safe = errors.fit_to_log(error)
+        told = "".join(traceback.format_exception(safe))
+        assert "hunter2" not in told.replace('raise OSError("GET https://h/a?token=hunter2\\nhunter2")', "")
+        assert "test_errors.py" in told
+        assert safe is wanted or (type(safe), str(safe)) == (NstError, "unexpected OSError: GET https://h/a")
 
 
 @pytest.mark.parametrize(

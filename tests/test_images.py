@@ -334,12 +334,46 @@ def test_an_srgb_profile_changes_nothing():
         (b"<svg/>", "not a picture: the bytes are no PNG, JPEG, WebP, TIFF, BMP or GIF; check the file"),
         (saved(flat((1, 2, 3)), "PPM"), "not a picture: the bytes are no PNG"),
         (saved(flat((1, 2, 3)), "ICO"), "not a picture: the bytes are no PNG"),
+        *(
+            (saved(flat((1, 2, 3)), format), "not a picture: the bytes are no PNG")
+            for format in ("EPS", "PDF", "TGA", "ICNS", "DDS")
+        ),
+        (b"PK\x03\x04" + saved(flat((1, 2, 3)), "PNG"), "not a picture: the bytes are no PNG"),
+        (b"\n" + saved(flat((1, 2, 3)), "PNG"), "not a picture: the bytes are no PNG"),
     ],
-    ids=["empty", "text", "ppm", "ico"],
+    ids=["empty", "text", "ppm", "ico", "eps", "pdf", "tga", "icns", "dds", "zip before it", "newline before it"],
 )
 def test_what_is_no_picture_is_refused(data, sentence, read):
     with pytest.raises(PictureError, match="^" + sentence):
         read(data, LIMIT)
+
+
+def test_a_picture_is_what_its_bytes_say_whatever_follows_them():
+    """A polyglot is read as the picture that it begins with, and none of its bytes go into a result."""
+    data = saved(flat((0, 51, 255)), "PNG") + b"PK\x03\x04<script>alert(1)</script>"
+    picture = decode(data, LIMIT)
+    assert pixel(data) == [0, 51, 255]
+    assert b"script" not in encode(picture.rgb, picture.alpha, "png", {})
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+def test_text_that_swells_is_refused(kind):
+    swollen = {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\1\0\0\0"}[kind] + zlib.compress(bytes(20_000_000))
+    with pytest.raises(PictureError, match="too large .*; check the file"):
+        probe(png(4, 3, 8, 2, (kind, swollen)), LIMIT)
+
+
+def test_a_huge_exif_is_no_cameras_and_says_nothing():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for spare, size in ((0, (6, 4)), (2**24, (4, 6))):
+        assert probe(png(6, 4, 8, 2, (b"eXIf", exif.tobytes()[6:] + bytes(spare))), LIMIT) == size
+
+
+def test_the_size_of_a_file_is_limited_by_the_pixels_that_it_may_have():
+    images.check_size(4 * LIMIT + 2**24, LIMIT)
+    with pytest.raises(PictureError, match="^20777217 bytes are above the limit of 20777216; make it smaller or raise NST_MAX"):
+        images.check_size(4 * LIMIT + 2**24 + 1, LIMIT)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
@@ -547,11 +581,19 @@ def test_fit(given, expected):
     assert fit(*given) == expected
 
 
-def test_an_absurd_aspect_passes_through():
-    picture = decode(saved(Image.new("RGB", (60000, 1), (0, 51, 255)), "PNG"), LIMIT)
-    small = resize(picture, *fit(1, 60000, 512, False))
-    assert small.rgb.shape == (1, 512, 3)
-    np.testing.assert_allclose(small.rgb[0, 100], [0, 0.2, 1], atol=1e-6)
+@pytest.mark.parametrize("size", [(60000, 1), (1, 60000), (101, 1)])
+@pytest.mark.parametrize("read", [probe, decode])
+def test_an_absurd_aspect_is_refused(size, read):
+    sentence = f"^{size[0]} x {size[1]} pixels are too narrow, one side is more than 100 times the other; crop it$"
+    with pytest.raises(PictureError, match=sentence):
+        read(saved(Image.new("RGB", size), "PNG"), LIMIT)
+
+
+def test_the_narrowest_picture_passes_through():
+    picture = decode(saved(Image.new("RGB", (6000, 60), (0, 51, 255)), "PNG"), LIMIT)
+    small = resize(picture, *fit(60, 6000, 100, False))
+    assert small.rgb.shape == (1, 100, 3)
+    np.testing.assert_allclose(small.rgb[0, 50], [0, 0.2, 1], atol=1e-6)
 
 
 def test_resize_to_the_same_size_is_the_same_picture():

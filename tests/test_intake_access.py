@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,14 @@ def test_sizes_are_looked_at_before_anything_is_read(folder: Path) -> None:
     sentence = "big.png: 8589934592 bytes are above the limit of 416777216; make it smaller or raise NST_MAX_MEGAPIXELS"
     with pytest.raises(PictureError, match=sentence):
         intake.inspect(str(folder / "in" / "big.png"), 100_000_000)
+
+
+@pytest.mark.parametrize("name", ["pipe", "zero"])
+def test_what_never_ends_is_not_read(folder: Path, name: str) -> None:
+    os.mkfifo(folder / "in" / "pipe")
+    (folder / "in" / "zero").symlink_to("/dev/zero")
+    with pytest.raises(StorageError, match=f"in/{name}: is a device or a pipe, which may have no end; name a file$"):
+        intake.inspect(str(folder / "in" / name), 10_000)
 
 
 def test_recipes_named_by_a_person_stay_below_the_roots_too(folder: Path) -> None:

@@ -49,11 +49,12 @@ class FlakyFileSystem(LocalFileSystem):
 
 
 @pytest.fixture
-def flaky(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def flaky(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     FlakyFileSystem.spared.clear()
     FlakyFileSystem.failing.clear()
     monkeypatch.setenv("NST_RETRY_SECONDS", "0")
+    monkeypatch.setenv("NST_ALLOWED_ROOTS", f"flaky://{pictures}|{tmp_path}")  # a store that nst does not know by itself
     yield f"flaky://{pictures}"
     FlakyFileSystem.failing.clear()
 

@@ -1,0 +1,238 @@
+"""Spoilt manifests and pictures: whatever the bytes, a reader answers or refuses with its own error, soon, in little memory.
+
+`make fuzz` runs this for FUZZ_SECONDS (60) from FUZZ_SEED (the clock's). An input that reaches new lines of the readers, ours
+or Pillow's, is kept and spoilt further. A finding is written to a file and ends the run; `python tests/fuzz.py FILE` repeats
+it, and what was found is a test in `test_manifest`, `test_images` or `test_structure`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import random
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from PIL import ExifTags, Image, ImageCms
+
+from nst_tasks import images, manifest
+from nst_tasks.errors import ManifestError, PictureError
+
+MOST_PIXELS = 1_000_000
+MOST_SECONDS = 5.0
+MOST_MIB = 400
+"""Growth of the process's peak by one input; a megapixel in float32 with what makes it takes some 50."""
+
+READERS = ("nst_tasks/manifest.py", "nst_tasks/images.py", "nst_tasks/structure.py", "ImagePlugin.py", "ImageFile.py")
+"""Files whose lines count as reached."""
+
+Line = tuple[str, int]
+
+
+def read_manifest(data: bytes) -> None:
+    """All that is done with a manifest's bytes; what it promises about them holds."""
+    with contextlib.suppress(ManifestError):
+        found = manifest.parse(data, "/data/in")
+        assert found.rows == len(found.pairs) + len(found.rejected)
+        kept = manifest.archived(data)
+        assert manifest.archived(kept) == kept
+        if found.rejected:
+            again = manifest.parse(manifest.rejected_csv(found, "/data/in"), "/elsewhere")
+            assert again.rows == len(found.rejected)
+
+
+def read_picture(data: bytes) -> None:
+    """All that is done with a picture's bytes; what the header says is what is decoded."""
+    with contextlib.suppress(PictureError):
+        size = images.probe(data, MOST_PIXELS)
+        picture = images.decode(data, MOST_PIXELS)
+        assert picture.rgb.shape == (*size, 3), f"{size} in the header, {picture.rgb.shape} decoded"
+        assert picture.rgb.min() >= 0 and picture.rgb.max() <= 1
+    with contextlib.suppress(PictureError):
+        images.mask(data, MOST_PIXELS)
+    with contextlib.suppress(PictureError):
+        images.read_text(data)
+
+
+def pictures() -> Iterator[bytes]:
+    """A small picture in every format and dress that the decoder knows."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifVersion] = b"0230"
+    ramp = Image.radial_gradient("L").resize((24, 16))
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"):
+        image = ramp.convert("I").convert(mode) if mode == "I;16" else ramp.convert(mode)
+        for format, options in (
+            ("PNG", {"icc_profile": profile, "exif": exif}),
+            ("JPEG", {"exif": exif, "comment": b"note"}),
+            ("JPEG", {"progressive": True, "icc_profile": profile}),
+            ("WEBP", {"exif": exif}),
+            ("WEBP", {"lossless": True}),
+            ("TIFF", {"exif": exif}),
+            *(("TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg", "group4")),
+            ("TIFF", {"big_tiff": True}),
+            ("BMP", {}),
+            ("GIF", {"comment": b"note"}),
+            *((name, {"save_all": True, "append_images": [image.transpose(3)]}) for name in ("GIF", "PNG", "WEBP", "TIFF")),
+        ):
+            file = io.BytesIO()
+            with contextlib.suppress(Exception):  # not every format holds every mode
+                image.save(file, format, **options)
+                yield file.getvalue()
+
+
+MANIFESTS = (
+    b"content,style\ncat.jpg,oil.jpg\n",
+    b"\xef\xbb\xbf" + ",".join(manifest.COLUMNS).encode() + b'\r\ncat.jpg,"a.jpg|b, c.jpg",x,1|2,painterly,512,9\r\n',
+    b'id,content,style\n"x",s3://u:p@b/c.jpg?k,"a\nb|c"\n\n-1,=2,@3\n',
+    "content;style\nä;ö\n".encode("utf-16"),
+    b"content\tstyle\na\tb\n",
+    b'problem,content,style,size\nwhy,a,b,9\n,,,\n\'=x,\'-1,+2,""""\n',
+)
+
+
+def spoilt(data: bytes, corpus: list[bytes], chance: random.Random) -> bytes:
+    """One to eight changes: bytes, numbers, pieces cut, doubled, moved or taken from another input."""
+    found = bytearray(data)
+    for _ in range(chance.randint(1, 8)):
+        at, other = chance.randrange(len(found) + 1), chance.randrange(len(found) + 1)
+        first, last = sorted((at, other))
+        match chance.randrange(8):
+            case 0 if at < len(found):
+                found[at] ^= 1 << chance.randrange(8)
+            case 1 if at < len(found):
+                found[at] = chance.choice(b"\0\1\x7f\x80\xff,\"|\n\r'=:/@?")
+            case 2:
+                number = chance.choice((0, 1, 2, 16, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1))
+                code = chance.choice(("<H", ">H", "<I", ">I"))
+                found[at : at + struct.calcsize(code)] = struct.pack(code, number & 2 ** (8 * struct.calcsize(code)) - 1)
+            case 3:
+                del found[first : min(last, first + chance.randint(1, 64))]
+            case 4:
+                found[at:at] = found[first : min(last, first + 200)] * chance.choice((1, 1, 2, 50))
+            case 5:
+                del found[at:]
+            case 6:
+                piece = chance.choice(corpus)
+                start = chance.randrange(len(piece) + 1)
+                found[at:at] = piece[start : start + chance.randint(1, 200)]
+            case _:
+                found[at:at] = chance.randbytes(chance.randint(1, 8))
+    result = bytes(found[:100_000])
+    return with_checksums(result) if result[:4] == b"\x89PNG" and chance.random() < 0.8 else result
+
+
+def with_checksums(data: bytes) -> bytes:
+    """A PNG whose chunks have right checksums, or a decoder would look no further."""
+    found, at = bytearray(data), 8
+    while at + 12 <= len(found):
+        end = at + 8 + int.from_bytes(found[at : at + 4], "big")
+        found[end : end + 4] = struct.pack(">I", zlib.crc32(found[at + 4 : end]))[: max(len(found) - end, 0)]
+        at = end + 4
+    return bytes(found)
+
+
+def reached(read: Callable[[bytes], None], data: bytes) -> set[Line]:
+    """The lines of the readers that an input reaches.
+
+    Raises:
+        AssertionError: a promise is broken, or it took too much time or memory. Others: what a reader let through.
+    """
+    lines: set[Line] = set()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        name = frame.f_code.co_filename
+        if not name.endswith(READERS):
+            return None
+
+        def local(frame: FrameType, event: str, argument: object) -> Any:
+            lines.add((name, frame.f_lineno))
+            return local
+
+        return local
+
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    signal.alarm(60)  # for what never ends
+    sys.settrace(trace)
+    try:
+        read(data)
+    finally:
+        sys.settrace(None)
+        signal.alarm(0)
+    seconds, grown = time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert seconds < MOST_SECONDS, f"{seconds:.1f} s of computing"
+    assert grown < MOST_MIB, f"{grown:.0f} MiB of memory"
+    return lines
+
+
+def report(data: bytes, error: BaseException) -> None:
+    """Write a finding to a file and say how to repeat it."""
+    place = Path(tempfile.gettempdir()) / f"nst-fuzz-{hashlib.sha256(data).hexdigest()[:12]}"
+    place.write_bytes(data)
+    traceback.print_exception(error, file=sys.stdout)
+    print(f"{type(error).__name__} of {len(data)} bytes {data[:60]!r}; repeat with: {sys.executable} {__file__} {place}")
+
+
+def fuzz(seconds: float, seed: int) -> int:
+    """Spoil inputs until the time is up; 1 at the first finding, or else 0."""
+    chance = random.Random(seed)
+    corpora = {read_manifest: list(MANIFESTS), read_picture: list(pictures())}
+    known: set[Line] = set()
+    tried, until = 0, time.monotonic() + seconds
+    queue = [(read, data) for read, corpus in corpora.items() for data in corpus]
+    seeds = len(queue)
+    while queue or time.monotonic() < until:
+        if queue:
+            read, data = queue.pop()
+        else:
+            read = chance.choice((read_manifest, read_picture, read_picture))
+            corpus = corpora[read]
+            # the newest half of the time: what they reached is new
+            parent = chance.choice(corpus[-20:] if chance.random() < 0.5 else corpus)
+            data = spoilt(parent, corpus, chance)
+        tried += 1
+        try:
+            lines = reached(read, data)
+        except Exception as error:  # any at all is a finding
+            report(data, error)
+            print(f"seed {seed}, input {tried}")
+            return 1
+        if not lines <= known:
+            known |= lines
+            if tried > seeds:
+                corpora[read].append(data)
+    kept = sum(map(len, corpora.values())) - seeds
+    print(f"seed {seed}: {tried} inputs, {kept} kept, {len(known)} lines reached, nothing found")
+    return 0
+
+
+def main() -> int:
+    warnings.simplefilter("ignore")
+    logging.disable()
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # libtiff speaks its mind there
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    if len(sys.argv) > 1:
+        for read in (read_manifest, read_picture):
+            print(read.__name__, len(reached(read, Path(sys.argv[1]).read_bytes())), "lines")
+        return 0
+    return fuzz(float(os.environ.get("FUZZ_SECONDS", "60")), int(os.environ.get("FUZZ_SEED", str(time.time_ns() % 10**6))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""A sentinel in place of every password and signature: it must be nowhere where somebody else may read it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from servers import nst, picture
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.terminal import run_flow
+from nst_tasks.intake import Request
+
+SECRET = "hunter2"
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """Pictures on the web, some of which fail in their own way, as their names say."""
+
+    asked: Counter[str]
+
+    def do_GET(self) -> None:
+        name = self.path.partition("?")[0].strip("/").removesuffix(".png")
+        self.asked[f"{self.command} {name}"] += 1
+        times = self.asked[f"{self.command} {name}"]
+        body = picture("oil" if name == "oil" else "cat")
+        body = body[: len(body) // 2] if name == "torn" else body
+        status = {
+            "gone": 404,
+            "locked": 403,
+            "down": 503,
+            "flaky": 503 if times == 1 else 200,
+            "later": 200 if times == 1 else 503,
+        }
+        self.send_response(status.get(name, 200))
+        self.send_header("Content-Length", "9999" if name == "cut" else str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+        self.close_connection = True
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """A web server's host and port."""
+    handler = type("Handler", (Site,), {"asked": Counter()})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def recorded(api: str, kind: str) -> str:
+    """All that the server has of a kind, the newest first, as text."""
+    question = {"limit": 200, "sort": {"logs": "TIMESTAMP_DESC"}.get(kind, "EXPECTED_START_TIME_DESC")}
+    request = urllib.request.Request(
+        f"{api}/{kind}/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def test_signed_uris_leave_no_trace(prefect_api: str, site: str, tmp_path: Path) -> None:
+    names = ("cat", "gone", "locked", "down", "flaky", "later", "torn", "cut")
+    style = f"http://ann:{SECRET}@{site}/oil.png?sig={SECRET}"
+    rows = [f"http://ann:{SECRET}@{site}/{name}.png?token={SECRET}#{SECRET},{style}," for name in names]
+    rows += [f"http://ann:{SECRET}@{site}/cat.png?{SECRET},{style},9", f"s3://ann:{SECRET}@b/../c?{SECRET},{style},"]
+    (tmp_path / "m.csv").write_text("\n".join(["content,style,size", *rows, ""]))
+    out = tmp_path / "out"
+    options = ("--out", str(out), "--backbone", "tiny", "--size", "64", "--steps", "1")
+    debugging = {"PREFECT_LOGGING_LEVEL": "DEBUG", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG"}
+    quick = {"NST_RETRIES": "1", "NST_RETRY_SECONDS": "0"}
+    done = nst("run", str(tmp_path / "m.csv"), *options, PREFECT_API_URL=prefect_api, NST_ALLOW_HTTP="1", **debugging, **quick)
+    assert "2 succeeded, 6 failed, 2 rejected, 0 skipped of 10 rows" in done.stdout, done.stderr
+    assert f"http://{site}/gone.png: does not exist" in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    for kind in ("logs", "task_runs", "flow_runs"):
+        found = recorded(prefect_api, kind)
+        assert {"logs": "gone.png", "task_runs": "cat x oil", "flow_runs": "m.csv"}[kind] in found
+        assert SECRET not in found
+    holding = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    # the one exception: these rows are corrected and submitted again
+    assert [path.rpartition("/")[2] for path in holding] == ["rejected.csv"]
+    manifest = str(tmp_path / "m.csv")
+    for command in (["report", str(out)], ["validate", manifest, "--probe"], ["run", manifest, *options, "--dry-run"]):
+        ran = CliRunner().invoke(app, command, env={"NST_ALLOW_HTTP": "1"})
+        assert ran.exit_code == (0 if command[0] == "report" else 1)
+        assert SECRET not in ran.output
+    assert SECRET.encode() not in (out / "report.html").read_bytes()
+
+
+class Leaky(LocalFileSystem):
+    """A client that fails in a way that nobody foresaw, and says with which address."""
+
+    protocol = "leaky"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(LocalFileSystem._strip_protocol(path.removeprefix("leaky://")))
+
+    def cat_file(self, path: str, *rest: Any, **more: Any) -> bytes:
+        if path.endswith("dog.png"):
+            raise RuntimeError(f"GET https://ann:{SECRET}@host/dog.png?token={SECRET}\n{SECRET}")
+        return bytes(super().cat_file(path, *rest, **more))
+
+
+def test_an_error_that_nobody_foresaw_is_logged_without_its_secrets(
+    flow_api: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.logging.handlers import APILogWorker
+
+    fsspec.register_implementation("leaky", Leaky, clobber=True)
+    monkeypatch.setenv("NST_ALLOWED_ROOTS", f"leaky://{pictures}|{tmp_path}")
+    (pictures / "m.csv").write_text("content,style\ndog.png,oil.png\n")
+    ended = run_flow(Request(f"leaky://{pictures}/m.csv", str(tmp_path / "out"), backbone="tiny", size=64, steps=1))
+    assert ended.report is not None
+    assert "unexpected RuntimeError: GET https://host/dog.png" in ended.report.failures[0]
+    APILogWorker.drain_all(timeout=10)
+    for kind in ("logs", "task_runs"):
+        found = recorded(flow_api, kind)
+        assert "unexpected RuntimeError: GET https://host/dog.png" in found
+        assert SECRET not in found
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert os.environ["NST_ALLOWED_ROOTS"]

@@ -1,0 +1,144 @@
+"""Files that would cost a decoder far more than their pixels, built here; each is refused before it does."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nst_tasks import structure
+from nst_tasks.errors import PictureError
+from nst_tasks.images import decode, probe
+
+LIMIT = 1_000_000
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(PictureError) as caught:
+        probe(data, LIMIT)
+    with pytest.raises(PictureError):
+        decode(data, LIMIT)
+    return str(caught.value)
+
+
+def saved(format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, format, **options)
+    return file.getvalue()
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+@pytest.mark.parametrize("name", [b"tEXt", b"teSt", b"IDAT"])
+def test_a_png_of_a_hundred_thousand_chunks(name: bytes) -> None:
+    data = saved("PNG")
+    at = data.index(b"IDAT") - 4
+    spare = structure.MOST_PARTS - len(list(structure._png_chunks(data)))
+    structure.check(data[:at] + chunk(name, b"") * spare + data[at:], LIMIT)
+    crowded = data[:at] + chunk(name, b"") * (spare + 1) + data[at:]
+    assert refusal(crowded) == "the picture has more than 100000 chunks; open it and save it anew"
+
+
+def test_the_last_chunk_of_a_kind_counts_wherever_it_stands() -> None:
+    data = saved("PNG")
+    assert structure.png_chunk(data + chunk(b"eXIf", b"one") + chunk(b"eXIf", b"two"), b"eXIf") == b"two"
+    assert structure.png_chunk(data, b"eXIf") is None
+
+
+@pytest.mark.parametrize("is_progressive", [True, False])
+def test_a_jpeg_that_draws_its_pixels_over_and_over(is_progressive: bool) -> None:
+    data = saved("JPEG", progressive=is_progressive)
+    scans = len(list(structure._jpeg_scans(data)))
+    assert scans == (10 if is_progressive else 1)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    structure.check(data[:-2] + last * (100 - scans) + data[-2:], LIMIT)
+    endless = data[:-2] + last * (101 - scans) + data[-2:]
+    assert refusal(endless) == "the picture has more than 100 scans; open it and save it anew"
+
+
+def test_a_jpegs_thumbnails_and_comments_are_no_scans() -> None:
+    data = saved("JPEG", comment=b"\xff\xda\0\0" * 2000, exif=b"Exif\0\0" + b"\xff\xda\0\0" * 2000)
+    assert len(list(structure._jpeg_scans(data))) == 1
+    assert probe(data, LIMIT) == (40, 50)
+
+
+@pytest.mark.parametrize("block", [b"!\xfe\x01a\0", b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"])
+def test_a_gif_of_a_hundred_thousand_blocks(block: bytes) -> None:
+    data = saved("GIF")
+    at = 13 + 3 * 256
+    assert probe(data[:at] + block * 1000 + data[at:], LIMIT) == (40, 50)
+    crowded = data[:at] + block * 100_001 + data[at:]
+    assert refusal(crowded) == "the picture has more than 100000 blocks before its first frame; open it and save it anew"
+
+
+def test_a_gifs_frames_are_not_counted() -> None:
+    frames = [Image.new("L", (4, 4), shade) for shade in range(200)]
+    assert probe(saved("GIF", save_all=True, append_images=frames * 10), LIMIT) == (40, 50)
+
+
+def tiff(*tags: tuple[int, int, int, int], order: str = "<", is_big: bool = False, tail: bytes = b"") -> bytes:
+    """A TIFF of tags (number, type, count, value), all of 16 x 16 pixels of gray in one strip behind them."""
+    pixels = bytes(256)
+    head, entry = ("Q", "HHQ") if is_big else ("H", "HHI")
+    width = 8 if is_big else 4
+    plain = [(256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (277, 3, 1, 1), (279, 4, 1, 256)]
+    own = {tag for tag, *_ in tags}
+    entries = sorted([*tags, *(tag for tag in plain if tag[0] not in own)])
+    start = (16 if is_big else 8) + struct.calcsize("=" + head) + len(entries) * (20 if is_big else 12) + width
+    if 273 not in own:
+        entries = sorted([*entries, (273, 4, 1, start + (20 if is_big else 12))])
+    mark = b"II" if order == "<" else b"MM"
+    data = mark + struct.pack(order + ("HHHQ" if is_big else "HI"), *((43, 8, 0, 16) if is_big else (42, 8)))
+    data += struct.pack(order + head, len(entries))
+    for tag, kind, count, value in entries:
+        code = {3: "H", 4: "I", 1: "B"}[kind]
+        data += struct.pack(order + entry, tag, kind, count) + struct.pack(order + code, value).ljust(width, b"\0")
+    return data + bytes(width) + pixels + tail
+
+
+@pytest.mark.parametrize(("order", "is_big"), [("<", False), (">", False), ("<", True), (">", True)])
+def test_a_tiff_with_a_tile_of_gigabytes(order: str, is_big: bool) -> None:
+    for width, height in ((30000, 30000), (16, 62501)):
+        data = tiff((322, 4, 1, width), (323, 4, 1, height), (324, 4, 1, 8), (325, 4, 1, 8), order=order, is_big=is_big)
+        sentence = f"a tile of {width * height / 1e6:g} megapixels is above the limit of 1 megapixels; save it in smaller tiles"
+        assert refusal(data).startswith(sentence)
+    structure.check(tiff((322, 4, 1, 1000), (323, 3, 1, 1000), order=order, is_big=is_big), LIMIT)
+
+
+@pytest.mark.parametrize(("order", "is_big"), [("<", False), (">", False), ("<", True), (">", True)])
+def test_a_tiff_with_millions_of_values(order: str, is_big: bool) -> None:
+    crowded = tiff((273, 4, 500_001, 8), order=order, is_big=is_big)
+    assert refusal(crowded) == "the picture has 500001 values in its tag 273; open it and save it anew"
+    structure.check(tiff((273, 4, 500_000, 8), order=order, is_big=is_big), LIMIT)
+    structure.check(tiff((37724, 1, 2_000_000, 8), order=order, is_big=is_big), LIMIT)  # layers, as bytes
+    plain = tiff(order=order, is_big=is_big)
+    assert is_big or decode(plain, LIMIT).rgb.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("pointer", [34665, 34853, 40965])
+def test_a_tiffs_further_directories_are_looked_at_and_may_go_round_in_circles(pointer: int) -> None:
+    plain = tiff((pointer, 4, 1, 0))
+    inside = struct.pack("<HHHII", 1, 42000, 4, 500_001, 8) + bytes(4)
+    assert "500001 values in its tag 42000" in refusal(tiff((pointer, 4, 1, len(plain)), tail=inside))
+    circle = struct.pack("<HHHII", 1, pointer, 4, 1, len(plain)) + bytes(4)
+    structure.check(tiff((pointer, 4, 1, len(plain)), tail=circle), LIMIT)
+
+
+@given(
+    st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"MM\0+"]),
+    st.binary(),
+)
+def test_any_bytes_are_walked_without_an_error(magic: bytes, rest: bytes) -> None:
+    try:
+        structure.check(magic + rest, LIMIT)
+    except PictureError as error:
+        assert "; " in str(error)

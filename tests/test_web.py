@@ -1,0 +1,77 @@
+"""HTTP against a real server: what is followed, what is refused, and that no metadata service is ever connected to."""
+
+from __future__ import annotations
+
+import errno
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from nst_tasks import storage, web
+from nst_tasks.errors import StorageError
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """Answers /to/PLACE with a redirect to PLACE, all else with pong; remembers what it was asked."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        place = self.path.removeprefix("/to/")
+        self.send_response(200 if place == self.path else 302)
+        self.send_header(*("Content-Length", "4") if place == self.path else ("Location", place))
+        self.end_headers()
+        if place == self.path and self.command == "GET":
+            self.wfile.write(b"pong")
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[tuple[str, list[str]]]:
+    """A server's address and the paths that it was asked for."""
+    handler = type("Handler", (Site,), {"asked": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", handler.asked
+        server.shutdown()
+        thread.join()
+
+
+def test_pictures_on_the_web_are_read_and_their_size_is_known(site: tuple[str, list[str]]) -> None:
+    address, _ = site
+    assert storage.read(f"{address}/a.png?sig=1") == b"pong"
+    entry = storage.stat(f"{address}/a.png")
+    assert entry is not None and entry.size == 4
+
+
+@pytest.mark.parametrize("target", ["http://169.254.99.99/latest", "{}/b.png", "/b.png"])
+def test_redirects_are_not_followed(site: tuple[str, list[str]], target: str) -> None:
+    address, asked = site
+    with pytest.raises(StorageError) as caught:
+        storage.read(f"{address}/to/{target.format(address)}?hunter2")
+    assert "the server sends on to another address, which is not followed; name that one" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert not any(path.startswith("/b.png") for path in asked)
+
+
+@pytest.mark.parametrize("host", ["169.254.99.99", "[fe80::1]"])
+def test_a_metadata_address_is_never_connected_to(host: str) -> None:
+    family, kind, protocol, name, place = socket.getaddrinfo(host.strip("[]"), 80, type=socket.SOCK_STREAM)[0]
+    with pytest.raises(PermissionError) as caught:
+        web.open_socket((family, kind, protocol, name, place))
+    assert caught.value.errno == errno.EACCES
+
+
+def test_the_address_is_checked_when_it_is_connected_to_and_not_tried_again() -> None:
+    with pytest.raises(StorageError, match="^http://169.254.99.99/latest: access is denied$") as caught:
+        storage.read("http://169.254.99.99/latest?token=hunter2")
+    assert type(caught.value) is StorageError
