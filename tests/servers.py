@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -33,15 +34,6 @@ def picture(name: str, height: int = 72, width: int = 96) -> bytes:
     return images.encode(PATTERNS[name](y, x).astype(np.float32), None, "png", {})
 
 
-@dataclass(frozen=True)
-class S3:
-    """A real S3 server's endpoint, and environments under which clients find it: as its owner, and as one who may only read."""
-
-    endpoint: str
-    environment: dict[str, str]
-    reader: dict[str, str]
-
-
 def answers(url: str) -> bool:
     """Whether a server answers there, whatever it says."""
     try:
@@ -53,25 +45,123 @@ def answers(url: str) -> bool:
     return True
 
 
-@contextmanager
-def server(command: list[str], environment: Mapping[str, str], url: str, log: Path) -> Iterator[None]:
-    """A server process that answers at `url`, ended by its own pid."""
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=dict(environment), stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+@dataclass
+class Server:
+    """A server process that answers at `url`, ended by its own pid; once killed, it can be started again as it was."""
+
+    command: list[str]
+    environment: Mapping[str, str]
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self.command, env=dict(self.environment), stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
+        until = time.monotonic() + 120
+        while not answers(self.url):
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"{self.command[0]} did not come up:\n{self.log.read_text(errors='replace')[-3000:]}")
+            time.sleep(0.2)
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> None:
+        """As Ctrl-C would, or by another signal."""
+        if self.process is None:
+            return
+        self.process.send_signal(number)
         try:
-            until = time.monotonic() + 120
-            while not answers(url):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise RuntimeError(f"{command[0]} did not come up:\n{log.read_text(errors='replace')[-3000:]}")
-                time.sleep(0.2)
-            yield
-        finally:
-            process.send_signal(signal.SIGINT)  # as Ctrl-C would
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextmanager
+def server(command: list[str], environment: Mapping[str, str], url: str, log: Path) -> Iterator[Server]:
+    """A running server."""
+    running = Server(command, environment, url, log)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.end()
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """The API of a real Prefect server that keeps what it knows in this folder."""
+    port = free_ports(1)[0]
+    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port)}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with server(command, environment, f"http://127.0.0.1:{port}/api/health", home / "log"):
+        yield f"http://127.0.0.1:{port}/api"
+
+
+@dataclass(frozen=True)
+class S3:
+    """A real S3 server's endpoint, and environments under which clients find it: as its owner, and as one who may only read."""
+
+    endpoint: str
+    environment: dict[str, str]
+    reader: dict[str, str]
+    server: Server
+
+
+@contextmanager
+def s3_server(weed: str, folder: Path) -> Iterator[S3]:
+    """A SeaweedFS that keeps its data in this folder and takes objects already."""
+    actions = {"nst": ["Admin", "Read", "List", "Tagging", "Write"], "reader": ["Read", "List"]}
+    keys = {name: {"accessKey": f"{name}-access", "secretKey": f"{name}-secret-key-of-the-tests"} for name in actions}
+    identities = [{"name": name, "credentials": [keys[name]], "actions": actions[name]} for name in actions]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    (folder / "data").mkdir()
+    port, *others = free_ports(8)
+    parts = ("master", "volume", "filer")
+    names = [*(f"{part}.port{kind}" for part in parts for kind in ("", ".grpc")), "s3.port.grpc"]
+    command = [
+        weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-s3", f"-s3.port={port}",
+        f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=100", "-master.telemetry=false",
+        "-s3.port.iceberg=0",
+        *(f"-{name}={other}" for name, other in zip(names, others, strict=True)),
+    ]  # fmt: skip
+    endpoint = f"http://127.0.0.1:{port}"
+    whole, reader = (
+        {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": keys[name]["accessKey"],
+            "AWS_SECRET_ACCESS_KEY": keys[name]["secretKey"],
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        for name in actions
+    )
+    with server(command, os.environ, endpoint, folder / "log") as running:
+        _until_objects_are_taken(whole)
+        yield S3(endpoint, whole, reader, running)
+
+
+def _until_objects_are_taken(environment: Mapping[str, str]) -> None:
+    import s3fs
+
+    store = s3fs.S3FileSystem(
+        key=environment["AWS_ACCESS_KEY_ID"],
+        secret=environment["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        client_kwargs={"region_name": environment["AWS_DEFAULT_REGION"]},
+        skip_instance_cache=True,
+    )
+    until = time.monotonic() + 60
+    while True:
+        try:
+            if not store.exists("ready"):
+                store.mkdir("ready")
+            store.pipe_file("ready/object", b"taken")
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
 
 
 def free_ports(count: int) -> list[int]:
