@@ -112,32 +112,37 @@ def _tell(observer: Watch, loaded: list[Loaded], schedule: Sequence[Level], at: 
 
 
 def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterator[tuple[Loaded, Result | PairError]]:
-    """Each pair with what becomes of it, from where the batch stands to its end."""
+    """Each pair with what becomes of it, from where the batch stands to its end; those that step back come last."""
     schedule = _schedule(loaded[0])
-    while at.state.level < len(schedule):
+    again: list[Iterator[tuple[Loaded, Result | PairError]]] = []
+    while loaded and at.state.level < len(schedule):
         level, method = schedule[at.state.level], _method(loaded[0], at.calmed_from, at.state.level)
         try:
             with tools.observer.compute():
                 at, image = _stepped(loaded, at, method, schedule, tools)
         except DeadlineError as error:
             yield from ((ready, error) for ready in loaded)
-            return
+            loaded = []
+            break
         blown = [_blown_up(method, level, at.state.level, at.terms[-1][:, k]) for k in range(len(loaded))]
-        for k, why in enumerate(blown):
-            if why is not None:
-                yield from _stepped_back(loaded[k], checkpoint.take(at, [k]), why, level, tools)
+        again += [
+            _stepped_back(loaded[k], checkpoint.take(at, [k]), why, level, tools)
+            for k, why in enumerate(blown)
+            if why is not None
+        ]
         healthy = [k for k, why in enumerate(blown) if why is None]
-        if not healthy:
-            return
         if len(healthy) < len(loaded):
             loaded, at, image = [loaded[k] for k in healthy], checkpoint.take(at, healthy), tf.gather(image, healthy)
-        at = _ascended(at, image, method, schedule)
+        if loaded:
+            at = _ascended(at, image, method, schedule)
     if len(loaded) > 1:  # so that a kill between the first pair's marker and the last one's leaves nothing to do again
         tools.saver.save([ready.job.key for ready in loaded], at)
     for k, ready in enumerate(loaded):
         with tools.observer.compute():
             result = _result(ready, checkpoint.take(at, [k]), at.elapsed / len(loaded), schedule, tools)
         yield ready, result
+    for pairs in again:
+        yield from pairs
 
 
 def _stepped(
