@@ -115,7 +115,7 @@ def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterato
     """Each pair with what becomes of it, from where the batch stands to its end; those that step back come last."""
     schedule = _schedule(loaded[0])
     again: list[Iterator[tuple[Loaded, Result | PairError]]] = []
-    while loaded and at.state.level < len(schedule):
+    while at.state.level < len(schedule):
         level, method = schedule[at.state.level], _method(loaded[0], at.calmed_from, at.state.level)
         try:
             with tools.observer.compute():
@@ -131,10 +131,12 @@ def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterato
             if why is not None
         ]
         healthy = [k for k, why in enumerate(blown) if why is None]
-        if len(healthy) < len(loaded):
-            loaded, at, image = [loaded[k] for k in healthy], checkpoint.take(at, healthy), tf.gather(image, healthy)
-        if loaded:
-            at = _ascended(at, image, method, schedule)
+        loaded = [loaded[k] for k in healthy]
+        if not loaded:
+            break
+        if len(healthy) < len(blown):
+            at, image = checkpoint.take(at, healthy), tf.gather(image, healthy)
+        at = _ascended(at, image, method, schedule)
     if len(loaded) > 1:  # so that a kill between the first pair's marker and the last one's leaves nothing to do again
         tools.saver.save([ready.job.key for ready in loaded], at)
     for k, ready in enumerate(loaded):

@@ -102,7 +102,7 @@ def test_no_steps_leave_the_initial_image(two: list[Job], tmp_path: Path, device
 
 def test_a_run_that_is_asked_to_stop_stops(two: list[Job], tmp_path: Path, device: Device) -> None:
     """After the chunk that is under way, and without a result."""
-    observer = Watch(changed=lambda watch: watch.stop.set())
+    observer = Watch(changed=lambda watch: watch.stop.set() if watch.steps_done else None)
     with pytest.raises(Interrupted, match="between two chunks of steps"):
         optimized(two, run_into(tmp_path), device, observer)
     assert observer.steps_done == 2  # the first chunk is one step, of two pairs
