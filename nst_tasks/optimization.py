@@ -1,4 +1,4 @@
-"""One batch through the core: level by level, in chunks of steps, with progress, checkpoints and a look at what came of it."""
+"""One batch through the core: level by level, in chunks of steps, with progress, checkpoints and steps back."""
 
 from __future__ import annotations
 
@@ -10,26 +10,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
-from nst_tasks import checkpoint, images, loading, outcome, resume, storage, weights
+from nst_tasks import checkpoint, images, loading, measuring, outcome, resume, storage, weights
 from nst_tasks.checkpoint import Checkpoint
-from nst_tasks.core import backbones, losses, optimizers, quality, transfer
+from nst_tasks.core import backbones, optimizers, transfer
 from nst_tasks.core.method import LBFGS, Method
 from nst_tasks.core.pyramid import Level, levels
 from nst_tasks.core.quality import Quality
 from nst_tasks.devices import Device
 from nst_tasks.errors import DeadlineError, DivergedError, Interrupted, PairError, StorageError
 from nst_tasks.history import LevelHistory
-from nst_tasks.images import Picture
 from nst_tasks.loading import Loaded
 from nst_tasks.progress import Watch
 from nst_tasks.settings import Run
 
-StyleStatistics = dict[str, losses.Statistics]
-"""A style picture's statistics at each style layer."""
-
 CHUNK_SECONDS = 1.0
 """Compute between two looks at progress, deadline and interruption."""
-
 
 CALMER = 0.1
 """Share of its learning rate with which a pair whose loss blew up is taken through the level again."""
@@ -159,7 +154,7 @@ def _stepped(
     keys = [ready.job.key for ready in loaded]
     level, before = schedule[at.state.level], sum(level.steps for level in schedule[: at.state.level])
     began = time.monotonic() - at.elapsed
-    targets = _targets(loaded, method, level, backbone, tools.device)
+    targets = measuring.targets(loaded, method, level, backbone, tools.device)
     chunk = 1
     while at.state.step < level.steps and not _all_blown_up(method, level, at):
         if observer.stop.is_set():
@@ -267,43 +262,8 @@ def _result(ready: Loaded, at: Checkpoint, seconds: float, schedule: Sequence[Le
         rates = optimizers.learning_rates(_method(ready, at.calmed_from, number).optimizer, level.steps)
         histories.append(LevelHistory(number, level.height, level.width, at.terms[number][:, 0], rates, at.seconds[number]))
     image = np.clip(np.asarray(at.state.image)[0], 0.0, 1.0)
-    measured = _quality(ready, image, histories, tools.backbone, tools.device)
+    measured = measuring.quality_of(ready, image, histories, tools.backbone, tools.device)
     return Result(image, histories, measured, seconds, at.calmed_from is not None)
-
-
-def styles(ready: Loaded, level: tuple[int, int], backbone: backbones.Backbone, device: Device) -> list[StyleStatistics]:
-    """Statistics of a pair's styles at a level of this (height, width)."""
-    job, found = ready.job, []
-    for source, picture in zip(job.styles, ready.styles, strict=True):
-
-        def measure(picture: Picture = picture) -> StyleStatistics:
-            return transfer.style_statistics(backbone, job.recipe.method, loading.network_style(ready, picture, level))
-
-        size = loading.style_size(job, picture.rgb.shape[0], picture.rgb.shape[1], level)
-        key = (source.sha256, size, job.recipe.method, job.weights_sha256, _recolored(ready))
-        found.append(device.style(key, measure))
-    return found
-
-
-def _recolored(ready: Loaded) -> str:
-    """What else a style's pixels depend on, where they are matched to the content's colours."""
-    job = ready.job
-    return f"{job.keep_color} {job.content.sha256} {ready.content.rgb.shape}" if job.keep_color else ""
-
-
-def _targets(
-    loaded: list[Loaded], method: Method, level: Level, backbone: backbones.Backbone, device: Device
-) -> transfer.Targets:
-    size = (level.height, level.width)
-    masks = [images.resize_mask(ready.mask, *size) for ready in loaded if ready.mask is not None]
-    return transfer.targets(
-        backbone,
-        method,
-        np.stack([loading.network_content(ready, *size) for ready in loaded]),  # (B, h, w, 3)
-        [styles(ready, size, backbone, device) for ready in loaded],
-        [ready.job.style_weights for ready in loaded],
-        np.stack(masks) if masks else None,  # a batch is masked as a whole or not at all
-    )
 
 
 def _start(loaded: list[Loaded], method: Method, level: Level) -> transfer.TransferState:
@@ -317,34 +277,6 @@ def _snapshot(loaded: list[Loaded], batch: np.ndarray, step: int, run: Run) -> N
         picture = images.encode(loading.finished(ready, image), None, "png", {"nst:pair": ready.job.id, "nst:step": str(step)})
         with contextlib.suppress(StorageError):  # something to look at: not worth the pair, should the store fail just now
             storage.write(storage.join(run.out, outcome.snapshot_path(ready.job.id, step)), picture)
-
-
-def _quality(
-    ready: Loaded, image: np.ndarray, of_pair: list[LevelHistory], backbone: backbones.Backbone, device: Device
-) -> Quality:
-    """The pair's numbers, of what the network was shown, at the size at which pictures are compared."""
-    job = ready.job
-    height, width = images.fit(job.height, job.width, quality.SIZE, upscale=False)
-    layers = [layer for layer, _ in job.recipe.method.style.layers]
-    found = []
-    for source, picture in zip(job.styles, ready.styles, strict=True):
-
-        def measure(picture: Picture = picture) -> quality.Moments:
-            sized = images.resize(picture, *images.fit(picture.rgb.shape[0], picture.rgb.shape[1], quality.SIZE, upscale=False))
-            return quality.moments(backbone, images.on_white(sized.rgb, sized.alpha), layers)
-
-        key = ("quality", source.sha256, tuple(layers), job.weights_sha256, _recolored(ready))
-        found.append(device.style(key, measure))
-    return quality.measure(
-        backbone,
-        layers,
-        images.resize(Picture(image, None), height, width).rgb,
-        loading.network_content(ready, height, width),
-        found,
-        job.style_weights,
-        None if ready.mask is None else images.resize_mask(ready.mask, height, width),
-        [level.terms.sum(axis=1) for level in of_pair],
-    )
 
 
 def _all_blown_up(method: Method, level: Level, at: Checkpoint) -> bool:

@@ -30,7 +30,7 @@ ROWS = (
     "coarse,cat.png,ink.png,coarse.toml,7\n"
     "falling,dog.png,oil.png,keras-io,\n"
 )
-"""Every kind of state that a pair may be interrupted in: Adam, L-BFGS, falling rates; best, averaged and last images; levels."""
+"""Every kind of state that a pair may be interrupted in: Adam, L-BFGS, falling rates; best, averaged, last images; levels."""
 
 
 def write_manifest(pictures: Path) -> Path:

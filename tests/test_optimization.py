@@ -13,7 +13,7 @@ import tensorflow as tf
 from jobs import LIGHT, TINY_SHA256, job, run_into, saved
 from transfers import Array, picture
 
-from nst_tasks import images, loading, optimization, outcome
+from nst_tasks import images, loading, measuring, optimization, outcome
 from nst_tasks.batching import Job
 from nst_tasks.core import quality, transfer
 from nst_tasks.core.backbones import Backbone
@@ -82,7 +82,7 @@ def test_each_level_tells_the_losses_of_every_image(two: list[Job], tmp_path: Pa
                 backbone,
                 LIGHT.method,
                 content[None],
-                [optimization.styles(ready, (height, width), backbone, device)],
+                [measuring.styles(ready, (height, width), backbone, device)],
                 [one.style_weights],
             )
             shown = content if image is None else image
@@ -212,9 +212,9 @@ def test_a_style_at_one_size_is_measured_once_for_all_pairs_that_share_it(
 ) -> None:
     device, backbone = own
 
-    def measured(level: tuple[int, int] = (48, 64), **fields: object) -> list[optimization.StyleStatistics]:
+    def measured(level: tuple[int, int] = (48, 64), **fields: object) -> list[measuring.StyleStatistics]:
         ready = loading.load(replace(two[0], **fields), run_into(tmp_path))
-        return optimization.styles(ready, level, backbone, device)
+        return measuring.styles(ready, level, backbone, device)
 
     other_content, other_style = two[1].content, two[1].styles
     first = measured()
@@ -239,7 +239,7 @@ def test_a_style_is_seen_on_white(two: list[Job], tmp_path: Path, own: tuple[Dev
     seen = []
     for style in (Picture(rgb, np.zeros(rgb.shape[:2], np.float32)), Picture(np.ones_like(rgb), None)):
         device.statistics.clear()
-        seen.append(optimization.styles(replace(ready, styles=(style,)), (48, 64), backbone, device)[0])
+        seen.append(measuring.styles(replace(ready, styles=(style,)), (48, 64), backbone, device)[0])
     for layer, statistics in seen[1].items():
         for name, value in statistics.items():
             np.testing.assert_allclose(seen[0][layer][name], value, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,82 @@
+"""What a batch is measured against and by: statistics of styles, kept on the device, targets, and the quality of a result."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nst_tasks import images, loading
+from nst_tasks.core import backbones, losses, quality, transfer
+from nst_tasks.core.method import Method
+from nst_tasks.core.pyramid import Level
+from nst_tasks.core.quality import Quality
+from nst_tasks.devices import Device
+from nst_tasks.history import LevelHistory
+from nst_tasks.images import Picture
+from nst_tasks.loading import Loaded
+
+StyleStatistics = dict[str, losses.Statistics]
+"""A style picture's statistics at each style layer."""
+
+
+def styles(ready: Loaded, level: tuple[int, int], backbone: backbones.Backbone, device: Device) -> list[StyleStatistics]:
+    """Statistics of a pair's styles at a level of this (height, width)."""
+    job, found = ready.job, []
+    for source, picture in zip(job.styles, ready.styles, strict=True):
+
+        def measure(picture: Picture = picture) -> StyleStatistics:
+            return transfer.style_statistics(backbone, job.recipe.method, loading.network_style(ready, picture, level))
+
+        size = loading.style_size(job, picture.rgb.shape[0], picture.rgb.shape[1], level)
+        key = (source.sha256, size, job.recipe.method, job.weights_sha256, _recolored(ready))
+        found.append(device.style(key, measure))
+    return found
+
+
+def _recolored(ready: Loaded) -> str:
+    """What else a style's pixels depend on, where they are matched to the content's colours."""
+    job = ready.job
+    return f"{job.keep_color} {job.content.sha256} {ready.content.rgb.shape}" if job.keep_color else ""
+
+
+def targets(
+    loaded: list[Loaded], method: Method, level: Level, backbone: backbones.Backbone, device: Device
+) -> transfer.Targets:
+    """What the images of a batch are drawn to at a level."""
+    size = (level.height, level.width)
+    masks = [images.resize_mask(ready.mask, *size) for ready in loaded if ready.mask is not None]
+    return transfer.targets(
+        backbone,
+        method,
+        np.stack([loading.network_content(ready, *size) for ready in loaded]),  # (B, h, w, 3)
+        [styles(ready, size, backbone, device) for ready in loaded],
+        [ready.job.style_weights for ready in loaded],
+        np.stack(masks) if masks else None,  # a batch is masked as a whole or not at all
+    )
+
+
+def quality_of(
+    ready: Loaded, image: np.ndarray, of_pair: list[LevelHistory], backbone: backbones.Backbone, device: Device
+) -> Quality:
+    """The pair's numbers, of what the network was shown, at the size at which pictures are compared."""
+    job = ready.job
+    height, width = images.fit(job.height, job.width, quality.SIZE, upscale=False)
+    layers = [layer for layer, _ in job.recipe.method.style.layers]
+    found = []
+    for source, picture in zip(job.styles, ready.styles, strict=True):
+
+        def measure(picture: Picture = picture) -> quality.Moments:
+            sized = images.resize(picture, *images.fit(picture.rgb.shape[0], picture.rgb.shape[1], quality.SIZE, upscale=False))
+            return quality.moments(backbone, images.on_white(sized.rgb, sized.alpha), layers)
+
+        key = ("quality", source.sha256, tuple(layers), job.weights_sha256, _recolored(ready))
+        found.append(device.style(key, measure))
+    return quality.measure(
+        backbone,
+        layers,
+        images.resize(Picture(image, None), height, width).rgb,
+        loading.network_content(ready, height, width),
+        found,
+        job.style_weights,
+        None if ready.mask is None else images.resize_mask(ready.mask, height, width),
+        [level.terms.sum(axis=1) for level in of_pair],
+    )
