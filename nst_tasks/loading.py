@@ -134,3 +134,8 @@ def _read(source: Source, run: Run, decode: Callable[[bytes, int], T]) -> T:
         return decode(data, run.settings.max_pixels)
     except PictureError as error:
         raise PictureError(f"{source.redacted().uri}: {error}") from error
+    except MemoryError as error:
+        raise PictureError(
+            f"{source.redacted().uri}: {source.width} x {source.height} pixels do not fit into this machine's memory; "
+            "scale it down"
+        ) from error

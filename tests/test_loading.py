@@ -294,3 +294,12 @@ def test_a_half_transparent_mask_mixes() -> None:
     content, image = picture(1), picture(5)
     shown = ready(content, Picture(picture(2)), mask=np.full((32, 40), 0.25, np.float32))
     np.testing.assert_allclose(loading.finished(shown, image), 0.25 * image + 0.75 * content, atol=1e-6)
+
+
+def test_a_picture_that_the_machine_has_no_memory_for_fails_its_pair(tmp_path: Path) -> None:
+    def exhausted(data: bytes, most: int) -> None:
+        raise MemoryError
+
+    source = saved(tmp_path, "large", picture(1, 48, 64))
+    with pytest.raises(PictureError, match=r"large\.png: 64 x 48 pixels do not fit into this machine's memory; scale it down$"):
+        loading._read(source, run_into(tmp_path), exhausted)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextlib import ExitStack
 
 import pandas as pd
 import pytest
+from jobs import run_into
 from servers import S3, nst, picture
 
-from nst_tasks import images, outcome, storage
+from nst_tasks import claims, images, outcome, storage
 from nst_tasks.errors import StorageError, StorageUnavailable
 
 ROWS = "id,content,style,recipe\na,in/cat.png,in/oil.png,\nb,in/dog.png,s3://nst-in/in/ink.png,tf-tutorial\nbad,in/gone.png,in/oil.png,\n"
@@ -126,3 +128,25 @@ def test_listings_are_never_stale_and_writes_are_whole(bucket: str) -> None:
         reader.start()
     for reader in readers:
         reader.join()
+
+
+def test_claims_hold_on_s3(bucket: str) -> None:
+    out = f"{bucket}/claims-{os.getpid()}"
+    assert storage.honours_create(out)
+    run = run_into(out, exclusive=True)
+    got: list[str] = []
+    together = threading.Barrier(6)
+    with ExitStack() as stack:
+
+        def attempt() -> None:
+            together.wait()
+            got.extend(stack.enter_context(claims.taken(["k1", "k2"], run)))
+
+        threads = [threading.Thread(target=attempt) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(got) == ["k1", "k2"]
+        assert sorted(claims.standing(out)) == ["k1", "k2"]
+    assert claims.standing(out) == {}
