@@ -245,6 +245,11 @@ def test_a_dry_run_as_json(folder: Path) -> None:
         (["--history-every", "0"], "--history-every: 0 is not in 1..100000"),
         (["--snapshots", "-1"], "--snapshots: -1 is not in 0..100000"),
         (["--snapshots", "100001"], "--snapshots: 100001 is not in 0..100000"),
+        (
+            ["--checkpoint-every", "soon"],
+            "--checkpoint-every: 'soon' is not a number of steps such as 50, or of seconds such as 30s",
+        ),
+        (["--pair-timeout", "0"], "--pair-timeout: 0.0 is not a number of seconds above 0"),
         (["--recipe", "/none.toml"], "--recipe /none.toml: does not exist; check the name"),
         (["--backbone", "vgg"], "--backbone: 'vgg' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny"),
         (["--weights", "/none.h5", "--backbone", "vgg19"], "--weights: /none.h5: does not exist; check the name"),

@@ -132,6 +132,8 @@ def test_every_refusal_is_told_at_once_each_on_its_own_line(folder: Path) -> Non
         ({"steps": -1, "recipe": "tf-tutorial"}, "--steps: -1 is not in 0..100000"),
         ({"steps": 100_001}, "--steps: 100001 is not in 0..100000"),
         ({"history_every": 100_001}, "--history-every: 100001 is not in 1..100000"),
+        ({"pair_timeout": float("nan")}, "--pair-timeout: nan is not a number of seconds above 0"),
+        ({"pair_timeout": -1.0}, "--pair-timeout: -1.0 is not a number of seconds above 0"),
         ({"weights": "/none.h5"}, "--weights: /none.h5: does not exist; check the name"),
     ],
 )
@@ -145,6 +147,28 @@ def test_one_bad_option_is_one_line(folder: Path, fields: dict[str, Any], line: 
 )
 def test_the_bounds_themselves_are_allowed(folder: Path, fields: dict[str, Any]) -> None:
     assert intake.prepare(request_of(folder, **fields), SETTINGS).manifest.rows == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [
+        ("30s", (0, 30.0)),
+        ("0.5s", (0, 0.5)),
+        (" 50 ", (50, 0.0)),
+        ("0", (0, 0.0)),
+        ("0s", (0, 0.0)),
+        ("100000", (100_000, 0.0)),
+    ],
+)
+def test_checkpoints_are_due_by_steps_or_seconds(text: str, interval: tuple[int, float]) -> None:
+    assert intake.checkpoint_interval(text) == interval
+
+
+@pytest.mark.parametrize("text", ["", "s", "5 min", "-1", "-1s", "nans", "infs", "1e400s", "1.5", "100001", "30S"])
+def test_what_is_neither_steps_nor_seconds_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        intake.checkpoint_interval(text)
+    assert str(caught.value) == (f"--checkpoint-every: {text!r} is not a number of steps such as 50, or of seconds such as 30s")
 
 
 def test_a_recipe_that_the_backbone_has_no_layers_for_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
