@@ -103,6 +103,7 @@ def fit_to_log(error: BaseException) -> NstError:
 
 
 _CHAINED = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _CREDENTIALS = re.compile(
     r"""(?<=://) (?:
         [^/@:?#[]* : (?!\d+[/?#]) [^@]* @      # user and password, which may hold a slash, but is no port
@@ -114,13 +115,20 @@ _CREDENTIALS = re.compile(
 
 
 def redact(uri: str) -> str:
-    """A URI fit for logs, markers and reports: without user, password, query and fragment. It takes any text."""
-    if "://" not in uri:
-        return uri
-    return "::".join(map(_redacted, _CHAINED.split(uri)))
+    """A URI fit for logs, markers and reports: without user, password, query and fragment, on one line. It takes any text.
+
+    What a terminal or a reader would obey rather than show is written as an escape: control and bidirectional characters, and
+    bytes that are not UTF-8.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), without_secrets(uri))
 
 
-def _redacted(uri: str) -> str:
+def without_secrets(uri: str) -> str:
+    """A URI without user, password, query and fragment, and otherwise as it is."""
+    return "::".join(map(_without_secrets, _CHAINED.split(uri))) if "://" in uri else uri
+
+
+def _without_secrets(uri: str) -> str:
     # up to the last @ only: where none follows, the search for one would go through the rest from each :// anew
     before, at, after = uri.rpartition("@")
     return re.split("[?#]", _CREDENTIALS.sub("", before + at) + after, maxsplit=1)[0]

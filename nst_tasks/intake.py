@@ -30,6 +30,7 @@ from nst_tasks.errors import (
     is_pairs_own,
     is_transient,
     redact,
+    without_secrets,
 )
 from nst_tasks.manifest import Manifest, Pair
 from nst_tasks.outcome import Outcome, Status
@@ -215,14 +216,14 @@ def prepare(request: Request, settings: Settings) -> Intake:
 
 def _credentials(request: Request) -> list[str]:
     """A line for each place that names a secret: as parameters of the flow run, Prefect stores and shows them."""
-    places = {
-        "manifest": request.manifest,
-        "--out": request.out,
-        "--recipe": request.recipe,
-        "--weights": request.weights or "",
-    }
+    options = {"--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
+    places = {"manifest": request.manifest, **options}
     remedy = "which Prefect would store; give credentials by environment variables or a profile"
-    return [f"{name}: {redact(uri)} has a password or a query, {remedy}" for name, uri in places.items() if redact(uri) != uri]
+    return [
+        f"{name}: {redact(uri)} has a password or a query, {remedy}"
+        for name, uri in places.items()
+        if without_secrets(uri) != uri
+    ]
 
 
 def read_weights(uri: str | None, allowed: Access = ANYWHERE) -> bytes | None:

@@ -23,7 +23,7 @@ from itertools import product, zip_longest
 from typing import Any
 
 from nst_tasks.core.method import INITS, MAX_STEPS
-from nst_tasks.errors import ManifestError, redact
+from nst_tasks.errors import ManifestError, redact, without_secrets
 from nst_tasks.presets import PRESETS
 from nst_tasks.recipe_file import is_file
 from nst_tasks.recipes import MAX_SIZE, MIN_SIZE
@@ -218,7 +218,7 @@ def archived(data: bytes) -> bytes:
 
     def kept(column: str, cell: str) -> str:
         items = cell.split("|") if column == "style" else [cell]
-        return "|".join(map(redact, items))
+        return "|".join(map(without_secrets, items))
 
     fit = [
         [kept(column, _unescaped(cell)) for column, cell in zip_longest(header, cells, fillvalue="")][: len(cells)]

@@ -130,6 +130,8 @@ def rebuild(out: str, settings: Settings) -> tuple[str, int, list[str]]:
 def thumbnails(out: str, outcomes: list[Outcome], settings: Settings) -> dict[str, str]:
     """Thumbnail strips as `data:` URIs by pair id, of the first `MOST_THUMBNAILS` pairs that have one.
 
+    What is no WebP is left out: a page that is passed on must not carry whatever a link in its place leads to.
+
     Raises:
         StorageUnavailable: the store failed for the moment; one that is gone for good is left out.
     """
@@ -141,5 +143,5 @@ def thumbnails(out: str, outcomes: list[Outcome], settings: Settings) -> dict[st
     return {
         o.id: "data:image/webp;base64," + base64.b64encode(data).decode()
         for o, data in zip(having, found, strict=True)
-        if isinstance(data, bytes)
+        if isinstance(data, bytes) and data.startswith(b"RIFF")
     }

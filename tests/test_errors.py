@@ -61,6 +61,24 @@ def test_redact_is_linear_in_any_text(text: str) -> None:
     redact(text)
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("/in/a\nnst: all is well.png", r"/in/a\nnst: all is well.png"),
+        ("/in/\x1b]0;title\x07\x9b31m.png", r"/in/\x1b]0;title\x07\x9b31m.png"),
+        ("s3://b/a\u202egnp.exe", r"s3://b/a\u202egnp.exe"),
+        ("/in/caf\udce9\r\u2028.png", r"/in/caf\udce9\r\u2028.png"),
+        (
+            "/in/caf\u00e9 9.41\u202fAM \u5bff.png",
+            "/in/caf\u00e9 9.41\u202fAM \u5bff.png",
+        ),  # as people and their machines name files
+    ],
+)
+def test_redact_shows_what_a_terminal_would_obey(uri: str, shown: str) -> None:
+    assert redact(uri) == redact(shown) == shown
+    shown.encode()
+
+
 @given(st.text(), st.text())
 def test_redact_never_raises_and_changes_nothing_twice(before: str, after: str) -> None:
     once = redact(f"{before}://{after}")

@@ -87,6 +87,8 @@ def test_the_page_asks_nobody_for_anything() -> None:
     assert "url(" not in text
     assert "@import" not in text
     assert "https://host/m.csv" in read.words()  # as text only
+    (policy,) = [attrs["content"] for tag, attrs in read.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # should a text ever get out of its quotes
 
 
 FLAGGED = replace(DONE, id="fox_oil", row=1, flags=("blank", "no_progress"), image="images/fox_oil.png")

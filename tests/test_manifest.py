@@ -1,5 +1,6 @@
 import csv
 import io
+import posixpath
 import subprocess
 import sys
 
@@ -754,6 +755,21 @@ def test_any_table(table: tuple[list[str], list[list[str]]]) -> None:
     out = io.StringIO()
     csv.writer(out, lineterminator="\r\n").writerows([[*REQUIRED, *header], *rows])
     check(out.getvalue().encode())
+
+
+@given(st.text() | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,130}", fullmatch=True))
+def test_any_id_is_one_safe_name_or_refused(cell: str) -> None:
+    out = io.StringIO()
+    csv.writer(out).writerows([["content", "style", "id"], ["a.jpg", "s.jpg", cell]])
+    try:
+        manifest = parse(out.getvalue().encode("utf-8", "replace"), FOLDER)
+    except ManifestError:
+        return
+    for pair in manifest.pairs:
+        assert pair.id in (cell.strip(), "a_s")
+        assert posixpath.normpath(f"/out/images/{pair.id}.png") == f"/out/images/{pair.id}.png"
+        assert posixpath.dirname(f"/out/images/{pair.id}.png") == "/out/images"
+        assert pair.id not in (".", "..") and len(f"{pair.id}.parquet") <= 255
 
 
 NAMES = st.lists(

@@ -200,14 +200,23 @@ def test_rebuild_of_a_folder_that_is_no_output(tmp_path: Path) -> None:
 def test_a_report_shows_a_bounded_number_of_thumbnails(memory: str) -> None:
     outcomes = [done(f"pair-{k}", k + 2) for k in range(MOST_THUMBNAILS + 1)]
     for one in outcomes:
-        storage.write(storage.join(memory, one.thumbnail), one.id.encode())
+        storage.write(storage.join(memory, one.thumbnail), b"RIFF" + one.id.encode())
     without = done("without", thumbnail="")
     found = reporting.thumbnails(memory, [without, *outcomes], SETTINGS)
     assert list(found) == [one.id for one in outcomes[:MOST_THUMBNAILS]]
-    assert found["pair-0"] == "data:image/webp;base64,cGFpci0w"
+    assert found["pair-0"] == "data:image/webp;base64,UklGRnBhaXItMA=="
 
 
 def test_a_thumbnail_that_is_gone_is_left_out(memory: str) -> None:
     publish(memory, done(), done("dog_oil"))
     outcomes = [done(), done("gone"), done("dog_oil")]
     assert list(reporting.thumbnails(memory, outcomes, SETTINGS)) == ["cat_oil", "dog_oil"]
+
+
+def test_what_is_no_thumbnail_is_not_put_into_the_report(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter2")
+    (tmp_path / "out" / "thumbnails").mkdir(parents=True)
+    (tmp_path / "out" / "thumbnails" / "cat_oil.webp").symlink_to(tmp_path / "secret")
+    storage.write(f"{tmp_path}/out/thumbnails/dog_oil.webp", b"RIFF")
+    found = reporting.thumbnails(str(tmp_path / "out"), [done(), done("dog_oil", 3)], SETTINGS)
+    assert list(found) == ["dog_oil"]

@@ -30,7 +30,7 @@ def test_every_field_has_its_variable() -> None:
             "NST_ALLOWED_ROOTS": "/data",
         }
     )
-    assert found == Settings(50, 2.5, 4, 3, 0, 0.5, 1, ("/data",))
+    assert found == Settings(50, 2.5, 4, 3, 0, 0.5, allow_http=1, allowed_roots=("/data",))
     assert found.max_pixels == 50_000_000
     assert found.access == Access(("/data",), web=True)
     assert Settings().access == Access((), web=False)
