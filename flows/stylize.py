@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -21,7 +21,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from nst_tasks import batching, claims, devices, intake, outcome, presets, reporting, resume, settings, storage, weights, work
 from nst_tasks.batching import Job
 from nst_tasks.claims import Claim
-from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, redact
+from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, redact
 from nst_tasks.intake import Request
 from nst_tasks.manifest import Pair, archived, reasons
 from nst_tasks.outcome import Outcome, Status
@@ -35,6 +35,9 @@ T = TypeVar("T")
 
 INSPECTED_AT_ONCE = 100
 """Pictures that one task run inspects."""
+
+FAILURES_LOGGED = 100
+"""Rows whose failure before any work is a line of the flow run's log; a manifest may have a hundred thousand."""
 
 MOST_THREADS = 64
 """Of the task runner; how many batches are really in flight is bounded by the window, one more than there are devices."""
@@ -109,6 +112,10 @@ def stylize_manifest(
     except StorageError as error:
         observer.stop.set()  # what is still being computed could not be written
         return Failed(message=f"the run could not go on, what is finished is safe: {error}", data=error)
+    except PrefectException:
+        raise
+    except Exception as error:  # a defect: Prefect logs and shows what it says
+        raise fit_to_log(error) from None
     message = report.message
     if len(report.failures) > intake.failure_limit(max_failures, report.rows):
         limit = f"above --max-failures {max_failures}" if max_failures else "none succeeded"
@@ -168,8 +175,11 @@ def run_manifest(request: Request, settings: Settings) -> Report:
         *(replace(done[job.id], row=job.row) for job in rows.quarantined),
     ]
     _sweep({job.key for job in (*rows.done, *rows.quarantined)}, run)
-    for line in reporting.failures(outcomes):
+    told = reporting.failures(outcomes)
+    for line in told[:FAILURES_LOGGED]:
         logger.warning(line)
+    if len(told) > FAILURES_LOGGED:
+        logger.warning("and %d more: the summary has them all", len(told) - FAILURES_LOGGED)
 
     observer.add(
         pairs=taken.manifest.rows,
