@@ -2,13 +2,16 @@
 # make test   sets up and runs every test
 # make check  lint, types and the arrows between the rooms
 # make fuzz   feeds spoilt manifests and pictures to their readers for FUZZ_SECONDS, 60 by default
+# make soak   kills a run SOAK_KILLS times, 25 by default, and its S3 server for SOAK_OUTAGE seconds, 60 by default
 # make lock   writes constraints.txt anew from the newest versions that pyproject.toml allows
 # make clean  removes what the others made
 
 PYTHON ?= python3
+SOAK_KILLS ?= 25
+SOAK_OUTAGE ?= 60
 BIN := .venv/bin
 
-.PHONY: demo test check fuzz lock clean
+.PHONY: demo test check fuzz soak lock clean
 
 demo: .venv/ready
 	$(BIN)/nst demo --out demo-output
@@ -24,6 +27,9 @@ check: .venv/ready
 
 fuzz: .venv/ready
 	$(BIN)/python tests/fuzz.py
+
+soak: .venv/ready
+	SOAK_KILLS=$(SOAK_KILLS) SOAK_OUTAGE=$(SOAK_OUTAGE) $(BIN)/python -m pytest -s tests/faults -k killed
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'

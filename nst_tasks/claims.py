@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nst_tasks import storage
-from nst_tasks.errors import StorageError
+from nst_tasks.errors import StorageError, is_pairs_own
 from nst_tasks.settings import Run
 
 FOLDER = "claims"
@@ -149,8 +149,8 @@ def watch_for_crashes() -> str:
 
 
 def _take(key: str, before: Claim | None, run: Run) -> Claim | None:
-    if before is not None and before.is_live:
-        return None
+    if before is not None and before.is_live and before.run_id != run.id:
+        return None  # one of this run's own is of an attempt that the store cut short, before it could be released
     claim = Claim(
         key=key,
         generation=before.generation + 1 if before else 0,
@@ -193,15 +193,16 @@ def _to_json(claim: Claim) -> bytes:
 
 def _read(out: str, key: str, generation: int) -> Claim:
     nobody = Claim(key, generation, "", "", "", "", "", 0, 0.0)
-    uri = _uri(out, key, generation)
-    if storage.stat(uri) is None:
-        return nobody
     try:
-        record = json.loads(storage.read(uri))
+        record = json.loads(storage.read(_uri(out, key, generation)))
         found = Claim(**record)
         float(found.expires), int(found.strikes), str(found.crash_log)
     except (ValueError, TypeError):
         return nobody
+    except StorageError as error:
+        if not is_pairs_own(error):
+            raise
+        return nobody  # released since it was listed
     return replace(found, key=key, generation=generation)
 
 

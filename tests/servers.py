@@ -123,7 +123,7 @@ def s3_server(weed: str, folder: Path) -> Iterator[S3]:
     command = [
         weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-s3", f"-s3.port={port}",
         f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=100", "-master.telemetry=false",
-        "-s3.port.iceberg=0",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
         *(f"-{name}={other}" for name, other in zip(names, others, strict=True)),
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{port}"
@@ -137,11 +137,12 @@ def s3_server(weed: str, folder: Path) -> Iterator[S3]:
         for name in actions
     )
     with server(command, os.environ, endpoint, folder / "log") as running:
-        _until_objects_are_taken(whole)
+        until_objects_are_taken(whole)
         yield S3(endpoint, whole, reader, running)
 
 
-def _until_objects_are_taken(environment: Mapping[str, str]) -> None:
+def until_objects_are_taken(environment: Mapping[str, str]) -> None:
+    """Wait until the S3 server that answers under this environment takes objects as well."""
     import s3fs
 
     store = s3fs.S3FileSystem(

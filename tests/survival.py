@@ -12,11 +12,17 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
+from servers import PATTERNS, picture
 
 from nst_tasks import images, manifest, outcome, storage
+from nst_tasks.intake import Request
 from nst_tasks.outcome import Status
+
+if TYPE_CHECKING:
+    from flows.terminal import Ended
 
 RECIPES = {
     "best": 'base = "tf-eager-2018"\n',  # Adam, the best image kept
@@ -30,38 +36,49 @@ ROWS = (
     "coarse,cat.png,ink.png,coarse.toml,7\n"
     "falling,dog.png,oil.png,keras-io,\n"
 )
-"""Every kind of state that a pair may be interrupted in: Adam, L-BFGS, falling rates; best, averaged, last images; levels."""
+"""Every state that a pair may be interrupted in: Adam, L-BFGS, a falling rate; best, averaged and last images; levels."""
+IDS = ["best", "averaged", "coarse", "falling"]
+STEPS = 24
 
 
-def write_manifest(pictures: Path) -> Path:
-    """The manifest and its recipe files beside the pictures."""
+def write_manifest(folder: str) -> str:
+    """The manifest, its recipe files and its pictures in a folder anywhere; the manifest's URI."""
+    for name in PATTERNS:
+        storage.write(storage.join(folder, f"{name}.png"), picture(name))
     for name, text in RECIPES.items():
-        (pictures / f"{name}.toml").write_text(text)
-    (pictures / "m.csv").write_text(ROWS)
-    return pictures / "m.csv"
+        storage.write(storage.join(folder, f"{name}.toml"), text.encode())
+    storage.write(storage.join(folder, "m.csv"), ROWS.encode())
+    return storage.join(folder, "m.csv")
 
 
-def command(manifest: Path | str, out: Path | str, steps: int, *options: str) -> list[str]:
-    """`nst run` on the tiny backbone at the pictures' own size."""
+def run(manifest: str, out: str, steps: int = STEPS) -> Ended:
+    """The run in this process, on the tiny backbone, at the pictures' own size."""
+    from flows.terminal import run_flow
+
+    return run_flow(Request(manifest, out, backbone="tiny", size=96, steps=steps))
+
+
+def command(manifest: str, out: str, steps: int = STEPS, *options: str) -> list[str]:
+    """The same as a process of its own."""
     program = str(Path(sys.executable).parent / "nst")
     usual = ("--backbone", "tiny", "--size", "96", "--steps", str(steps))
-    return [program, "run", str(manifest), "--out", str(out), *usual, *options]
+    return [program, "run", manifest, "--out", out, *usual, *options]
 
 
-def results(out: str, ids: list[str]) -> dict[str, tuple[bytes, pd.DataFrame, dict[str, float]]]:
+def results(out: str) -> dict[str, tuple[bytes, pd.DataFrame, dict[str, float]]]:
     """What must be the same however a run went: picture, losses, and the marker's losses, by id."""
     found = {}
-    for id in ids:
+    for id in IDS:
         done = outcome.from_json(storage.read(storage.join(out, outcome.marker_path(id))))
         told = pd.read_parquet(io.BytesIO(storage.read(storage.join(out, done.history))))
         found[id] = (storage.read(storage.join(out, done.image)), told.drop(columns=["run_id", "seconds"]), done.losses)
     return found
 
 
-def assert_same_results(out: str, calm: str, ids: list[str]) -> None:
+def assert_same_results(out: str, calm: str) -> None:
     """Byte for byte, but for who made them when."""
-    ours, theirs = results(out, ids), results(calm, ids)
-    for id in ids:
+    ours, theirs = results(out), results(calm)
+    for id in IDS:
         assert ours[id][0] == theirs[id][0], f"{id}: another picture"
         pd.testing.assert_frame_equal(ours[id][1], theirs[id][1], check_exact=True, obj=f"{id}: the losses")
         assert ours[id][2] == theirs[id][2], f"{id}: other losses in the marker"
@@ -90,14 +107,17 @@ def assert_markers_hold(out: str) -> dict[str, outcome.Outcome]:
     return found
 
 
-def assert_nothing_lost(out: str, rows: bytes) -> Counter[str]:
-    """The newest finished run accounts for every row of its manifest once, and counts nothing that is not there; the counts."""
+def assert_nothing_lost(out: str, rows: str = ROWS, swept: bool = True) -> Counter[str]:
+    """The newest finished run accounts for every row of its manifest once, and counts nothing that is not there; the counts.
+
+    Without `swept`, what its pairs needed on the way may lie about until the next run.
+    """
     markers = assert_markers_hold(out)
     finished = [uri for uri in storage.expand(storage.join(out, "runs", "*", "run.json"))]
     newest = storage.folder(max(finished))
     record = json.loads(storage.read(storage.join(newest, "run.json")))
     summary = pd.read_parquet(io.BytesIO(storage.read(storage.join(newest, "summary.parquet"))))
-    parsed = manifest.parse(rows, "")
+    parsed = manifest.parse(rows.encode(), "/")
     assert record["rows"] == sum(record["counts"].values()) == parsed.rows == len(summary)
     assert sorted(summary.row) == sorted([pair.row for pair in parsed.pairs] + [row.row for row in parsed.rejected])
     counted = Counter(map(str, summary.status))
@@ -109,7 +129,7 @@ def assert_nothing_lost(out: str, rows: bytes) -> Counter[str]:
             assert row.error and not row.image
         else:
             assert (markers[row.id].status, markers[row.id].key) == (Status.SUCCEEDED, row.key), row.id
-    if not counted["failed"]:
+    if swept:
         for left in ("checkpoints", "claims"):
             assert storage.listing(storage.join(out, left)) == {}, f"{left} of finished pairs"
     return counted

@@ -65,12 +65,12 @@ def test_of_many_at_once_one_gets_the_pair(run: Run, dead: bool) -> None:
     together = threading.Barrier(8)
     with ExitStack() as stack:
 
-        def attempt() -> None:
+        def attempt(k: int) -> None:
             together.wait()
-            if stack.enter_context(claims.taken(["k"], run)):
+            if stack.enter_context(claims.taken(["k"], replace(run, id=f"run {k}"))):
                 got.append(1)
 
-        threads = [threading.Thread(target=attempt) for _ in range(8)]
+        threads = [threading.Thread(target=attempt, args=[k]) for k in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -231,3 +231,24 @@ def test_a_crash_log_is_looked_for_among_the_machines_temporary_files_only(run: 
     secret.write_text("not a crash")
     assert put(run, "k", crash_log=str(secret), expires=0.0).next_strikes == 0
     assert put(run, "k", crash_log="../../etc/passwd", expires=0.0, strikes=1).next_strikes == 1
+
+
+def test_what_an_attempt_could_not_release_is_still_its_runs_own(run: Run) -> None:
+    """A store that goes away takes the removal of the claim with it; the next attempt does not wait for the claim's end."""
+    put(run, "k", run_id=run.id)
+    with claims.taken(["k"], run) as mine:
+        assert set(mine) == {"k"}
+    assert held(run) == {}
+
+
+def test_a_claim_released_while_others_look_is_nobodys(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(run, "k")
+    listing = storage.listing
+
+    def listed_just_before(uri: str) -> dict[str, storage.Entry]:
+        found = listing(uri)
+        storage.delete(storage.join(run.out, "claims", "k.0.json"))
+        return found
+
+    monkeypatch.setattr(storage, "listing", listed_just_before)
+    assert not claims.standing(run.out)["k"].is_live

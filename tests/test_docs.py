@@ -93,3 +93,25 @@ def test_the_version_is_one() -> None:
 
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_test_that_shows_a_fault_exists() -> None:
+    import re
+
+    table = (ROOT / "docs" / "faults.md").read_text().partition("## Faults")[2]
+    rows = [row for row in table.splitlines() if row.startswith("| ")][1:]
+    assert rows
+    for row in rows:
+        shown_by = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert shown_by, f"shown by no test: {row}"
+        for file, name in shown_by:
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+
+
+def test_every_class_of_errors_that_decides_has_a_row() -> None:
+    from nst_tasks import errors
+
+    faults = (ROOT / "docs" / "faults.md").read_text()
+    deciding = {c.__name__ for c in vars(errors).values() if isinstance(c, type) and errors.NstError in c.__bases__}
+    for name in deciding | {"StorageUnavailable", "StorageUnusable"}:
+        assert f"| `{name}` |" in faults

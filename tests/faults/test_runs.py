@@ -1,0 +1,222 @@
+"""Whole runs whose store fails them: what passes costs time and no pair, what lasts ends the run with one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+import pytest
+from proxy import PASSING, Fault, Proxy, at_random, proxy
+from servers import S3, until_objects_are_taken
+from survival import assert_markers_hold, assert_nothing_lost, assert_same_results, command, run, write_manifest
+
+ALL_FOUR = "4 succeeded, 0 failed, 0 rejected, 0 skipped of 4 rows"
+# `make soak` says 60
+OUTAGE_SECONDS = float(os.environ.get("SOAK_OUTAGE", "3"))
+
+pytestmark = pytest.mark.usefixtures("flow_api", "short_leases")
+
+
+@pytest.fixture
+def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second run of a test is this process too, so that it cannot tell by the first one's death that a claim is void."""
+    monkeypatch.setenv("NST_LEASE_SECONDS", "2")
+
+
+@pytest.fixture
+def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The way to the S3 server, on which nothing happens yet, and the environment that leads clients there."""
+    import s3fs
+
+    with proxy(s3.endpoint, lambda method, path: None) as running:
+        for name, value in {**s3.environment, "AWS_ENDPOINT_URL": running.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = s3fs.S3FileSystem()
+        if not store.exists("nst-runs"):
+            store.mkdir("nst-runs")
+        yield running
+        running.decide = lambda method, path: None
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+class Once:
+    """Set by the first request of the method whose path holds a text."""
+
+    def __init__(self, method: str, text: str) -> None:
+        self.method, self.text, self.seen = method, text, threading.Event()
+
+    def __call__(self, method: str, path: str) -> bool:
+        if method == self.method and self.text in path:
+            self.seen.set()
+        return self.seen.is_set()
+
+
+@pytest.mark.parametrize("seed", [4, 7, 9])
+def test_a_fifth_of_all_requests_harmed_costs_no_pair(
+    seed, way: Proxy, calm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, out = write_manifest("s3://nst-runs/harmed/in"), "s3://nst-runs/harmed/out" + str(seed)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1}})  # what a stall costs
+    monkeypatch.setenv("NST_RETRY_SECONDS", "0.2")
+    begun, harm = Once("PUT", "/runs/"), at_random(0.2, seed=seed)
+    way.decide = lambda method, path: harm(method, path) if begun(method, path) else None
+    ended = run(manifest, out)
+    way.decide = lambda method, path: None
+    assert (ended.exit_code, ended.message) == (0, ALL_FOUR), ended.report and ended.report.failures
+    assert set(way.harmed) == set(PASSING)
+    assert_nothing_lost(out, swept=False)  # a removal that failed twice is left to the next run
+    assert_same_results(out, calm)
+
+
+def test_a_store_killed_in_the_middle_and_started_again_costs_no_pair(
+    s3: S3, way: Proxy, calm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if OUTAGE_SECONDS < 10:  # or else by the defaults
+        monkeypatch.setenv("NST_RETRY_SECONDS", "0.5")
+    manifest, out = write_manifest("s3://nst-runs/killed/in"), "s3://nst-runs/killed/out"
+    first = Once("PUT", "/outcomes/")
+    way.decide = lambda method, path: first(method, path) and None
+
+    def outage() -> None:
+        if first.seen.wait(120):
+            s3.server.end(signal.SIGKILL)
+            time.sleep(OUTAGE_SECONDS)
+        s3.server.start()
+
+    killer = threading.Thread(target=outage)
+    killer.start()
+    try:
+        ended = run(manifest, out)
+    finally:
+        first.seen.set()
+        killer.join()
+        until_objects_are_taken(s3.environment)
+    assert (ended.exit_code, ended.message) == (0, ALL_FOUR), ended.report and ended.report.failures
+    assert_nothing_lost(out, swept=False)  # what could not be removed during the outage is left to the next run
+    assert_same_results(out, calm)
+
+
+def test_credentials_that_expire_in_the_middle_end_the_run_and_renewed_ones_finish_it(way: Proxy, calm: str) -> None:
+    manifest, out = write_manifest("s3://nst-runs/expired/in"), "s3://nst-runs/expired/out"
+    second = Once("PUT", "/thumbnails/coarse")
+    way.decide = lambda method, path: Fault.EXPIRED_TOKEN if second(method, path) else None
+    ended = run(manifest, out)
+    way.decide = lambda method, path: None
+    assert ended.exit_code == 1
+    assert ended.message.startswith("the run could not go on, what is finished is safe: s3://nst-runs/expired/out/")
+    assert ended.message.endswith("access is denied, the credentials have expired; renew them and run the same command again")
+    assert 1 <= len(assert_markers_hold(out)) < 4
+    again = run(manifest, out)
+    assert again.exit_code == 0, again.message
+    assert assert_nothing_lost(out, swept=False)["skipped"] >= 1
+    assert_same_results(out, calm)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@contextmanager
+def meanwhile(out: Path, action: Callable[[], None]) -> Iterator[None]:
+    """Do something as soon as the first pair is done."""
+    over = threading.Event()
+
+    def wait() -> None:
+        while not over.wait(0.01):
+            if any(out.glob("outcomes/*.json")):
+                action()
+                return
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_full_disk_ends_the_run_and_room_finishes_it(disk: Path, calm: str, tmp_path: Path) -> None:
+    manifest, out, ballast = write_manifest(str(tmp_path / "in")), disk / "out", disk / "ballast"
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+
+    with meanwhile(out, fill):
+        ended = run(manifest, str(out))
+    assert ended.exit_code == 1
+    assert ended.message.startswith(f"the run could not go on, what is finished is safe: {out}/")
+    assert ended.message.endswith("the disk is full; make room and run the same command again")
+    assert 1 <= len(assert_markers_hold(str(out))) < 4
+    ballast.unlink()
+    again = run(manifest, str(out))
+    assert again.exit_code == 0, again.message
+    assert assert_nothing_lost(str(out), swept=False)["skipped"] >= 1
+    assert_same_results(str(out), calm)
+
+
+def test_an_output_that_becomes_read_only_ends_the_run_and_is_taken_up_again(disk: Path, calm: str, tmp_path: Path) -> None:
+    manifest, out = write_manifest(str(tmp_path / "in")), disk / "out"
+
+    def remount(mode: str) -> bool:
+        return subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], capture_output=True, check=False).returncode == 0
+
+    def protect() -> None:
+        while not remount("ro"):  # refused while a file is being written
+            pass
+
+    with meanwhile(out, protect):
+        ended = run(manifest, str(out))
+    assert remount("rw")
+    assert ended.exit_code == 1
+    assert ended.message.startswith(f"the run could not go on, what is finished is safe: {out}/")
+    assert ended.message.endswith("the file system is read-only; make it writable and run the same command again")
+    assert 1 <= len(assert_markers_hold(str(out))) < 4
+    again = run(manifest, str(out))
+    assert again.exit_code == 0, again.message
+    assert assert_nothing_lost(str(out), swept=False)["skipped"] >= 1
+    assert_same_results(str(out), calm)
+
+
+def test_two_runs_of_one_manifest_at_once_do_each_pair_once_and_both_succeed(
+    prefect_api: str, calm: str, tmp_path: Path
+) -> None:
+    manifest, out = write_manifest(str(tmp_path / "in")), tmp_path / "out"
+    environment = {**os.environ, "PREFECT_API_URL": prefect_api}
+    with subprocess.Popen(command(manifest, str(out)), env=environment, stdout=-1, stderr=-1, text=True) as other:
+        try:
+            while not any(out.glob("claims/*.json")) and other.poll() is None:
+                time.sleep(0.01)
+            ended = run(manifest, str(out))
+            _, complained = other.communicate(timeout=120)
+        finally:
+            other.kill()
+    assert ended.exit_code == 0, ended.message
+    assert other.returncode == 0, complained
+    counts = [json.loads(record.read_text())["counts"] for record in out.glob("runs/*/run.json")]
+    assert [sum(count[status] for count in counts) for status in ("succeeded", "skipped", "failed")] == [4, 4, 0]
+    assert all(count["succeeded"] for count in counts)  # both had a hand in it
+    assert_nothing_lost(str(out))
+    assert_same_results(str(out), calm)
