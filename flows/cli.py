@@ -86,8 +86,9 @@ def run(
 ) -> None:
     """Stylize every pair of a manifest."""
     from nst_tasks import intake, storage
+    from nst_tasks.request import Request
 
-    request = intake.Request(
+    request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
         checkpoint_every, pair_timeout,
@@ -214,6 +215,7 @@ def demo(
     """Stylize sample pictures by the bundled manifest, with real features and no network."""
     from flows.demo import prepare
     from nst_tasks import intake, storage
+    from nst_tasks.request import Request
 
     with _stoppable():
         try:
@@ -221,7 +223,7 @@ def demo(
             manifest = prepare(storage.absolute(out))
         except NstError as error:
             _refuse(error)
-        _run(intake.Request(manifest, storage.absolute(out)), as_json=False)
+        _run(Request(manifest, storage.absolute(out)), as_json=False)
 
 
 @contextmanager

@@ -22,11 +22,11 @@ from nst_tasks import batching, claims, devices, intake, outcome, presets, repor
 from nst_tasks.batching import Job
 from nst_tasks.claims import Claim
 from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, redact
-from nst_tasks.intake import Request
 from nst_tasks.manifest import Pair, archived, reasons
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import current, watch
 from nst_tasks.reporting import Report
+from nst_tasks.request import Request, checkpoint_interval, failure_limit
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
 from nst_tasks.tasks import inspect_pictures, stylize_batch, with_retries
@@ -117,7 +117,7 @@ def stylize_manifest(
     except Exception as error:  # a defect: Prefect logs and shows what it says
         raise fit_to_log(error) from None
     message = report.message
-    if len(report.failures) > intake.failure_limit(max_failures, report.rows):
+    if len(report.failures) > failure_limit(max_failures, report.rows):
         limit = f"above --max-failures {max_failures}" if max_failures else "none succeeded"
         return Failed(message=f"{message} ({limit})", data=report)
     if report.failures:
@@ -140,7 +140,7 @@ def run_manifest(request: Request, settings: Settings) -> Report:
     began = datetime.now(UTC)
     taken = intake.prepare(request, settings)
     claims.watch_for_crashes()
-    checkpoint_steps, checkpoint_seconds = intake.checkpoint_interval(request.checkpoint_every)
+    checkpoint_steps, checkpoint_seconds = checkpoint_interval(request.checkpoint_every)
     run = Run(
         id=f"{began:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}",
         out=request.out,

@@ -20,9 +20,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from flows.stylize import INTERRUPTED, stylize_manifest
 from nst_tasks.errors import InputError, SettingsError, redact
-from nst_tasks.intake import Request
 from nst_tasks.progress import Watch, current
 from nst_tasks.reporting import Report
+from nst_tasks.request import Request
 
 
 @dataclass(frozen=True)

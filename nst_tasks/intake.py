@@ -8,18 +8,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from nst_tasks import access, images, manifest, outcome, presets, recipe_file, recipes, storage, weights
 from nst_tasks.access import ANYWHERE, Access
 from nst_tasks.batching import Job
 from nst_tasks.core.architecture import check_layers, smallest_side
-from nst_tasks.core.method import MAX_STEPS
 from nst_tasks.errors import (
     InputError,
     ManifestError,
@@ -30,33 +27,13 @@ from nst_tasks.errors import (
     is_pairs_own,
     is_transient,
     redact,
-    without_secrets,
 )
 from nst_tasks.manifest import Manifest, Pair
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.recipes import Recipe
+from nst_tasks.request import Request, credentials, option_problems
 from nst_tasks.settings import Settings
 from nst_tasks.source import Source
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a person asks of one run: where from, where to, and the defaults for rows that say nothing themselves."""
-
-    manifest: str
-    out: str
-    recipe: str = presets.DEFAULT
-    size: int | None = None
-    steps: int | None = None
-    backbone: str = weights.DEFAULT
-    weights: str | None = None
-    strict: bool = False
-    max_failures: str | None = None
-    upscale: bool = False
-    history_every: int = 1
-    snapshots: int | None = None
-    checkpoint_every: str = "30s"
-    pair_timeout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +154,7 @@ def prepare(request: Request, settings: Settings) -> Intake:
     Raises:
         InputError: the manifest, an option or the output is wrong; each problem on its own line.
     """
-    problems = _credentials(request)
+    problems = credentials(request)
     data, parsed = b"", None
     weights_sha256 = ""
     known: dict[str, Recipe] = dict(presets.PRESETS)
@@ -195,7 +172,7 @@ def prepare(request: Request, settings: Settings) -> Intake:
     except SettingsError as error:
         problems += [f"--{line}" for line in str(error).splitlines()]
         recipe = presets.PRESETS[presets.DEFAULT]  # for a look at size and steps
-    problems += _option_problems(request, recipe)
+    problems += option_problems(request, recipe)
     if parsed is not None:
         if request.strict and parsed.problems:
             problems += [str(problem) for problem in parsed.problems]
@@ -212,18 +189,6 @@ def prepare(request: Request, settings: Settings) -> Intake:
     if problems or parsed is None:
         raise InputError("\n".join(problems))
     return Intake(parsed, data, weights_sha256, {**known, request.recipe: recipe}, exclusive)
-
-
-def _credentials(request: Request) -> list[str]:
-    """A line for each place that names a secret: as parameters of the flow run, Prefect stores and shows them."""
-    options = {"--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
-    places = {"manifest": request.manifest, **options}
-    remedy = "which Prefect would store; give credentials by environment variables or a profile"
-    return [
-        f"{name}: {redact(uri)} has a password or a query, {remedy}"
-        for name, uri in places.items()
-        if without_secrets(uri) != uri
-    ]
 
 
 def read_weights(uri: str | None, allowed: Access = ANYWHERE) -> bytes | None:
@@ -252,70 +217,6 @@ def check_output(out: str, allowed: Access) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(access.local_path(out)) as entries:
             for link in (entry.path for entry in entries if entry.is_symlink()):
                 check_access(link, allowed)
-
-
-def _option_problems(request: Request, recipe: Recipe) -> list[str]:
-    problems = []
-    options: list[dict[str, Any]] = [{"size": request.size}, {"steps": request.steps}]
-    for option in options:
-        try:
-            recipes.override(recipe, **option)
-        except SettingsError as error:
-            problems.append(f"--{error}")
-    try:
-        if request.backbone in weights.BACKBONES:  # or else told already
-            check_layers(weights.architecture(request.backbone), recipe.method.layers)
-    except SettingsError as error:
-        problems.append(f"--recipe {recipe.name}: {error}")
-    try:
-        failure_limit(request.max_failures, 1)
-    except SettingsError as error:
-        problems.append(str(error))
-    if not 1 <= request.history_every <= MAX_STEPS:
-        problems.append(f"--history-every: {request.history_every} is not in 1..{MAX_STEPS}")
-    if not 0 <= (request.snapshots or 0) <= MAX_STEPS:
-        problems.append(f"--snapshots: {request.snapshots} is not in 0..{MAX_STEPS}")
-    try:
-        checkpoint_interval(request.checkpoint_every)
-    except SettingsError as error:
-        problems.append(str(error))
-    if request.pair_timeout is not None and not 0 < request.pair_timeout < math.inf:
-        problems.append(f"--pair-timeout: {request.pair_timeout} is not a number of seconds above 0")
-    return problems
-
-
-def checkpoint_interval(text: str) -> tuple[int, float]:
-    """After how many (steps, seconds) a checkpoint is due, one of them 0: `50` is steps, `30s` seconds of compute, `0` never.
-
-    Raises:
-        SettingsError: it is neither.
-    """
-    number = text.strip()
-    try:
-        steps, seconds = (0, float(number[:-1])) if number.endswith("s") else (int(number), 0.0)
-    except ValueError:
-        steps, seconds = -1, 0.0
-    if not (0 <= steps <= MAX_STEPS and 0 <= seconds < math.inf):
-        raise SettingsError(f"--checkpoint-every: {text!r} is not a number of steps such as 50, or of seconds such as 30s")
-    return steps, seconds
-
-
-def failure_limit(text: str | None, rows: int) -> int:
-    """How many of `rows` rows may fail: `N` or `P%`; without a limit, all but the last one.
-
-    Raises:
-        SettingsError: it is neither a whole number nor a percentage.
-    """
-    if text is None:
-        return max(rows - 1, 0)
-    number, percent, rest = text.strip().partition("%")
-    try:
-        value = float(number) if percent else int(number)
-    except ValueError:
-        value = -1
-    if rest or not value >= 0 or (percent and value > 100):  # so written, it refuses NaN too
-        raise SettingsError(f"--max-failures: {text!r} is not a whole number such as 10, or a percentage such as 5%")
-    return int(rows * value / 100) if percent else int(value)
 
 
 def finished(out: str, ids: Iterable[str], readers: int) -> tuple[dict[str, Outcome], list[str]]:

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from nst_tasks import gallery, history, outcome, storage
 from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import NstError, StorageError, is_transient, redact
-from nst_tasks.intake import Intake, Request, read_outcomes
+from nst_tasks.intake import Intake, read_outcomes
 from nst_tasks.manifest import rejected_csv
 from nst_tasks.outcome import Outcome, Status
+from nst_tasks.request import Request
 from nst_tasks.settings import Run, Settings
 
 MOST_THUMBNAILS = 1000

@@ -18,8 +18,8 @@ import pandas as pd
 from servers import PATTERNS, picture
 
 from nst_tasks import images, manifest, outcome, storage
-from nst_tasks.intake import Request
 from nst_tasks.outcome import Status
+from nst_tasks.request import Request
 
 if TYPE_CHECKING:
     from flows.terminal import Ended

@@ -17,10 +17,10 @@ from nst_tasks import intake, outcome, presets, storage, weights
 from nst_tasks.access import Access
 from nst_tasks.core.architecture import smallest_side
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
-from nst_tasks.intake import Request
 from nst_tasks.manifest import Pair
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
+from nst_tasks.request import Request, checkpoint_interval, failure_limit
 from nst_tasks.settings import Settings
 from nst_tasks.source import Source
 
@@ -161,13 +161,13 @@ def test_the_bounds_themselves_are_allowed(folder: Path, fields: dict[str, Any])
     ],
 )
 def test_checkpoints_are_due_by_steps_or_seconds(text: str, interval: tuple[int, float]) -> None:
-    assert intake.checkpoint_interval(text) == interval
+    assert checkpoint_interval(text) == interval
 
 
 @pytest.mark.parametrize("text", ["", "s", "5 min", "-1", "-1s", "nans", "infs", "1e400s", "1.5", "100001", "30S"])
 def test_what_is_neither_steps_nor_seconds_is_refused(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        intake.checkpoint_interval(text)
+        checkpoint_interval(text)
     assert str(caught.value) == (f"--checkpoint-every: {text!r} is not a number of steps such as 50, or of seconds such as 30s")
 
 
@@ -235,7 +235,7 @@ def test_read_weights(folder: Path) -> None:
     ],
 )
 def test_failure_limit(text: str | None, rows: int, limit: int) -> None:
-    assert intake.failure_limit(text, rows) == limit
+    assert failure_limit(text, rows) == limit
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_failure_limit(text: str | None, rows: int, limit: int) -> None:
 )
 def test_a_failure_limit_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="^--max-failures: .* is not a whole number such as 10, or a percentage"):
-        intake.failure_limit(text, 10)
+        failure_limit(text, 10)
 
 
 # What is done already

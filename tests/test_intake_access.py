@@ -15,7 +15,7 @@ from flows.cli import app
 from nst_tasks import intake, storage
 from nst_tasks.access import Access
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
-from nst_tasks.intake import Request
+from nst_tasks.request import Request
 from nst_tasks.settings import Settings
 
 

@@ -14,9 +14,10 @@ from flows.terminal import run_flow
 from nst_tasks import intake, manifest, outcome, recipe_file, storage, weights
 from nst_tasks.core.method import LBFGS
 from nst_tasks.errors import InputError, ManifestError, SettingsError, StorageUnavailable
-from nst_tasks.intake import Intake, Request, Triage
+from nst_tasks.intake import Intake, Triage
 from nst_tasks.manifest import Manifest, Pair
 from nst_tasks.presets import PAINTERLY, PRESETS, TF_TUTORIAL
+from nst_tasks.request import Request
 from nst_tasks.settings import Settings
 
 SETTINGS = Settings()

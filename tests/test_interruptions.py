@@ -19,8 +19,8 @@ from servers import nst
 from flows.terminal import Ended, run_flow
 from nst_tasks import claims, outcome, storage
 from nst_tasks.claims import Claim
-from nst_tasks.intake import Request
 from nst_tasks.outcome import Status
+from nst_tasks.request import Request
 
 SAID = "interrupted; what is finished is safe: run the same command again"
 

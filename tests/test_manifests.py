@@ -11,7 +11,7 @@ import pytest
 from flows.demo import prepare
 from flows.terminal import run_flow
 from nst_tasks import manifest, outcome, presets, storage
-from nst_tasks.intake import Request
+from nst_tasks.request import Request
 from nst_tasks.samples import samples
 
 pytestmark = pytest.mark.usefixtures("flow_api")

@@ -21,8 +21,8 @@ from servers import nst
 from flows.stylize import windowed
 from flows.terminal import run_flow
 from nst_tasks.errors import Interrupted
-from nst_tasks.intake import Request
 from nst_tasks.progress import Watch, current
+from nst_tasks.request import Request
 from nst_tasks.settings import Settings
 from nst_tasks.tasks import stylize_batch, with_retries
 

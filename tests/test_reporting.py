@@ -16,9 +16,9 @@ import pytest
 from nst_tasks import intake, manifest, outcome, reporting, storage
 from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import StorageError, redact
-from nst_tasks.intake import Request
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.reporting import MOST_THUMBNAILS, Report
+from nst_tasks.request import Request
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
 

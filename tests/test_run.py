@@ -12,8 +12,8 @@ import pytest
 
 from flows.terminal import Ended, run_flow
 from nst_tasks import history, images, outcome
-from nst_tasks.intake import Request
 from nst_tasks.outcome import Status
+from nst_tasks.request import Request
 
 pytestmark = pytest.mark.usefixtures("flow_api")
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.terminal import run_flow
-from nst_tasks.intake import Request
+from nst_tasks.request import Request
 
 SECRET = "hunter2"
 

@@ -1,0 +1,110 @@
+"""What a person asks of one run, and what can be wrong with it before anything is looked at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nst_tasks import presets, recipes, weights
+from nst_tasks.core.architecture import check_layers
+from nst_tasks.core.method import MAX_STEPS
+from nst_tasks.errors import SettingsError, redact, without_secrets
+from nst_tasks.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks of one run: where from, where to, and the defaults for rows that say nothing themselves."""
+
+    manifest: str
+    out: str
+    recipe: str = presets.DEFAULT
+    size: int | None = None
+    steps: int | None = None
+    backbone: str = weights.DEFAULT
+    weights: str | None = None
+    strict: bool = False
+    max_failures: str | None = None
+    upscale: bool = False
+    history_every: int = 1
+    snapshots: int | None = None
+    checkpoint_every: str = "30s"
+    pair_timeout: float | None = None
+
+
+def credentials(request: Request) -> list[str]:
+    """A line for each place that names a secret: as parameters of the flow run, Prefect stores and shows them."""
+    options = {"--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
+    places = {"manifest": request.manifest, **options}
+    remedy = "which Prefect would store; give credentials by environment variables or a profile"
+    return [
+        f"{name}: {redact(uri)} has a password or a query, {remedy}"
+        for name, uri in places.items()
+        if without_secrets(uri) != uri
+    ]
+
+
+def option_problems(request: Request, recipe: Recipe) -> list[str]:
+    """A line for each option that is out of range, or that does not go with this recipe."""
+    problems = []
+    options: list[dict[str, Any]] = [{"size": request.size}, {"steps": request.steps}]
+    for option in options:
+        try:
+            recipes.override(recipe, **option)
+        except SettingsError as error:
+            problems.append(f"--{error}")
+    try:
+        if request.backbone in weights.BACKBONES:  # or else told already
+            check_layers(weights.architecture(request.backbone), recipe.method.layers)
+    except SettingsError as error:
+        problems.append(f"--recipe {recipe.name}: {error}")
+    try:
+        failure_limit(request.max_failures, 1)
+    except SettingsError as error:
+        problems.append(str(error))
+    if not 1 <= request.history_every <= MAX_STEPS:
+        problems.append(f"--history-every: {request.history_every} is not in 1..{MAX_STEPS}")
+    if not 0 <= (request.snapshots or 0) <= MAX_STEPS:
+        problems.append(f"--snapshots: {request.snapshots} is not in 0..{MAX_STEPS}")
+    try:
+        checkpoint_interval(request.checkpoint_every)
+    except SettingsError as error:
+        problems.append(str(error))
+    if request.pair_timeout is not None and not 0 < request.pair_timeout < math.inf:
+        problems.append(f"--pair-timeout: {request.pair_timeout} is not a number of seconds above 0")
+    return problems
+
+
+def checkpoint_interval(text: str) -> tuple[int, float]:
+    """After how many (steps, seconds) a checkpoint is due, one of them 0: `50` is steps, `30s` seconds of compute, `0` never.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    number = text.strip()
+    try:
+        steps, seconds = (0, float(number[:-1])) if number.endswith("s") else (int(number), 0.0)
+    except ValueError:
+        steps, seconds = -1, 0.0
+    if not (0 <= steps <= MAX_STEPS and 0 <= seconds < math.inf):
+        raise SettingsError(f"--checkpoint-every: {text!r} is not a number of steps such as 50, or of seconds such as 30s")
+    return steps, seconds
+
+
+def failure_limit(text: str | None, rows: int) -> int:
+    """How many of `rows` rows may fail: `N` or `P%`; without a limit, all but the last one.
+
+    Raises:
+        SettingsError: it is neither a whole number nor a percentage.
+    """
+    if text is None:
+        return max(rows - 1, 0)
+    number, percent, rest = text.strip().partition("%")
+    try:
+        value = float(number) if percent else int(number)
+    except ValueError:
+        value = -1
+    if rest or not value >= 0 or (percent and value > 100):  # so written, it refuses NaN too
+        raise SettingsError(f"--max-failures: {text!r} is not a whole number such as 10, or a percentage such as 5%")
+    return int(rows * value / 100) if percent else int(value)
