@@ -71,12 +71,16 @@ def standing(out: str) -> dict[str, Claim]:
     Raises:
         StorageError: the store could not be listed or read.
     """
+    return {key: _read(out, key, generation) for key, generation in sorted(_generations(out).items())}
+
+
+def _generations(out: str) -> dict[str, int]:
     newest: dict[str, int] = {}
     for name in storage.listing(storage.join(out, FOLDER)):
         key, _, generation = name.removesuffix(".json").rpartition(".")
         if name.endswith(".json") and generation.isdecimal():
             newest[key] = max(newest.get(key, 0), int(generation))
-    return {key: _read(out, key, generation) for key, generation in sorted(newest.items())}
+    return newest
 
 
 @contextlib.contextmanager
@@ -97,6 +101,10 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
         for key in dict.fromkeys(keys):
             if claim := _take(key, before.get(key), run):
                 mine[key] = claim
+        # a folder that is listed while a claim is replaced may show neither: who then began anew finds the higher one here
+        newest = _generations(run.out) if run.exclusive and mine else {}
+        for key in [key for key, claim in mine.items() if newest.get(key, 0) > claim.generation]:
+            release(run.out, mine.pop(key))
         if run.exclusive:
             renewing.start()
         yield dict(mine)
