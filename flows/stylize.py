@@ -240,8 +240,9 @@ def _standing(run: Run) -> dict[str, Claim]:
 def _stylize(jobs: Sequence[Job], run: Run) -> list[Outcome]:
     """Fan the jobs out and gather their outcomes, whatever becomes of each.
 
-    Pairs that a process died over come after the others, so that one that takes its process down again takes down nothing
-    else; those that were part of a crash in native code come last, and each alone, so that the next crash tells which it is.
+    Pairs that a process died over come after the others, so that one that takes its process down again keeps nothing else
+    from being done; those that were part of a crash in native code come last, and each alone, so that the next crash tells
+    which it is.
     """
     dead = {key: claim.next_strikes for key, claim in _standing(run).items() if not claim.is_live}
     most, window = devices.most_pairs(run.settings.batch), len(devices.names()) + 1

@@ -149,7 +149,9 @@ POISON = (
 )
 
 
-def test_a_pair_that_takes_its_process_down_comes_last_then_is_set_aside(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+def test_a_pair_that_takes_its_process_down_twice_is_set_aside_and_no_other(
+    flow_api: str, pictures: Path, tmp_path: Path
+) -> None:
     (pictures / "m.csv").write_text(POISON)
     out = tmp_path / "out"
     (tmp_path / "temporary").mkdir()
@@ -161,12 +163,14 @@ def test_a_pair_that_takes_its_process_down_comes_last_then_is_set_aside(flow_ap
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
     assert attempt().returncode == -signal.SIGABRT
-    assert not (out / "outcomes/last.json").exists()
     assert attempt().returncode == -signal.SIGABRT
-    assert {path.stem for path in (out / "outcomes").iterdir()} == {"first", "last"}  # the bad one came last
     third = attempt()
     assert third.returncode == 1, third.stderr
-    assert third.stdout.startswith("Completed with failures: 0 succeeded, 1 failed, 0 rejected, 2 skipped of 3 rows")
+    # whoever was in flight beside it in the first crash was alone afterwards, and is not to blame
+    assert {id: marker(out, id).status for id in ("first", "bad", "last")} == {
+        "first": Status.SUCCEEDED, "bad": Status.FAILED, "last": Status.SUCCEEDED,
+    }  # fmt: skip
+    assert ", 1 failed, 0 rejected, " in third.stdout
     assert "row 3, bad: its process crashed in native code 2 times while it was made" in third.stderr
     assert marker(out, "bad").flags == ("quarantined",)
     assert not list(out.glob("claims/*"))
