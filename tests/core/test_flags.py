@@ -28,8 +28,11 @@ BUSY = stripes(0.3, 0.7)
 ON_LEFT = np.repeat([[1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]], 8, axis=0)
 
 
+CALLERS = ("not_finite", "stepped_back", "quarantined")
+
+
 def test_every_flag_has_a_meaning_and_a_remedy() -> None:
-    assert set(FLAGS) == {"blank", "saturated", "no_progress", "not_finite"}
+    assert set(FLAGS) == {"blank", "saturated", "no_progress", *CALLERS}
     for meaning, remedy in FLAGS.values():
         assert meaning and remedy
         assert not meaning.endswith(".") and not remedy.endswith(".")
@@ -113,10 +116,10 @@ def test_no_progress_is_no_level_whose_loss_fell_by_1_percent(losses: list[list[
     assert flags.find(BUSY, BUSY, [0.0], arrays) == (("no_progress",) if is_so else ())
 
 
-def test_flags_come_in_their_order_and_not_finite_is_the_callers() -> None:
+def test_flags_come_in_their_order_and_the_callers_are_not_among_them() -> None:
     both = flags.find(np.ones((8, 8, 3), np.float32), BUSY, [0.0], [np.array([1.0, 1.0])])
     assert both == ("blank", "saturated", "no_progress")
-    assert list(both) == [name for name in FLAGS if name != "not_finite"]
+    assert list(both) == [name for name in FLAGS if name not in CALLERS]
 
 
 def test_flags_look_only_where_the_weight_is() -> None:
