@@ -20,6 +20,8 @@ async def client(**options: Any) -> aiohttp.ClientSession:
     tracing = aiohttp.TraceConfig()
     tracing.on_request_redirect.append(_refuse_redirect)
     connector = aiohttp.TCPConnector(socket_factory=open_socket)
+    # as long as bytes come a large picture may take its time; a silent server is tried again later
+    options.setdefault("timeout", aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=10))
     return aiohttp.ClientSession(connector=connector, trace_configs=[tracing], **options)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http.server
 import socket
 import threading
 from collections.abc import Iterator
 
+import aiohttp
 import pytest
 
 from nst_tasks import storage, web
@@ -75,3 +77,12 @@ def test_the_address_is_checked_when_it_is_connected_to_and_not_tried_again() ->
     with pytest.raises(StorageError, match="^http://169.254.99.99/latest: access is denied; ") as caught:
         storage.read("http://169.254.99.99/latest?token=hunter2")
     assert type(caught.value) is StorageError
+
+
+def test_a_silent_server_is_given_up_and_a_slow_one_is_not() -> None:
+    async def limits() -> aiohttp.ClientTimeout:
+        async with await web.client() as session:
+            return session.timeout
+
+    found = asyncio.run(limits())
+    assert (found.total, found.sock_connect, found.sock_read) == (None, 5, 10)
