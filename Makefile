@@ -17,7 +17,7 @@ demo: .venv/ready
 	$(BIN)/nst demo --out demo-output
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check .
