@@ -53,8 +53,8 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
     with claims.taken((job.key for job in batch.jobs), run) as mine:
         ours = [job for job in batch.jobs if job.key in mine]
         for job in ours:
-            if done := intake.done_meanwhile(job, run.out):
-                outcomes[job.id] = done if done.run_id == run.id else replace(done, status=Status.SKIPPED, row=job.row)
+            if done := _done_by_now(job, run):
+                outcomes[job.id] = done
             elif mine[job.key].strikes >= claims.STRIKES:
                 outcomes[job.id] = _publish_failure(job, _quarantined(job), run)
             else:
@@ -73,6 +73,12 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
             resume.remove(run.out, {ready.job.key for ready in loaded} - late)
     observer.add(pairs_done=len(ours))
     return [outcomes[job.id] for job in ours]
+
+
+def _done_by_now(job: Job, run: Run) -> Outcome | None:
+    """The outcome of a job that an earlier attempt of this run, or another run, has finished."""
+    done = intake.done_meanwhile(job, run.out)
+    return done if done is None or done.run_id == run.id else replace(done, status=Status.SKIPPED, row=job.row)
 
 
 def failure(id: str, row: int, error: BaseException, run_id: str) -> Outcome:
@@ -134,12 +140,18 @@ def _publish_failure(job: Job, error: NstError, run: Run) -> Outcome:
 
 
 def fail(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
-    """The outcomes of a batch that could not be done as a whole, recorded as far as the store lets."""
-    outcomes = [failure(job.id, job.row, error, run.id) for job in batch.jobs]
-    for failed in outcomes:
-        with contextlib.suppress(StorageUnavailable):  # the run's summary tells it as well
-            record_failure(failed, run)
-    return outcomes
+    """The outcomes of a batch that could not be done as a whole, recorded; what was finished before stands.
+
+    Raises:
+        StorageUnusable: nothing can be written any more.
+    """
+    found = []
+    for job in batch.jobs:
+        done = None
+        with contextlib.suppress(StorageUnavailable):
+            done = _done_by_now(job, run)
+        found.append(done or record_failure(failure(job.id, job.row, error, run.id), run))
+    return found
 
 
 def record_failure(failed: Outcome, run: Run) -> Outcome:

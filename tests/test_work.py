@@ -356,3 +356,16 @@ def test_no_marker_without_its_files_whatever_write_fails(
     (done,) = work.stylize(Batch(trio[:1]), run_into("full://out"))
     assert done.status is Status.SUCCEEDED
     assert storage.stat("full://out/" + done.image) is not None
+
+
+def test_a_batch_that_fails_as_a_whole_leaves_what_was_finished_before(trio: list[Job], full: type[Full]) -> None:
+    """The store takes the first pair's files and none of the second's, however often it is tried."""
+    full.refused, full.error = "images/p1", errno.EIO
+    batch, run = Batch(tuple(trio[:2])), run_into("full://out")
+    with pytest.raises(StorageUnavailable) as caught:
+        work.stylize(batch, run)
+    first, second = work.fail(batch, caught.value, run)
+    assert [first.status, second.status] == [Status.SUCCEEDED, Status.FAILED]
+    assert outcome.from_json(storage.read("full://out/outcomes/p0.json")) == first
+    # another run finds the first one done
+    assert work.fail(batch, caught.value, replace(run, id="later"))[0] == replace(first, status=Status.SKIPPED)
