@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transfers import picture
 
 from nst_tasks import images, weights
 from nst_tasks.batching import Job
@@ -57,3 +58,10 @@ def run_into(out: Path | str, **fields: Any) -> Run:
         id="run", out=str(out), backbone="tiny", weights=None, weights_sha256=TINY_SHA256, history_every=1, settings=Settings()
     )
     return Run(**{**usual, **fields})
+
+
+def two_jobs(folder: Path) -> list[Job]:
+    """Two jobs of different contents and styles."""
+    contents = [saved(folder, f"content{k}", picture(k, 48, 64)) for k in (1, 2)]
+    styles = [saved(folder, f"style{k}", picture(k, 72, 60)) for k in (3, 4)]
+    return [job(content, style, id=id) for id, content, style in zip("ab", contents, styles, strict=True)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from jobs import LIGHT, TINY_SHA256, job, run_into, saved
+from jobs import LIGHT, TINY_SHA256, run_into, saved, two_jobs
 from transfers import Array, picture
 
 from nst_tasks import images, loading, measuring, optimization, outcome
@@ -37,9 +37,7 @@ def device() -> Device:
 @pytest.fixture
 def two(tmp_path: Path) -> list[Job]:
     """Two pairs of different contents and styles."""
-    contents = [saved(tmp_path, f"content{k}", picture(k, 48, 64)) for k in (1, 2)]
-    styles = [saved(tmp_path, f"style{k}", picture(k, 72, 60)) for k in (3, 4)]
-    return [job(content, style, id=id) for id, content, style in zip("ab", contents, styles, strict=True)]
+    return two_jobs(tmp_path)
 
 
 def optimized(jobs: Sequence[Job], run: Run, device: Device, observer: Watch | None = None) -> list[Result | DivergedError]:

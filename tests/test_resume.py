@@ -12,8 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import LIGHT, job, run_into, saved
-from transfers import picture
+from jobs import LIGHT, run_into, two_jobs
 
 from nst_tasks import checkpoint, loading, optimization, resume, storage
 from nst_tasks.batching import Job
@@ -36,9 +35,7 @@ def device() -> Device:
 @pytest.fixture
 def two(tmp_path: Path) -> list[Job]:
     """Two pairs of different contents and styles."""
-    contents = [saved(tmp_path, f"content{k}", picture(k, 48, 64)) for k in (1, 2)]
-    styles = [saved(tmp_path, f"style{k}", picture(k, 72, 60)) for k in (3, 4)]
-    return [job(content, style, id=id) for id, content, style in zip("ab", contents, styles, strict=True)]
+    return two_jobs(tmp_path)
 
 
 def by(jobs: Sequence[Job], method: Method) -> list[Job]:

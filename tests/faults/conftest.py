@@ -1,8 +1,12 @@
-"""A run that nobody disturbs, to compare the others with."""
+"""A run that nobody disturbs, to compare the others with, and a way to the S3 server on which things can happen."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from proxy import Proxy, proxy
+from servers import S3
 from survival import run, write_manifest
 
 
@@ -16,3 +20,20 @@ def calm(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         ended = run(write_manifest(str(folder / "in")), str(folder / "out"))
     assert ended.exit_code == 0, ended.message
     return str(folder / "out")
+
+
+@pytest.fixture
+def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The way to the S3 server and its bucket nst-faults, on which nothing happens yet; the environment leads clients there."""
+    import s3fs
+
+    with proxy(s3.endpoint, lambda method, path: None) as running:
+        for name, value in {**s3.environment, "AWS_ENDPOINT_URL": running.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = s3fs.S3FileSystem()
+        if not store.exists("nst-faults"):
+            store.mkdir("nst-faults")
+        yield running
+        running.decide = lambda method, path: None
+        s3fs.S3FileSystem.clear_instance_cache()

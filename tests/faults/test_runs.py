@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from proxy import PASSING, Fault, Proxy, at_random, proxy
+from proxy import PASSING, Fault, Proxy, at_random
 from servers import S3, until_objects_are_taken
 from survival import assert_markers_hold, assert_nothing_lost, assert_same_results, command, run, write_manifest
 
@@ -30,23 +30,6 @@ pytestmark = pytest.mark.usefixtures("flow_api", "short_leases")
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run of a test is this process too, so that it cannot tell by the first one's death that a claim is void."""
     monkeypatch.setenv("NST_LEASE_SECONDS", "2")
-
-
-@pytest.fixture
-def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The way to the S3 server, on which nothing happens yet, and the environment that leads clients there."""
-    import s3fs
-
-    with proxy(s3.endpoint, lambda method, path: None) as running:
-        for name, value in {**s3.environment, "AWS_ENDPOINT_URL": running.endpoint}.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        store = s3fs.S3FileSystem()
-        if not store.exists("nst-runs"):
-            store.mkdir("nst-runs")
-        yield running
-        running.decide = lambda method, path: None
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 class Once:
@@ -64,7 +47,7 @@ class Once:
 def test_a_fifth_of_all_requests_harmed_costs_no_pair(
     way: Proxy, calm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest, out = write_manifest("s3://nst-runs/harmed/in"), "s3://nst-runs/harmed/out"
+    manifest, out = write_manifest("s3://nst-faults/harmed/in"), "s3://nst-faults/harmed/out"
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1}})  # what a stall costs
     monkeypatch.setenv("NST_RETRY_SECONDS", "0.2")
     begun, harm = Once("PUT", "/runs/"), at_random(0.2, seed=7)
@@ -82,7 +65,7 @@ def test_a_store_killed_in_the_middle_and_started_again_costs_no_pair(
 ) -> None:
     if OUTAGE_SECONDS < 10:  # or else by the defaults
         monkeypatch.setenv("NST_RETRY_SECONDS", "0.5")
-    manifest, out = write_manifest("s3://nst-runs/killed/in"), "s3://nst-runs/killed/out"
+    manifest, out = write_manifest("s3://nst-faults/killed/in"), "s3://nst-faults/killed/out"
     first = Once("PUT", "/outcomes/")
     way.decide = lambda method, path: first(method, path) and None
 
@@ -106,13 +89,13 @@ def test_a_store_killed_in_the_middle_and_started_again_costs_no_pair(
 
 
 def test_credentials_that_expire_in_the_middle_end_the_run_and_renewed_ones_finish_it(way: Proxy, calm: str) -> None:
-    manifest, out = write_manifest("s3://nst-runs/expired/in"), "s3://nst-runs/expired/out"
+    manifest, out = write_manifest("s3://nst-faults/expired/in"), "s3://nst-faults/expired/out"
     second = Once("PUT", "/thumbnails/coarse")
     way.decide = lambda method, path: Fault.EXPIRED_TOKEN if second(method, path) else None
     ended = run(manifest, out)
     way.decide = lambda method, path: None
     assert ended.exit_code == 1
-    assert ended.message.startswith("the run could not go on, what is finished is safe: s3://nst-runs/expired/out/")
+    assert ended.message.startswith("the run could not go on, what is finished is safe: s3://nst-faults/expired/out/")
     assert ended.message.endswith("access is denied, the credentials have expired; renew them and run the same command again")
     assert 1 <= len(assert_markers_hold(out)) < 4
     again = run(manifest, out)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import fsspec
 import pytest
-from proxy import PASSING, Fault, Proxy, proxy
-from servers import S3
+from proxy import PASSING, Fault, Proxy
 
 from nst_tasks import storage
 from nst_tasks.errors import StorageError, StorageUnavailable, StorageUnusable
@@ -16,23 +13,12 @@ WHOLE = bytes(range(256)) * 400
 
 
 @pytest.fixture
-def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy that harms nothing yet, a bucket behind it with one object, and a client that tries once, for a second."""
-    import s3fs
-
-    with proxy(s3.endpoint, lambda method, path: None) as running:
-        for name, value in {**s3.environment, "AWS_ENDPOINT_URL": running.endpoint}.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        store = s3fs.S3FileSystem()
-        if not store.exists("nst-faults"):
-            store.mkdir("nst-faults")
-        storage.write("s3://nst-faults/whole", WHOLE)
-        quick = {"read_timeout": 1, "retries": {"total_max_attempts": 1}}
-        monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": quick})
-        yield running
-        running.decide = lambda method, path: None
-        s3fs.S3FileSystem.clear_instance_cache()
+def way(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """The same with one object in the bucket, and a client that tries once, for a second."""
+    storage.write("s3://nst-faults/whole", WHOLE)
+    quick = {"read_timeout": 1, "retries": {"total_max_attempts": 1}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": quick})
+    return way
 
 
 READING = {
