@@ -37,8 +37,8 @@ class Ended:
 
 STOPPED = Ended("Cancelled", INTERRUPTED, 130, None)
 
-GRACE_SECONDS = 4.5
-"""From the end of what cannot be interrupted to the end of the process, whatever a thread still waits for."""
+GRACE_SECONDS = 3.8
+"""From the end of what cannot be interrupted to a last clean-up of at most a second, whatever a thread still waits for."""
 
 
 def run_flow(request: Request) -> Ended:
