@@ -175,9 +175,7 @@ def probe_writable(uri: str) -> None:
     """
     probe = join(uri, f".nst-probe-{secrets.token_hex(4)}")
     write(probe, b"probe")
-    with _translated(probe):
-        fs, path = _open(probe)
-        fs.rm_file(path)
+    delete(probe)
 
 
 def each(function: Callable[[T], R], items: Iterable[T], readers: int) -> list[R | NstError]:
