@@ -26,7 +26,15 @@ class Settings:
     retries: int = 10
     retry_seconds: float = 2.0
     lease_seconds: float = 120.0
+    task_runs: int = 300
+    image_artifacts: int = 100
     allow_http: int = 0
+    inbox: str = ""
+    out: str = ""
+    cron: str = "0 2 * * *"
+    timezone: str = "UTC"
+    dask_address: str = ""
+    ray_address: str = ""
     allowed_roots: tuple[str, ...] = ()
 
     @property
@@ -54,12 +62,24 @@ VARIABLES = {
     "retries": ("0", "20", "how often something is tried again after the store failed for the moment"),
     "retry_seconds": ("0", "600", "the delay before the first retry, doubled each time up to 15 s"),
     "lease_seconds": ("2", "3600", "how long the claim of a run that went away silently keeps its pairs from other runs"),
+    "task_runs": ("1", "100000", "task runs of one manifest's batches; with more batches than that, each covers several"),
+    "image_artifacts": ("0", "10000", "finished pairs of one manifest that are shown in the Prefect UI as a picture"),
     "allow_http": ("0", "1", "1 allows pictures, recipes and manifests on the web, by http and https"),
 }
 """Field -> (smallest, largest, meaning); the environment variable is NST_ and the field in capitals."""
 
+TEXTS = {
+    "inbox": "folder or prefix whose manifests `nightly` runs",
+    "out": "folder or prefix below which each of them has its output",
+    "cron": "when `nightly` runs: minute, hour, day of the month, month, day of the week",
+    "timezone": "the time zone of that, by its name in the IANA database",
+    "dask_address": "the scheduler of `--runner dask`, such as tcp://host:8786; empty starts workers on this machine",
+    "ray_address": "the cluster of `--runner ray`, such as ray://host:10001; empty starts workers on this machine",
+}
+"""Field -> meaning, where the variable's text is taken as it is; whoever uses it checks it."""
+
 ROOTS = "allowed_roots"
-"""The field whose variable is no number: folders and URIs below which all that is read and written must lie."""
+"""The field whose variable is a list: folders and URIs below which all that is read and written must lie."""
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
@@ -69,7 +89,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         SettingsError: a variable is not a number or out of range, or a root is no place; all of them are named.
     """
     environment = os.environ if environment is None else environment
-    values: dict[str, int | float | tuple[str, ...]] = {}
+    values: dict[str, int | float | str | tuple[str, ...]] = {}
     problems = []
     for field, (smallest, largest, meaning) in VARIABLES.items():
         name = PREFIX + field.upper()
@@ -85,6 +105,9 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"{name}: {text!r} is not a number in {smallest}..{largest} ({meaning})")
         else:
             values[field] = value
+    for field in TEXTS:
+        if text := environment.get(PREFIX + field.upper(), "").strip():
+            values[field] = text
     text = environment.get(PREFIX + ROOTS.upper(), "").strip()
     separated = text.split("|") if "|" in text else text.split()  # a | lets a folder's name have a space
     values[ROOTS] = roots = tuple(root.strip() for root in separated if root.strip())

@@ -71,8 +71,10 @@ def test_every_setting_is_documented_with_its_default(field: str) -> None:
     assert f"| `NST_{field.upper()}` | {getattr(settings.Settings, field):g} |" in README
 
 
-def test_the_roots_are_documented() -> None:
-    assert f"| `{settings.PREFIX}{settings.ROOTS.upper()}` |" in README
+@pytest.mark.parametrize("field", [*settings.TEXTS, settings.ROOTS])
+def test_every_text_setting_is_documented_with_its_default(field: str) -> None:
+    default = getattr(settings.Settings, field)
+    assert f"| `NST_{field.upper()}` | {f'`{default}`' if default else 'none'} |" in README
 
 
 def test_the_historys_columns_are_documented() -> None:

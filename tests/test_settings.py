@@ -8,7 +8,7 @@ import pytest
 
 from nst_tasks.access import Access
 from nst_tasks.errors import SettingsError
-from nst_tasks.settings import ROOTS, VARIABLES, Settings, from_environment
+from nst_tasks.settings import ROOTS, TEXTS, VARIABLES, Settings, from_environment
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -17,7 +17,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 
 def test_every_field_has_its_variable() -> None:
-    assert [*VARIABLES, ROOTS] == [field.name for field in fields(Settings)]
+    assert [*VARIABLES, *TEXTS, ROOTS] == [field.name for field in fields(Settings)]
     found = from_environment(
         {
             "NST_MAX_MEGAPIXELS": "50",
@@ -34,6 +34,12 @@ def test_every_field_has_its_variable() -> None:
     assert found.max_pixels == 50_000_000
     assert found.access == Access(("/data",), web=True)
     assert Settings().access == Access((), web=False)
+
+
+@pytest.mark.parametrize("field", TEXTS)
+def test_a_text_is_taken_as_it_is_and_its_default_when_empty(field: str) -> None:
+    assert getattr(from_environment({"NST_" + field.upper(): " a b "}), field) == "a b"
+    assert getattr(from_environment({"NST_" + field.upper(): " "}), field) == getattr(Settings(), field)
 
 
 @pytest.mark.parametrize(
