@@ -102,6 +102,26 @@ def fit_to_log(error: BaseException) -> NstError:
     return safe.with_traceback(error.__traceback__)
 
 
+_NEXT_PROBLEM = re.compile(r"; (?=row \d+, column [\w-]+: )")
+"""Between the problems of one rejected row."""
+
+
+def reason_and_remedy(sentence: str) -> tuple[str, str]:
+    """What is wrong and what to do about it, of an outcome's `problem; remedy`; the remedy is empty where none is told.
+
+    Of a rejected row's several problems, each remedy is preceded by its column.
+    """
+    problems = _NEXT_PROBLEM.split(sentence)
+    reasons, remedies = [], []
+    for problem in problems:
+        reason, told, remedy = problem.rpartition("; ")  # the last: a cell or a name in the reason may hold one too
+        reasons.append(reason if told else problem)
+        if told:
+            column = problem.partition(", column ")[2].partition(": ")[0] if len(problems) > 1 else ""
+            remedies.append(f"{column}: {remedy}" if column else remedy)
+    return "; ".join(reasons), "; ".join(remedies)
+
+
 _CHAINED = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _CREDENTIALS = re.compile(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nst_tasks import errors
+from nst_tasks import errors, manifest
 from nst_tasks.errors import NstError, StorageUnavailable, ends_run, is_pairs_own, is_transient, redact
 
 
@@ -137,6 +137,44 @@ def test_what_may_be_logged_has_its_traceback_but_nothing_of_the_errors_behind_i
 )
 def test_what_is_worth_a_retry_and_what_ends_the_run(error: BaseException, transient: bool, ends: bool) -> None:
     assert (is_transient(error), ends_run(error), is_pairs_own(error)) == (transient, ends, not transient and not ends)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "reason", "remedy"),
+    [
+        ("/in/elk.png: does not exist; check the name", "/in/elk.png: does not exist", "check the name"),
+        (
+            "row 7, column size: 9 is below the smallest size, 64; give 64 to 8192 or leave it empty",
+            "row 7, column size: 9 is below the smallest size, 64",
+            "give 64 to 8192 or leave it empty",
+        ),
+        # a cell, a name or another library's words may hold the separator
+        ("row 2, column recipe: a; b is none; give x, y", "row 2, column recipe: a; b is none", "give x, y"),
+        ("/in/a; b.png: not a picture: 0 bytes; check the file", "/in/a; b.png: not a picture: 0 bytes", "check the file"),
+        ("not done in 3 s; raise it, or lower steps: so", "not done in 3 s", "raise it, or lower steps: so"),
+        # several problems of one row: each remedy says which column it is for
+        (
+            "row 2, column size: 9 is small; give more; row 2, column seed: -1 is below 0; give 0; row 2, column 5: x is spare; "
+            "delete it",
+            "row 2, column size: 9 is small; row 2, column seed: -1 is below 0; row 2, column 5: x is spare",
+            "size: give more; seed: give 0; 5: delete it",
+        ),
+        ("s3://b/a.png: the store failed (TimeoutError)", "s3://b/a.png: the store failed (TimeoutError)", ""),
+        ("row 2, column a: bad; row 2, column b: worse; mend it", "row 2, column a: bad; row 2, column b: worse", "b: mend it"),
+        ("", "", ""),
+    ],
+)
+def test_a_sentence_is_a_reason_and_a_remedy(sentence: str, reason: str, remedy: str) -> None:
+    assert errors.reason_and_remedy(sentence) == (reason, remedy)
+
+
+def test_the_reasons_of_a_rejected_row_are_taken_apart_where_they_were_joined() -> None:
+    parsed = manifest.parse(b"content,style,size,seed\n,a.png,9,-1\n", "/in")
+    reason, remedy = errors.reason_and_remedy("; ".join(manifest.reasons(parsed)[2]))
+    assert reason.count("row 2, column ") == 3
+    assert remedy == (
+        "content: give a path or a URI; size: give 64 to 8192 or leave it empty; seed: give 0 to 2147483647 or leave it empty"
+    )
 
 
 def test_every_error_is_in_the_tree_and_drawn_at_its_top() -> None:
