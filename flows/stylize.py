@@ -18,8 +18,10 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import watching
+from flows.watching import Follower
 from nst_tasks import batching, claims, devices, intake, outcome, presets, reporting, resume, settings, storage, weights, work
-from nst_tasks.batching import Job
+from nst_tasks.batching import Batch, Job
 from nst_tasks.claims import Claim
 from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, redact
 from nst_tasks.manifest import Pair, archived, reasons
@@ -29,7 +31,7 @@ from nst_tasks.reporting import Report
 from nst_tasks.request import Request, checkpoint_interval, failure_limit
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
-from nst_tasks.tasks import inspect_pictures, stylize_batch, with_retries
+from nst_tasks.tasks import inspect_pictures, stylize_batches, with_retries
 
 T = TypeVar("T")
 
@@ -49,7 +51,11 @@ INTERRUPTED = "interrupted; what is finished is safe: run the same command again
 
 
 def _flow_run_name() -> str:
-    uri = str(runtime.flow_run.parameters.get("manifest", "manifest"))
+    return manifest_name(str(runtime.flow_run.parameters.get("manifest", "")))
+
+
+def manifest_name(uri: str) -> str:
+    """What a person calls a manifest: its file's name without folder and suffix."""
     return redact(uri).rpartition("/")[2].removesuffix(".csv") or "manifest"
 
 
@@ -181,6 +187,7 @@ def run_manifest(request: Request, settings: Settings) -> Report:
     if len(told) > FAILURES_LOGGED:
         logger.warning("and %d more: the summary has them all", len(told) - FAILURES_LOGGED)
 
+    follower = Follower(manifest_name(request.manifest), run, observer)
     observer.add(
         pairs=taken.manifest.rows,
         pairs_done=len(outcomes),
@@ -188,14 +195,17 @@ def run_manifest(request: Request, settings: Settings) -> Report:
         work=sum(job.work for job in rows.to_do),
     )
     logger.info("%d rows: %d to do, %d skipped or refused", taken.manifest.rows, len(rows.to_do), len(outcomes))
-    outcomes += _stylize(rows.to_do, run)
+    with watching.progress(follower):
+        outcomes += _stylize(rows.to_do, run, follower)
     warnings += observer.warnings
     assert sorted(o.row for o in outcomes) == sorted(
         [pair.row for pair in taken.manifest.pairs] + [row.row for row in taken.manifest.rejected]
     ), "every row has exactly one outcome"
     ids = Counter(o.id for o in outcomes if o.status != Status.REJECTED)
     assert ids == Counter(every_id), "every id has exactly one outcome"
-    return patiently(lambda: reporting.write(request, taken, run, folder, outcomes, warnings, began))
+    report = patiently(lambda: reporting.write(request, taken, run, folder, outcomes, warnings, began))
+    follower.conclude(report, outcomes)
+    return report
 
 
 def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings) -> dict[str, Source | NstError]:
@@ -210,7 +220,8 @@ def _sources(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings)
         name = f"inspect pictures {first}-{first + len(chunk) - 1} of {len(unknown)}"
         return with_retries(inspect_pictures, settings, task_run_name=name).submit(chunk, settings)
 
-    for chunk, result in windowed(chunks, submit, window=4):
+    for chunk, future in windowed(chunks, submit, window=4):
+        result = future.result(raise_on_failure=False)
         if isinstance(result, BaseException):
             if ends_run(result):
                 raise result
@@ -237,7 +248,7 @@ def _standing(run: Run) -> dict[str, Claim]:
     return storage.patiently(lambda: claims.standing(run.out), run.settings, watch().stop, get_run_logger().warning)
 
 
-def _stylize(jobs: Sequence[Job], run: Run) -> list[Outcome]:
+def _stylize(jobs: Sequence[Job], run: Run, follower: Follower) -> list[Outcome]:
     """Fan the jobs out and gather their outcomes, whatever becomes of each.
 
     Pairs that a process died over come after the others, so that one that takes its process down again keeps nothing else
@@ -247,37 +258,39 @@ def _stylize(jobs: Sequence[Job], run: Run) -> list[Outcome]:
     dead = {key: claim.next_strikes for key, claim in _standing(run).items() if not claim.is_live}
     most, window = devices.most_pairs(run.settings.batch), len(devices.names()) + 1
     return [
-        *_fanned_out([job for job in jobs if job.key not in dead], run, most, window),
-        *_fanned_out([job for job in jobs if dead.get(job.key) == 0], run, most, window),
-        *_fanned_out([job for job in jobs if dead.get(job.key, 0) > 0], run, most=1, window=1),
+        *_fanned_out([job for job in jobs if job.key not in dead], run, follower, most, window),
+        *_fanned_out([job for job in jobs if dead.get(job.key) == 0], run, follower, most, window),
+        *_fanned_out([job for job in jobs if dead.get(job.key, 0) > 0], run, follower, most=1, window=1),
     ]
 
 
-def _fanned_out(jobs: Sequence[Job], run: Run, most: int, window: int) -> list[Outcome]:
+def _fanned_out(jobs: Sequence[Job], run: Run, follower: Follower, most: int, window: int) -> list[Outcome]:
     """Outcomes of jobs that go out in batches of at most `most`, `window` of them at a time."""
     logger, observer = get_run_logger(), watch()
     told = len(observer.warnings)
 
-    def submit(batch: batching.Batch) -> PrefectFuture[Any]:
-        tags = [batch.jobs[0].recipe.name]
-        return with_retries(stylize_batch, run.settings, task_run_name=batch.name, tags=tags).submit(batch, run)
+    def submit(share: tuple[Batch, ...]) -> PrefectFuture[Any]:
+        name, tags = batching.share_name(share), sorted({job.recipe.name for batch in share for job in batch.jobs})
+        return with_retries(stylize_batches, run.settings, task_run_name=name, tags=tags).submit(share, run)
 
     outcomes: list[Outcome] = []
     waiting, held = list(jobs), list[Job]()
     while waiting:
-        for batch, result in windowed(
-            batching.batches(waiting, most, run.settings.device_memory_gib * 2**30), submit, window=window
-        ):
+        found = batching.batches(waiting, most, run.settings.device_memory_gib * 2**30)
+        for share, future in windowed(batching.shares(found, run.settings.task_runs), submit, window=window):
             for sentence in observer.warnings[told:]:
                 logger.warning(sentence)
             told = len(observer.warnings)
+            result = future.result(raise_on_failure=False)
             if isinstance(result, NstError) and ends_run(result):
                 raise result
-            if isinstance(result, BaseException):  # a defect: the other pairs go on
-                result = work.fail(batch, result, run)
+            if isinstance(result, BaseException):  # the task itself was lost: the other pairs go on
+                result = [o for batch in share for o in work.fail(batch, result, run)]
             outcomes += result
+            observer.finish(run.id, (o.id for o in result))
+            follower.tell(result, future.task_run_id)
             done = {o.id for o in result}
-            held += [job for job in batch.jobs if job.id not in done]
+            held += [job for batch in share for job in batch.jobs if job.id not in done]
         waiting, held = _released(held, run)
     return outcomes
 
@@ -296,12 +309,14 @@ def _released(held: list[Job], run: Run) -> tuple[list[Job], list[Job]]:
     return [], []
 
 
-def windowed(items: Iterable[Any], submit: Any, window: int) -> Iterator[tuple[Any, Any]]:
-    """Each item with its future's result or exception, as they finish, with at most `window` submitted at a time.
+def windowed(
+    items: Iterable[T], submit: Callable[[T], PrefectFuture[Any]], window: int
+) -> Iterator[tuple[T, PrefectFuture[Any]]]:
+    """Each item with its future, as they finish, with at most `window` submitted at a time.
 
     `task.map` would submit them all at once: ten thousand pairs would wait in memory and in the API's queue.
     """
-    in_flight: dict[PrefectFuture[Any], Any] = {}
+    in_flight: dict[PrefectFuture[Any], T] = {}
     waiting = iter(items)
     while True:
         if watch().stop.is_set():
@@ -313,4 +328,4 @@ def windowed(items: Iterable[Any], submit: Any, window: int) -> Iterator[tuple[A
         if not in_flight:
             return
         future = next(as_completed(list(in_flight)))
-        yield in_flight.pop(future), future.result(raise_on_failure=False)
+        yield in_flight.pop(future), future

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nst_tasks.core.method import LBFGS, NUMERICS_VERSION, Method, as_plain
@@ -110,3 +110,17 @@ def batches(jobs: Iterable[Job], most: int, memory_bytes: float) -> list[Batch]:
         at_once = max(1, min(most, fitting))
         found += [Batch(tuple(group[k : k + at_once])) for k in range(0, len(group), at_once)]
     return sorted(found, key=lambda batch: batch.jobs[0].row)
+
+
+def shares(batches: Sequence[Batch], most: int) -> list[tuple[Batch, ...]]:
+    """The batches in their order, in at most `most` shares of as many batches each, the last one of fewer."""
+    each = max(1, -(-len(batches) // most))
+    return [tuple(batches[k : k + each]) for k in range(0, len(batches), each)]
+
+
+def share_name(share: Sequence[Batch]) -> str:
+    """The only batch's name, or how many pairs and between which rows of the manifest."""
+    if len(share) == 1:
+        return share[0].name
+    rows = [job.row for batch in share for job in batch.jobs]
+    return f"{len(rows)} pairs, rows {min(rows)} to {max(rows)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -27,6 +27,7 @@ class Watch:
     computing: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     warnings: list[str] = field(default_factory=list)
+    _finished: set[tuple[str, str]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, **counts: int) -> None:
@@ -34,6 +35,14 @@ class Watch:
         with self._lock:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
+        self.changed(self)
+
+    def finish(self, run_id: str, ids: Iterable[str]) -> None:
+        """Count these pairs of a run as done, each once, however often and by whom it is told."""
+        with self._lock:
+            new = {(run_id, id) for id in ids} - self._finished
+            self._finished |= new
+            self.pairs_done += len(new)
         self.changed(self)
 
     @contextlib.contextmanager

@@ -7,10 +7,10 @@ attempt they become outcomes like any other failure. Everything else is decided 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import runtime, task
+from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
@@ -25,6 +25,9 @@ from nst_tasks.source import Source
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+FAILURES_TOLD = 10
+"""Pairs whose failure is part of a task run's message."""
 
 
 def _fit_to_log(shell: Callable[P, R]) -> Callable[P, R]:
@@ -80,23 +83,38 @@ def inspect_pictures(uris: list[str], settings: Settings) -> dict[str, Source | 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 @_fit_to_log
-def stylize_batch(batch: Batch, run: Run) -> State[list[Outcome]]:
-    """Stylize the pairs of one batch; Failed when none of them succeeded.
+def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
+    """Stylize the pairs of some batches, one batch after the other; Failed when no pair succeeded.
+
+    A batch for which the store fails for the moment keeps none of the others from being done: they come first, then the
+    task is tried again, which finds them done.
 
     Raises:
-        StorageUnusable, Interrupted: no other batch would fare better.
+        StorageUnavailable: of one batch at least. StorageUnusable, Interrupted: no other batch would fare better.
     """
-    try:
-        outcomes = work.stylize(batch, run)
-    except NstError as error:
-        if not is_transient(error) or not _is_last_attempt(run.settings):
-            raise
-        outcomes = work.fail(batch, error, run)
+    outcomes: list[Outcome] = []
+    again: NstError | None = None
+    for batch in batches:
+        try:
+            outcomes += work.stylize(batch, run)
+        except NstError as error:
+            if ends_run(error):
+                raise
+            if is_transient(error) and not _is_last_attempt(run.settings):
+                again = error
+            else:
+                outcomes += work.fail(batch, error, run)
+        except Exception as error:
+            get_run_logger().error("%s: a defect, the other pairs go on", batch.name, exc_info=fit_to_log(error))
+            outcomes += work.fail(batch, error, run)
+    if again is not None:
+        raise again
     errors = [f"{done.id}: {done.error}" for done in outcomes if done.status == Status.FAILED]
     if not outcomes:
         return Completed(name="Done elsewhere", message="another run is doing these pairs", data=outcomes)
     if not errors:
         return Completed(data=outcomes)
+    message = "; ".join(errors[:FAILURES_TOLD]) + (f"; and {len(errors) - FAILURES_TOLD} more" * (len(errors) > FAILURES_TOLD))
     if len(errors) < len(outcomes):
-        return Completed(name="Completed with failures", message="; ".join(errors), data=outcomes)
-    return Failed(message="; ".join(errors), data=outcomes)
+        return Completed(name="Completed with failures", message=message, data=outcomes)
+    return Failed(message=message, data=outcomes)

@@ -24,7 +24,7 @@ from nst_tasks.errors import Interrupted
 from nst_tasks.progress import Watch, current
 from nst_tasks.request import Request
 from nst_tasks.settings import Settings
-from nst_tasks.tasks import stylize_batch, with_retries
+from nst_tasks.tasks import stylize_batches, with_retries
 
 
 class FlakyFileSystem(LocalFileSystem):
@@ -121,9 +121,9 @@ def test_a_pair_is_tried_again_after_a_passing_failure_of_the_store(
 
 
 def test_retries_wait_longer_each_time_and_not_all_alike() -> None:
-    shell = with_retries(stylize_batch, Settings(retries=5, retry_seconds=2))
+    shell = with_retries(stylize_batches, Settings(retries=5, retry_seconds=2))
     assert (shell.retries, shell.retry_delay_seconds, shell.retry_jitter_factor) == (5, [2, 4, 8, 15, 15], 0.5)
-    assert with_retries(stylize_batch, Settings(retries=0)).retries == 0
+    assert with_retries(stylize_batches, Settings(retries=0)).retries == 0
 
 
 def test_a_store_that_stays_away_fails_its_pair_alone_after_the_last_retry(
@@ -187,9 +187,9 @@ def test_no_more_than_the_window_is_in_flight(flow_api: str) -> None:
     def fan_out() -> list[tuple[int, int]]:
         nonlocal in_flight
         found = []
-        for item in windowed(range(12), submit, window=3):
+        for number, future in windowed(range(12), submit, window=3):
             in_flight -= 1
-            found.append(item)
+            found.append((number, future.result()))
         return found
 
     assert sorted(fan_out()) == [(number, number * number) for number in range(12)]
