@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from flaky import FlakyFileSystem
 from hypothesis import settings
 from servers import PATTERNS, S3, picture, prefect_server, s3_server
 
@@ -80,3 +81,14 @@ def flow_api(prefect_api: str) -> Iterator[str]:
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         yield prefect_api
         APILogWorker.drain_all(timeout=10)  # while the server still answers
+
+
+@pytest.fixture
+def flaky(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+    FlakyFileSystem.spared.clear()
+    FlakyFileSystem.failing.clear()
+    monkeypatch.setenv("NST_RETRY_SECONDS", "0")
+    monkeypatch.setenv("NST_ALLOWED_ROOTS", f"flaky://{pictures}|{tmp_path}")  # a store that nst does not know by itself
+    yield f"flaky://{pictures}"
+    FlakyFileSystem.failing.clear()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -175,6 +176,29 @@ def free_ports(count: int) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
+
+
+def ask(api: str, kind: str, question: dict[str, Any]) -> list[dict[str, Any]]:
+    """Filter flow runs or task runs by the server's REST API."""
+    request = urllib.request.Request(
+        f"{api}/{kind}/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())  # type: ignore[no-any-return]
+
+
+def last_run(api: str, name: str, tasks: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The newest flow run of this name and its task runs by name, once the server has recorded that many."""
+    until = time.monotonic() + 60
+    while True:
+        flow_runs = ask(api, "flow_runs", {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC"})
+        if flow_runs:
+            newest = flow_runs[0]
+            found = ask(api, "task_runs", {"task_runs": {"flow_run_id": {"any_": [newest["id"]]}}})
+            ended = [run for run in found if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
+            if len(ended) >= tasks or time.monotonic() > until:
+                return newest, {run["name"]: run for run in found}
+        time.sleep(0.5)
 
 
 def nst(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import threading
 import time
-import urllib.request
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
+from flaky import FlakyFileSystem
 from prefect import flow, task
-from servers import nst
+from servers import last_run, nst
 
 from flows.stylize import windowed
 from flows.terminal import run_flow
@@ -25,61 +19,6 @@ from nst_tasks.progress import Watch, current
 from nst_tasks.request import Request
 from nst_tasks.settings import Settings
 from nst_tasks.tasks import stylize_batches, with_retries
-
-
-class FlakyFileSystem(LocalFileSystem):
-    """The local disk, but after the spared ones some reads fail as in an object store that asks to come back later."""
-
-    protocol = "flaky"
-    spared: Counter[str] = Counter()
-    failing: Counter[str] = Counter()
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return LocalFileSystem._strip_protocol(path.removeprefix("flaky://"))
-
-    def cat_file(self, path: str, *rest: Any, **more: Any) -> bytes:
-        name = path.rpartition("/")[2]
-        if self.spared[name] > 0:
-            self.spared[name] -= 1
-        elif self.failing[name] > 0:
-            self.failing[name] -= 1
-            raise OSError(errno.EIO, "503 Slow Down")
-        return super().cat_file(path, *rest, **more)
-
-
-@pytest.fixture
-def flaky(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
-    FlakyFileSystem.spared.clear()
-    FlakyFileSystem.failing.clear()
-    monkeypatch.setenv("NST_RETRY_SECONDS", "0")
-    monkeypatch.setenv("NST_ALLOWED_ROOTS", f"flaky://{pictures}|{tmp_path}")  # a store that nst does not know by itself
-    yield f"flaky://{pictures}"
-    FlakyFileSystem.failing.clear()
-
-
-def ask(api: str, kind: str, question: dict[str, Any]) -> list[dict[str, Any]]:
-    """Filter flow runs or task runs by the server's REST API."""
-    request = urllib.request.Request(
-        f"{api}/{kind}/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())  # type: ignore[no-any-return]
-
-
-def last_run(api: str, name: str, tasks: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The newest flow run of this name and its task runs by name, once the server has recorded that many."""
-    until = time.monotonic() + 60
-    while True:
-        flow_runs = ask(api, "flow_runs", {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC"})
-        if flow_runs:
-            newest = flow_runs[0]
-            found = ask(api, "task_runs", {"task_runs": {"flow_run_id": {"any_": [newest["id"]]}}})
-            ended = [run for run in found if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
-            if len(ended) >= tasks or time.monotonic() > until:
-                return newest, {run["name"]: run for run in found}
-        time.sleep(0.5)
 
 
 def request(manifest: str, out: Path, **options: Any) -> Request:

@@ -1,0 +1,234 @@
+"""What a person sees of a run in the Prefect UI, asked of a real server's API: artifacts, log, and task runs of many pairs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flaky import FlakyFileSystem
+from jobs import run_into, two_jobs
+from PIL import Image
+from prefect import flow
+from servers import ask, last_run
+
+from flows import watching
+from flows.terminal import run_flow
+from flows.watching import Follower, artifact_key, in_words
+from nst_tasks import batching
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.progress import Watch
+from nst_tasks.request import Request
+from nst_tasks.tasks import stylize_batches, with_retries
+
+ROWS = "id,content,style,size\na,cat.png,oil.png,\nb,dog.png,ink.png,\nc,gone.png,oil.png,\nd,cat.png,ink.png,9\n"
+
+
+def request(pictures: Path, out: Path, name: str, rows: str) -> Request:
+    (pictures / f"{name}.csv").write_text(rows)
+    return Request(str(pictures / f"{name}.csv"), str(out), backbone="tiny", size=64, steps=1)
+
+
+def artifacts(api: str, flow_run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The artifacts of a flow run by type."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in ask(api, "artifacts", {"artifacts": {"flow_run_id": {"any_": [flow_run["id"]]}}}):
+        found.setdefault(one["type"], []).append(one)
+    return found
+
+
+def log(api: str, flow_run: dict[str, Any], last: str) -> list[str]:
+    """The flow run's log by the time that it holds this text."""
+    until = time.monotonic() + 30
+    while True:
+        question = {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "sort": "TIMESTAMP_ASC"}
+        lines = [line["message"] for line in ask(api, "logs", question)]
+        if any(last in line for line in lines) or time.monotonic() > until:
+            return lines
+        time.sleep(0.3)
+
+
+def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+    ended = run_flow(request(pictures, tmp_path / "out", "Weekly run_2", ROWS))
+    assert ended.report is not None
+    flow_run, task_runs = last_run(flow_api, "Weekly run_2", tasks=3)
+    found = artifacts(flow_api, flow_run)
+    assert {kind: len(some) for kind, some in found.items()} == {"progress": 1, "image": 2, "table": 1, "markdown": 1}
+    assert {one["key"] for some in found.values() for one in some} == {
+        "weekly-run-2-progress",
+        "weekly-run-2-failures",
+        "weekly-run-2-report",
+        None,
+    }
+    (progress,) = found["progress"]
+    assert (float(progress["data"]), progress["description"]) == (100.0, "4 of 4 rows done")
+    (table,) = found["table"]
+    assert table["description"] == "2 failed or rejected rows of 4"
+    assert json.loads(table["data"]) == [
+        {
+            "row": 4,
+            "pair": "c",
+            "status": "failed",
+            "reason": f"{pictures}/gone.png: does not exist",
+            "remedy": "check the name",
+        },
+        {
+            "row": 5,
+            "pair": "",
+            "status": "rejected",
+            "reason": "row 5, column size: 9 is below the smallest size, 64",
+            "remedy": "give 64 to 8192 or leave it empty",
+        },
+    ]
+    for task, pair in (("cat x oil", "a"), ("dog x ink", "b")):
+        (shown,) = (one for one in found["image"] if one["task_run_id"] == task_runs[task]["id"])
+        assert shown["description"].startswith(f"**{pair}**: content, style and result; painterly, 64 x 48, ")
+        data = shown["data"].removeprefix("data:image/webp;base64,")
+        assert base64.b64decode(data) == (tmp_path / f"out/thumbnails/{pair}.webp").read_bytes()
+        width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
+        assert width > 3 * height  # three pictures side by side
+    (report,) = found["markdown"]
+    assert ended.report.files["report"] in report["data"]
+    assert ended.report.message in report["data"]
+    lines = log(flow_api, flow_run, "; report: ")
+    assert f"{ended.report.message}; report: {ended.report.files['report']}" in lines
+    assert f"row 4, c: {pictures}/gone.png: does not exist; check the name" in lines
+    assert any(line.startswith("4 of 4 rows done: row ") for line in lines)
+    assert any(line.startswith("3 of 4 rows done, about ") for line in lines)
+
+
+def test_past_their_limit_batches_share_task_runs_and_pictures_are_bounded(
+    flow_api: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NST_TASK_RUNS", "2")
+    monkeypatch.setenv("NST_IMAGE_ARTIFACTS", "3")
+    rows = "".join(f"p{k},{('cat', 'dog')[k % 2]}.png,oil.png,{k}\n" for k in range(10))
+    ended = run_flow(request(pictures, tmp_path / "out", "many", "id,content,style,seed\n" + rows))
+    assert ended.message == "10 succeeded, 0 failed, 0 rejected, 0 skipped of 10 rows"
+    flow_run, task_runs = last_run(flow_api, "many", tasks=3)
+    assert set(task_runs) == {"inspect pictures 1-3 of 3", "5 pairs, rows 2 to 6", "5 pairs, rows 7 to 11"}
+    assert len(artifacts(flow_api, flow_run)["image"]) == 3
+    assert any(line.startswith("10 of 10 rows done: 5 succeeded") for line in log(flow_api, flow_run, "; report: "))
+    assert sorted(path.stem for path in (tmp_path / "out/images").iterdir()) == [f"p{k}" for k in range(10)]
+
+
+def test_of_a_shared_task_run_only_what_the_store_failed_for_is_tried_again(
+    flow_api: str, flaky: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NST_TASK_RUNS", "1")
+    (pictures / "torn.png").write_bytes((whole := (pictures / "cat.png").read_bytes())[: len(whole) // 2])
+    rows = "id,content,style\na,cat.png,oil.png\nb,dog.png,oil.png\nc,torn.png,oil.png\n"
+    (pictures / "shared.csv").write_text(rows)
+    FlakyFileSystem.spared.update({"cat.png": 1})  # the inspection's
+    FlakyFileSystem.failing.update({"cat.png": 1})
+    ended = run_flow(Request(f"{flaky}/shared.csv", str(tmp_path / "out"), backbone="tiny", size=64, steps=1))
+    assert ended.message == "2 succeeded, 1 failed, 0 rejected, 0 skipped of 3 rows"
+    flow_run, task_runs = last_run(flow_api, "shared", tasks=2)
+    shared = task_runs["3 pairs, rows 2 to 4"]
+    assert (shared["run_count"], shared["state_name"]) == (2, "Completed with failures")
+    assert shared["state"]["message"].startswith("c: ")
+    (progress,) = artifacts(flow_api, flow_run)["progress"]
+    assert progress["description"] == "3 of 3 rows done"  # each counted once, though b was come by twice
+
+
+def test_a_defect_in_one_batch_of_a_task_run_leaves_the_others_alone(flow_api: str, tmp_path: Path) -> None:
+    good, bad = two_jobs(tmp_path)
+    bad = replace(bad, height=0)  # intake lets none through
+    run = run_into(tmp_path / "out")
+
+    @flow(name="defect")
+    def shared() -> tuple[list[Outcome], str]:
+        share = (batching.Batch((bad,)), batching.Batch((good,)))
+        future = with_retries(stylize_batches, run.settings).submit(share, run)
+        return future.result(raise_on_failure=False), str(future.state.name)
+
+    outcomes, name = shared()
+    assert name == "Completed with failures"
+    assert [(o.id, o.status) for o in outcomes] == [("b", Status.FAILED), ("a", Status.SUCCEEDED)]
+    assert "unexpected" in outcomes[0].error
+
+
+def test_shares_keep_the_order_and_are_at_most_as_many_as_asked(tmp_path: Path) -> None:
+    batches = [batching.Batch((job,)) for job in two_jobs(tmp_path)] * 5
+    for most in (1, 2, 3, 4, 9, 10, 100):
+        shares = batching.shares(batches, most)
+        assert len(shares) <= most
+        assert [batch for share in shares for batch in share] == batches
+        assert len({len(share) for share in shares[:-1]}) <= 1
+    assert batching.shares([], 3) == []
+    assert all(len(share) == 1 for share in batching.shares(batches, 10))
+
+
+def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
+    flow_api: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but a patch makes a server refuse artifacts alone."""
+
+    def refuse(**values: Any) -> None:
+        raise ConnectionError("https://user:hunter2@api")
+
+    monkeypatch.setattr(watching, "create_progress_artifact", refuse)
+    monkeypatch.setattr(watching, "create_table_artifact", refuse)
+    monkeypatch.setattr(watching, "create_markdown_artifact", refuse)
+    ended = run_flow(request(pictures, tmp_path / "out", "mute", "id,content,style\na,cat.png,oil.png\n"))
+    assert ended.exit_code == 0
+    flow_run, _ = last_run(flow_api, "mute", tasks=2)
+    lines = log(flow_api, flow_run, "artifact")
+    assert "the Prefect API did not take an artifact (ConnectionError); the run goes on" in lines
+    assert not any("hunter2" in line for line in lines)
+
+
+def test_what_is_left_follows_from_the_pace_so_far(tmp_path: Path) -> None:
+    watch = Watch(pairs=7, pairs_done=7, work=900, work_done=900)  # another run's, before
+    follower = Follower("m", run_into(tmp_path), watch, began=time.monotonic() - 60)
+    assert (follower.percent(), follower.seconds_left()) == (0.0, None)
+    watch.add(pairs=4, work=400)
+    assert follower.standing() == "0 of 4 rows done"
+    watch.add(work_done=100)
+    watch.finish("run", ["a"])
+    watch.finish("run", ["a"])
+    assert follower.percent() == 25.0
+    assert follower.seconds_left() == pytest.approx(180, rel=0.05)
+    assert follower.standing() == "1 of 4 rows done, about 3 min left"
+    watch.add(work_done=500)  # steps gone through twice
+    assert follower.percent() == 100.0
+    done = Follower("m", run_into(tmp_path), Watch())
+    done.observer.add(pairs=2, pairs_done=1)  # nothing to compute
+    assert done.percent() == 50.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "about 0 s"), (89, "about 89 s"), (600, "about 10 min"), (9000, "about 2.5 h")]
+)
+def test_durations_are_told_roughly(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+def test_keys_of_artifacts_are_what_the_api_takes() -> None:
+    assert artifact_key("Q3 Töpfe_(final)", "report") == "q3-t-pfe-final-report"
+    assert artifact_key("…", "report") == "report"
+
+
+def test_text_from_outside_is_shown_and_not_obeyed() -> None:
+    name = "<img src=x onerror=alert(1)> [a](javascript:b) `c` |d|"
+    report = watching.Report(
+        run_id="r",
+        out="/o",
+        rows=1,
+        counts={str(status): 0 for status in Status},
+        failures=(),
+        flagged=(name,),
+        warnings=(),
+        seconds=1.0,
+        files={"report": "/o/`a|b`.html"},
+    )
+    shown = watching._markdown(name, report)
+    assert "\\<img src=x" in shown
+    assert "<img" not in shown.replace("\\<", "")
+    assert "](" not in shown
+    assert "| report | `` /o/'a\\|b'.html `` |" in shown
