@@ -27,6 +27,7 @@ class Watch:
     computing: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     warnings: list[str] = field(default_factory=list)
+    whole: Watch | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, **counts: int) -> None:
@@ -35,6 +36,12 @@ class Watch:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
         self.changed(self)
+        if self.whole is not None:
+            self.whole.add(**counts)
+
+    def part(self) -> Watch:
+        """A watch of one of several runs: its counts are added to these as well, and a wish to stop reaches it."""
+        return Watch(stop=self.stop, whole=self)
 
     @contextlib.contextmanager
     def compute(self) -> Iterator[None]:
