@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nst_tasks import __version__, presets, recipe_file, settings, weights
-from nst_tasks.errors import InputError, NstError
+from nst_tasks.errors import InputError, NstError, redact
 
 app = typer.Typer(
     name="nst",
@@ -102,6 +102,120 @@ def run(
         except NstError as error:
             _refuse(error)
         _run(request, as_json)
+
+
+INBOX_HELP = "Folder or prefix whose manifests are run; NST_INBOX by default."
+SWEEP_OUT_HELP = "Folder below which each manifest has its output; NST_OUT by default."
+CRON_HELP = "When nightly runs: minute, hour, day of the month, month, day of the week; NST_CRON by default."
+TIMEZONE_HELP = "Time zone of that, such as Europe/Berlin; NST_TIMEZONE by default."
+
+
+@app.command()
+def nightly(
+    inbox: Annotated[str | None, typer.Option(help=INBOX_HELP)] = None,
+    out: Annotated[str | None, typer.Option(help=SWEEP_OUT_HELP)] = None,
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = presets.DEFAULT,
+    size: Annotated[int | None, typer.Option(help="Longest side of the results, in pixels; the recipe's by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimization steps at full size; the recipe's by default.")] = None,
+    backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
+    weights_file: Annotated[
+        str | None, typer.Option("--weights", help="Keras weights file for vgg19 or vgg16, path or URI.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Run nothing of a manifest of which any row is rejected.")] = False,
+    max_failures: Annotated[
+        str | None, typer.Option(help="A manifest's run ends Failed above this many failed rows: N or P%.")
+    ] = None,
+    upscale: Annotated[bool, typer.Option("--upscale", help="Enlarge pictures that are smaller than the size.")] = False,
+    pair_timeout: Annotated[
+        float | None, typer.Option(help="Seconds of compute after which a pair fails; never by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run every manifest of an inbox that is new or has changed, once, now."""
+    from nst_tasks import inbox as inboxes
+    from nst_tasks import intake, storage
+    from nst_tasks.request import Request
+
+    with _stoppable():
+        try:
+            configured = _configured(inbox=inbox, out=out)
+            for option, place in (("inbox", configured.inbox), ("out", configured.out)):
+                if not place:
+                    raise InputError(f"--{option}: is missing; give it, or set NST_{option.upper()}")
+            request = Request(
+                manifest=storage.absolute(configured.inbox),
+                out=storage.absolute(configured.out),
+                recipe=intake.located(recipe),
+                size=size,
+                steps=steps,
+                backbone=backbone,
+                weights=storage.absolute(weights_file) if weights_file else None,
+                strict=strict,
+                max_failures=max_failures,
+                upscale=upscale,
+                pair_timeout=pair_timeout,
+            )
+            inboxes.options(request, configured)
+            _quiet()
+            _import_tensorflow()
+            from flows.terminal import run_sweep
+
+            ended, swept = run_sweep(request)
+        except NstError as error:
+            _refuse(error)
+    entries = swept.entries if swept else {}
+    if as_json:
+        result = {"state": ended.name, "message": ended.message, "unchanged": swept.unchanged if swept else 0}
+        typer.echo(json.dumps({**result, "manifests": {k: dataclasses.asdict(e) for k, e in entries.items()}}, indent=1))
+    else:
+        for file, entry in entries.items():
+            typer.echo(f"{redact(file)}: {entry.result}, {entry.message}")
+        typer.echo(f"{ended.name}: {ended.message}", err=swept is None)
+    raise typer.Exit(ended.exit_code)
+
+
+@app.command()
+def serve(
+    inbox: Annotated[str | None, typer.Option(help=INBOX_HELP)] = None,
+    out: Annotated[str | None, typer.Option(help=SWEEP_OUT_HELP)] = None,
+    cron: Annotated[str | None, typer.Option(help=CRON_HELP)] = None,
+    timezone: Annotated[str | None, typer.Option(help=TIMEZONE_HELP)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time; each would have a GPU's whole memory for itself.")] = 1,
+) -> None:
+    """Serve two deployments until stopped: nightly, by schedule, and stylize-manifest, on demand."""
+    with _stoppable():
+        try:
+            configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
+            _quiet(console=False)
+            _import_tensorflow()
+            from flows import deploy
+
+            deploy.serve(configured, limit)
+        except NstError as error:
+            _refuse(error)
+
+
+@app.command()
+def deploy(
+    pool: Annotated[str, typer.Option(help="Work pool whose workers start the runs.")],
+    image: Annotated[str | None, typer.Option(help="Container image in which they start them, if they do.")] = None,
+    inbox: Annotated[str | None, typer.Option(help=INBOX_HELP)] = None,
+    out: Annotated[str | None, typer.Option(help=SWEEP_OUT_HELP)] = None,
+    cron: Annotated[str | None, typer.Option(help=CRON_HELP)] = None,
+    timezone: Annotated[str | None, typer.Option(help=TIMEZONE_HELP)] = None,
+) -> None:
+    """Register nightly and stylize-manifest on a work pool."""
+    try:
+        configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
+        _quiet()
+        _import_tensorflow()
+        from flows import deploy
+
+        deploy.deploy(configured, pool, image)
+    except NstError as error:
+        _refuse(error)
+    for name in deploy.NAMES:
+        typer.echo(f"{name}/{name} on {pool}")
 
 
 @app.command()
@@ -237,13 +351,24 @@ def _stoppable() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _run(request: Any, as_json: bool) -> NoReturn:
-    """Run the flow under a progress bar and end with its exit code."""
-    # Prefect's own lines would run into the bar; an operator's setting wins, and the API gets every line all the same
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+def _configured(**given: str | None) -> settings.Settings:
+    """The settings of the environment, save for what options say."""
+    options = {settings.PREFIX + name.upper(): text for name, text in given.items() if text is not None}
+    return settings.from_environment({**os.environ, **options})
+
+
+def _quiet(console: bool = True) -> None:
+    """Have Prefect and TensorFlow say on the console only what a person there needs; the Prefect API gets every line."""
+    if console:  # its lines would run into the progress bar; an operator's setting wins
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _run(request: Any, as_json: bool) -> NoReturn:
+    """Run the flow under a progress bar and end with its exit code."""
+    _quiet()
     try:
         _import_tensorflow()
         from flows.terminal import run_flow

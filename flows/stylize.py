@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
+from prefect.events import emit_event
 from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed
@@ -23,7 +24,8 @@ from flows.watching import Follower
 from nst_tasks import batching, claims, devices, intake, outcome, presets, reporting, resume, settings, storage, weights, work
 from nst_tasks.batching import Batch, Job
 from nst_tasks.claims import Claim
-from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, redact
+from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, is_pairs_own, redact
+from nst_tasks.ledger import Result
 from nst_tasks.manifest import Pair, archived, reasons
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import current, watch
@@ -46,6 +48,13 @@ MOST_THREADS = 64
 
 HELD_SECONDS = 2.0
 """Between two looks at pairs that another run is doing."""
+
+REFUSED = "Refused"
+WITH_FAILURES = "Completed with failures"
+"""Names of final states that Prefect has none for."""
+
+MESSAGE_ANNOUNCED = 2000
+"""Characters of a run's message that its event carries: one about a manifest can have a line for every row."""
 
 INTERRUPTED = "interrupted; what is finished is safe: run the same command again"
 
@@ -104,6 +113,20 @@ def stylize_manifest(
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
         checkpoint_every, pair_timeout,
     )  # fmt: skip
+    try:
+        state = _carried_out(request)
+    except (KeyboardInterrupt, TerminationSignal):
+        announce(request, Result.INTERRUPTED, INTERRUPTED)
+        raise
+    except Exception as error:
+        announce(request, Result.FAILED, str(fit_to_log(error)))
+        raise
+    ended = state.data if isinstance(state.data, Report) else None
+    announce(request, result_of(state), state.message or "", ended)
+    return state
+
+
+def _carried_out(request: Request) -> State[Report]:
     observer = watch()
     current.set(observer)
     try:
@@ -112,23 +135,76 @@ def stylize_manifest(
         observer.stop.set()
         raise
     except InputError as error:
-        return Failed(name="Refused", message=str(error), data=error)
+        return Failed(name=REFUSED, message=watching.refused(manifest_name(request.manifest), error), data=error)
     except Interrupted:
         return Cancelled(message=INTERRUPTED)
     except StorageError as error:
-        observer.stop.set()  # what is still being computed could not be written
+        if not is_pairs_own(error):
+            observer.stop.set()  # what is still being computed could not be written, and neither could another manifest's
         return Failed(message=f"the run could not go on, what is finished is safe: {error}", data=error)
     except PrefectException:
         raise
     except Exception as error:  # a defect: Prefect logs and shows what it says
         raise fit_to_log(error) from None
     message = report.message
-    if len(report.failures) > failure_limit(max_failures, report.rows):
-        limit = f"above --max-failures {max_failures}" if max_failures else "none succeeded"
+    if len(report.failures) > failure_limit(request.max_failures, report.rows):
+        limit = f"above --max-failures {request.max_failures}" if request.max_failures else "none succeeded"
         return Failed(message=f"{message} ({limit})", data=report)
     if report.failures:
-        return Completed(name="Completed with failures", message=message, data=report)
+        return Completed(name=WITH_FAILURES, message=message, data=report)
     return Completed(message=message, data=report)
+
+
+def start(request: Request) -> State[Any]:
+    """The state in which the flow run of a request ends."""
+    return stylize_manifest(
+        manifest=request.manifest,
+        out=request.out,
+        recipe=request.recipe,
+        size=request.size,
+        steps=request.steps,
+        backbone=request.backbone,
+        weights_file=request.weights,
+        strict=request.strict,
+        max_failures=request.max_failures,
+        upscale=request.upscale,
+        history_every=request.history_every,
+        snapshots=request.snapshots,
+        checkpoint_every=request.checkpoint_every,
+        pair_timeout=request.pair_timeout,
+        return_state=True,
+    )
+
+
+def result_of(state: State[Any]) -> Result:
+    """What a run's final state means to those who wait for its manifest."""
+    if state.is_completed():
+        return Result.FAILURES if state.name == WITH_FAILURES else Result.GOOD
+    if state.is_cancelled():
+        return Result.INTERRUPTED
+    return Result.REFUSED if state.name == REFUSED else Result.FAILED
+
+
+def announce(request: Request, result: Result, message: str, report: Report | None = None) -> None:
+    """Tell Prefect, for automations, that a manifest's run has ended.
+
+    The event's resource carries what a trigger matches by, its payload what a person wants to read.
+    """
+    manifest = redact(request.manifest)
+    payload: dict[str, Any] = {"out": redact(request.out), "message": message[:MESSAGE_ANNOUNCED]}
+    if report is not None:
+        payload |= {
+            "rows": report.rows,
+            "counts": report.counts,
+            "run_id": report.run_id,
+            "report": report.files["report"],
+            "manifest_sha256": report.manifest_sha256,
+        }
+    emit_event(
+        "nst.manifest.completed",
+        resource={"prefect.resource.id": f"nst.manifest.{manifest}", "prefect.resource.name": manifest, "nst.result": result},
+        payload=payload,
+    )
 
 
 def run_manifest(request: Request, settings: Settings) -> Report:
@@ -287,7 +363,7 @@ def _fanned_out(jobs: Sequence[Job], run: Run, follower: Follower, most: int, wi
             if isinstance(result, BaseException):  # the task itself was lost: the other pairs go on
                 result = [o for batch in share for o in work.fail(batch, result, run)]
             outcomes += result
-            observer.finish(run.id, (o.id for o in result))
+            observer.finish(o.id for o in result)
             follower.tell(result, future.task_run_id)
             done = {o.id for o in result}
             held += [job for batch in share for job in batch.jobs if job.id not in done]

@@ -8,17 +8,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_API_URL
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flows.stylize import INTERRUPTED, stylize_manifest
+from flows import nightly, stylize
+from flows.nightly import Swept
+from flows.stylize import INTERRUPTED
 from nst_tasks.errors import InputError, SettingsError, redact
 from nst_tasks.progress import Watch, current
 from nst_tasks.reporting import Report
@@ -47,32 +52,8 @@ def run_flow(request: Request) -> Ended:
     Raises:
         InputError: the request is refused, or the Prefect API does not answer.
     """
-    _require_api()
-    with _progress_bar() as watch, _signals(watch):
-        token = current.set(watch)
-        try:
-            state = stylize_manifest(
-                manifest=request.manifest,
-                out=request.out,
-                recipe=request.recipe,
-                size=request.size,
-                steps=request.steps,
-                backbone=request.backbone,
-                weights_file=request.weights,
-                strict=request.strict,
-                max_failures=request.max_failures,
-                upscale=request.upscale,
-                history_every=request.history_every,
-                snapshots=request.snapshots,
-                checkpoint_every=request.checkpoint_every,
-                pair_timeout=request.pair_timeout,
-                return_state=True,
-            )
-        except (KeyboardInterrupt, TerminationSignal):
-            return STOPPED
-        finally:
-            current.reset(token)
-    if state.is_cancelled() or (watch.stop.is_set() and state.is_crashed()):
+    state = _attended(partial(stylize.start, request))
+    if state is None or state.is_cancelled():
         return STOPPED
     result = state.result(raise_on_failure=False)
     if isinstance(result, InputError):
@@ -82,15 +63,45 @@ def run_flow(request: Request) -> Ended:
     return Ended(state.name or "", state.message or "", 1 if failed else 0, report)
 
 
-def _require_api() -> None:
-    """Refuse to start against a Prefect API that is configured and does not answer: Prefect itself would wait and retry.
+def run_sweep(request: Request) -> tuple[Ended, Swept | None]:
+    """Run `nightly` once, likewise; the request's manifest is the inbox. And what came of it, unless it was stopped.
+
+    Raises:
+        InputError: an option is wrong, or the Prefect API does not answer.
+    """
+    state = _attended(partial(nightly.start, request))
+    if state is None:
+        return STOPPED, None
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, InputError):
+        raise result
+    swept = result if isinstance(result, Swept) else None
+    return Ended(state.name or "", state.message or "", 0 if swept and not swept.broken else 1, None), swept
+
+
+def _attended(call: Callable[[], State[Any]]) -> State[Any] | None:
+    """The state that a flow ends in under the progress bar; None if it was asked to stop before."""
+    require_api()
+    with _progress_bar() as watch, _signals(watch):
+        token = current.set(watch)
+        try:
+            state = call()
+        except (KeyboardInterrupt, TerminationSignal):
+            return None
+        finally:
+            current.reset(token)
+        return None if watch.stop.is_set() and (state.is_cancelled() or state.is_crashed()) else state
+
+
+def require_api() -> str | None:
+    """The Prefect API that is configured, if one is. One that does not answer is refused: Prefect itself would wait and retry.
 
     Raises:
         SettingsError: it does not answer.
     """
-    url = PREFECT_API_URL.value()
+    url: str | None = PREFECT_API_URL.value()
     if not url:
-        return  # Prefect starts a server of its own for the run
+        return None  # Prefect starts a server of its own for the run
     try:
         with get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
@@ -101,6 +112,7 @@ def _require_api() -> None:
             f"PREFECT_API_URL: {redact(url)} does not answer ({type(problem).__name__}); start that server, correct the "
             "address, or unset it to run without one"
         )
+    return url
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from prefect.artifacts import (
 )
 
 from nst_tasks import storage
-from nst_tasks.errors import StorageError, reason_and_remedy
+from nst_tasks.errors import InputError, StorageError, reason_and_remedy
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import Watch
 from nst_tasks.reporting import Report
@@ -39,6 +39,9 @@ PROGRESS_SECONDS = 5.0
 
 TOLD_SINGLY = 4
 """Pairs of one task run that are each a line of the log; more are one line together."""
+
+REASONS_TOLD = 50
+"""Problems of a refused manifest that are part of its state's message."""
 
 FAILURES_SHOWN = 1000
 """Rows of the table of failures; the summary has all of them."""
@@ -51,7 +54,7 @@ def artifact_key(name: str, kind: str) -> str:
 
 @dataclass
 class Follower:
-    """Tells of one run as it goes: `name` is the flow run's, `observer` may have counted other runs before this one."""
+    """Tells of one run as it goes: `name` is the flow run's, `observer` counts what is done."""
 
     name: str
     run: Run
@@ -59,33 +62,21 @@ class Follower:
     pictures: int = 0
     began: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        self._before = self._counts()
-
-    def _counts(self) -> tuple[int, int, int, int]:
-        seen = self.observer
-        return seen.pairs, seen.pairs_done, seen.work, seen.work_done
-
-    def counts(self) -> tuple[int, int, int, int]:
-        """Rows, rows done, pixel-steps, pixel-steps done of this run alone."""
-        rows, done, work, worked = (now - then for now, then in zip(self._counts(), self._before, strict=True))
-        return rows, done, work, worked
-
     def seconds_left(self) -> float | None:
         """As long as the rest takes at the pace so far; None before anything is done."""
-        _, _, work, worked = self.counts()
-        return (work - worked) / worked * (time.monotonic() - self.began) if worked > 0 else None
+        seen = self.observer
+        return (seen.work - seen.work_done) / seen.work_done * (time.monotonic() - self.began) if seen.work_done > 0 else None
 
     def standing(self) -> str:
         """How far the run is, in words: `3 of 12 rows done, about 4 min left`."""
-        rows, done, _, _ = self.counts()
-        left = self.seconds_left()
-        return f"{done} of {rows} rows done" + (f", {in_words(left)} left" if left is not None and done < rows else "")
+        seen, left = self.observer, self.seconds_left()
+        more = f", {in_words(left)} left" if left is not None and seen.pairs_done < seen.pairs else ""
+        return f"{seen.pairs_done} of {seen.pairs} rows done{more}"
 
     def percent(self) -> float:
         """The share of the optimization that is done, or of the rows where there is none to do."""
-        rows, done, work, worked = self.counts()
-        share = worked / work if work > 0 else done / rows if rows > 0 else 0.0
+        seen = self.observer
+        share = seen.work_done / seen.work if seen.work > 0 else seen.pairs_done / seen.pairs if seen.pairs > 0 else 0.0
         return round(100 * min(max(share, 0.0), 1.0), 1)
 
     def tell(self, outcomes: Sequence[Outcome], task_run_id: UUID) -> None:
@@ -113,7 +104,7 @@ class Follower:
         facts = f"{o.recipe['name']}, {o.width} x {o.height}, {o.steps} steps, {o.seconds:.0f} s{_flags(o)}"
         artifact = ImageArtifact(  # without a key: the API's page of all artifacts is not for thousands of pairs
             image_url="data:image/webp;base64," + base64.b64encode(strip).decode(),
-            description=f"**{_plain(o.id)}**: content, style and result; {_plain(facts)}",
+            description=f"**{plain(o.id)}**: content, style and result; {plain(facts)}",
             task_run_id=task_run_id,
         )
         _taken(artifact.create)
@@ -138,19 +129,32 @@ class Follower:
         )
 
 
+def refused(name: str, error: InputError) -> str:
+    """Show why a manifest was refused, a row for each problem; the sentences that fit into a state's message."""
+    lines = str(error).splitlines()
+    _taken(
+        create_table_artifact,
+        table=[dict(zip(("reason", "remedy"), reason_and_remedy(line), strict=True)) for line in lines[:FAILURES_SHOWN]],
+        key=artifact_key(name, "failures"),
+        description=f"refused, nothing ran: {len(lines)} problem{'s' * (len(lines) > 1)}",
+    )
+    more = [f"and {len(lines) - REASONS_TOLD} more"] if len(lines) > REASONS_TOLD else []
+    return "\n".join([*lines[:REASONS_TOLD], *more])
+
+
 def _row(o: Outcome) -> dict[str, Any]:
     reason, remedy = reason_and_remedy(o.error)
     return {"row": o.row, "pair": o.id, "status": str(o.status), "reason": reason, "remedy": remedy}
 
 
 def _markdown(name: str, report: Report) -> str:
-    lines = [f"# {_plain(name)}", "", f"Run {report.run_id}: {report.message}, in {report.seconds:.0f} s.", ""]
+    lines = [f"# {plain(name)}", "", f"Run {report.run_id}: {report.message}, in {report.seconds:.0f} s.", ""]
     lines += ["| what | where |", "|---|---|"]
     places = {**report.files, "images": f"{report.out}/images", "history": f"{report.out}/history"}
     lines += [f"| {kind} | {_code(uri)} |" for kind, uri in places.items()]
     for title, sentences in (("Flagged", report.flagged), ("Warnings", report.warnings)):
         if sentences:
-            lines += ["", f"## {title}", "", *(f"- {_plain(line)}" for line in sentences[:FAILURES_SHOWN])]
+            lines += ["", f"## {title}", "", *(f"- {plain(line)}" for line in sentences[:FAILURES_SHOWN])]
     return "\n".join(lines)
 
 
@@ -158,7 +162,7 @@ def _code(text: str) -> str:
     return "`` " + text.replace("|", "\\|").replace("`", "'") + " ``"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text as markdown that shows it as it is, whatever is in it."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>&~-])", r"\\\1", text)
 
@@ -197,10 +201,10 @@ def progress(follower: Follower) -> Iterator[None]:
         _taken(update_progress_artifact, artifact_id=artifact, progress=follower.percent(), description=follower.standing())
 
     def keep() -> None:
-        told = follower.counts()
+        told = ""
         while not ended.wait(PROGRESS_SECONDS):
-            if follower.counts() != told:
-                told = follower.counts()
+            if (now := f"{follower.percent()} {follower.standing()}") != told:
+                told = now
                 update()
 
     keeper = threading.Thread(target=contextvars.copy_context().run, args=(keep,), name="progress", daemon=True)

@@ -56,26 +56,34 @@ class Intake:
         return hashlib.sha256(self.manifest_bytes).hexdigest()
 
 
+def manifest_bytes(uri: str, allowed: Access = ANYWHERE) -> bytes:
+    """A manifest's bytes.
+
+    Raises:
+        ManifestError: it cannot be reached or may not be, or is too large for one.
+    """
+    try:
+        check_access(uri, allowed)
+        if entry := storage.stat(uri):
+            manifest.check_size(entry.size)  # before it is read: it may be anything
+        return storage.read(uri)
+    except StorageError as error:
+        raise ManifestError(f"manifest {error}") from error
+    except ManifestError as error:
+        raise ManifestError(f"manifest {redact(uri)}: {error}") from error
+
+
 def read_manifest(uri: str, allowed: Access = ANYWHERE) -> tuple[bytes, Manifest]:
     """A manifest's bytes and its rows; those that name what it may not name are rejected.
 
     Raises:
         ManifestError: it cannot be reached or may not be, or is no manifest.
     """
-    place = redact(uri)
-    try:
-        check_access(uri, allowed)
-        if entry := storage.stat(uri):
-            manifest.check_size(entry.size)  # before it is read: it may be anything
-        data = storage.read(uri)
-    except StorageError as error:
-        raise ManifestError(f"manifest {error}") from error
-    except ManifestError as error:
-        raise ManifestError(f"manifest {place}: {error}") from error
+    data = manifest_bytes(uri, allowed)
     try:
         return data, manifest.parse(data, storage.folder(uri), fault=_fault_of(uri, allowed))
     except ManifestError as error:
-        raise ManifestError("\n".join(f"manifest {place}: {line}" for line in str(error).splitlines())) from error
+        raise ManifestError("\n".join(f"manifest {redact(uri)}: {line}" for line in str(error).splitlines())) from error
 
 
 def _fault_of(manifest_uri: str, allowed: Access) -> Callable[[str], str | None]:
@@ -156,23 +164,14 @@ def prepare(request: Request, settings: Settings) -> Intake:
     """
     problems = credentials(request)
     data, parsed = b"", None
-    weights_sha256 = ""
     known: dict[str, Recipe] = dict(presets.PRESETS)
     try:
         data, parsed = read_manifest(request.manifest, settings.access)
         parsed, known = with_recipes(request.manifest, data, parsed, settings.access)
     except InputError as error:
         problems.append(str(error))
-    try:
-        weights_sha256 = weights.sha256(request.backbone, read_weights(request.weights, settings.access))
-    except InputError as error:
-        problems.append(f"--{str(error).removeprefix('--')}")
-    try:
-        recipe = known.get(request.recipe) or find_recipe(request.recipe, settings.access)
-    except SettingsError as error:
-        problems += [f"--{line}" for line in str(error).splitlines()]
-        recipe = presets.PRESETS[presets.DEFAULT]  # for a look at size and steps
-    problems += option_problems(request, recipe)
+    recipe, weights_sha256, wrong = _options(request, settings, known)
+    problems += wrong
     if parsed is not None:
         if request.strict and parsed.problems:
             problems += [str(problem) for problem in parsed.problems]
@@ -189,6 +188,34 @@ def prepare(request: Request, settings: Settings) -> Intake:
     if problems or parsed is None:
         raise InputError("\n".join(problems))
     return Intake(parsed, data, weights_sha256, {**known, request.recipe: recipe}, exclusive)
+
+
+def check_options(request: Request, settings: Settings) -> tuple[Recipe, str]:
+    """The recipe and the SHA-256 of the weights that a request means, whatever its manifest.
+
+    Raises:
+        InputError: an option is wrong; each problem on its own line.
+    """
+    recipe, weights_sha256, problems = _options(request, settings, presets.PRESETS)
+    if problems:
+        raise InputError("\n".join(problems))
+    return recipe, weights_sha256
+
+
+def _options(request: Request, settings: Settings, known: Mapping[str, Recipe]) -> tuple[Recipe, str, list[str]]:
+    """The recipe, the SHA-256 of the weights, and a line for each option that is wrong."""
+    problems = []
+    weights_sha256 = ""
+    try:
+        weights_sha256 = weights.sha256(request.backbone, read_weights(request.weights, settings.access))
+    except InputError as error:
+        problems.append(f"--{str(error).removeprefix('--')}")
+    try:
+        recipe = known.get(request.recipe) or find_recipe(request.recipe, settings.access)
+    except SettingsError as error:
+        problems += [f"--{line}" for line in str(error).splitlines()]
+        recipe = presets.PRESETS[presets.DEFAULT]  # for a look at size and steps
+    return recipe, weights_sha256, problems + option_problems(request, recipe)
 
 
 def read_weights(uri: str | None, allowed: Access = ANYWHERE) -> bytes | None:

@@ -27,7 +27,8 @@ class Watch:
     computing: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     warnings: list[str] = field(default_factory=list)
-    _finished: set[tuple[str, str]] = field(default_factory=set)
+    whole: Watch | None = None
+    _finished: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, **counts: int) -> None:
@@ -36,14 +37,19 @@ class Watch:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
         self.changed(self)
+        if self.whole is not None:
+            self.whole.add(**counts)
 
-    def finish(self, run_id: str, ids: Iterable[str]) -> None:
-        """Count these pairs of a run as done, each once, however often and by whom it is told."""
+    def part(self) -> Watch:
+        """A watch of one of several runs: its counts are added to these as well, and a wish to stop reaches it."""
+        return Watch(stop=self.stop, whole=self)
+
+    def finish(self, ids: Iterable[str]) -> None:
+        """Count these pairs as done, each once, however often and by whom it is told."""
         with self._lock:
-            new = {(run_id, id) for id in ids} - self._finished
+            new = {*ids} - self._finished
             self._finished |= new
-            self.pairs_done += len(new)
-        self.changed(self)
+        self.add(pairs_done=len(new))
 
     @contextlib.contextmanager
     def compute(self) -> Iterator[None]:

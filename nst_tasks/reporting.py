@@ -34,6 +34,7 @@ class Report:
     warnings: tuple[str, ...]
     seconds: float
     files: dict[str, str]
+    manifest_sha256: str
 
     @property
     def message(self) -> str:
@@ -86,12 +87,12 @@ def write(
         warnings=tuple(warnings),
         seconds=round((datetime.now(UTC) - began).total_seconds(), 3),
         files={kind: redact(storage.join(folder, name)) for kind, name in names.items()},
+        manifest_sha256=taken.manifest_sha256,
     )
     record = {
         **asdict(report),
         "began": began.isoformat(timespec="seconds"),
         "request": {name: redact(value) if isinstance(value, str) else value for name, value in asdict(request).items()},
-        "manifest_sha256": taken.manifest_sha256,
         "weights_sha256": run.weights_sha256,
     }
     facts = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,13 @@ class Request:
 
 
 def credentials(request: Request) -> list[str]:
-    """A line for each place that names a secret: as parameters of the flow run, Prefect stores and shows them."""
+    """A line for each place of a request that names a secret."""
     options = {"--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
-    places = {"manifest": request.manifest, **options}
+    return secrets_in({"manifest": request.manifest, **options})
+
+
+def secrets_in(places: Mapping[str, str]) -> list[str]:
+    """A line for each of these URIs that names a secret: as parameters of a flow run, Prefect stores and shows them."""
     remedy = "which Prefect would store; give credentials by environment variables or a profile"
     return [
         f"{name}: {redact(uri)} has a password or a query, {remedy}"

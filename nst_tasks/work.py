@@ -71,7 +71,7 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
                 outcomes[ready.job.id] = _publish(ready, result, run)
             late = {ready.job.key for ready, result in zip(loaded, results, strict=True) if isinstance(result, DeadlineError)}
             resume.remove(run.out, {ready.job.key for ready in loaded} - late)
-    observer.finish(run.id, outcomes)
+    observer.finish(outcomes)
     return [outcomes[job.id] for job in ours]
 
 

@@ -18,6 +18,7 @@ from prefect import flow
 from servers import ask, last_run
 
 from flows import watching
+from flows.stylize import stylize_manifest
 from flows.terminal import run_flow
 from flows.watching import Follower, artifact_key, in_words
 from nst_tasks import batching
@@ -102,6 +103,22 @@ def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, 
     assert any(line.startswith("3 of 4 rows done, about ") for line in lines)
 
 
+def test_a_refused_manifest_shows_its_problems_and_bounds_its_message(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "broken.csv").write_text("content,style,size\n" + "cat.png,oil.png,9\n" * 60)
+    state = stylize_manifest(str(pictures / "broken.csv"), str(tmp_path / "out"), backbone="tiny", return_state=True)
+    lines = (state.message or "").splitlines()
+    assert (state.name, len(lines), lines[-1]) == ("Refused", 51, "and 11 more")
+    flow_run, _ = last_run(flow_api, "broken", tasks=0)
+    (table,) = artifacts(flow_api, flow_run)["table"]
+    assert table["description"] == "refused, nothing ran: 61 problems"
+    rows = json.loads(table["data"])
+    assert len(rows) == 61
+    assert rows[59] == {
+        "reason": "row 61, column size: 9 is below the smallest size, 64",
+        "remedy": "give 64 to 8192 or leave it empty",
+    }
+
+
 def test_past_their_limit_batches_share_task_runs_and_pictures_are_bounded(
     flow_api: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,14 +201,16 @@ def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
 
 
 def test_what_is_left_follows_from_the_pace_so_far(tmp_path: Path) -> None:
-    watch = Watch(pairs=7, pairs_done=7, work=900, work_done=900)  # another run's, before
+    whole = Watch(pairs=7, pairs_done=7, work=900, work_done=900)  # with another run, before
+    watch = whole.part()
     follower = Follower("m", run_into(tmp_path), watch, began=time.monotonic() - 60)
     assert (follower.percent(), follower.seconds_left()) == (0.0, None)
     watch.add(pairs=4, work=400)
     assert follower.standing() == "0 of 4 rows done"
     watch.add(work_done=100)
-    watch.finish("run", ["a"])
-    watch.finish("run", ["a"])
+    watch.finish(["a"])
+    watch.finish(["a"])
+    assert whole.pairs_done == 8
     assert follower.percent() == 25.0
     assert follower.seconds_left() == pytest.approx(180, rel=0.05)
     assert follower.standing() == "1 of 4 rows done, about 3 min left"

@@ -1,0 +1,130 @@
+"""Deployments of the two flows: served by this process, or registered on a work pool."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from prefect import serve as serve_deployments
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
+from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
+
+from flows.nightly import nightly
+from flows.stylize import stylize_manifest
+from flows.terminal import require_api
+from nst_tasks import intake, storage
+from nst_tasks.errors import SettingsError, StorageError
+from nst_tasks.request import secrets_in
+from nst_tasks.settings import Settings
+
+NAMES = ("nightly", "stylize-manifest")
+
+
+def deployments(configured: Settings, job_variables: dict[str, Any] | None = None) -> list[RunnerDeployment]:
+    """The deployments `nightly`, by schedule, and `stylize-manifest`, on demand.
+
+    They name their flows by module, so that they run wherever the package is installed, in any working folder.
+
+    Raises:
+        SettingsError: inbox or output are missing or may not be used, or the schedule is none.
+    """
+    inbox, out = _places(configured)
+    shared: dict[str, Any] = {"entrypoint_type": EntrypointType.MODULE_PATH, "job_variables": job_variables}
+    found = [
+        nightly.to_deployment(
+            NAMES[0],
+            schedule=_schedule(configured),
+            parameters={"inbox": inbox, "out": out},
+            # while a sweep is going on, another would find nothing that the next night does not
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+            **shared,
+        ),
+        stylize_manifest.to_deployment(NAMES[1], **shared),
+    ]
+    return cast(list[RunnerDeployment], found)  # coroutines they are only where an event loop runs
+
+
+def serve(configured: Settings, limit: int) -> None:
+    """Serve both deployments, at most `limit` runs at a time, each in a process of its own, until this one is asked to stop.
+
+    Raises:
+        SettingsError: a setting is wrong, or no Prefect API answers.
+    """
+    _require_server()
+    serve_deployments(*deployments(configured), limit=limit)
+
+
+def deploy(configured: Settings, pool: str, image: str | None) -> None:
+    """Register both deployments on a work pool, whose workers start their runs.
+
+    Raises:
+        SettingsError: a setting is wrong, there is no such pool, or no Prefect API answers.
+    """
+    _require_server()
+    with get_client(sync_client=True) as client:
+        try:
+            variables = client.read_work_pool(pool).base_job_template.get("variables", {}).get("properties", {})
+        except ObjectNotFound as error:
+            raise SettingsError(
+                f"--pool: there is no work pool {pool!r}; create it with: prefect work-pool create {pool} --type process"
+            ) from error
+    if image and "image" not in variables:
+        raise SettingsError(f"--image: the work pool {pool!r} starts no containers; leave it out, or name another pool")
+    for deployment in deployments(configured, {"image": image} if image else None):
+        deployment.work_pool_name = pool
+        deployment.apply()
+
+
+def _require_server() -> None:
+    if require_api() is None:
+        raise SettingsError(
+            "PREFECT_API_URL: is not set, and a schedule needs a server that lasts; start one with prefect server start, "
+            "and set it to http://HOST:4200/api"
+        )
+
+
+def _places(configured: Settings) -> tuple[str, str]:
+    """Inbox and output, absolute."""
+    problems, places = [], {}
+    for option, variable, place in (("--inbox", "NST_INBOX", configured.inbox), ("--out", "NST_OUT", configured.out)):
+        if not place:
+            problems.append(f"{option}: is missing; give it, or set {variable}")
+            continue
+        places[option] = storage.absolute(place)
+        try:
+            intake.check_access(places[option], configured.access)
+        except StorageError as error:
+            problems.append(f"{option}: {error}")
+    problems += secrets_in(places)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return places["--inbox"], places["--out"]
+
+
+def _schedule(configured: Settings) -> Any:
+    """When `nightly` runs.
+
+    Raises:
+        SettingsError: the cron expression or the time zone is none.
+    """
+    problems = []
+    try:
+        CronSchedule(cron=configured.cron)
+    except ValueError:
+        problems.append(
+            f"--cron: {configured.cron!r} is no schedule; give minute, hour, day of the month, month and day of the week, "
+            "such as 0 2 * * * (NST_CRON)"
+        )
+    try:
+        CronSchedule(cron="0 2 * * *", timezone=configured.timezone)
+    except ValueError:
+        problems.append(
+            f"--timezone: {configured.timezone!r} is no time zone; give a name such as UTC or Europe/Berlin (NST_TIMEZONE)"
+        )
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return Cron(configured.cron, timezone=configured.timezone)

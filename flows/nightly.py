@@ -1,0 +1,263 @@
+"""The flow `nightly`: run every manifest of an inbox that is new or has changed, and keep a ledger of what was run."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.states import Cancelled, Completed, Failed
+from prefect.utilities.urls import url_for
+
+from flows import stylize
+from flows.stylize import INTERRUPTED, REFUSED, WITH_FAILURES
+from flows.watching import plain
+from nst_tasks import claims, inbox, intake, ledger, presets, settings, storage, weights
+from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, is_transient, redact
+from nst_tasks.inbox import Found
+from nst_tasks.ledger import Entry, Result
+from nst_tasks.progress import current, watch
+from nst_tasks.reporting import Report
+from nst_tasks.request import Request
+from nst_tasks.settings import Run, Settings
+
+T = TypeVar("T")
+
+CLAIM = "nightly"
+"""What a sweep claims below the ledger, so that no two go through one inbox into one output at the same time."""
+
+SHOWN = 500
+"""Manifests in a sweep's artifact."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep came to: the ledger's new entries by the manifest's file name, and how many there was nothing to do for."""
+
+    entries: dict[str, Entry]
+    unchanged: int
+
+    @property
+    def broken(self) -> int:
+        """How many manifests were not carried out whole."""
+        return sum(entry.result is not Result.GOOD for entry in self.entries.values())
+
+    @property
+    def message(self) -> str:
+        """The counts in one line."""
+        counts = Counter(entry.result for entry in self.entries.values())
+        return (
+            f"{len(self.entries) + self.unchanged} manifests: {counts[Result.GOOD]} good, {counts[Result.FAILURES]} with "
+            f"failures, {counts[Result.REFUSED]} refused, {counts[Result.FAILED]} failed, {self.unchanged} unchanged"
+        )
+
+
+def _flow_run_name() -> str:
+    return f"nightly {datetime.now(UTC):%Y-%m-%d %H:%M}"
+
+
+@flow(name="nightly", flow_run_name=_flow_run_name, persist_result=False)
+def nightly(
+    inbox: str,
+    out: str,
+    recipe: str = presets.DEFAULT,
+    size: int | None = None,
+    steps: int | None = None,
+    backbone: str = weights.DEFAULT,
+    weights_file: str | None = None,
+    strict: bool = False,
+    max_failures: str | None = None,
+    upscale: bool = False,
+    pair_timeout: float | None = None,
+) -> State[Swept]:
+    """Stylize every manifest of an inbox that is new or has changed since its last good run, one after the other.
+
+    Args:
+        inbox: URI of the folder or prefix in which the manifests lie; nothing in it is moved, deleted or written.
+        out: URI of the folder below which each manifest has its output, in a folder of its own name.
+        recipe: recipe of the rows that name none: a preset's name, or the URI of a TOML file.
+        size: longest side of the results in pixels, for rows that name none; the recipe's if empty.
+        steps: optimization steps at full size, for rows that name none; the recipe's if empty.
+        backbone: network whose features are used.
+        weights_file: URI of a Keras weights file for vgg19 or vgg16.
+        strict: run nothing of a manifest of which any row is rejected.
+        max_failures: a manifest's run ends Failed if more rows than this fail, such as 10 or 5%.
+        upscale: enlarge pictures that are smaller than the size.
+        pair_timeout: seconds of compute after which a pair fails; never if empty.
+    """
+    request = Request(
+        manifest=storage.absolute(inbox),
+        out=storage.absolute(out),
+        recipe=intake.located(recipe),
+        size=size,
+        steps=steps,
+        backbone=backbone,
+        weights=storage.absolute(weights_file) if weights_file else None,
+        strict=strict,
+        max_failures=max_failures,
+        upscale=upscale,
+        pair_timeout=pair_timeout,
+    )
+    observer = watch()
+    current.set(observer)
+    try:
+        swept = sweep(request, settings.from_environment())
+    except TerminationSignal:  # SIGTERM, as Prefect delivers it
+        observer.stop.set()
+        raise
+    except InputError as error:
+        return Failed(name=REFUSED, message=str(error), data=error)
+    except Interrupted:
+        return Cancelled(message=INTERRUPTED)
+    except StorageError as error:
+        return Failed(message=f"the sweep could not go on, what is finished is safe: {error}", data=error)
+    except PrefectException:
+        raise
+    except Exception as error:  # a defect: Prefect logs and shows what it says
+        raise fit_to_log(error) from None
+    if swept is None:
+        return Cancelled(message=f"another sweep into {redact(request.out)} is going on; nothing was run")
+    if not swept.broken:
+        return Completed(message=swept.message, data=swept)
+    if all(entry.result in (Result.REFUSED, Result.FAILED) for entry in swept.entries.values()):
+        return Failed(message=swept.message, data=swept)
+    return Completed(name=WITH_FAILURES, message=swept.message, data=swept)
+
+
+def start(request: Request) -> State[Any]:
+    """The state in which the flow run of a sweep ends; the request's manifest is the inbox."""
+    return nightly(
+        inbox=request.manifest,
+        out=request.out,
+        recipe=request.recipe,
+        size=request.size,
+        steps=request.steps,
+        backbone=request.backbone,
+        weights_file=request.weights,
+        strict=request.strict,
+        max_failures=request.max_failures,
+        upscale=request.upscale,
+        pair_timeout=request.pair_timeout,
+        return_state=True,
+    )
+
+
+def sweep(request: Request, settings: Settings) -> Swept | None:
+    """Carry out a sweep inside a flow run; None if another one is going on.
+
+    Raises:
+        InputError: an option is wrong, and nothing ran. Interrupted: it was asked to stop.
+        StorageError: the inbox, the ledger or every output cannot be read or written.
+    """
+    options = inbox.options(request, settings)
+    exclusive = _patiently(lambda: storage.honours_create(request.out), settings)
+    run = Run(
+        id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}",
+        out=storage.join(request.out, ledger.FOLDER),
+        backbone=request.backbone,
+        weights=None,
+        weights_sha256="",
+        history_every=1,
+        settings=settings,
+        exclusive=exclusive,
+    )
+    with claims.taken([CLAIM], run) as mine:
+        if not mine:
+            return None
+        found = _patiently(lambda: inbox.look(request, options, settings), settings)
+        for warning in (manifest.warning for manifest in found if manifest.warning):
+            get_run_logger().warning(warning)
+        to_run = [manifest for manifest in found if not manifest.is_settled]
+        get_run_logger().info("%d manifests in %s, %d to run", len(found), redact(request.manifest), len(to_run))
+        swept = Swept({}, len(found) - len(to_run))
+        try:
+            for manifest in to_run:
+                swept.entries[manifest.file] = _run(manifest, request, options, settings)
+        finally:
+            _show(swept)
+    return swept
+
+
+def _run(found: Found, request: Request, options: dict[str, Any], settings: Settings) -> Entry:
+    """Run one manifest, whatever becomes of it, and write its entry.
+
+    Raises:
+        Interrupted: it was asked to stop. StorageError: no other manifest would fare better.
+    """
+    began = datetime.now(UTC)
+    asked = replace(request, manifest=found.uri, out=found.out)
+
+    def enter(result: Result, message: str, state: State[Any] | None = None, report: Report | None = None) -> Entry:
+        sha256 = report.manifest_sha256 if report else found.sha256
+        settled = result != Result.INTERRUPTED and _patiently(
+            lambda: inbox.is_settled(found, report, request.strict, settings), settings
+        )
+        entry = Entry(
+            manifest=redact(found.uri),
+            sha256=sha256,
+            version=ledger.version(redact(found.uri), sha256, options),
+            settled=settled,
+            result=result,
+            counts=report.counts if report else {},
+            message=message,
+            run_id=report.run_id if report else "",
+            flow_run_id=str(state.state_details.flow_run_id or "") if state else "",
+            began=began.isoformat(),
+            ended=datetime.now(UTC).isoformat(),
+        )
+        _patiently(lambda: ledger.write(request.out, found.file, entry), settings)
+        return entry
+
+    if watch().stop.is_set():
+        raise Interrupted("interrupted before the next manifest")
+    if found.problem:
+        get_run_logger().warning("%s: %s", redact(found.uri), found.problem)
+        stylize.announce(asked, Result.REFUSED, found.problem)
+        return enter(Result.REFUSED, found.problem)
+    token = current.set(watch().part())
+    try:
+        state = stylize.start(asked)
+    except (KeyboardInterrupt, TerminationSignal):
+        with contextlib.suppress(NstError):
+            enter(Result.INTERRUPTED, INTERRUPTED)
+        raise
+    finally:
+        current.reset(token)
+    ended = state.result(raise_on_failure=False)
+    result, message = stylize.result_of(state), state.message or ""
+    report = ended if isinstance(ended, Report) else None
+    if isinstance(ended, StorageError) and (ends_run(ended) or is_transient(ended)):
+        with contextlib.suppress(NstError):
+            enter(result, message, state)
+        raise ended
+    entry = enter(result, message, state, report)
+    if result is Result.INTERRUPTED:
+        raise Interrupted(INTERRUPTED)
+    return entry
+
+
+def _patiently(function: Callable[[], T], settings: Settings) -> T:
+    return storage.patiently(function, settings, watch().stop, get_run_logger().warning)
+
+
+def _show(swept: Swept) -> None:
+    """A sweep's table in the Prefect UI, with links to the flow runs; the sweep itself does not depend on it."""
+    lines = [swept.message, "", "| manifest | result | what came of it | flow run |", "|---|---|---|---|"]
+    for file, entry in list(swept.entries.items())[:SHOWN]:
+        url = url_for("flow-run", obj_id=entry.flow_run_id) if entry.flow_run_id else None
+        told = entry.message.partition("\n")[0][:300]
+        lines.append(f"| {plain(redact(file))} | {entry.result} | {plain(redact(told))} | {f'[open]({url})' if url else ''} |")
+    if len(swept.entries) > SHOWN:
+        lines.append(f"\nand {len(swept.entries) - SHOWN} more: the ledger has them all")
+    try:
+        create_markdown_artifact("\n".join(lines), key="nightly", description="The manifests of a sweep")
+    except Exception as error:
+        get_run_logger().warning("the sweep is not shown as an artifact: %s", type(error).__name__)

@@ -1,0 +1,146 @@
+"""The manifests of an inbox: which of them are new or have changed since a run that another could not better."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nst_tasks import intake, ledger, manifest, storage
+from nst_tasks.errors import InputError, ManifestError, NstError, SettingsError, StorageError, is_pairs_own, redact
+from nst_tasks.reporting import Report
+from nst_tasks.request import Request, secrets_in
+from nst_tasks.settings import Settings
+
+SUFFIX = ".csv"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A manifest in the inbox, and what the ledger makes of it.
+
+    out: the folder for what its run brings out. sha256, version: as in the ledger. is_settled: whether there is nothing to run.
+    problem: why it cannot be run as it is. warning: what is wrong with the ledger.
+    """
+
+    file: str
+    uri: str
+    out: str
+    sha256: str = ""
+    version: str = ""
+    is_settled: bool = False
+    problem: str = ""
+    warning: str = ""
+
+
+def options(request: Request, settings: Settings) -> dict[str, Any]:
+    """What decides, besides a manifest, what its run comes to; the request's manifest is the inbox.
+
+    Raises:
+        InputError: an option is wrong, or inbox or output are no places that may be read and written.
+    """
+    places = {"--inbox": request.manifest, "--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
+    problems = secrets_in(places)
+    for option, place in (("--inbox", request.manifest), ("--out", request.out)):
+        try:
+            intake.check_access(place, settings.access)
+        except StorageError as error:
+            problems.append(f"{option}: {error}")
+    if request.manifest.rstrip("/") == request.out.rstrip("/"):
+        problems.append("--out: is the inbox, in which nothing is written; name another place")
+    try:
+        recipe, weights_sha256 = intake.check_options(request, settings)
+    except InputError as error:
+        problems.append(str(error))
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return {
+        "recipe": recipe.as_plain(),
+        "size": request.size,
+        "steps": request.steps,
+        "backbone": request.backbone,
+        "weights": weights_sha256,
+        "strict": request.strict,
+        "upscale": request.upscale,
+    }
+
+
+def look(request: Request, options: Mapping[str, Any], settings: Settings) -> list[Found]:
+    """Every manifest that lies directly in the inbox, by name; what its folders hold are pictures.
+
+    Raises:
+        StorageError: the inbox or the ledger cannot be read.
+    """
+    files = [name for name in storage.listing(request.manifest) if name.lower().endswith(SUFFIX)]
+    found = []
+    for result in storage.each(lambda file: _look_at(file, files, request, options, settings), files, settings.readers):
+        if isinstance(result, NstError):
+            raise result
+        found.append(result)
+    return found
+
+
+def _look_at(file: str, files: Iterable[str], request: Request, options: Mapping[str, Any], settings: Settings) -> Found:
+    name, uri = file[: -len(SUFFIX)], storage.join(request.manifest, file)
+    out = storage.join(request.out, name)
+    if clashing := [other for other in files if other != file and other[: -len(SUFFIX)] == name]:
+        return Found(file, uri, out, problem=f"its output would be that of {', '.join(clashing)}; rename one of them")
+    try:
+        data = _bytes(uri, settings)
+    except ManifestError as error:
+        return Found(file, uri, out, problem=str(error))
+    sha256 = hashlib.sha256(data).hexdigest()
+    version, last, warning = ledger.version(redact(uri), sha256, options), None, ""
+    try:
+        last = ledger.newest(request.out, file)
+    except ValueError as error:
+        warning = str(error)
+    settled = last is not None and last.settled and last.version == version
+    misnamed = "its name begins with _, as the folders of nst do; rename it" if name.startswith("_") else ""
+    return Found(file, uri, out, sha256, version, settled, misnamed, warning)
+
+
+def is_settled(found: Found, report: Report | None, strict: bool, settings: Settings) -> bool:
+    """Whether only editing the manifest could make another run of it come to something else.
+
+    It could not where every row is done, or is rejected for what the manifest itself says; it could where a pair failed, and
+    where a recipe's file or a setting of this machine is to blame.
+
+    Raises:
+        StorageError: the store failed for the moment.
+    """
+    if found.problem:
+        return bool(found.sha256)  # two that clash: removing one mends the other
+    if report is not None and report.counts["failed"]:
+        return False
+    if report is not None and not report.counts["rejected"]:
+        return True
+    try:
+        data = _bytes(found.uri, settings)
+    except ManifestError:
+        return False
+    if hashlib.sha256(data).hexdigest() != (report.manifest_sha256 if report else found.sha256):
+        return False
+    try:
+        parsed = manifest.parse(data, storage.folder(found.uri))
+    except ManifestError:
+        return True
+    if report is not None:
+        return len(parsed.rejected) == report.counts["rejected"]
+    return not parsed.pairs or (strict and bool(parsed.problems))
+
+
+def _bytes(uri: str, settings: Settings) -> bytes:
+    """A manifest's bytes.
+
+    Raises:
+        ManifestError: it cannot be read, now or later. StorageError: the store's failure concerns every manifest.
+    """
+    try:
+        return intake.manifest_bytes(uri, settings.access)
+    except ManifestError as error:
+        cause = error.__cause__
+        if isinstance(cause, StorageError) and not is_pairs_own(cause):
+            raise cause from error
+        raise
