@@ -245,6 +245,7 @@ def test_text_from_outside_is_shown_and_not_obeyed() -> None:
         warnings=(),
         seconds=1.0,
         files={"report": "/o/`a|b`.html"},
+        manifest_sha256="",
     )
     shown = watching._markdown(name, report)
     assert "\\<img src=x" in shown
