@@ -190,6 +190,7 @@ def serve(
             _import_tensorflow()
             from flows import deploy
 
+            typer.echo(f"serving {' and '.join(deploy.NAMES)}; press Ctrl-C to stop", err=True)
             deploy.serve(configured, limit)
         except NstError as error:
             _refuse(error)

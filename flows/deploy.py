@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import signal
 from typing import Any, cast
 
-from prefect import serve as serve_deployments
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
+from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
@@ -55,7 +58,28 @@ def serve(configured: Settings, limit: int) -> None:
         SettingsError: a setting is wrong, or no Prefect API answers.
     """
     _require_server()
-    serve_deployments(*deployments(configured), limit=limit)
+    # schedules go on while nothing is served: a night that was missed is made up for, once, when it is served again
+    runner = Runner(limit=limit, pause_on_shutdown=False)
+    for deployment in deployments(configured):
+        runner.add_deployment(deployment)
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_until_signalled(runner))
+
+
+async def _until_signalled(runner: Runner) -> None:
+    """Serve until SIGTERM or SIGINT, which the runs are passed on as SIGTERM, and end when they have ended."""
+    loop, serving = asyncio.get_running_loop(), asyncio.create_task(runner.start())
+
+    async def leave() -> None:
+        if runner.started:
+            await runner.astop()
+        else:
+            serving.cancel()
+
+    await asyncio.sleep(0)  # the runner's own handler, which does not wait for the runs, is in place by now
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: asyncio.ensure_future(leave()))
+    await serving
 
 
 def deploy(configured: Settings, pool: str, image: str | None) -> None:
