@@ -32,6 +32,10 @@ app = typer.Typer(
 
 BACKBONE_HELP = f"Network whose features are used: {', '.join(weights.BACKBONES)}."
 RECIPE_HELP = "Recipe of the rows that name none: one that `nst recipes` lists, or a TOML file, path or URI."
+SIZE_HELP = "Longest side of the results, in pixels; the recipe's by default."
+STEPS_HELP = "Optimization steps at full size; the recipe's by default."
+WEIGHTS_HELP = "Keras weights file for vgg19 or vgg16, path or URI."
+UPSCALE_HELP = "Enlarge pictures that are smaller than the size."
 
 
 class Runner(StrEnum):
@@ -58,18 +62,16 @@ def run(
     manifest: Annotated[str, typer.Argument(help="CSV manifest, a local path or a URI such as s3://bucket/pairs.csv.")],
     out: Annotated[str, typer.Option(help="Folder for everything that comes out, a local path or a URI.")],
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = presets.DEFAULT,
-    size: Annotated[int | None, typer.Option(help="Longest side of the results, in pixels; the recipe's by default.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimization steps at full size; the recipe's by default.")] = None,
+    size: Annotated[int | None, typer.Option(help=SIZE_HELP)] = None,
+    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
     backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
-    weights_file: Annotated[
-        str | None, typer.Option("--weights", help="Keras weights file for vgg19 or vgg16, path or URI.")
-    ] = None,
+    weights_file: Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
     runner: Annotated[
         Runner, typer.Option(help="Where batches run: threads of this process, one batch a device.")
     ] = Runner.THREADS,
     strict: Annotated[bool, typer.Option("--strict", help="Run nothing if any row is rejected.")] = False,
     max_failures: Annotated[str | None, typer.Option(help="The run ends Failed above this many failed rows: N or P%.")] = None,
-    upscale: Annotated[bool, typer.Option("--upscale", help="Enlarge pictures that are smaller than the size.")] = False,
+    upscale: Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)] = False,
     history_every: Annotated[int, typer.Option(help="Keep every N-th step in the loss history; first and last stay.")] = 1,
     snapshots: Annotated[
         int | None, typer.Option(help="Write the unfinished picture beside the image every N steps; never by default.")
@@ -115,17 +117,15 @@ def nightly(
     inbox: Annotated[str | None, typer.Option(help=INBOX_HELP)] = None,
     out: Annotated[str | None, typer.Option(help=SWEEP_OUT_HELP)] = None,
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = presets.DEFAULT,
-    size: Annotated[int | None, typer.Option(help="Longest side of the results, in pixels; the recipe's by default.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimization steps at full size; the recipe's by default.")] = None,
+    size: Annotated[int | None, typer.Option(help=SIZE_HELP)] = None,
+    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
     backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
-    weights_file: Annotated[
-        str | None, typer.Option("--weights", help="Keras weights file for vgg19 or vgg16, path or URI.")
-    ] = None,
+    weights_file: Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Run nothing of a manifest of which any row is rejected.")] = False,
     max_failures: Annotated[
         str | None, typer.Option(help="A manifest's run ends Failed above this many failed rows: N or P%.")
     ] = None,
-    upscale: Annotated[bool, typer.Option("--upscale", help="Enlarge pictures that are smaller than the size.")] = False,
+    upscale: Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)] = False,
     pair_timeout: Annotated[
         float | None, typer.Option(help="Seconds of compute after which a pair fails; never by default.")
     ] = None,
@@ -217,6 +217,52 @@ def deploy(
         _refuse(error)
     for name in deploy.NAMES:
         typer.echo(f"{name}/{name} on {pool}")
+
+
+@app.command()
+def plan(
+    manifest: Annotated[str, typer.Argument(help="CSV manifest, a local path or a URI.")],
+    out: Annotated[str, typer.Option(help="Folder that the run would be given; it is read and never written.")],
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = presets.DEFAULT,
+    size: Annotated[int | None, typer.Option(help=SIZE_HELP)] = None,
+    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
+    backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
+    weights_file: Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
+    upscale: Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Estimate the time by a few steps on this device, or do not.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what a run would do, how much memory it needs and about how long it takes; write nothing to the output."""
+    from nst_tasks import intake, planning, storage
+    from nst_tasks.request import Request
+
+    request = Request(
+        storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
+        storage.absolute(weights_file) if weights_file else None, upscale=upscale,
+    )  # fmt: skip
+    with _stoppable():
+        try:
+            configured = settings.from_environment()
+            taken = intake.prepare(request, configured, writing=False)
+            found = intake.look(request, taken, configured)
+            measured = None
+            if calibrate and found.rows.to_do:  # nothing to do is said without TensorFlow
+                typer.echo("nst: measuring a few steps, for about a minute at most", err=True)
+                _import_tensorflow()
+                from nst_tasks.calibration import calibrate as measure
+
+                measured = measure(found.rows.to_do, request, taken.weights_sha256, configured)
+        except NstError as error:
+            _refuse(error)
+        planned = planning.plan(taken.manifest, found, configured, measured)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(planned), indent=1))
+    else:
+        for line in planned.lines():
+            typer.echo(line)
+    raise typer.Exit(1 if planned.problems else 0)
 
 
 @app.command()
@@ -364,7 +410,6 @@ def _quiet(console: bool = True) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _run(request: Any, as_json: bool) -> NoReturn:
@@ -394,6 +439,7 @@ def _run(request: Any, as_json: bool) -> NoReturn:
 
 def _import_tensorflow() -> None:
     """Import TensorFlow with standard error closed to it: it announces its build there before it can be told not to."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nst_tasks.core.method import LBFGS, NUMERICS_VERSION, Method, as_plain
 from nst_tasks.core.pyramid import levels
-from nst_tasks.recipes import Recipe
+from nst_tasks.recipes import MIN_SIZE, Recipe
 from nst_tasks.source import Source
 
 BYTES_PER_PIXEL = 4_000
@@ -92,6 +93,12 @@ def bytes_per_pixel(method: Method) -> int:
     """Peak memory of one step for each pixel: the features', and for L-BFGS its history, two float32 images for each pair."""
     history = method.optimizer.history if isinstance(method.optimizer, LBFGS) else 0
     return BYTES_PER_PIXEL + history * 2 * 3 * 4
+
+
+def fitting_size(method: Method, height: int, width: int, memory_bytes: float) -> int:
+    """About the longest side, in pixels, of a picture of these proportions that fits into a memory alone."""
+    side = max(height, width) * math.sqrt(memory_bytes / (bytes_per_pixel(method) * height * width))
+    return max(MIN_SIZE, int(side) // 16 * 16)
 
 
 def batches(jobs: Iterable[Job], most: int, memory_bytes: float) -> list[Batch]:

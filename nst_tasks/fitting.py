@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import tensorflow as tf
 
 from nst_tasks import batching
@@ -12,7 +10,6 @@ from nst_tasks.errors import MemoryTooSmall, PairError
 from nst_tasks.loading import Loaded
 from nst_tasks.optimization import Result, optimize
 from nst_tasks.progress import Watch
-from nst_tasks.recipes import MIN_SIZE
 from nst_tasks.settings import Run
 
 _SIGNS = ("out of memory", "alloc_failed", "failed to allocate", "dst tensor is not initialized")
@@ -47,10 +44,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _too_small(ready: Loaded, run: Run, device: Device) -> MemoryTooSmall:
     job = ready.job
-    pixels = job.height * job.width
-    # what was tried is too much, whatever the estimate says
-    room = min(run.settings.device_memory_gib * 2**30 / batching.bytes_per_pixel(job.recipe.method), pixels / 2)
-    side = max(MIN_SIZE, int(max(job.height, job.width) * math.sqrt(room / pixels)) // 16 * 16)
+    # half of what was tried, at most: that is too much, whatever the estimate says
+    tried = batching.bytes_per_pixel(job.recipe.method) * job.height * job.width
+    room = min(run.settings.device_memory_gib * 2**30, tried / 2)
+    side = batching.fitting_size(job.recipe.method, job.height, job.width, room)
     return MemoryTooSmall(
         f"out of memory on {device.name.strip('/')} at {job.width} x {job.height}; about {side} px on the longest side would "
         "fit: set size, or take a device with more memory (NST_DEVICE_MEMORY_GIB tells how much one has)"

@@ -156,8 +156,10 @@ def located(recipe: str) -> str:
     return storage.absolute(recipe) if recipe_file.is_file(recipe) else recipe
 
 
-def prepare(request: Request, settings: Settings) -> Intake:
+def prepare(request: Request, settings: Settings, *, writing: bool = True) -> Intake:
     """Everything that can be known to be wrong before any compute, looked at and told at once.
+
+    Unless it is for `writing`, the output need not be writable, nor is it tried.
 
     Raises:
         InputError: the manifest, an option or the output is wrong; each problem on its own line.
@@ -181,8 +183,9 @@ def prepare(request: Request, settings: Settings) -> Intake:
     if not problems:
         try:
             check_output(request.out, settings.access)
-            storage.probe_writable(request.out)
-            exclusive = storage.honours_create(request.out)
+            if writing:
+                storage.probe_writable(request.out)
+                exclusive = storage.honours_create(request.out)
         except StorageError as error:
             problems.append(f"--out: the output cannot be written: {error}")
     if problems or parsed is None:
@@ -465,11 +468,37 @@ def resolve(
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What a run of a request would do: its rows, what is done already, what is to do, and every problem in a line.
+class Findings:
+    """What is found before a run's first step: its rows, by what becomes of them, and how many pictures no marker describes.
 
     A problem makes a row fail; a warning, such as a damaged marker, only has it made again.
     """
+
+    rows: Triage
+    unknown_pictures: int
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def look(request: Request, taken: Intake, settings: Settings) -> Findings:
+    """Look at everything that a run would look at before its first step, and write nothing."""
+    pairs = taken.manifest.pairs
+    done, warnings = finished(request.out, (pair.id for pair in pairs), settings.readers)
+    uris = picture_uris(pairs)
+    sources: dict[str, Source | NstError] = dict(remembered(uris, done.values(), settings.readers))
+    unknown = [uri for uri in uris if uri not in sources]
+    found = storage.each(lambda uri: inspect(uri, settings.max_pixels, settings.access), unknown, settings.readers)
+    sources |= dict(zip(unknown, found, strict=True))
+    rows = triage(taken, sources, request, done)
+    problems = [str(problem) for problem in taken.manifest.problems]
+    problems += [f"row {pair.row}, {pair.id}: {error}" for pair, error in rows.refused]
+    problems += [f"row {job.row}, {job.id}: {done[job.id].error}" for job in rows.quarantined]
+    return Findings(rows, len(unknown), tuple(problems), tuple(warnings))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a run of a request would do: its rows, what is done already, what is to do, and every problem in a line."""
 
     rows: int
     done: int
@@ -484,23 +513,13 @@ class Survey:
 
 
 def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
-    """Look at everything that a run would look at before its first step, and write nothing."""
-    pairs = taken.manifest.pairs
-    done, warnings = finished(request.out, (pair.id for pair in pairs), settings.readers)
-    uris = picture_uris(pairs)
-    sources: dict[str, Source | NstError] = dict(remembered(uris, done.values(), settings.readers))
-    unknown = [uri for uri in uris if uri not in sources]
-    found = storage.each(lambda uri: inspect(uri, settings.max_pixels, settings.access), unknown, settings.readers)
-    sources |= dict(zip(unknown, found, strict=True))
-    rows = triage(taken, sources, request, done)
-    problems = [str(problem) for problem in taken.manifest.problems]
-    problems += [f"row {pair.row}, {pair.id}: {error}" for pair, error in rows.refused]
-    problems += [f"row {job.row}, {job.id}: {done[job.id].error}" for job in rows.quarantined]
-    to_do = [
+    """What a run would do, each row that it would work on in a line."""
+    found = look(request, taken, settings)
+    to_do = (
         f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps"
-        for job in rows.to_do
-    ]
-    return Survey(taken.manifest.rows, len(rows.done), tuple(to_do), tuple(problems), tuple(warnings))
+        for job in found.rows.to_do
+    )
+    return Survey(taken.manifest.rows, len(found.rows.done), tuple(to_do), found.problems, found.warnings)
 
 
 def probe(pairs: Iterable[Pair], settings: Settings) -> list[str]:

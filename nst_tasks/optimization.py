@@ -64,7 +64,7 @@ def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) ->
     Raises:
         Interrupted: the run was asked to stop; a checkpoint is written. StorageUnavailable: none could be read for the moment.
     """
-    backbone = device.backbone(run.weights_sha256, lambda: _build_backbone(run))
+    backbone = device.backbone(run.weights_sha256, lambda: build_backbone(run))
     results: dict[str, Result | PairError] = {}
     with resume.Saver(run.out, observer.warn) as saver:
         tools = _Tools(run, device, backbone, observer, saver)
@@ -303,7 +303,12 @@ def _blown_up(method: Method, level: Level, number: int, terms: np.ndarray) -> t
     return step, f"the {transfer.TERMS[term]} loss exploded to {terms[step, term]:.3g} at step {step} {where}"
 
 
-def _build_backbone(run: Run) -> backbones.Backbone:
+def build_backbone(run: Run) -> backbones.Backbone:
+    """The backbone of a run.
+
+    Raises:
+        StorageError: its weights file cannot be read, or is another by now.
+    """
     data = storage.read(run.weights) if run.weights else None  # not by `intake`, for whom any failure is an option's
     if weights.sha256(run.backbone, data) != run.weights_sha256:
         raise StorageError("--weights: the file changed while the run was going on; run the same command again")

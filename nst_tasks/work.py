@@ -68,7 +68,7 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
             with devices.lease(observer) as device:
                 results = fitting.optimized(loaded, run, device, observer)
             for ready, result in zip(loaded, results, strict=True):
-                outcomes[ready.job.id] = _publish(ready, result, run)
+                outcomes[ready.job.id] = publish(ready, result, run)
             late = {ready.job.key for ready, result in zip(loaded, results, strict=True) if isinstance(result, DeadlineError)}
             resume.remove(run.out, {ready.job.key for ready in loaded} - late)
     observer.finish(outcomes)
@@ -86,8 +86,12 @@ def failure(id: str, row: int, error: BaseException, run_id: str) -> Outcome:
     return Outcome(id=id, row=row, status=Status.FAILED, run_id=run_id, error=str(fit_to_log(error)))
 
 
-def _publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
-    """Write image, thumbnail and history, then the marker that makes them count."""
+def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
+    """Write image, thumbnail and history, then the marker that makes them count.
+
+    Raises:
+        StorageUnavailable: the store failed for the moment. StorageUnusable: it refuses whatever the run would write.
+    """
     job = ready.job
     if isinstance(result, PairError):
         return _publish_failure(job, result, run)

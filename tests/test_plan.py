@@ -1,0 +1,286 @@
+"""What a plan says of a run before it: counts, memory, and a time reckoned from a few measured steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from jobs import LIGHT, TINY_SHA256, job, two_jobs
+from typer.testing import CliRunner
+
+from flows.cli import app
+from nst_tasks import calibration, intake, outcome, planning, storage
+from nst_tasks.batching import Job, bytes_per_pixel, fitting_size
+from nst_tasks.intake import Findings, Triage
+from nst_tasks.manifest import Manifest
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.planning import Calibration, Costs, Estimate, Plan, Sample
+from nst_tasks.request import Request
+from nst_tasks.settings import Settings
+from nst_tasks.source import Source
+
+SETTINGS = Settings(readers=4)
+NOTHING = Manifest((), (), (), (), 0)
+
+
+def source(name: str, height: int = 48, width: int = 64) -> Source:
+    return Source(f"/in/{name}.png", name, "1", height, width)
+
+
+def planned(*jobs: Job, settings: Settings = SETTINGS, measured: Calibration | None = None, **rows: Any) -> Plan:
+    triage = Triage(**{"to_do": jobs, "done": (), "quarantined": (), "refused": ()} | rows)
+    return planning.plan(NOTHING, Findings(triage, 0, (), ()), settings, measured)
+
+
+# Reckoning
+
+
+def test_seconds_lie_on_a_line_between_samples_and_grow_in_proportion_beyond_them() -> None:
+    samples = (Sample(100, 1.0), Sample(300, 2.0))
+    assert [planning.at(samples, pixels) for pixels in (10, 100, 200, 300, 600)] == [1.0, 1.0, 1.5, 2.0, 4.0]
+
+
+A = job(source("cat"), source("oil"))
+KIND = planning.kind_of(A)
+ONE_SECOND = Costs(KIND, (Sample(48 * 64, 1.0),), (Sample(48 * 64, 10.0),), style=100.0, method=1000.0)
+"""Nine steps of a second, as light's two sizes lie below the sample; ten seconds a pair."""
+
+
+def seconds(*jobs: Job, devices: int = 1, costs: Costs = ONE_SECOND) -> float:
+    found = planned(*jobs, measured=Calibration(("/CPU:0",) * devices, 1, 10_000.0, (costs,))).estimate
+    assert found is not None
+    return found.seconds
+
+
+def test_an_estimate_adds_up_steps_pairs_styles_graphs_and_the_start() -> None:
+    once = 10_000 + 1_000
+    assert seconds(A) == pytest.approx(once + 100 + 19, abs=0.2)
+    # one style for two pairs is measured once, and one method traced once
+    b = replace(A, id="b", content=source("dog"))
+    assert seconds(A, b) == pytest.approx(once + 100 + 2 * 19, abs=0.2)
+    assert seconds(A, replace(b, styles=(source("ink"),))) == pytest.approx(once + 200 + 2 * 19, abs=0.2)
+    # another weight is another method, and of the same kind
+    heavy = replace(A.recipe, method=replace(A.recipe.method, content=replace(A.recipe.method.content, weight=3.0)))
+    assert seconds(A, replace(b, recipe=heavy)) == pytest.approx(once + 1_000 + 200 + 2 * 19, abs=0.2)
+
+
+def test_devices_share_the_pairs_but_not_one_pair() -> None:
+    free = replace(ONE_SECOND, style=0.0, method=0.0)
+    assert seconds(A, *(replace(A, id=id) for id in "bcd"), devices=2, costs=free) == pytest.approx(10_000 + 2 * 19, abs=0.2)
+    assert seconds(A, devices=2, costs=free) == pytest.approx(10_000 + 19, abs=0.2)
+
+
+def test_a_level_is_reckoned_by_its_own_size() -> None:
+    steps = (Sample(32 * 43, 1.0), Sample(48 * 64, 2.0))
+    costs = Costs(KIND, steps, (Sample(1, 0.0),), style=0.0, method=0.0)
+    assert seconds(A, costs=costs) == pytest.approx(10_000 + 4 * 1 + 5 * 2, abs=0.2)
+
+
+def test_an_estimate_says_how_much_of_it_was_measured() -> None:
+    def share(*jobs: Job) -> float:
+        found = planned(*jobs, measured=Calibration(("/CPU:0",), 1, 0.0, (ONE_SECOND,)))
+        assert found.estimate is not None
+        carried = "carried over" in found.lines()[-1]
+        assert carried == (found.estimate.measured < 1)
+        return found.estimate.measured
+
+    other = replace(A, id="b", styles=(source("oil"), source("ink")), style_weights=(0.5, 0.5))
+    larger = replace(A, id="c", height=480, width=640)
+    assert share(A) == 1
+    assert share(A, other) == 0.5  # its step has no figure
+    assert share(A, larger) == pytest.approx(A.work / (A.work + larger.work), abs=0.03)  # only its coarse levels have
+
+
+def test_durations_are_said_as_a_person_would() -> None:
+    said = [planning.duration(s) for s in (0.2, 89, 91, 5340, 5401, 48 * 3600 - 60, 50 * 3600)]
+    assert said == ["1 s", "89 s", "2 min", "89 min", "1 h 31 min", "47 h 59 min", "2 d 2 h"]
+
+
+# What a plan says
+
+
+def test_shapes_come_with_their_memory_and_the_size_that_would_fit() -> None:
+    per_pixel = bytes_per_pixel(LIGHT.method)
+    large = replace(A, id="b", height=768, width=1024)
+    found = planned(A, replace(A, id="c"), large, settings=Settings(device_memory_gib=1, batch=2))
+    of_large, of_small = found.shapes
+    assert (of_large.width, of_large.height, of_large.pairs, of_large.at_once) == (1024, 768, 1, 1)
+    assert of_large.memory_gib == pytest.approx(per_pixel * 768 * 1024 / 2**30, abs=1e-3)
+    assert (of_small.pairs, of_small.at_once, of_small.fitting_size) == (2, 2, None)
+    assert of_small.memory_gib == pytest.approx(2 * per_pixel * 48 * 64 / 2**30, abs=1e-3)
+    side = of_large.fitting_size
+    assert side is not None and side % 16 == 0
+    assert per_pixel * side * side * 0.75 <= 2**30 < per_pixel * (side + 16) ** 2 * 0.75
+    assert side == fitting_size(LIGHT.method, 768, 1024, 2**30)
+    assert found.batches == 2
+    assert any(f"1024 x 768: 1 pair, 1 at once, 2.93 GiB: too much, tried all the same; about {side} px" in line
+               for line in found.lines())  # fmt: skip
+
+
+def test_a_plan_knows_no_batches_where_it_does_not_know_the_device() -> None:
+    assert planned(A).batches is None
+    assert planned(A, settings=Settings(batch=4)).batches == 1
+    assert planned().batches == 0
+
+
+def test_rows_that_make_the_same_picture_are_told() -> None:
+    b, c = (replace(A, id=id, row=row) for id, row in (("b", 3), ("c", 4)))
+    other = replace(A, id="d", row=5, seed=1)
+    assert planned(b, other, done=(A,), quarantined=(c,)).same_picture == (("a", "b", "c"),)
+    assert "2 rows would make a picture that another row makes too; each is made by itself:" in planned(A, b, c).lines()
+    assert planned(A, other).same_picture == ()
+
+
+# Calibrating
+
+
+def calibrated(folder: Path, jobs: list[Job], settings: Settings = SETTINGS, **options: Any) -> Calibration:
+    request = Request("/in/m.csv", str(folder / "out"), backbone="tiny")
+    return calibration.calibrate(jobs, request, TINY_SHA256, settings, **options)
+
+
+def larger(jobs: list[Job], *, times: int) -> list[Job]:
+    return [replace(job, height=times * job.height, width=times * job.width) for job in jobs]
+
+
+def test_steps_and_pairs_are_measured_from_small_sizes_up_to_the_jobs_own(tmp_path: Path) -> None:
+    measured = calibrated(tmp_path, larger(two_jobs(tmp_path), times=2))
+    (costs,) = measured.costs
+    assert costs.kind == KIND
+    assert [sample.pixels for sample in costs.step] == [48 * 64, 96 * 128]
+    assert [sample.pixels for sample in costs.pair] == [96 * 128]
+    assert all(sample.seconds > 0 for sample in (*costs.step, *costs.pair))
+    assert costs.method > 0  # graphs were traced
+    assert (measured.devices, measured.most) == (("/CPU:0",), 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_there_is_no_time_or_no_memory_for_is_not_measured(tmp_path: Path) -> None:
+    jobs = larger(two_jobs(tmp_path), times=4)
+    several = replace(jobs[0], id="c", styles=(jobs[0].styles[0], jobs[1].styles[0]), style_weights=(0.5, 0.5))
+    (costs,) = calibrated(tmp_path, [*jobs, several], seconds=0).costs
+    assert [sample.pixels for sample in (*costs.step, *costs.pair)] == [48 * 64, 48 * 64]
+    little = bytes_per_pixel(LIGHT.method) * 100 * 128 / 2**30
+    (costs,) = calibrated(tmp_path, jobs, settings=Settings(device_memory_gib=little)).costs
+    assert [sample.pixels for sample in (*costs.step, *costs.pair)] == [48 * 64, 96 * 128, 96 * 128]
+
+
+def test_shapes_with_little_of_the_work_are_not_measured(tmp_path: Path) -> None:
+    a, b = two_jobs(tmp_path)
+    rare = replace(b, styles=(a.styles[0], b.styles[0]), style_weights=(0.5, 0.5))
+    jobs = [*(replace(a, id=str(k)) for k in range(20)), rare]
+    assert [costs.kind for costs in calibrated(tmp_path, jobs).costs] == [KIND]
+    assert {costs.kind for costs in calibrated(tmp_path, jobs[-2:]).costs} == {KIND, planning.kind_of(rare)}
+
+
+def test_a_picture_that_cannot_be_read_is_left_to_the_run(tmp_path: Path) -> None:
+    a, b = two_jobs(tmp_path)
+    Path(a.content.uri).write_bytes(b"no picture")
+    assert [costs.kind for costs in calibrated(tmp_path, [a, b]).costs] == [KIND]
+    assert calibrated(tmp_path, [a]).costs == ()
+
+
+# The command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four rows: two that are the same, one without its picture, one that is wrong."""
+    two_jobs(tmp_path)
+    rows = [
+        "a,content1.png,style3.png,64",
+        "b,content1.png,style3.png,64",
+        "c,none.png,style4.png,64",
+        "d,content2.png,style4.png,9",
+    ]
+    (tmp_path / "m.csv").write_text("\n".join(["id,content,style,size", *rows]) + "\n")
+    return tmp_path
+
+
+def nst_plan(folder: Path, *options: str, **environment: str) -> Result:
+    place = ["plan", str(folder / "m.csv"), "--out", str(folder / "out"), "--backbone", "tiny"]
+    result = CliRunner().invoke(app, [*place, *options], env=environment)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_a_plan_counts_every_row_and_writes_nothing(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    result = nst_plan(folder, "--no-calibrate")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert "4 rows: 0 done, 2 to do, 1 rejected, 1 refused, 0 quarantined" in lines
+    assert "pictures: 2 contents, 2 styles; 4 to inspect" in lines
+    assert "  a = b" in lines
+    assert any(line.startswith("row 5, column size: 9 is below") for line in lines)
+    assert any("none.png: does not exist" in line for line in lines)
+    assert lines[-1] == "estimate: none, nothing was measured"
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_plan_as_json_with_an_estimate(folder: Path) -> None:
+    (folder / "m.csv").write_text("content,style\ncontent1.png,style3.png\n")
+    before = sorted(folder.rglob("*"))
+    result = nst_plan(folder, "--json", "--recipe", "tf-tutorial", "--size", "64", "--steps", "3")
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert (plan["rows"], plan["to_do"], plan["done"], plan["batches"], plan["problems"]) == (1, 1, 0, 1, [])
+    assert plan["estimate"].keys() == Estimate.__dataclass_fields__.keys()
+    assert plan["estimate"]["seconds"] > 0
+    assert plan["estimate"]["measured"] == 1
+    assert plan["estimate"]["rates"][0]["recipe"] == "tf-tutorial"
+    assert result.stderr == "nst: measuring a few steps, for about a minute at most\n"
+    assert sorted(folder.rglob("*")) == before
+
+
+FINISHED_PLAN = """
+import sys
+from flows.cli import app
+try:
+    app(sys.argv[1:], standalone_mode=True)
+except SystemExit as end:
+    assert not end.code, end.code
+assert not {"tensorflow", "prefect"} & {*sys.modules}
+"""
+
+
+def test_a_plan_of_a_finished_output_needs_no_tensorflow_and_no_permission_to_write(folder: Path) -> None:
+    (folder / "m.csv").write_text("content,style\ncontent1.png,style3.png\n")
+    request = Request(str(folder / "m.csv"), str(folder / "out"), backbone="tiny")
+    taken = intake.prepare(request, SETTINGS, writing=False)
+    (todo,) = intake.look(request, taken, SETTINGS).rows.to_do
+    done = Outcome(
+        todo.id, todo.row, Status.SUCCEEDED, key=todo.key, content=todo.content, styles=todo.styles,
+        image=outcome.image_path(todo.id, "png"), image_bytes=1, history=outcome.history_path(todo.id), history_bytes=1,
+    )  # fmt: skip
+    for path, data in ((done.image, b"i"), (done.history, b"h"), (outcome.marker_path(todo.id), outcome.to_json(done))):
+        storage.write(storage.join(request.out, path), data)
+    before = {path: os.stat(path).st_mtime_ns for path in [folder / "out", *(folder / "out").rglob("*")]}
+    command = ["plan", request.manifest, "--out", request.out, "--backbone", "tiny"]
+    ended = subprocess.run([sys.executable, "-c", FINISHED_PLAN, *command], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        "1 row: 1 done, 0 to do, 0 rejected, 0 refused, 0 quarantined",
+        "pictures: 1 content, 1 style; 0 to inspect",
+    ]
+    assert {path: os.stat(path).st_mtime_ns for path in [folder / "out", *(folder / "out").rglob("*")]} == before
+
+
+def test_an_output_that_may_not_be_used_is_refused(folder: Path) -> None:
+    assert nst_plan(folder, "--no-calibrate", NST_ALLOWED_ROOTS=str(folder / "in")).exit_code == 2
+
+
+def test_what_is_refused_as_a_whole_has_one_line_each_and_exit_code_2(folder: Path) -> None:
+    result = nst_plan(folder, "--size", "9", "--recipe", "paintrly")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "nst: --recipe: 'paintrly' is not known; did you mean painterly?",
+        "nst: --size: 9 is not in 64..8192 pixels",
+    ]
