@@ -213,6 +213,5 @@ def progress(follower: Follower) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        if not follower.observer.stop.is_set():  # who asked to stop does not wait for a last word
-            keeper.join()
-            update()
+    keeper.join()  # not when an exception ends the run: who asked it to stop does not wait for a last word
+    update()
