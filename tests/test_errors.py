@@ -154,8 +154,8 @@ def test_what_is_worth_a_retry_and_what_ends_the_run(error: BaseException, trans
         ("not done in 3 s; raise it, or lower steps: so", "not done in 3 s", "raise it, or lower steps: so"),
         # several problems of one row: each remedy says which column it is for
         (
-            "row 2, column size: 9 is small; give more; row 2, column seed: -1 is below 0; give 0; row 2, column 5: x is spare; "
-            "delete it",
+            "row 2, column size: 9 is small; give more; row 2, column seed: -1 is below 0; give 0; row 2, column 5: x is "
+            "spare; delete it",
             "row 2, column size: 9 is small; row 2, column seed: -1 is below 0; row 2, column 5: x is spare",
             "size: give more; seed: give 0; 5: delete it",
         ),
