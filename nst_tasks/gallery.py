@@ -1,106 +1,178 @@
-"""Outcomes as one self-contained HTML page: no script, no network, thumbnails inside. Pure."""
+"""Outcomes as one self-contained HTML page: no network, thumbnails inside, readable without its script. Pure.
+
+Its parts lie in `report/`: `page.html` is the template, `style.css` and `script.js` go into the page as they are, and the
+page's policy lets a browser take nothing but them, by their hashes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any
 
 from jinja2 import Environment
 
 from nst_tasks.core.flags import FLAGS
-from nst_tasks.outcome import Outcome, counts
+from nst_tasks.errors import reason_and_remedy, redact
+from nst_tasks.outcome import Outcome, Status, counts
 
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }} - nst</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --quiet: light-dark(#5a5a5a, #a8a8a8); --bad: light-dark(#a4001d, #ff8f9f); --look: light-dark(#8a4b00, #ffc266); }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin-bottom: .3rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-dl { display: flex; flex-wrap: wrap; gap: .2rem 2rem; margin: 0; color: var(--quiet); }
-dl div { display: flex; gap: .5rem; } dd { margin: 0; overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top;
-border-bottom: 1px solid var(--line); overflow-wrap: anywhere; } th { white-space: nowrap; } td:nth-child(2) { min-width: 8rem; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1.2rem; padding: 0; }
-.pairs li { list-style: none; border: 1px solid var(--line); border-radius: .5rem; padding: .8rem; min-width: 0; }
-.pairs img { max-width: 100%; height: auto; display: block; border-radius: .2rem; background: white; }
-.pairs p { margin: .4rem 0 0; color: var(--quiet); overflow-wrap: anywhere; }
-.name { font-weight: 600; } .failed, .rejected { color: var(--bad); }
-.flagged { color: var(--look); }
-.flag { color: var(--look); border: 1px solid; border-radius: .3rem; padding: 0 .4rem; font-weight: 600; white-space: nowrap; }
-</style>
-</head>
-{% macro badges(o) %}{% for name in o.flags %} <span class="flag"{% if name in flags %} title="{{ flags[name].meaning }}"{% endif %}>
-{{- name -}}</span>{% endfor %}{% endmacro %}
-<body>
-<h1>{{ title }}</h1>
-<dl>{% for name, value in facts.items() %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor %}</dl>
-<p>{% for status, count in counts.items() %}<span class="{{ status if count }}">{{ count }} {{ status }}</span>{{ ", " if not loop.last }}{% endfor +%}
-of {{ outcomes | length }} rows{% if flagged %}, <span class="flagged">{{ flagged | length }} picture{{ "s" if flagged | length > 1 }} with a flag</span>{% endif %}</p>
-{% if broken %}
-<h2>Failed and rejected</h2>
-<table>
-<thead><tr><th scope="col">row</th><th scope="col">pair</th><th scope="col">status</th><th scope="col">reason and remedy</th></tr></thead>
-<tbody>
-{% for o in broken %}<tr><td>{{ o.row }}</td><td>{{ o.id }}</td><td class="{{ o.status }}">{{ o.status }}{{ badges(o) }}</td><td>{{ o.error }}</td></tr>
-{% endfor %}</tbody>
-</table>
-{% endif %}
-{% if flagged %}
-<h2>Flagged</h2>
-<table>
-<thead><tr><th scope="col">row</th><th scope="col">pair</th><th scope="col">flag</th><th scope="col">meaning and remedy</th></tr></thead>
-<tbody>
-{% for o in flagged %}{% for name in o.flags %}<tr><td>{{ o.row }}</td><td><a href="{{ base + o.image }}">{{ o.id }}</a></td>
-<td><span class="flag">{{ name }}</span></td><td>{% if name in flags %}{{ flags[name].meaning }}; {{ flags[name].remedy }}{% endif %}</td></tr>
-{% endfor %}{% endfor %}</tbody>
-</table>
-{% endif %}
-{% if pictures %}
-<h2>Pictures</h2>
-<ul class="pairs">
-{% for o in pictures %}<li>
-{% if o.id in thumbnails %}<a href="{{ base + o.image }}"><img loading="lazy" src="{{ thumbnails[o.id] }}"
-alt="{{ o.id }}: content, style and result side by side"></a>{% endif %}
-<p><a class="name" href="{{ base + o.image }}">{{ o.id }}</a> &middot; {{ o.status }} &middot; {{ o.recipe.name }} &middot;
-{{ o.width }} x {{ o.height }} &middot; {{ o.steps }} steps &middot; {{ "%.1f" | format(o.seconds) }} s{{ badges(o) }}</p>
-{% if measured(o) %}<p title="style gap closed: 0 as the content, 1 as the style; content kept: 1 as the content">{{ measured(o) }}</p>
-{% endif %}
-{% if o.losses %}<p>loss {{ "%.4g" | format(o.losses.total) }} = content {{ "%.4g" | format(o.losses.content) }} + style
-{{ "%.4g" | format(o.losses.style) }} + tv {{ "%.4g" | format(o.losses.tv) }}</p>{% endif %}
-</li>
-{% endfor %}</ul>
-{% endif %}
-</body>
-</html>
-"""
+MOST = 1000
+"""Pictures on the page, and failures: so many a browser filters and sorts at once. The output has the others."""
+
+MEASURES = {"style gap closed": "style_gap_held_out", "content kept": "content_cosine"}
+"""Qualities that a card tells, by the words for them."""
 
 
-def page(title: str, facts: Mapping[str, str], outcomes: Sequence[Outcome], thumbnails: Mapping[str, str], base: str) -> str:
-    """The page: a header of `facts`, the failures, what is flagged, then each picture with its strip (a `data:` URI by id).
+def shown(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those whose pictures the page shows: the first `MOST` of them in their order, and the flagged before the others."""
+    pictures = [o for o in outcomes if not o.is_broken]
+    kept = sorted(range(len(pictures)), key=lambda k: not pictures[k].flags)[:MOST]
+    return [pictures[k] for k in sorted(kept)]
 
-    `base` leads from where the page will lie to the output folder. Every text is escaped.
+
+def page(
+    title: str,
+    facts: Mapping[str, str],
+    outcomes: Sequence[Outcome],
+    thumbnails: Mapping[str, str],
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    base: str,
+) -> str:
+    """The page: a header of `facts`, what failed, what is flagged, then each picture. The same input gives the same bytes.
+
+    By pair id, `thumbnails` holds strips as `data:` URIs, and `curves` what `history.curves` finds. `base` leads from where
+    the page will lie to the output folder. Every text is escaped.
     """
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE)
-    return template.render(
+    style, script = _part("style.css"), _part("script.js")
+    policy = {
+        "default-src": "'none'",
+        "img-src": "data: 'self'",  # the pictures at full size, beside the page
+        "style-src": _hashed(style),
+        "script-src": _hashed(script),
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    pictures, kept = [o for o in outcomes if not o.is_broken], shown(outcomes)
+    broken = [o for o in outcomes if o.is_broken]
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "file_name": _file_name,
+        "made": _made,
+        "measured": _measured,
+        "reason_and_remedy": reason_and_remedy,
+        "style_names": _style_names,
+    }
+    return environment.from_string(_part("page.html")).render(
         title=title,
-        facts=facts,
+        policy="; ".join(f"{name} {value}" for name, value in policy.items()),
+        style=style,
+        script=script,
+        facts={**facts, **_totals(outcomes)},
         outcomes=outcomes,
         counts=counts(outcomes),
-        broken=[o for o in outcomes if o.is_broken],
-        flagged=[o for o in outcomes if o.flags and not o.is_broken],
+        choices=_choices([*broken[:MOST], *kept]),
+        broken=broken,
+        pictures=pictures,
+        kept=kept,
+        most=MOST,
+        flagged=sum(bool(o.flags) for o in pictures),
+        by_flag={name: [o for o in kept if name in o.flags] for name in _names(o.flags for o in kept)},
         flags=FLAGS,
-        pictures=[o for o in outcomes if not o.is_broken],
-        measured=_measured,
         thumbnails=thumbnails,
+        curves=_embedded(curves),
         base=base,
     )
 
 
+def _part(name: str) -> str:
+    return resources.files("nst_tasks").joinpath("report", name).read_text("utf-8")
+
+
+def _hashed(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _embedded(value: object) -> str:
+    """JSON that no HTML parser finds an end or a comment in; in ASCII, so that U+2028 is escaped too."""
+    plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return plain.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _totals(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """What the pictures of this run took, and what all of them were made with; nothing where there are none."""
+    pictures = [o for o in outcomes if not o.is_broken]
+    made = [o for o in pictures if o.status == Status.SUCCEEDED]
+    totals = {}
+    if made:
+        megapixels = sum(o.height * o.width for o in made) / 1e6
+        totals["made"] = f"{megapixels:.3g} megapixels in {sum(o.seconds for o in made):.0f} s of compute"
+    if backbones := _names([f"{o.backbone} (weights {o.weights_sha256[:12]})"] for o in pictures if o.weights_sha256):
+        totals["backbone"] = ", ".join(backbones)
+    for name in _names(o.versions for o in pictures):
+        totals[name] = ", ".join(_names([str(o.versions[name])] for o in pictures if name in o.versions))
+    return totals
+
+
+def _names(found: Iterable[Iterable[str]]) -> list[str]:
+    """Each name once, in the order of its first appearance."""
+    return list(dict.fromkeys(name for names in found for name in names))
+
+
+def _choices(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
+    """What a reader may filter by, with how many rows each leaves."""
+    flags = Counter(name for o in outcomes for name in set(o.flags))
+    none = {"none": bare} if 0 < (bare := sum(not o.flags for o in outcomes)) < len(outcomes) else {}
+    return {
+        "status": {status: count for status, count in counts(outcomes).items() if count},
+        "recipe": _sorted(Counter(str(o.recipe["name"]) for o in outcomes if "name" in o.recipe)),
+        "style": _sorted(Counter(name for o in outcomes for name in set(_style_names(o)))),
+        "flag": {**none, **_sorted(flags)},
+    }
+
+
+def _sorted(found: Counter[str]) -> dict[str, int]:
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _file_name(uri: str) -> str:
+    return redact(uri).rstrip("/").rpartition("/")[2]
+
+
+def _style_names(o: Outcome) -> list[str]:
+    return [_file_name(style.uri) for style in o.styles]
+
+
 def _measured(o: Outcome) -> str:
     """An outcome's quality in few words; none for what was not measured."""
-    words = {"style gap closed": "style_gap_held_out", "content kept": "content_cosine"}
-    return " \u00b7 ".join(f"{said} {o.quality[name]:.2f}" for said, name in words.items() if name in o.quality)
+    return " \u00b7 ".join(f"{said} {o.quality[name]:.2f}" for said, name in MEASURES.items() if name in o.quality)
+
+
+def _made(o: Outcome) -> dict[str, str]:
+    """What it takes to make a picture again, and what came of it, in words; nothing that is not known."""
+    weighted = zip(o.styles, o.style_weights or [1.0] * len(o.styles), strict=False)
+    styles = [redact(style.uri) + (f" ({weight:.2g})" if len(o.styles) > 1 else "") for style, weight in weighted]
+    told = {
+        "row": str(o.row),
+        "status": str(o.status),
+        "content": f"{redact(o.content.uri)}, {o.content.width} x {o.content.height}" if o.content else "",
+        "style": ", ".join(styles),
+        "starts from": redact(o.init.uri) if o.init else "",
+        "colors kept": o.keep_color,
+        "mask": redact(o.mask.uri) if o.mask else "",
+        "recipe": str(o.recipe.get("name", "")),
+        "size": f"{o.width} x {o.height}",
+        "steps": str(o.steps),
+        "seed": str(o.seed),
+        "compute": f"{o.seconds:.1f} s",
+        "loss": " + ".join(f"{term} {o.losses[term]:.4g}" for term in ("content", "style", "tv") if term in o.losses),
+        **{said: f"{o.quality[name]:.3f}" for said, name in MEASURES.items() if name in o.quality},
+        "structural similarity": f"{o.quality['luminance_ssim']:.3f}" if "luminance_ssim" in o.quality else "",
+        "backbone": o.backbone,
+        "made in run": o.run_id,
+        "key": o.key,
+    }
+    return {name: text for name, text in told.items() if text}

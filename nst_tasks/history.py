@@ -7,10 +7,13 @@ weighted terms add up to `total`. `pandas.read_parquet("OUT/history")` reads tho
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 COLUMNS = (
     "pair_id", "run_id", "level", "height", "width", "step", "total", "content", "style", "tv", "learning_rate", "seconds",
@@ -63,3 +66,33 @@ def to_parquet(frame: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     return buffer.getvalue()
+
+
+CURVES = ["level", "height", "width", "step", "content", "style", "tv"]
+"""Columns that `curves` reads."""
+
+
+def curves(data: bytes, points: int) -> list[dict[str, Any]]:
+    """What a plot needs of a pair's history, as plain values: a dict for each level, in order, with `height` and `width` and
+    lists of at most `points` entries by `step`, `content`, `style` and `tv`, evenly thinned; the first and last stay.
+
+    A loss has four digits, and None stands for one that is no finite number.
+
+    Raises:
+        ValueError: the bytes are no history.
+    """
+    try:
+        frame = pd.read_parquet(io.BytesIO(data), columns=CURVES)
+        levels = []
+        for _, at in frame.groupby("level"):
+            kept = at.iloc[np.unique(np.linspace(0, len(at) - 1, points).round().astype(int))]
+            losses = {term: [_plain(value) for value in kept[term]] for term in ("content", "style", "tv")}
+            size = {"height": int(at["height"].iloc[0]), "width": int(at["width"].iloc[0])}
+            levels.append({**size, "step": [int(step) for step in kept["step"]], **losses})
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError("not a loss history") from error
+    return levels
+
+
+def _plain(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None

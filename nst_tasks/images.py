@@ -304,8 +304,28 @@ def strip(pictures: Sequence[Picture | np.ndarray], height: int, gap: int) -> by
         if parts:
             parts.append(np.ones((height, gap, 3), np.float32))
         parts.append(resize(seen, height, max(1, round(width * height / seen.rgb.shape[0]))).rgb)
+    return _small(_to_pillow(np.concatenate(parts, axis=1), None))
+
+
+def shrunk(strip: bytes, height: int, max_pixels: int) -> bytes:
+    """A strip that is at most `height` pixels high: the same bytes if it was no higher.
+
+    Raises:
+        PictureError: it is no WebP, is damaged, or has more than `max_pixels`.
+    """
+    with _translated():
+        image = _open(strip, max_pixels)
+        if image.format != "WEBP":
+            raise PictureError(f"a strip is a WebP, this is a {image.format}")
+        if image.height <= height:
+            return strip
+        width = max(1, round(image.width * height / image.height))
+        return _small(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _small(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    _to_pillow(np.concatenate(parts, axis=1), None).save(file, "WEBP", quality=70)
+    image.save(file, "WEBP", quality=70)
     return file.getvalue()
 
 

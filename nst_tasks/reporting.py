@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
-from nst_tasks import gallery, history, outcome, storage
+from nst_tasks import gallery, history, images, outcome, storage
 from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import NstError, StorageError, is_transient, redact
 from nst_tasks.intake import Intake, read_outcomes
@@ -17,8 +18,13 @@ from nst_tasks.outcome import Outcome, Status
 from nst_tasks.request import Request
 from nst_tasks.settings import Run, Settings
 
-MOST_THUMBNAILS = 1000
-"""Pairs whose thumbnails are put into a report; the page names the others without a picture."""
+T = TypeVar("T")
+
+THUMBNAIL_HEIGHT = 128
+"""Of the strips in the page, in pixels: those in the output are higher."""
+
+POINTS = 60
+"""Of a loss curve at each level."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def write(
         "began": began.isoformat(timespec="seconds"),
         "took": f"{report.seconds:.0f} s",
     }
-    page = gallery.page(f"Run {run.id}", facts, outcomes, thumbnails(run.out, outcomes, run.settings), "../../")
+    page = _page(f"Run {run.id}", facts, outcomes, run.out, run.settings, "../../")
     if taken.manifest.rejected:
         rejected = rejected_csv(taken.manifest, storage.folder(request.manifest))
         storage.write(storage.join(folder, names["rejected"]), rejected)
@@ -123,27 +129,54 @@ def rebuild(out: str, settings: Settings) -> tuple[str, int, list[str]]:
         raise StorageError(f"{redact(out)}: holds no outcomes; give the folder that was given to --out")
     outcomes, warnings = read_outcomes(out, names, settings.readers)
     uri = storage.join(out, "report.html")
-    facts = {"out": redact(out), "pairs": str(len(outcomes))}
-    page = gallery.page("All pairs", facts, outcomes, thumbnails(out, outcomes, settings), "")
+    page = _page("All pairs", {"out": redact(out)}, outcomes, out, settings, "")
     storage.write(uri, page.encode())
     return uri, len(outcomes), warnings
 
 
+def _page(title: str, facts: dict[str, str], outcomes: list[Outcome], out: str, settings: Settings, base: str) -> str:
+    shown = gallery.shown(outcomes)
+    return gallery.page(title, facts, outcomes, thumbnails(out, shown, settings), curves(out, shown, settings), base)
+
+
 def thumbnails(out: str, outcomes: list[Outcome], settings: Settings) -> dict[str, str]:
-    """Thumbnail strips as `data:` URIs by pair id, of the first `MOST_THUMBNAILS` pairs that have one.
+    """Thumbnail strips as `data:` URIs by pair id, of the pairs that have one.
 
     What is no WebP is left out: a page that is passed on must not carry whatever a link in its place leads to.
 
     Raises:
         StorageUnavailable: the store failed for the moment; one that is gone for good is left out.
     """
-    having = [o for o in outcomes if o.thumbnail][:MOST_THUMBNAILS]
-    found = storage.each(lambda o: storage.read(storage.join(out, o.thumbnail)), having, settings.readers)
-    for data in found:
-        if isinstance(data, NstError) and is_transient(data):
-            raise data
-    return {
-        o.id: "data:image/webp;base64," + base64.b64encode(data).decode()
-        for o, data in zip(having, found, strict=True)
-        if isinstance(data, bytes) and data.startswith(b"RIFF")
-    }
+
+    def embedded(data: bytes) -> str:
+        strip = images.shrunk(data, THUMBNAIL_HEIGHT, settings.max_pixels)
+        return "data:image/webp;base64," + base64.b64encode(strip).decode()
+
+    return _of_each({o.id: o.thumbnail for o in outcomes}, out, settings, embedded)
+
+
+def curves(out: str, outcomes: list[Outcome], settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """Loss curves by pair id, as `history.curves` gives them, of the pairs that have a history.
+
+    Raises:
+        StorageUnavailable: the store failed for the moment; one that is gone for good, or damaged, is left out.
+    """
+    return _of_each({o.id: o.history for o in outcomes}, out, settings, lambda data: history.curves(data, POINTS))
+
+
+def _of_each(paths: Mapping[str, str], out: str, settings: Settings, seen: Callable[[bytes], T]) -> dict[str, T]:
+    """What is `seen` in each of the files, by pair id; those that are not what they should be are left out."""
+    named = [(id, path) for id, path in paths.items() if path]
+
+    def read(entry: tuple[str, str]) -> T:
+        data = storage.read(storage.join(out, entry[1]))
+        try:
+            return seen(data)
+        except ValueError as error:
+            raise NstError(f"{entry[1]}: {error}") from error
+
+    found = storage.each(read, named, settings.readers)
+    for one in found:
+        if isinstance(one, NstError) and is_transient(one):
+            raise one
+    return {id: one for (id, _), one in zip(named, found, strict=True) if not isinstance(one, NstError)}

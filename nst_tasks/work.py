@@ -36,8 +36,11 @@ from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import watch
 from nst_tasks.settings import Run
 
-THUMBNAIL_HEIGHT = 160
-"""Of the strip that the report shows, in pixels."""
+THUMBNAIL_HEIGHT = 320
+"""Of the strip that the report shows, in pixels, at most; that of a lower result is as high as it."""
+
+STYLES_SHOWN = 8
+"""In that strip, at most: more would be too small to see, and a WebP has at most 16383 pixels a side."""
 
 
 def stylize(batch: Batch, run: Run) -> list[Outcome]:
@@ -99,7 +102,8 @@ def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
     text = {"nst:key": job.key, "nst:recipe": job.recipe.name, "nst:pair": job.id}
     picture = images.encode(rgb, ready.content.alpha, job.format, text)
     losses = history.to_parquet(history.table(job.id, run.id, result.levels, run.history_every))
-    strip = images.strip([ready.content, *ready.styles, Picture(rgb, ready.content.alpha)], THUMBNAIL_HEIGHT, 4)
+    shown = [ready.content, *ready.styles[:STYLES_SHOWN], Picture(rgb, ready.content.alpha)]
+    strip = images.strip(shown, min(THUMBNAIL_HEIGHT, job.height), 4)
     last = result.levels[-1].terms[-1].astype(float)
     done = _described(
         job,

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 
-from nst_tasks.history import COLUMNS, LevelHistory, table, to_parquet
+from nst_tasks.history import COLUMNS, LevelHistory, curves, table, to_parquet
 
 
 def level(number: int, steps: int, height: int = 20, width: int = 30) -> LevelHistory:
@@ -88,3 +88,27 @@ def test_a_folder_of_histories_is_one_table(tmp_path: Path) -> None:
 
 def test_the_same_table_gives_the_same_bytes() -> None:
     assert to_parquet(table("a", "r", [level(0, 3)], 1)) == to_parquet(table("a", "r", [level(0, 3)], 1))
+
+
+def test_curves_are_each_level_thinned_evenly_with_its_ends() -> None:
+    short, long = curves(to_parquet(table("a", "r", [level(0, 2, 10, 15), level(1, 90)], 1)), points=10)
+    assert short == {
+        "height": 10, "width": 15, "step": [0, 1, 2], "content": [100, 101, 102], "style": [10] * 3, "tv": [0.5] * 3,
+    }  # fmt: skip
+    assert long["step"] == list(range(0, 91, 10))
+    assert long["content"] == [100 + k for k in long["step"]]
+    assert (long["height"], long["width"]) == (20, 30)
+
+
+def test_curves_have_four_digits_and_none_for_what_no_axis_holds() -> None:
+    terms = np.array([[1234567, 0.000123456, 0], [np.nan, np.inf, 1]], np.float32)
+    (found,) = curves(to_parquet(table("a", "r", [LevelHistory(3, 1, 1, terms, np.ones(2), np.ones(2))], 1)), points=60)
+    assert (found["content"], found["style"], found["tv"]) == ([1235000, None], [0.0001235, None], [0, 1])
+
+
+def test_what_is_no_history_has_no_curves() -> None:
+    whole = to_parquet(table("a", "r", [level(0, 2)], 1))
+    other = to_parquet(pd.DataFrame({"level": [1], "step": ["secret"]}))
+    for data in (b"", b"secret", whole[: len(whole) // 2], whole[:-9], other):
+        with pytest.raises(ValueError, match="^not a loss history$"):
+            curves(data, points=60)

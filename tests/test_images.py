@@ -849,3 +849,16 @@ def test_strip_stands_pictures_side_by_side():
 def test_strip_bears_absurd_aspects():
     rows = [np.zeros((1, 60000, 3), np.float32), np.zeros((60000, 1, 3), np.float32)]
     assert probe(images.strip(rows, 32, 4), LIMIT) == (32, 96 + 4 + 1)
+
+
+def test_a_strip_is_shrunk_to_a_height_and_nothing_but_a_strip_is():
+    noise = np.random.default_rng(0).random((30, 90, 3), np.float32)
+    strip = images.strip([noise], 64, 4)
+    small = images.shrunk(strip, 32, LIMIT)
+    assert probe(small, LIMIT) == (32, 96) and len(small) < len(strip) / 2
+    assert images.shrunk(strip, 64, LIMIT) == strip
+    for data in (images.encode(noise, None, "png", {}), strip[:200], b"RIFF", b"secret"):
+        with pytest.raises(PictureError):
+            images.shrunk(data, 32, LIMIT)
+    with pytest.raises(PictureError, match="above the limit"):
+        images.shrunk(strip, 32, 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from dataclasses import asdict, replace
@@ -10,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pandas as pd
 import pytest
 
-from nst_tasks import intake, manifest, outcome, reporting, storage
+from nst_tasks import gallery, history, images, intake, manifest, outcome, reporting, storage
 from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import StorageError, redact
 from nst_tasks.outcome import Outcome, Status
-from nst_tasks.reporting import MOST_THUMBNAILS, Report
+from nst_tasks.reporting import Report
 from nst_tasks.request import Request
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
 
 SETTINGS = Settings(readers=4)
+STRIP = images.strip([np.full((20, 30, 3), 0.5, np.float32)] * 3, 20, 4)
+EMBEDDED = "data:image/webp;base64," + base64.b64encode(STRIP).decode()
 LOSSES = {"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0}
 
 
@@ -30,7 +34,7 @@ def done(id: str = "cat_oil", row: int = 2, **fields: Any) -> Outcome:
     defaults: dict[str, Any] = {
         "id": id, "row": row, "status": Status.SUCCEEDED, "recipe": {"name": "painterly"}, "losses": LOSSES,
         "content": Source("/in/cat.png", "c", "1", 60, 80), "styles": (Source("/in/oil.jpg", "o", "1", 5, 5),),
-        "image": f"images/{id}.png", "thumbnail": f"thumbnails/{id}.webp",
+        "image": f"images/{id}.png", "thumbnail": f"thumbnails/{id}.webp", "history": f"history/{id}.parquet",
     }  # fmt: skip
     return Outcome(**defaults | fields)
 
@@ -54,7 +58,7 @@ def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path
     rejected = Outcome(id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below the smallest size, 64")
     failed = Outcome(id="dog_oil", row=4, status=Status.FAILED, error="/in/dog.png: does not exist")
     skipped = done("elk_oil", 5, status=Status.SKIPPED)
-    storage.write(storage.join(out, "thumbnails/cat_oil.webp"), b"RIFF")
+    storage.write(storage.join(out, "thumbnails/cat_oil.webp"), STRIP)
     report, folder = written(tmp_path, out, [skipped, failed, done(), rejected], rows)
 
     assert sorted(storage.listing(folder)) == ["rejected.csv", "report.html", "run.json", "summary.parquet"]
@@ -81,7 +85,7 @@ def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path
     assert len(again) == 2
     page = storage.read(report.files["report"]).decode()
     assert '"../../images/cat_oil.png"' in page
-    assert "data:image/webp;base64,UklGRg==" in page
+    assert EMBEDDED in page
     record = json.loads(storage.read(report.files["run"]))
     assert json.loads(json.dumps(asdict(report))).items() <= record.items()
     assert record["request"]["backbone"] == "tiny"
@@ -143,8 +147,12 @@ def test_reasons_of_a_row_in_one_line(tmp_path: Path) -> None:
 def publish(out: str, *outcomes: Outcome) -> None:
     for one in outcomes:
         storage.write(storage.join(out, outcome.marker_path(one.id)), outcome.to_json(one))
+        if one.history:
+            terms = np.array([[3, 30, 0.5], [2, 20, 0.5], [1, 10, 0.5]], np.float32)
+            level = history.LevelHistory(0, 20, 30, terms, np.ones(3), np.arange(3.0))
+            storage.write(storage.join(out, one.history), history.to_parquet(history.table(one.id, "run-1", [level], 1)))
         if one.thumbnail:
-            storage.write(storage.join(out, one.thumbnail), b"RIFF" + one.id.encode())
+            storage.write(storage.join(out, one.thumbnail), STRIP)
 
 
 def test_rebuild_shows_the_pairs_of_all_runs(tmp_path: Path) -> None:
@@ -158,6 +166,8 @@ def test_rebuild_shows_the_pairs_of_all_runs(tmp_path: Path) -> None:
     assert 'href="images/dog_oil.png"' in page
     assert page.count("data:image/webp;base64,") == 2
     assert "/in/elk.png: does not exist" in page
+    assert '"cat_oil":[{"height":20,"width":30,"step":[0,1,2],"content":[3.0,2.0,1.0]' in page
+    assert '"dog_oil":[{' in page
 
 
 def test_rebuild_ignores_a_damaged_marker_with_a_warning(tmp_path: Path) -> None:
@@ -197,14 +207,15 @@ def test_rebuild_of_a_folder_that_is_no_output(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_shows_a_bounded_number_of_thumbnails(memory: str) -> None:
-    outcomes = [done(f"pair-{k}", k + 2) for k in range(MOST_THUMBNAILS + 1)]
-    for one in outcomes:
-        storage.write(storage.join(memory, one.thumbnail), b"RIFF" + one.id.encode())
-    without = done("without", thumbnail="")
-    found = reporting.thumbnails(memory, [without, *outcomes], SETTINGS)
-    assert list(found) == [one.id for one in outcomes[:MOST_THUMBNAILS]]
-    assert found["pair-0"] == "data:image/webp;base64,UklGRnBhaXItMA=="
+def test_a_report_holds_thumbnails_of_the_pictures_that_it_shows(tmp_path: Path) -> None:
+    outcomes = [done(f"pair-{k}", k + 2, thumbnail="thumbnails/one.webp", history="") for k in range(gallery.MOST + 1)]
+    outcomes[-1] = replace(outcomes[-1], flags=("blank",))
+    storage.write(f"{tmp_path}/out/thumbnails/one.webp", STRIP)
+    _, folder = written(tmp_path, f"{tmp_path}/out", outcomes)
+    page = storage.read(f"{folder}/report.html").decode()
+    assert page.count(EMBEDDED) == gallery.MOST
+    assert ">pair-1000</a>" in page
+    assert ">pair-999</a>" not in page
 
 
 def test_a_thumbnail_that_is_gone_is_left_out(memory: str) -> None:
@@ -217,6 +228,23 @@ def test_what_is_no_thumbnail_is_not_put_into_the_report(tmp_path: Path) -> None
     (tmp_path / "secret").write_text("hunter2")
     (tmp_path / "out" / "thumbnails").mkdir(parents=True)
     (tmp_path / "out" / "thumbnails" / "cat_oil.webp").symlink_to(tmp_path / "secret")
-    storage.write(f"{tmp_path}/out/thumbnails/dog_oil.webp", b"RIFF")
+    storage.write(f"{tmp_path}/out/thumbnails/dog_oil.webp", STRIP)
     found = reporting.thumbnails(str(tmp_path / "out"), [done(), done("dog_oil", 3)], SETTINGS)
     assert list(found) == ["dog_oil"]
+
+
+def test_a_report_holds_strips_of_a_bounded_height(memory: str) -> None:
+    storage.write(f"{memory}/thumbnails/cat_oil.webp", images.strip([np.full((400, 600, 3), 0.5, np.float32)] * 3, 320, 4))
+    (found,) = reporting.thumbnails(memory, [done()], SETTINGS).values()
+    assert images.probe(base64.b64decode(found.partition(",")[2]), 10**6) == (128, 579)
+
+
+def test_a_history_that_is_gone_damaged_or_another_file_is_left_out_of_the_report(memory: str) -> None:
+    publish(memory, done(), done("dog_oil"), done("elk_oil"))
+    whole = storage.read(f"{memory}/history/dog_oil.parquet")
+    storage.write(f"{memory}/history/dog_oil.parquet", whole[: len(whole) // 2])
+    storage.write(f"{memory}/history/elk_oil.parquet", b"hunter2")
+    outcomes = [done(), done("dog_oil"), done("elk_oil"), done("gone"), done("none", history="")]
+    assert list(reporting.curves(memory, outcomes, SETTINGS)) == ["cat_oil"]
+    _, pairs, _ = reporting.rebuild(memory, SETTINGS)
+    assert pairs == 3
