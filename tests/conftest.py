@@ -12,6 +12,7 @@ import fsspec
 import pytest
 from flaky import FlakyFileSystem
 from hypothesis import settings
+from playwright.sync_api import Browser, sync_playwright
 from servers import PATTERNS, S3, picture, prefect_server, s3_server
 
 # the machines are noisy: how long one example takes says nothing
@@ -70,6 +71,21 @@ def s3(weed: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A real S3 server (SeaweedFS) that lives as long as the test session."""
     with s3_server(weed, tmp_path_factory.mktemp("s3")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, or the one that Playwright has fetched, without a window and without a network of its own."""
+    quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
+    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    with sync_playwright() as playwright:
+        found = next(filter(None, map(shutil.which, names)), playwright.chromium.executable_path)
+        if not Path(found).exists():
+            pytest.skip("no Chromium: install it with: apt install chromium, or: playwright install chromium")
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", *quiet]
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,391 @@
+"""The report's page in a browser: what a reader does with it, by mouse and by keyboard, and what it must never do."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page
+
+from nst_tasks import gallery, history, images, outcome, reporting, storage
+from nst_tasks.history import LevelHistory
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.settings import Settings
+from nst_tasks.source import Source
+
+WIDE, PHONE = (1280, 900), (360, 740)
+RED, GREEN, BLUE = ([value] for value in np.eye(3, dtype=np.float32))
+HEIGHT, WIDTH = 60, 80
+
+
+def pair(id: str, row: int, **fields: Any) -> Outcome:
+    total = fields.pop("total", 6.0)
+    gap = fields.pop("gap", 0.5)
+    defaults: dict[str, Any] = {
+        "id": id, "row": row, "status": Status.SUCCEEDED, "recipe": {"name": "painterly"}, "height": HEIGHT, "width": WIDTH,
+        "steps": 8, "seconds": 1.0 * row, "content": Source(f"/in/{id.partition('_')[0]}.png", "c", "1", HEIGHT, WIDTH),
+        "losses": {"total": total, "content": 1.0, "style": 2.0, "tv": 3.0}, "styles": (Source("/in/oil.jpg", "o", "1", 5, 5),),
+        "quality": {"style_gap_held_out": gap, "content_cosine": 1 - gap, "luminance_ssim": 0.2}, "key": "5e" * 32,
+        "image": outcome.image_path(id, "png"), "thumbnail": outcome.thumbnail_path(id), "history": outcome.history_path(id),
+        "backbone": "tiny", "weights_sha256": "45" * 32, "versions": {"nst": "1.2", "numpy": "3"},
+    }  # fmt: skip
+    return Outcome(**defaults | fields)
+
+
+OUTCOMES = [
+    pair("cat_oil", 2, total=5.0, gap=0.9),
+    pair("cat_ink", 3, total=7.0, gap=0.1, styles=(Source("/in/ink.jpg", "i", "1", 50, 50),), flags=("blank",)),
+    Outcome("elk_oil", 4, Status.FAILED, recipe={"name": "gatys-2016"}, error="/in/elk.png: does not exist; check the name"),
+    Outcome("", 5, Status.REJECTED, error="row 5, column size: 9 is below the smallest size, 64; give 64 to 8192"),
+    pair("dog_both", 6, total=6.0, gap=0.5, status=Status.SKIPPED, recipe={"name": "gatys-2016"},
+         styles=(Source("/in/oil.jpg", "o", "1", 50, 50), Source("/in/ink.jpg", "i", "1", 50, 50))),
+    pair("fox_oil", 7, losses={}, quality={}, thumbnail="", history=""),  # of an older version
+]  # fmt: skip
+SHOWN = ["elk_oil", "", "cat_oil", "cat_ink", "dog_both", "fox_oil"]
+
+
+def flat(color: list[np.ndarray], height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    return np.broadcast_to(np.asarray(color), (height, width, 3)).astype(np.float32)
+
+
+def written(out: Path, outcomes: list[Outcome], title: str = "Run 1") -> str:
+    """The page of outcomes whose contents are red, styles green and results blue; its address."""
+    strip = images.strip([flat(RED), flat(GREEN, 50, 50), flat(BLUE)], HEIGHT, 4)
+    terms = np.array([[9, 90, 0], [3, 30, 0.1], [1, 10, 0.5], [0.5, 5, 1.5], [0.4, 3, 1]], np.float32)
+    levels = [
+        LevelHistory(k, HEIGHT // 2 ** (1 - k), WIDTH // 2 ** (1 - k), terms, np.ones(5), np.arange(5.0)) for k in range(2)
+    ]
+    picture, losses = images.encode(flat(BLUE), None, "png", {}), history.to_parquet(history.table("a", "run-1", levels, 1))
+    files = {path: data for o in outcomes for path, data in ((o.image, picture), (o.thumbnail, strip), (o.history, losses))}
+    for path in filter(None, files):
+        storage.write(storage.join(str(out), path), files[path])
+    kept = gallery.shown(outcomes)
+    inside = [of(str(out), kept, Settings(readers=4)) for of in (reporting.thumbnails, reporting.curves)]
+    storage.write(f"{out}/report.html", gallery.page(title, {"took": "3 s"}, outcomes, *inside, "").encode())
+    return f"file://{out}/report.html"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("out"), OUTCOMES)
+
+
+@contextmanager
+def opened(browser: Browser, url: str, size: tuple[int, int] = WIDE, complaint: str = "", **options: Any) -> Iterator[Page]:
+    """A page that has said nothing on its console but the complaint, and asked for nothing but the files beside it."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    folder = url.partition("#")[0].rpartition("/")[0]
+    page.on("request", lambda sent: None if sent.url.startswith((folder, "data:")) else said.append(sent.url))
+    page.goto(url)
+    yield page
+    context.close()
+    assert [text for text in said if not complaint or complaint not in text] == []
+    assert bool(said) is bool(complaint)
+
+
+@pytest.fixture
+def page(chromium: Browser, report: str) -> Iterator[Page]:
+    with opened(chromium, report) as page:
+        yield page
+
+
+def ids(page: Page) -> list[str]:
+    """Of the rows that are shown, from top to bottom."""
+    found: list[str] = page.locator(".outcome:visible").evaluate_all("all => all.map((one) => one.dataset.id)")
+    return found
+
+
+def view(page: Page) -> dict[str, str]:
+    """What the address says is chosen."""
+    return {name: value for name, (value,) in parse_qs(page.url.partition("#")[2]).items()}
+
+
+def control(page: Page, name: str) -> Locator:
+    return page.locator(f".controls [name={name}]")
+
+
+# Filter and sort
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left"),
+    [
+        ({"status": "failed"}, ["elk_oil"]),
+        ({"recipe": "gatys-2016"}, ["elk_oil", "dog_both"]),
+        ({"style": "ink.jpg"}, ["cat_ink", "dog_both"]),
+        ({"flag": "blank"}, ["cat_ink"]),
+        ({"flag": "none", "recipe": "painterly", "search": " CAT"}, ["cat_oil"]),
+        ({"search": "ink.J"}, ["cat_ink", "dog_both"]),
+    ],
+)
+def test_a_filter_leaves_what_it_names_counts_it_and_can_be_passed_on(
+    page: Page, chosen: dict[str, str], left: list[str]
+) -> None:
+    assert ids(page) == SHOWN
+    assert page.get_by_role("status").inner_text() == "6 of 6 rows shown"
+    for name, value in chosen.items():
+        field = control(page, name)
+        (field.fill if name == "search" else field.select_option)(value)
+    assert ids(page) == left
+    assert page.get_by_role("status").inner_text() == f"{len(left)} of 6 rows shown"
+    assert page.get_by_role("heading", name="Failed and rejected").is_visible() is bool({*left} & {"elk_oil", ""})
+    assert view(page) == chosen
+    page.reload()
+    assert ids(page) == left
+    page.get_by_role("button", name="Clear").click()
+    assert ids(page) == SHOWN
+    assert view(page) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "order"),
+    [
+        ("loss", ["cat_ink", "dog_both", "cat_oil", "fox_oil"]),
+        ("gap", ["cat_ink", "dog_both", "cat_oil", "fox_oil"]),
+        ("kept", ["cat_oil", "dog_both", "cat_ink", "fox_oil"]),
+        ("seconds", ["fox_oil", "dog_both", "cat_ink", "cat_oil"]),
+    ],
+)
+def test_pictures_are_sorted_and_what_was_not_measured_comes_last(page: Page, key: str, order: list[str]) -> None:
+    control(page, "sort").select_option(key)
+    assert ids(page)[2:] == order
+    control(page, "reverse").check()
+    measured = order if key == "seconds" else order[:-1]
+    assert ids(page)[2:] == [*measured[::-1], *order[len(measured) :]]
+    assert view(page) == {"sort": key, "reverse": "1"}
+    control(page, "sort").select_option("")
+    assert ids(page)[2:] == ["fox_oil", "dog_both", "cat_ink", "cat_oil"]
+
+
+def test_an_address_may_be_nonsense(chromium: Browser, report: str) -> None:
+    with opened(chromium, f"{report}#status=eaten&sort=%00&pair=constructor&__proto__=1&search") as page:
+        assert ids(page) == SHOWN
+        page.evaluate("location.hash = '#flag=blank&pair=cat_ink'")
+        page.get_by_role("dialog").wait_for()
+        assert ids(page) == ["cat_ink"]
+        page.evaluate("location.hash = ''")
+        page.get_by_role("dialog").wait_for(state="hidden")
+        assert ids(page) == SHOWN
+
+
+# One pair
+
+
+def looked(page: Page, id: str) -> Locator:
+    page.locator("a.name", has_text=id).click()
+    dialog = page.get_by_role("dialog", name=id)
+    dialog.wait_for()
+    return dialog
+
+
+def colors(page: Page) -> list[tuple[int, ...]]:
+    """At an eighth, three eighths, five and seven eighths of the width of what the slider divides."""
+    page.wait_for_function("[...document.querySelectorAll('.stage img')].every((image) => image.complete)")
+    picture = Image.open(io.BytesIO(page.locator(".stage").screenshot())).convert("RGB")
+    places = [(picture.width * k // 8, picture.height // 2) for k in (1, 3, 5, 7)]
+    return [tuple(round(value / 255) for value in picture.getpixel(place)) for place in places]  # type: ignore[union-attr]
+
+
+C, R = (1, 0, 0), (0, 0, 1)
+
+
+def test_a_slider_divides_content_and_result_by_keyboard_and_by_mouse(page: Page) -> None:
+    dialog = looked(page, "cat_oil")
+    slider = dialog.get_by_role("slider", name="content shown beside the result")
+    assert slider.input_value() == "50"
+    assert colors(page) == [C, C, R, R]
+    page.keyboard.press("End")  # it has the focus
+    assert colors(page) == [C, C, C, C]
+    page.keyboard.press("Home")
+    assert colors(page) == [R, R, R, R]
+    box = page.locator(".stage").bounding_box()
+    assert box is not None
+    assert box["width"] / box["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.01)
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 20)
+    page.mouse.down()
+    assert colors(page) == [C, R, R, R]
+    page.mouse.move(box["x"] + box["width"] * 3 / 4, box["y"] + 30)
+    page.mouse.up()
+    assert colors(page) == [C, C, C, R]
+    assert slider.input_value() == "75"
+
+
+def test_a_page_that_was_moved_away_shows_its_thumbnails_closely(chromium: Browser, report: str, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_bytes(Path(report.removeprefix("file://")).read_bytes())
+    with opened(chromium, f"file://{tmp_path}/report.html", complaint="ERR_FILE_NOT_FOUND") as page:
+        looked(page, "cat_oil")
+        page.locator(".moved").wait_for()
+        assert colors(page) == [C, C, R, R]
+
+
+def test_the_dialog_is_used_by_keyboard_alone(page: Page) -> None:
+    page.keyboard.press("Tab")
+    page.keyboard.type("cat")
+    link = page.locator("a.name", has_text="cat_oil")
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if link.evaluate("link => link === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog", name="cat_oil").wait_for()
+    assert view(page) == {"search": "cat", "pair": "cat_oil"}
+    page.keyboard.press("Shift+Tab")  # from the slider, which has the focus, to the button before it
+    assert page.evaluate("document.activeElement.name") == "close"
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Space")
+    page.get_by_role("dialog", name="cat_ink").wait_for()
+    assert page.get_by_role("button", name="Next").is_disabled()  # of those that the search has left
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="hidden")
+    assert page.evaluate("document.activeElement.textContent") == "cat_ink"
+    assert view(page) == {"search": "cat"}
+
+
+def test_a_pair_tells_what_made_it_and_what_its_flags_mean(page: Page) -> None:
+    told = looked(page, "cat_ink").inner_text()
+    for text in ("cat.png, 80 x 60", "/in/ink.jpg", "painterly", "5e5e5e", "almost no variation", "lower tv_weight", "0.100"):
+        assert text in told
+    page.keyboard.press("Escape")
+    page.get_by_role("row", name="blank").get_by_role("link", name="cat_ink").click()
+    page.get_by_role("dialog", name="cat_ink").wait_for()
+
+
+def test_losses_are_drawn_by_term_and_level(page: Page) -> None:
+    dialog = looked(page, "cat_oil")
+    drawn: list[list[str]] = dialog.locator("svg path:not(.grid)").evaluate_all(
+        "all => all.map((p) => [p.className.baseVal, p.getAttribute('d')])"
+    )
+    assert [term for term, _ in drawn] == ["total", "content", "style", "tv"] * 2
+    points = {term: [tuple(map(float, at.split(","))) for at in path[1:].split("L")] for term, path in drawn[4:]}
+    assert [len(points[term]) for term in ("total", "content", "style", "tv")] == [5, 5, 5, 4]  # tv begins at 0
+    x, y = zip(*points["style"], strict=True)
+    np.testing.assert_allclose(np.diff(x), np.diff(x)[0], atol=0.11)
+    # 90, 30, 10, 5, 3 in powers of ten, downwards
+    np.testing.assert_allclose(
+        np.diff(y) / (y[2] - y[0]), [0.5, 0.5, np.log10(2) / np.log10(9), np.log10(5 / 3) / np.log10(9)], atol=0.01
+    )
+    assert dialog.locator("svg").get_attribute("aria-label") == (
+        "losses over 8 steps on 2 levels; on the last the total goes from 99 to 4.4"
+    )
+    labels = dialog.locator("svg text").evaluate_all("all => all.map((text) => text.textContent)")
+    assert {"40 x 30", "80 x 60", "4", "8", "1", "10", "0.1", "step"} <= {*labels}
+    dialog.get_by_text("losses by level").click()
+    assert dialog.get_by_role("row").nth(2).inner_text().split("\t") == [
+        "1", "80 x 60", "4", "99 to 4.4", "9 to 0.4", "90 to 3", "0 to 1",
+    ]  # fmt: skip
+
+
+def test_a_pair_without_thumbnail_and_history_is_its_picture(page: Page) -> None:
+    dialog = looked(page, "fox_oil")
+    assert not dialog.get_by_role("slider").is_visible()
+    assert not dialog.locator("figure.curves").is_visible()
+    assert colors(page) == [R, R, R, R]
+
+
+# Whoever reads it, and wherever
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_no_barrier_is_found_and_nothing_is_wider_than_the_screen(
+    chromium: Browser, report: str, scheme: str, size: tuple[int, int]
+) -> None:
+    with opened(chromium, report, size, color_scheme=scheme) as page:
+        for look in (lambda: None, lambda: looked(page, "cat_ink").get_by_text("losses by level").click()):
+            look()
+            assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is (scheme == "dark")
+            found = Axe().run(page)
+            assert found.violations_count == 0, found.generate_report()
+            assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert page.get_by_role("dialog").evaluate("d => d.scrollWidth <= d.clientWidth")
+
+
+def test_it_is_read_without_its_script(chromium: Browser, report: str) -> None:
+    with opened(chromium, report, java_script_enabled=False) as page:
+        assert not page.get_by_role("search").is_visible()
+        assert page.get_by_role("cell", name="check the name").is_visible()
+        picture = page.get_by_alt_text("cat_oil: content, style and result side by side")
+        picture.scroll_into_view_if_needed()
+        assert picture.is_visible()
+        key = page.locator(".made dd").get_by_text("5e5e5e").first
+        assert not key.is_visible()
+        page.locator(".made summary").first.click()
+        assert key.is_visible()
+        page.locator("a.name").first.click()
+        page.wait_for_url("**/images/cat_oil.png")
+
+
+def test_it_is_printed_with_every_picture(page: Page) -> None:
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".strip img").count() == 3
+    assert not page.get_by_role("search").is_visible()
+
+
+def test_a_thousand_pairs_are_there_but_not_their_thumbnails(chromium: Browser, tmp_path: Path) -> None:
+    many = [pair(f"cat_{k}", k, thumbnail="thumbnails/cat.webp", image="images/cat.png", history="") for k in range(1000)]
+    with opened(chromium, written(tmp_path, many)) as page:
+        assert page.get_by_role("status").inner_text() == "1000 of 1000 rows shown"
+        assert 0 < page.locator(".strip img").count() < 50
+        control(page, "sort").select_option("seconds")
+        assert ids(page)[0] == "cat_999"
+        control(page, "search").fill("cat_77")
+        assert ids(page) == ["cat_779", *(f"cat_{k}" for k in range(778, 769, -1)), "cat_77"]
+
+
+HOSTILE = (
+    "<script>alert(1)</script>\"' onmouseover=alert(2) autofocus onfocus=alert(3) x='</script><img src=x onerror=alert(4)>"
+)
+
+
+def test_hostile_texts_do_nothing(chromium: Browser, tmp_path: Path) -> None:
+    def spoilt(o: Outcome, change: Callable[[str], str]) -> Outcome:
+        source = replace(o.styles[0], uri=f"/in/{HOSTILE}") if o.styles else None
+        return replace(
+            o, id=change(o.id), recipe={"name": HOSTILE}, flags=(HOSTILE, "blank"), error=o.error and f"{HOSTILE}; {HOSTILE}",
+            content=source, styles=(source,) if source else (), backbone=HOSTILE, versions={HOSTILE: HOSTILE}, key=HOSTILE,
+        )  # fmt: skip
+
+    kept = gallery.shown(OUTCOMES)[:1]
+    url = written(tmp_path, kept)
+    inside = [of(str(tmp_path), kept, Settings(readers=4)) for of in (reporting.thumbnails, reporting.curves)]
+    name = f"cat{HOSTILE}"
+    outcomes = [spoilt(kept[0], lambda id: name), spoilt(OUTCOMES[2], lambda id: HOSTILE)]
+    outcomes.append(replace(spoilt(kept[0], lambda id: f"js{HOSTILE}"), image="javascript:alert(5)"))
+    named = [{name: found["cat_oil"]} for found in inside]
+    (tmp_path / "report.html").write_text(gallery.page(HOSTILE, {HOSTILE: HOSTILE}, outcomes, *named, ""))
+    with opened(chromium, url) as page:
+        assert ids(page) == [HOSTILE, name, f"js{HOSTILE}"]
+        for field in ("recipe", "style", "flag"):
+            control(page, field).select_option(index=1)
+        assert ids(page) == [name, f"js{HOSTILE}"]
+        assert HOSTILE in (view(page)["recipe"], view(page)["flag"])
+        page.reload()
+        page.locator("a.name").first.hover()
+        page.locator("a.name").first.click()
+        page.get_by_role("dialog").wait_for()
+        assert page.locator("dialog h2").inner_text() == name
+        assert page.locator("svg path:not(.grid)").count() == 8
+        assert colors(page) == [C, C, R, R]
+        assert page.locator("[onmouseover], [onfocus], [onerror], script:not(:nth-last-of-type(-n+2))").count() == 0
+    with opened(chromium, url, java_script_enabled=False) as page:
+        page.locator("a.name").first.hover()
+        assert page.locator("[onmouseover], [onfocus], [onerror]").count() == 0
+    with opened(chromium, url, complaint="Content Security Policy") as page:
+        page.evaluate("location.href = document.querySelectorAll('a.name')[1].href")  # past the dialog, to where it leads
+        page.get_by_text("no such text").wait_for(state="hidden")
