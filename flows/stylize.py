@@ -22,7 +22,7 @@ from pydantic import Field
 
 from flows import watching
 from flows.watching import Follower
-from nst_tasks import batching, claims, devices, intake, outcome, presets, recipes, reporting, resume, settings, storage, weights, work
+from nst_tasks import batching, claims, devices, intake, outcome, presets, reporting, resume, settings, storage, weights, work
 from nst_tasks.batching import Batch, Job
 from nst_tasks.claims import Claim
 from nst_tasks.core.method import MAX_STEPS
@@ -31,6 +31,7 @@ from nst_tasks.ledger import Result
 from nst_tasks.manifest import Pair, archived, reasons
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import current, watch
+from nst_tasks.recipes import MAX_SIZE, MIN_SIZE
 from nst_tasks.reporting import Report
 from nst_tasks.request import Request, checkpoint_interval, failure_limit
 from nst_tasks.settings import Run, Settings
@@ -62,7 +63,7 @@ INTERRUPTED = "interrupted; what is finished is safe: run the same command again
 
 
 BackboneName = Annotated[str, Field(json_schema_extra={"enum": [*weights.BACKBONES]})]
-Size = Annotated[int | None, Field(json_schema_extra={"minimum": recipes.MIN_SIZE, "maximum": recipes.MAX_SIZE})]
+Size = Annotated[int | None, Field(json_schema_extra={"minimum": MIN_SIZE, "maximum": MAX_SIZE})]
 Steps = Annotated[int | None, Field(json_schema_extra={"minimum": 0, "maximum": MAX_STEPS})]
 """Parameters as the form of a deployment offers them; what the form lets through is checked like everything else."""
 

@@ -132,7 +132,7 @@ class Follower:
 def refused(name: str, error: InputError) -> str:
     """Show why a manifest was refused, a row for each problem; the sentences that fit into a state's message."""
     lines = str(error).splitlines()
-    _taken(
+    taken(
         create_table_artifact,
         table=[dict(zip(("reason", "remedy"), reason_and_remedy(line), strict=True)) for line in lines[:FAILURES_SHOWN]],
         key=artifact_key(name, "failures"),
