@@ -190,8 +190,9 @@ def serve(
             _import_tensorflow()
             from flows import deploy
 
+            runner = deploy.registered(configured, limit)
             typer.echo(f"serving {' and '.join(deploy.NAMES)}; press Ctrl-C to stop", err=True)
-            deploy.serve(configured, limit)
+            deploy.serve(runner)
         except NstError as error:
             _refuse(error)
 

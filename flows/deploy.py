@@ -51,8 +51,8 @@ def deployments(configured: Settings, job_variables: dict[str, Any] | None = Non
     return cast(list[RunnerDeployment], found)  # coroutines they are only where an event loop runs
 
 
-def serve(configured: Settings, limit: int) -> None:
-    """Serve both deployments, at most `limit` runs at a time, each in a process of its own, until this one is asked to stop.
+def registered(configured: Settings, limit: int) -> Runner:
+    """What will serve both deployments, which are registered by now, at most `limit` runs at a time.
 
     Raises:
         SettingsError: a setting is wrong, or no Prefect API answers.
@@ -62,12 +62,16 @@ def serve(configured: Settings, limit: int) -> None:
     runner = Runner(limit=limit, pause_on_shutdown=False)
     for deployment in deployments(configured):
         runner.add_deployment(deployment)
+    return runner
+
+
+def serve(runner: Runner) -> None:
+    """Serve until SIGTERM or SIGINT, each run in a process of its own; these end first, as a run that is asked to stop does."""
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(_until_signalled(runner))
 
 
 async def _until_signalled(runner: Runner) -> None:
-    """Serve until SIGTERM or SIGINT, which the runs are passed on as SIGTERM, and end when they have ended."""
     loop, serving = asyncio.get_running_loop(), asyncio.create_task(runner.start())
 
     async def leave() -> None:

@@ -18,8 +18,8 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.utilities.urls import url_for
 
 from flows import stylize
-from flows.stylize import INTERRUPTED, REFUSED, WITH_FAILURES
-from flows.watching import plain
+from flows.stylize import INTERRUPTED, REFUSED, WITH_FAILURES, BackboneName, Size, Steps
+from flows.watching import plain, taken
 from nst_tasks import claims, inbox, intake, ledger, presets, settings, storage, weights
 from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, is_transient, redact
 from nst_tasks.inbox import Found
@@ -69,9 +69,9 @@ def nightly(
     inbox: str,
     out: str,
     recipe: str = presets.DEFAULT,
-    size: int | None = None,
-    steps: int | None = None,
-    backbone: str = weights.DEFAULT,
+    size: Size = None,
+    steps: Steps = None,
+    backbone: BackboneName = weights.DEFAULT,
     weights_file: str | None = None,
     strict: bool = False,
     max_failures: str | None = None,
@@ -83,7 +83,7 @@ def nightly(
     Args:
         inbox: URI of the folder or prefix in which the manifests lie; nothing in it is moved, deleted or written.
         out: URI of the folder below which each manifest has its output, in a folder of its own name.
-        recipe: recipe of the rows that name none: a preset's name, or the URI of a TOML file.
+        recipe: recipe of the rows that name none: one that `nst recipes` lists, or the URI of a TOML file.
         size: longest side of the results in pixels, for rows that name none; the recipe's if empty.
         steps: optimization steps at full size, for rows that name none; the recipe's if empty.
         backbone: network whose features are used.
@@ -249,15 +249,12 @@ def _patiently(function: Callable[[], T], settings: Settings) -> T:
 
 
 def _show(swept: Swept) -> None:
-    """A sweep's table in the Prefect UI, with links to the flow runs; the sweep itself does not depend on it."""
+    """A sweep's table in the Prefect UI, with links to the flow runs."""
     lines = [swept.message, "", "| manifest | result | what came of it | flow run |", "|---|---|---|---|"]
     for file, entry in list(swept.entries.items())[:SHOWN]:
         url = url_for("flow-run", obj_id=entry.flow_run_id) if entry.flow_run_id else None
-        told = entry.message.partition("\n")[0][:300]
-        lines.append(f"| {plain(redact(file))} | {entry.result} | {plain(redact(told))} | {f'[open]({url})' if url else ''} |")
+        told = redact(entry.message.partition("\n")[0][:300])
+        lines.append(f"| {plain(redact(file))} | {entry.result} | {plain(told)} | {f'[open]({url})' if url else ''} |")
     if len(swept.entries) > SHOWN:
         lines.append(f"\nand {len(swept.entries) - SHOWN} more: the ledger has them all")
-    try:
-        create_markdown_artifact("\n".join(lines), key="nightly", description="The manifests of a sweep")
-    except Exception as error:
-        get_run_logger().warning("the sweep is not shown as an artifact: %s", type(error).__name__)
+    taken(create_markdown_artifact, markdown="\n".join(lines), key="nightly", description="The manifests of a sweep")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
@@ -18,17 +18,20 @@ from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.futures import PrefectFuture, as_completed
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from flows import watching
 from flows.watching import Follower
 from nst_tasks import batching, claims, devices, intake, outcome, presets, reporting, resume, settings, storage, weights, work
 from nst_tasks.batching import Batch, Job
 from nst_tasks.claims import Claim
+from nst_tasks.core.method import MAX_STEPS
 from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, is_pairs_own, redact
 from nst_tasks.ledger import Result
 from nst_tasks.manifest import Pair, archived, reasons
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import current, watch
+from nst_tasks.recipes import MAX_SIZE, MIN_SIZE
 from nst_tasks.reporting import Report
 from nst_tasks.request import Request, checkpoint_interval, failure_limit
 from nst_tasks.settings import Run, Settings
@@ -59,6 +62,12 @@ MESSAGE_ANNOUNCED = 2000
 INTERRUPTED = "interrupted; what is finished is safe: run the same command again"
 
 
+BackboneName = Annotated[str, Field(json_schema_extra={"enum": [*weights.BACKBONES]})]
+Size = Annotated[int | None, Field(json_schema_extra={"minimum": MIN_SIZE, "maximum": MAX_SIZE})]
+Steps = Annotated[int | None, Field(json_schema_extra={"minimum": 0, "maximum": MAX_STEPS})]
+"""Parameters as the form of a deployment offers them; what the form lets through is checked like everything else."""
+
+
 def _flow_run_name() -> str:
     return manifest_name(str(runtime.flow_run.parameters.get("manifest", "")))
 
@@ -78,9 +87,9 @@ def stylize_manifest(
     manifest: str,
     out: str,
     recipe: str = presets.DEFAULT,
-    size: int | None = None,
-    steps: int | None = None,
-    backbone: str = weights.DEFAULT,
+    size: Size = None,
+    steps: Steps = None,
+    backbone: BackboneName = weights.DEFAULT,
     weights_file: str | None = None,
     strict: bool = False,
     max_failures: str | None = None,
@@ -95,7 +104,7 @@ def stylize_manifest(
     Args:
         manifest: URI of the CSV manifest, local or remote.
         out: URI of the folder for images, history, outcomes and the report.
-        recipe: recipe of the rows that name none: a preset's name, or the URI of a TOML file.
+        recipe: recipe of the rows that name none: one that `nst recipes` lists, or the URI of a TOML file.
         size: longest side of the results in pixels, for rows that name none; the recipe's if empty.
         steps: optimization steps at full size, for rows that name none; the recipe's if empty.
         backbone: network whose features are used.

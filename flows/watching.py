@@ -107,7 +107,7 @@ class Follower:
             description=f"**{plain(o.id)}**: content, style and result; {plain(facts)}",
             task_run_id=task_run_id,
         )
-        _taken(artifact.create)
+        taken(artifact.create)
 
     def conclude(self, report: Report, outcomes: Iterable[Outcome]) -> None:
         """Log what the run came to; show its failures with their remedies, and where the report lies."""
@@ -115,13 +115,13 @@ class Follower:
         broken = sorted((o for o in outcomes if o.is_broken), key=lambda o: o.row)
         if broken:
             more = f"the first {FAILURES_SHOWN} of " if len(broken) > FAILURES_SHOWN else ""
-            _taken(
+            taken(
                 create_table_artifact,
                 table=[_row(o) for o in broken[:FAILURES_SHOWN]],
                 key=artifact_key(self.name, "failures"),
                 description=f"{more}{len(broken)} failed or rejected rows of {report.rows}",
             )
-        _taken(
+        taken(
             create_markdown_artifact,
             markdown=_markdown(self.name, report),
             key=artifact_key(self.name, "report"),
@@ -132,7 +132,7 @@ class Follower:
 def refused(name: str, error: InputError) -> str:
     """Show why a manifest was refused, a row for each problem; the sentences that fit into a state's message."""
     lines = str(error).splitlines()
-    _taken(
+    taken(
         create_table_artifact,
         table=[dict(zip(("reason", "remedy"), reason_and_remedy(line), strict=True)) for line in lines[:FAILURES_SHOWN]],
         key=artifact_key(name, "failures"),
@@ -178,7 +178,7 @@ def in_words(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds < 90 * 60 else f"about {seconds / 3600:.1f} h"
 
 
-def _taken(call: Callable[..., Any], **values: Any) -> Any:
+def taken(call: Callable[..., Any], **values: Any) -> Any:
     """What the API answers, or None where it does not: a run is not to fail for want of something to look at."""
     try:
         return call(**values)
@@ -191,14 +191,14 @@ def _taken(call: Callable[..., Any], **values: Any) -> Any:
 def progress(follower: Follower) -> Iterator[None]:
     """Keep a progress artifact of the run until its end."""
     key = artifact_key(follower.name, "progress")
-    artifact = _taken(create_progress_artifact, progress=follower.percent(), key=key, description=follower.standing())
+    artifact = taken(create_progress_artifact, progress=follower.percent(), key=key, description=follower.standing())
     if artifact is None:
         yield
         return
     ended = threading.Event()
 
     def update() -> None:
-        _taken(update_progress_artifact, artifact_id=artifact, progress=follower.percent(), description=follower.standing())
+        taken(update_progress_artifact, artifact_id=artifact, progress=follower.percent(), description=follower.standing())
 
     def keep() -> None:
         told = ""

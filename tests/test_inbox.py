@@ -1,0 +1,186 @@
+"""What of an inbox is to be run, and when another run of the same could come to something else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nst_tasks import inbox, ledger, storage
+from nst_tasks.errors import SettingsError, StorageUnavailable
+from nst_tasks.inbox import Found
+from nst_tasks.ledger import Entry, Result
+from nst_tasks.reporting import Report
+from nst_tasks.request import Request
+from nst_tasks.settings import Settings
+
+ROWS = b"content,style\ncat.png,oil.png\n"
+OPTIONS = {"size": 64}
+
+
+@pytest.fixture
+def request_(memory: str) -> Request:
+    return Request(storage.join(memory, "in"), storage.join(memory, "out"), backbone="tiny")
+
+
+def put(request: Request, file: str, data: bytes = ROWS) -> None:
+    storage.write(storage.join(request.manifest, file), data)
+
+
+def look(request: Request, **options: Any) -> dict[str, Found]:
+    return {found.file: found for found in inbox.look(request, options or OPTIONS, Settings())}
+
+
+def enter(request: Request, found: Found, **fields: Any) -> None:
+    usual: dict[str, Any] = dict(
+        manifest=found.uri, sha256=found.sha256, version=found.version, settled=True, result=Result.GOOD, counts={},
+        message="", run_id="", flow_run_id="", began="2026-11-22T02:00:00+00:00", ended="2026-11-22T02:01:00+00:00",
+    )  # fmt: skip
+    ledger.write(request.out, found.file, Entry(**{**usual, **fields}))
+
+
+def test_manifests_lie_directly_in_the_inbox_and_are_sorted(request_: Request) -> None:
+    for file in ("b.csv", "a.CSV", "notes.txt", ".hidden.csv", "pictures/c.csv", "two words.csv"):
+        put(request_, file)
+    found = look(request_)
+    assert list(found) == ["a.CSV", "b.csv", "two words.csv"]
+    assert found["a.CSV"].out == storage.join(request_.out, "a")
+    assert found["b.csv"].sha256 == hashlib.sha256(ROWS).hexdigest()
+    assert not any(manifest.is_settled or manifest.problem for manifest in found.values())
+
+
+def test_an_inbox_that_is_not_there_is_empty(request_: Request) -> None:
+    assert look(request_) == {}
+
+
+def test_what_is_settled_is_run_again_only_when_it_has_changed(request_: Request) -> None:
+    put(request_, "a.csv")
+    enter(request_, look(request_)["a.csv"])
+    assert look(request_)["a.csv"].is_settled
+    assert not look(request_, size=128)["a.csv"].is_settled
+    put(request_, "a.csv", ROWS + b"dog.png,oil.png\n")
+    assert not look(request_)["a.csv"].is_settled
+    enter(request_, look(request_)["a.csv"], began="2026-11-23T02:00:00+00:00")
+    assert look(request_)["a.csv"].is_settled
+    put(request_, "a.csv")  # what it was before: its outputs may be the newer version's by now
+    assert not look(request_)["a.csv"].is_settled
+
+
+def test_what_is_not_settled_is_run_again(request_: Request) -> None:
+    put(request_, "a.csv")
+    enter(request_, look(request_)["a.csv"], settled=False, result=Result.FAILURES)
+    assert not look(request_)["a.csv"].is_settled
+
+
+def test_a_damaged_entry_is_told_and_its_manifest_run_again(request_: Request) -> None:
+    put(request_, "a.csv")
+    enter(request_, look(request_)["a.csv"])
+    storage.write(storage.join(request_.out, "_ledger", "a.csv", "2099.json"), b"torn")
+    found = look(request_)["a.csv"]
+    assert (found.is_settled, found.problem) == (False, "")
+    assert found.warning.startswith("_ledger/a.csv/2099.json: ignored, ")
+
+
+def test_names_that_cannot_be_folders_of_ours_are_problems(request_: Request) -> None:
+    for file in ("_ledger.csv", "a.csv", "a.CSV", "b.csv"):
+        put(request_, file)
+    found = look(request_)
+    assert found["_ledger.csv"].problem == "its name begins with _, as the folders of nst do; rename it"
+    assert found["a.csv"].problem == "its output would be that of a.CSV; rename one of them"
+    assert found["a.CSV"].problem == "its output would be that of a.csv; rename one of them"
+    assert not found["b.csv"].problem
+    # one stays as it is until it is renamed; of two that clash, either may go away
+    assert inbox.is_settled(found["_ledger.csv"], None, False, Settings())
+    assert not inbox.is_settled(found["a.csv"], None, False, Settings())
+
+
+def test_what_cannot_be_a_manifest_is_a_problem_of_its_own(pictures: Path, tmp_path: Path) -> None:
+    """It is not read: it may be anything. A link is none of the inbox's files."""
+    (pictures / "a.csv").write_bytes(b"")
+    os.truncate(pictures / "a.csv", 2**40)
+    (pictures / "b.csv").write_bytes(ROWS)
+    (pictures / "c.csv").symlink_to("/etc/passwd")
+    found = inbox.look(Request(str(pictures), str(tmp_path / "out")), OPTIONS, Settings())
+    assert [manifest.file for manifest in found] == ["a.csv", "b.csv"]
+    assert "a.csv: " in found[0].problem
+    assert not inbox.is_settled(found[0], None, False, Settings())
+    assert not found[1].problem
+
+
+def report(failed: int = 0, rejected: int = 0, data: bytes = ROWS) -> Report:
+    counts = {"succeeded": 1, "failed": failed, "rejected": rejected, "skipped": 0}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Report("run", "out", 1 + failed + rejected, counts, (), (), (), 1.0, {"report": "r"}, manifest_sha256=sha256)
+
+
+BAD_ROW = ROWS + b",oil.png\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "ended", "strict", "settled"),
+    [
+        (ROWS, report(), False, True),
+        (ROWS, report(failed=1), False, False),
+        (BAD_ROW, report(rejected=1, data=BAD_ROW), False, True),
+        (BAD_ROW, report(failed=1, rejected=1, data=BAD_ROW), False, False),
+        (BAD_ROW, report(rejected=2, data=BAD_ROW), False, False),  # one more for a recipe's file, or a setting
+        (BAD_ROW, report(rejected=1), False, False),  # edited while it was run
+        (ROWS, None, False, False),  # refused for what does not lie in it
+        (BAD_ROW, None, False, False),
+        (BAD_ROW, None, True, True),
+        (b"content,stile\na,b\n", None, False, True),
+        (b"content,style\n,\n", None, False, True),
+    ],
+)
+def test_settled_is_what_only_an_edit_can_mend(
+    request_: Request, data: bytes, ended: Report | None, strict: bool, settled: bool
+) -> None:
+    put(request_, "a.csv", data)
+    assert inbox.is_settled(look(request_)["a.csv"], ended, strict, Settings()) is settled
+
+
+def test_what_has_gone_is_not_settled(request_: Request) -> None:
+    put(request_, "a.csv")
+    found = look(request_)["a.csv"]
+    storage.delete(found.uri)
+    assert not inbox.is_settled(found, None, False, Settings())
+
+
+def test_a_store_that_is_away_is_no_manifests_fault(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(request_, "a.csv")
+    found = look(request_)["a.csv"]
+
+    def away(uri: str) -> bytes:
+        raise StorageUnavailable(f"{uri}: the store failed for the moment")
+
+    monkeypatch.setattr(storage, "read", away)
+    with pytest.raises(StorageUnavailable):
+        look(request_)
+    with pytest.raises(StorageUnavailable):
+        inbox.is_settled(found, None, False, Settings())
+
+
+def test_every_option_that_is_wrong_is_told_at_once(request_: Request) -> None:
+    wrong = replace(
+        request_, manifest="s3://u:hunter2@b/in", out="http://h/out", recipe="painterli", size=9, max_failures="many"
+    )
+    with pytest.raises(SettingsError) as caught:
+        inbox.options(wrong, Settings())
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0].split()[0] for line in lines] == [
+        "--inbox", "--out", "--recipe", "--size", "--max-failures",
+    ]  # fmt: skip
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(SettingsError, match="--out: is the inbox, in which nothing is written"):
+        inbox.options(replace(request_, out=request_.manifest + "/"), Settings())
+
+
+def test_options_are_what_decides_and_not_what_is_said_of_it(request_: Request) -> None:
+    plain = inbox.options(request_, Settings())
+    assert plain == inbox.options(replace(request_, max_failures="3", pair_timeout=9.0), Settings())
+    for other in ({"size": 128}, {"steps": 3}, {"strict": True}, {"upscale": True}, {"recipe": "wasserstein"}):
+        assert plain != inbox.options(replace(request_, **other), Settings())  # type: ignore[arg-type]

@@ -1,0 +1,316 @@
+"""Sweeps of an inbox as flow runs: what is run, what is left alone, and what ends one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+from servers import picture
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.deploy import deployments
+from flows.nightly import Swept
+from flows.terminal import Ended, run_sweep
+from nst_tasks import ledger, storage
+from nst_tasks.claims import Claim
+from nst_tasks.errors import InputError, SettingsError
+from nst_tasks.ledger import Result
+from nst_tasks.request import Request
+from nst_tasks.settings import Settings
+
+GOOD = "id,content,style\na,cat.png,oil.png\n"
+
+
+def sweep(pictures: Path, out: Path, **options: Any) -> tuple[Ended, Swept | None]:
+    return run_sweep(Request(str(pictures), str(out), backbone="tiny", size=64, steps=1, **options))
+
+
+def results(swept: Swept | None) -> dict[str, str]:
+    assert swept is not None
+    return {file: entry.result.value for file, entry in swept.entries.items()}
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, float]]:
+    return {str(path): (path.read_bytes(), path.stat().st_mtime) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_each_manifest_is_run_once_until_it_changes(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (pictures / "good.csv").write_text(GOOD)
+    (pictures / "broken.csv").write_text("content,stile\ncat.png,oil.png\n")
+    (pictures / "_own.csv").write_text(GOOD)
+    (pictures / "half.csv").write_text("content,style\ncat.png,oil.png\n,oil.png\n")
+    (pictures / "gone.csv").write_text("content,style\ngone.png,oil.png\ndog.png,oil.png\n")
+    inbox = files(pictures)
+    ended, swept = sweep(pictures, out)
+    assert results(swept) == {
+        "_own.csv": "refused", "broken.csv": "refused", "gone.csv": "failures", "good.csv": "good", "half.csv": "failures",
+    }  # fmt: skip
+    assert (ended.name, ended.exit_code) == ("Completed with failures", 1)
+    assert ended.message == "5 manifests: 1 good, 2 with failures, 2 refused, 0 failed, 0 unchanged"
+    assert (out / "good/images/a.png").exists()
+    assert files(pictures) == inbox
+
+    # a picture may come; a row that is wrong, and a manifest that is, can only be edited
+    left = files(out)
+    ended, swept = sweep(pictures, out)
+    assert results(swept) == {"gone.csv": "failures"}
+    assert ended.message == "5 manifests: 0 good, 1 with failures, 0 refused, 0 failed, 4 unchanged"
+    now = files(out)
+    assert {path for path, content in now.items() if left.get(path) != content and "/gone" not in path} == set()
+
+    (pictures / "gone.png").write_bytes((pictures / "cat.png").read_bytes())
+    (pictures / "broken.csv").write_text("content,style\ncat.png,oil.png\n")
+    ended, swept = sweep(pictures, out)
+    assert results(swept) == {"broken.csv": "good", "gone.csv": "good"}
+    assert (ended.name, ended.exit_code) == ("Completed", 0)
+    assert swept is not None
+    assert swept.entries["gone.csv"].counts == {"succeeded": 1, "failed": 0, "rejected": 0, "skipped": 1}
+    ended, swept = sweep(pictures, out)
+    assert (ended.name, ended.exit_code, results(swept)) == ("Completed", 0, {})
+    assert len(list((out / "_ledger/gone.csv").iterdir())) == 3
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_the_ledger_tells_the_version_that_was_really_run(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest that is edited after it was looked at, and before it is run."""
+    from nst_tasks import inbox
+
+    looked = inbox.look
+
+    def edited_after(*arguments: Any) -> Any:
+        found = looked(*arguments)
+        (pictures / "good.csv").write_text(GOOD + "b,dog.png,oil.png\n")
+        return found
+
+    (pictures / "good.csv").write_text(GOOD)
+    with monkeypatch.context() as patch:
+        patch.setattr(inbox, "look", edited_after)
+        _, swept = sweep(pictures, tmp_path / "out")
+    assert swept is not None
+    assert swept.entries["good.csv"].counts["succeeded"] == 2
+    _, swept = sweep(pictures, tmp_path / "out")
+    assert results(swept) == {}
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_while_another_sweep_goes_on_nothing_is_run_and_a_dead_one_is_taken_over(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (pictures / "good.csv").write_text(GOOD)
+    claim = Claim("nightly", 0, "o", "r", "elsewhere", "1.1", "", 0, time.time() + 1000)
+    place = out / "_ledger/claims/nightly.0.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(vars(claim)))
+    ended, swept = sweep(pictures, out)
+    assert (ended.name, ended.exit_code, swept) == ("Cancelled", 1, None)
+    assert ended.message == f"another sweep into {out} is going on; nothing was run"
+    assert [path.name for path in out.iterdir()] == ["_ledger"]
+    place.write_text(json.dumps(vars(replace(claim, expires=time.time() - 1))))
+    ended, swept = sweep(pictures, out)
+    assert results(swept) == {"good.csv": "good"}
+    assert list(place.parent.iterdir()) == []
+
+
+class FullStore(MemoryFileSystem):
+    """A place in memory where nothing more fits into the images of the second manifest."""
+
+    protocol = "fullstore"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    pseudo_dirs = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.removeprefix("fullstore://")))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        if "/b/images" in path:
+            raise OSError(errno.ENOSPC, "no space")
+        super().pipe_file(path, value, mode=mode, **more)
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    fsspec.register_implementation("fullstore", FullStore, clobber=True)
+    monkeypatch.setenv("NST_ALLOWED_ROOTS", "fullstore://team")
+    yield "fullstore://team"
+    FullStore.store.clear()
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_store_that_is_full_ends_the_sweep_with_its_sentence(full: str) -> None:
+    for name in ("cat", "oil"):
+        storage.write(f"{full}/in/{name}.png", picture(name))
+    for name in "abc":
+        storage.write(f"{full}/in/{name}.csv", GOOD.encode())
+    ended, swept = run_sweep(Request(f"{full}/in", f"{full}/out", backbone="tiny", size=64, steps=1))
+    assert (ended.name, ended.exit_code, swept) == ("Failed", 1, None)
+    assert ended.message.startswith("the sweep could not go on, what is finished is safe: fullstore://team/out/b/images/")
+    assert "the disk is full" in ended.message
+    found = {file: ledger.newest(f"{full}/out", file) for file in ("a.csv", "b.csv", "c.csv")}
+    assert {file: entry and (entry.result.value, entry.settled) for file, entry in found.items()} == {
+        "a.csv": ("good", True), "b.csv": ("failed", False), "c.csv": None,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_defect_in_one_manifests_run_does_not_stop_the_others(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nst_tasks import intake
+
+    prepared = intake.prepare
+
+    def prepare(request: Request, settings: Settings) -> Any:
+        if request.manifest.endswith("a.csv"):
+            raise ZeroDivisionError("a defect of ours")
+        return prepared(request, settings)
+
+    monkeypatch.setattr(intake, "prepare", prepare)
+    for name in "ab":
+        (pictures / f"{name}.csv").write_text(GOOD)
+    _, swept = sweep(pictures, tmp_path / "out")
+    assert results(swept) == {"a.csv": "failed", "b.csv": "good"}
+    assert swept is not None
+    assert not swept.entries["a.csv"].settled
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_sweep_of_which_all_that_ran_failed_has_failed(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "broken.csv").write_text("content,stile\ncat.png,oil.png\n")
+    ended, _ = sweep(pictures, tmp_path / "out")
+    assert (ended.name, ended.exit_code) == ("Failed", 1)
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_an_option_that_is_wrong_refuses_the_sweep_and_runs_nothing(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "good.csv").write_text(GOOD)
+    with pytest.raises(InputError, match="^--max-failures: 'many' is not"):
+        sweep(pictures, tmp_path / "out", max_failures="many")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_result_is_counted_in_the_message() -> None:
+    words = {Result.GOOD: "good", Result.FAILURES: "with failures", Result.REFUSED: "refused", Result.FAILED: "failed"}
+    for word in words.values():
+        assert f"0 {word}" in Swept({}, 0).message
+    assert {*words, Result.INTERRUPTED} == set(Result)  # one that is interrupted ends the sweep
+
+
+# --- the command line ---
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_the_command_sweeps_once(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "good.csv").write_text(GOOD)
+    options = ["--backbone", "tiny", "--size", "64", "--steps", "1", "--json"]
+    places = {"NST_INBOX": str(pictures), "NST_OUT": str(tmp_path / "out")}
+    done = CliRunner().invoke(app, ["nightly", *options], env=places)
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["state"], said["unchanged"], said["manifests"]["good.csv"]["result"]) == ("Completed", 0, "good")
+    (pictures / "broken.csv").write_text("content,stile\ncat.png,oil.png\n")
+    done = CliRunner().invoke(app, ["nightly", *options[:-1]], env=places)
+    assert done.exit_code == 1
+    assert done.stdout.startswith("broken.csv: refused, manifest ")
+    assert done.stdout.splitlines()[-1].startswith("Failed: 2 manifests: 0 good,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nightly"], "--inbox: is missing; give it, or set NST_INBOX"),
+        (["nightly", "--inbox", "in"], "--out: is missing; give it, or set NST_OUT"),
+        (["nightly", "--inbox", "s3://u:p@b/in", "--out", "x"], "--inbox: s3://b/in has a password or a query, which Prefect"),
+        (["serve", "--inbox", "a", "--out", "b"], "PREFECT_API_URL: is not set, and a schedule needs a server that lasts"),
+        (["deploy", "--pool", "p"], "PREFECT_API_URL: is not set"),
+    ],
+)
+def test_what_is_missing_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str) -> None:
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"nst: {sentence}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_work_pool_gets_both_deployments_and_one_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    places = {"NST_INBOX": str(tmp_path / "in"), "NST_OUT": str(tmp_path / "out")}
+    done = CliRunner().invoke(app, ["deploy", "--pool", "gpus"], env=places)
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "nst: --pool: there is no work pool 'gpus'; create it with: prefect work-pool create gpus --type process\n"
+    )
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="gpus", type="process"))
+        done = CliRunner().invoke(app, ["deploy", "--pool", "gpus", "--image", "nst:1"], env=places)
+        assert "--image: the work pool 'gpus' starts no containers" in done.stderr
+        done = CliRunner().invoke(app, ["deploy", "--pool", "gpus"], env=places)
+        assert done.stdout == "nightly/nightly on gpus\nstylize-manifest/stylize-manifest on gpus\n", done.stderr
+        registered = client.read_deployment_by_name("nightly/nightly")
+        assert (registered.work_pool_name, registered.entrypoint) == ("gpus", "flows.nightly.nightly")
+        for deployment in client.read_deployments():
+            client.delete_deployment(deployment.id)  # other tests serve them
+
+
+# --- deployments ---
+
+PLACES = Settings(inbox="s3://team/inbox", out="s3://team/out")
+
+
+def test_a_deployment_names_its_flow_by_module_and_lets_no_two_nights_overlap() -> None:
+    nightly, on_demand = deployments(PLACES)
+    assert (nightly.entrypoint, on_demand.entrypoint) == ("flows.nightly.nightly", "flows.stylize.stylize_manifest")
+    assert nightly.parameters == {"inbox": "s3://team/inbox", "out": "s3://team/out"}
+    assert nightly.concurrency_limit == 1
+    assert nightly.concurrency_options.collision_strategy is ConcurrencyLimitStrategy.CANCEL_NEW  # type: ignore[union-attr]
+    schedule = nightly.schedules[0].schedule  # type: ignore[index]
+    assert (schedule.cron, schedule.timezone) == ("0 2 * * *", "UTC")  # type: ignore[union-attr]
+    assert not on_demand.schedules
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_a_deployments_parameters_make_a_form(k: int) -> None:
+    schema = deployments(PLACES)[k]._parameter_openapi_schema
+    properties = schema.properties
+    assert schema.required == (["inbox", "out"] if k == 0 else ["manifest", "out"])
+    assert all(parameter["description"] for parameter in properties.values())
+    assert sorted(properties, key=lambda name: properties[name]["position"])[:5] == [
+        *schema.required, "recipe", "size", "steps",
+    ]  # fmt: skip
+    assert properties["backbone"]["enum"] == ["vgg16-hed", "vgg19", "vgg16", "tiny"]
+    assert properties["backbone"]["default"] == "vgg16-hed"
+    assert (properties["size"]["minimum"], properties["size"]["maximum"]) == (64, 8192)
+    assert {properties[name]["type"] for name in ("strict", "upscale")} == {"boolean"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"cron": "61 * * * *"}, "--cron: '61 * * * *' is no schedule; give minute, hour,"),
+        ({"cron": "nightly"}, "--cron: 'nightly' is no schedule"),
+        ({"timezone": "Mars/Olympus"}, "--timezone: 'Mars/Olympus' is no time zone; give a name such as UTC"),
+        ({"inbox": ""}, "--inbox: is missing; give it, or set NST_INBOX"),
+        ({"out": "s3://k:hunter2@team/out"}, "--out: s3://team/out has a password or a query"),
+        ({"inbox": "https://host/in"}, "--inbox: https://host/in: is on the web"),
+    ],
+)
+def test_settings_that_make_no_deployment_are_one_sentence(changed: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        deployments(replace(PLACES, **changed))
+    assert str(caught.value).startswith(sentence)
+    assert "hunter2" not in str(caught.value)

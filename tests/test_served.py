@@ -1,0 +1,254 @@
+"""A served night on real servers: an inbox on S3, a schedule's run by the API, an alert, a ledger; and what a signal leaves."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+from proxy import Fault, proxy
+from servers import S3, picture
+
+ROOT = Path(__file__).parent.parent
+BUCKET = "nst-nightly"
+TINY = {"backbone": "tiny", "size": 64, "steps": 1}
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Where alerts go."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.received.append(body.decode())  # type: ignore[attr-defined]
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[http.server.ThreadingHTTPServer]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        server.received = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def store(s3: S3) -> s3fs.S3FileSystem:
+    found = s3fs.S3FileSystem(
+        key=s3.environment["AWS_ACCESS_KEY_ID"],
+        secret=s3.environment["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=s3.endpoint,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+    found.mkdir(BUCKET)
+    for name in ("cat", "dog", "oil", "ink"):
+        found.pipe_file(f"{BUCKET}/inbox/pictures/{name}.png", picture(name))
+    return found
+
+
+def api(url: str, method: str = "GET", **body: Any) -> Any:
+    data = None if method == "GET" else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def until(what: Any, seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.2)
+    return found
+
+
+def objects(store: s3fs.S3FileSystem, folder: str) -> dict[str, tuple[str, str]]:
+    """Every object below a folder, with its content's mark and the time it was written."""
+    found = store.find(f"{BUCKET}/{folder}", detail=True)
+    return {
+        name.removeprefix(f"{BUCKET}/{folder}/"): (entry["ETag"], str(entry["LastModified"]))
+        for name, entry in found.items()
+        if entry["type"] == "file" and not name.endswith("/")
+    }
+
+
+def ended(url: str, run: str) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        found = api(f"{url}/flow_runs/{run}")
+        return found if found["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
+
+    return until(look)  # type: ignore[no-any-return]
+
+
+def children(url: str, run: str) -> dict[str, dict[str, Any]]:
+    found = api(f"{url}/flow_runs/filter", "POST", flow_runs={"parent_flow_run_id": {"any_": [run]}})
+    return {child["name"]: child for child in found}
+
+
+def alerts(url: str, folder: Path, to: str) -> list[str]:
+    """The ids of the automations of docs/automations, made as the documentation says."""
+    from prefect.blocks.webhook import Webhook
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        block = Webhook(method="POST", url=to).save("nst-alerts", overwrite=True)
+    file = folder / "alerts.json"
+    file.write_text((ROOT / "docs/automations/alerts.json").read_text().replace("BLOCK", str(block)))
+    command = [sys.executable, "-m", "prefect", "automation", "create", "--from-file", str(file)]
+    made = subprocess.run(command, env={**os.environ, "PREFECT_API_URL": url}, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return [found["id"] for found in api(f"{url}/automations/filter", "POST") if found["name"].startswith("nst: ")]
+
+
+def test_a_served_night(
+    prefect_api: str, s3: S3, store: s3fs.S3FileSystem, receiver: http.server.ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    store.pipe_file(f"{BUCKET}/inbox/good.csv", b"id,content,style\na,pictures/cat.png,pictures/oil.png\n")
+    store.pipe_file(f"{BUCKET}/inbox/broken.csv", b"content,stile\npictures/cat.png,pictures/oil.png\n")
+    inbox = objects(store, "inbox")
+    asked = 0
+
+    def decide(method: str, path: str) -> Fault | None:
+        nonlocal asked
+        asked += method == "GET" and path.partition("?")[0].endswith("/cat.png")
+        return Fault.INTERNAL_ERROR if method == "GET" and "/cat.png" in path and 2 <= asked <= 4 else None
+
+    made: list[str] = []
+    with proxy(s3.endpoint, decide) as way:
+        environment = {
+            **os.environ,
+            **s3.environment,
+            "AWS_ENDPOINT_URL": way.endpoint,
+            "AWS_MAX_ATTEMPTS": "1",
+            "PREFECT_API_URL": prefect_api,
+            "PREFECT_HOME": str(tmp_path / "home"),
+            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+            "NST_INBOX": f"s3://{BUCKET}/inbox",
+            "NST_OUT": f"s3://{BUCKET}/out",
+            "NST_TIMEZONE": "Europe/Berlin",
+            "NST_RETRY_SECONDS": "0",
+        }
+        command = [str(Path(sys.executable).parent / "nst"), "serve"]
+        log = tmp_path / "log"
+        with log.open("wb") as to:
+            serving = subprocess.Popen(command, env=environment, stdout=to, stderr=to, cwd=tmp_path)
+        try:
+            made += alerts(prefect_api, tmp_path, f"http://127.0.0.1:{receiver.server_address[1]}/")
+            assert len(made) == 3
+            _a_night_and_the_next(prefect_api, store, receiver, inbox, serving, log)
+        finally:
+            if serving.poll() is None:
+                serving.kill()
+            serving.wait()
+            for automation in made:
+                urllib.request.urlopen(
+                    urllib.request.Request(f"{prefect_api}/automations/{automation}", method="DELETE"), timeout=30
+                ).close()
+
+
+def _a_night_and_the_next(
+    url: str,
+    store: s3fs.S3FileSystem,
+    receiver: http.server.ThreadingHTTPServer,
+    inbox: dict[str, tuple[str, str]],
+    serving: subprocess.Popen[bytes],
+    log: Path,
+) -> None:
+    def deployment() -> dict[str, Any] | None:
+        assert serving.poll() is None, log.read_text()
+        found = api(f"{url}/deployments/filter", "POST", deployments={"name": {"any_": ["nightly"]}})
+        return found[0] if found else None
+
+    nightly = until(deployment)
+    assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
+    assert nightly["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
+    with pytest.raises(urllib.error.HTTPError, match="409"):  # the form's own check
+        api(f"{url}/deployments/{nightly['id']}/create_flow_run", "POST", parameters={"backbone": "vgg91"})
+
+    def trigger(**parameters: Any) -> str:
+        run = api(f"{url}/deployments/{nightly['id']}/create_flow_run", "POST", parameters={**TINY, **parameters})
+        return str(run["id"])
+
+    # --- a night ---
+    night = trigger()
+    state = ended(url, night)["state"]
+    assert (state["type"], state["name"]) == ("COMPLETED", "Completed with failures")
+    assert state["message"] == "2 manifests: 1 good, 0 with failures, 1 refused, 0 failed, 0 unchanged"
+    runs = children(url, night)
+    assert {name: run["state_name"] for name, run in runs.items()} == {"good": "Completed", "broken": "Refused"}
+    pair = until(
+        lambda: [
+            run
+            for run in api(f"{url}/task_runs/filter", "POST", task_runs={"flow_run_id": {"any_": [runs["good"]["id"]]}})
+            if run["name"] == "cat x oil" and run["state_type"] == "COMPLETED"
+        ]
+    )
+    assert pair[0]["run_count"] > 1  # the store failed for the moment
+    shown = api(f"{url}/artifacts/filter", "POST", artifacts={"flow_run_id": {"any_": [night]}})
+    assert [artifact["key"] for artifact in shown] == ["nightly"]
+    assert "| good.csv | good | 1 succeeded" in shown[0]["data"]
+    assert f"/runs/flow-run/{runs['broken']['id']})" in shown[0]["data"]
+    assert [text for text in until(lambda: list(receiver.received)) if "broken.csv: refused, manifest s3://" in text]  # type: ignore[attr-defined]
+    assert not [text for text in receiver.received if "good.csv" in text]  # type: ignore[attr-defined]
+
+    # --- what it left ---
+    assert objects(store, "inbox") == inbox
+    out = objects(store, "out")
+    entries = {
+        name.split("/")[1]: json.loads(store.cat_file(f"{BUCKET}/out/{name}")) for name in out if name.startswith("_ledger/")
+    }
+    assert {file: (e["result"], e["settled"]) for file, e in entries.items()} == {
+        "good.csv": ("good", True), "broken.csv": ("refused", True),
+    }  # fmt: skip
+    assert entries["good.csv"]["flow_run_id"] == runs["good"]["id"]
+    assert f"good/runs/{entries['good.csv']['run_id']}/report.html" in out
+    assert {"good/images/a.png", "good/outcomes/a.json", "good/history/a.parquet"} <= set(out)
+    assert not [name for name in out if name.startswith("broken/")]
+
+    # --- the next one has nothing to do ---
+    again = trigger()
+    state = ended(url, again)["state"]
+    assert (state["name"], state["message"]) == (
+        "Completed", "2 manifests: 0 good, 0 with failures, 0 refused, 0 failed, 2 unchanged",
+    )  # fmt: skip
+    assert children(url, again) == {}
+    assert objects(store, "out") == out
+
+    # --- a third is asked to stop ---
+    store.pipe_file(
+        f"{BUCKET}/inbox/long.csv", b"content,style,recipe,steps\npictures/dog.png,pictures/ink.png,tf-tutorial,90000\n"
+    )
+    third = trigger()
+    until(lambda: [name for name in objects(store, "out") if name.startswith("long/claims/")])
+    mine = [int(pid) for pid in subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(serving.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()]  # fmt: skip
+    assert mine
+    serving.send_signal(signal.SIGTERM)
+    assert serving.wait(60) == 0, log.read_text()
+    for pid in mine:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert ended(url, third)["state_name"] == "Cancelled"
+    entry = json.loads(store.cat_file(store.find(f"{BUCKET}/out/_ledger/long.csv")[0]))
+    assert (entry["result"], entry["settled"]) == ("interrupted", False)
+    assert not [name for name in objects(store, "out") if "/claims/" in name]
+    assert "Traceback" not in log.read_text()
