@@ -13,13 +13,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from nst_tasks import __version__, presets, recipe_file, settings, weights
+from nst_tasks import __version__, presets, quiet, recipe_file, settings, weights
 from nst_tasks.errors import InputError, NstError, redact
+from nst_tasks.request import Runner
 
 app = typer.Typer(
     name="nst",
@@ -36,12 +36,6 @@ SIZE_HELP = "Longest side of the results, in pixels; the recipe's by default."
 STEPS_HELP = "Optimization steps at full size; the recipe's by default."
 WEIGHTS_HELP = "Keras weights file for vgg19 or vgg16, path or URI."
 UPSCALE_HELP = "Enlarge pictures that are smaller than the size."
-
-
-class Runner(StrEnum):
-    """Where batches run."""
-
-    THREADS = "threads"
 
 
 def _version(asked: bool) -> None:
@@ -67,8 +61,8 @@ def run(
     backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
     weights_file: Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
     runner: Annotated[
-        Runner, typer.Option(help="Where batches run: threads of this process, one batch a device.")
-    ] = Runner.THREADS,
+        Runner, typer.Option(help="Where batches run: threads of this process, or a cluster's workers; one batch a device.")
+    ] = "threads",
     strict: Annotated[bool, typer.Option("--strict", help="Run nothing if any row is rejected.")] = False,
     max_failures: Annotated[str | None, typer.Option(help="The run ends Failed above this many failed rows: N or P%.")] = None,
     upscale: Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)] = False,
@@ -93,7 +87,7 @@ def run(
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
-        checkpoint_every, pair_timeout,
+        checkpoint_every, pair_timeout, runner,
     )  # fmt: skip
     with _stoppable():
         try:
@@ -157,7 +151,7 @@ def nightly(
             )
             inboxes.options(request, configured)
             _quiet()
-            _import_tensorflow()
+            quiet.import_tensorflow()
             from flows.terminal import run_sweep
 
             ended, swept = run_sweep(request)
@@ -187,7 +181,7 @@ def serve(
         try:
             configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
             _quiet(console=False)
-            _import_tensorflow()
+            quiet.import_tensorflow()
             from flows import deploy
 
             runner = deploy.registered(configured, limit)
@@ -210,7 +204,7 @@ def deploy(
     try:
         configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
         _quiet()
-        _import_tensorflow()
+        quiet.import_tensorflow()
         from flows import deploy
 
         deploy.deploy(configured, pool, image)
@@ -251,7 +245,7 @@ def plan(
             measured = None
             if calibrate and found.rows.to_do:  # nothing to do is said without TensorFlow
                 typer.echo("nst: measuring a few steps, for about a minute at most", err=True)
-                _import_tensorflow()
+                quiet.import_tensorflow()
                 from nst_tasks.calibration import calibrate as measure
 
                 measured = measure(found.rows.to_do, request, taken.weights_sha256, configured)
@@ -417,7 +411,7 @@ def _run(request: Any, as_json: bool) -> NoReturn:
     """Run the flow under a progress bar and end with its exit code."""
     _quiet()
     try:
-        _import_tensorflow()
+        quiet.import_tensorflow()
         from flows.terminal import run_flow
 
         ended = run_flow(request)
@@ -436,22 +430,6 @@ def _run(request: Any, as_json: bool) -> NoReturn:
         for kind, uri in sorted(ended.report.files.items()):
             typer.echo(f"{kind:8} {uri}")
     raise typer.Exit(ended.exit_code)
-
-
-def _import_tensorflow() -> None:
-    """Import TensorFlow with standard error closed to it: it announces its build there before it can be told not to."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()  # looks for GPUs, and says so where there are none
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _print_dry_run(survey: Any, as_json: bool) -> NoReturn:

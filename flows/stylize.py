@@ -15,25 +15,36 @@ from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.exceptions import PrefectException, TerminationSignal
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import watching
+from flows import runners, watching
+from flows.runners import Workers
 from flows.watching import Follower
-from nst_tasks import batching, claims, devices, intake, outcome, presets, reporting, resume, settings, storage, weights, work
+from nst_tasks import batching, claims, intake, outcome, presets, reporting, resume, settings, stopping, storage, weights, work
 from nst_tasks.batching import Batch, Job
 from nst_tasks.claims import Claim
 from nst_tasks.core.method import MAX_STEPS
-from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, is_pairs_own, redact
+from nst_tasks.errors import (
+    ClusterError,
+    InputError,
+    Interrupted,
+    NstError,
+    StorageError,
+    ends_run,
+    fit_to_log,
+    is_pairs_own,
+    redact,
+)
 from nst_tasks.ledger import Result
 from nst_tasks.manifest import Pair, archived, reasons
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import current, watch
 from nst_tasks.recipes import MAX_SIZE, MIN_SIZE
 from nst_tasks.reporting import Report
-from nst_tasks.request import Request, checkpoint_interval, failure_limit
+from nst_tasks.request import Request, Runner, checkpoint_interval, failure_limit
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
 from nst_tasks.tasks import inspect_pictures, stylize_batches, with_retries
@@ -47,7 +58,7 @@ FAILURES_LOGGED = 100
 """Rows whose failure before any work is a line of the flow run's log; a manifest may have a hundred thousand."""
 
 MOST_THREADS = 64
-"""Of the task runner; how many batches are really in flight is bounded by the window, one more than there are devices."""
+"""Of the task runner; how many batches are really in flight is bounded by the window, see `runners`."""
 
 HELD_SECONDS = 2.0
 """Between two looks at pairs that another run is doing."""
@@ -58,6 +69,9 @@ WITH_FAILURES = "Completed with failures"
 
 MESSAGE_ANNOUNCED = 2000
 """Characters of a run's message that its event carries: one about a manifest can have a line for every row."""
+
+LAST_SECONDS = 3.0
+"""For what is in flight when a run ends early: a chunk of steps and its checkpoint, before a cluster of its own is gone."""
 
 INTERRUPTED = "interrupted; what is finished is safe: run the same command again"
 
@@ -98,6 +112,7 @@ def stylize_manifest(
     snapshots: int | None = None,
     checkpoint_every: str = "30s",
     pair_timeout: float | None = None,
+    runner: Runner = "threads",
 ) -> State[Report]:
     """Stylize every pair of a manifest.
 
@@ -116,11 +131,12 @@ def stylize_manifest(
         snapshots: write the unfinished picture beside the image every N steps; never if empty.
         checkpoint_every: write a checkpoint every so many seconds of compute such as 30s, or steps such as 50; 0 is never.
         pair_timeout: seconds of compute after which a pair fails; never if empty.
+        runner: where batches run: threads of the flow's process, or the workers of a Dask or Ray cluster.
     """
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
-        checkpoint_every, pair_timeout,
+        checkpoint_every, pair_timeout, runner,
     )  # fmt: skip
     try:
         state = _carried_out(request)
@@ -139,7 +155,9 @@ def _carried_out(request: Request) -> State[Report]:
     observer = watch()
     current.set(observer)
     try:
-        report = run_manifest(request, settings.from_environment())
+        configured = settings.from_environment()
+        with runners.opened(request.runner, configured) as workers:
+            report = run_manifest(request, configured, workers)
     except TerminationSignal:  # SIGTERM, as Prefect delivers it: the threads stop after their current chunk of steps
         observer.stop.set()
         raise
@@ -147,9 +165,9 @@ def _carried_out(request: Request) -> State[Report]:
         return Failed(name=REFUSED, message=watching.refused(manifest_name(request.manifest), error), data=error)
     except Interrupted:
         return Cancelled(message=INTERRUPTED)
-    except StorageError as error:
+    except (StorageError, ClusterError) as error:
         if not is_pairs_own(error):
-            observer.stop.set()  # what is still being computed could not be written, and neither could another manifest's
+            observer.stop.set()  # what is still being computed is in vain, and so would be another manifest's
         return Failed(message=f"the run could not go on, what is finished is safe: {error}", data=error)
     except PrefectException:
         raise
@@ -181,6 +199,7 @@ def start(request: Request) -> State[Any]:
         snapshots=request.snapshots,
         checkpoint_every=request.checkpoint_every,
         pair_timeout=request.pair_timeout,
+        runner=request.runner,
         return_state=True,
     )
 
@@ -216,7 +235,7 @@ def announce(request: Request, result: Result, message: str, report: Report | No
     )
 
 
-def run_manifest(request: Request, settings: Settings) -> Report:
+def run_manifest(request: Request, settings: Settings, workers: Workers) -> Report:
     """Carry out a request inside a flow run.
 
     Raises:
@@ -281,7 +300,7 @@ def run_manifest(request: Request, settings: Settings) -> Report:
     )
     logger.info("%d rows: %d to do, %d skipped or refused", taken.manifest.rows, len(rows.to_do), len(outcomes))
     with watching.progress(follower):
-        outcomes += _stylize(rows.to_do, run, follower)
+        outcomes += _stylize(rows.to_do, run, workers, follower)
     warnings += observer.warnings
     assert sorted(o.row for o in outcomes) == sorted(
         [pair.row for pair in taken.manifest.pairs] + [row.row for row in taken.manifest.rejected]
@@ -333,7 +352,7 @@ def _standing(run: Run) -> dict[str, Claim]:
     return storage.patiently(lambda: claims.standing(run.out), run.settings, watch().stop, get_run_logger().warning)
 
 
-def _stylize(jobs: Sequence[Job], run: Run, follower: Follower) -> list[Outcome]:
+def _stylize(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follower) -> list[Outcome]:
     """Fan the jobs out and gather their outcomes, whatever becomes of each.
 
     Pairs that a process died over come after the others, so that one that takes its process down again keeps nothing else
@@ -341,32 +360,34 @@ def _stylize(jobs: Sequence[Job], run: Run, follower: Follower) -> list[Outcome]
     which it is.
     """
     dead = {key: claim.next_strikes for key, claim in _standing(run).items() if not claim.is_live}
-    most, window = devices.most_pairs(run.settings.batch), len(devices.names()) + 1
-    return [
-        *_fanned_out([job for job in jobs if job.key not in dead], run, follower, most, window),
-        *_fanned_out([job for job in jobs if dead.get(job.key) == 0], run, follower, most, window),
-        *_fanned_out([job for job in jobs if dead.get(job.key, 0) > 0], run, follower, most=1, window=1),
-    ]
+    alone = replace(workers, window=1, most_pairs=1)
+    with stopping.told(run, watch()) if workers.elsewhere else contextlib.nullcontext():
+        return [
+            *_fanned_out([job for job in jobs if job.key not in dead], run, workers, follower),
+            *_fanned_out([job for job in jobs if dead.get(job.key) == 0], run, workers, follower),
+            *_fanned_out([job for job in jobs if dead.get(job.key, 0) > 0], run, alone, follower),
+        ]
 
 
-def _fanned_out(jobs: Sequence[Job], run: Run, follower: Follower, most: int, window: int) -> list[Outcome]:
-    """Outcomes of jobs that go out in batches of at most `most`, `window` of them at a time."""
+def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follower) -> list[Outcome]:
+    """Outcomes of jobs that go out to the workers in batches."""
     logger, observer = get_run_logger(), watch()
     told = len(observer.warnings)
 
     def submit(share: tuple[Batch, ...]) -> PrefectFuture[Any]:
         name, tags = batching.share_name(share), sorted({job.recipe.name for batch in share for job in batch.jobs})
-        return with_retries(stylize_batches, run.settings, task_run_name=name, tags=tags).submit(share, run)
+        shell = with_retries(stylize_batches, run.settings, task_run_name=name, tags=tags)
+        return workers.submit(shell, {"batches": share, "run": run})
 
     outcomes: list[Outcome] = []
     waiting, held = list(jobs), list[Job]()
     while waiting:
-        found = batching.batches(waiting, most, run.settings.device_memory_gib * 2**30)
-        for share, future in windowed(batching.shares(found, run.settings.task_runs), submit, window=window):
+        found = batching.batches(waiting, workers.most_pairs, run.settings.device_memory_gib * 2**30)
+        for share, future in windowed(batching.shares(found, run.settings.task_runs), submit, workers.window):
             for sentence in observer.warnings[told:]:
                 logger.warning(sentence)
             told = len(observer.warnings)
-            result = future.result(raise_on_failure=False)
+            result = runners.result(future)
             if isinstance(result, NstError) and ends_run(result):
                 raise result
             if isinstance(result, BaseException):  # the task itself was lost: the other pairs go on
@@ -376,6 +397,9 @@ def _fanned_out(jobs: Sequence[Job], run: Run, follower: Follower, most: int, wi
             follower.tell(result, future.task_run_id)
             done = {o.id for o in result}
             held += [job for batch in share for job in batch.jobs if job.id not in done]
+            if workers.elsewhere:
+                ours = [job for batch in share for job in batch.jobs if job.id in done]
+                observer.add(steps_done=sum(job.steps for job in ours), work_done=sum(job.work for job in ours))
         waiting, held = _released(held, run)
     return outcomes
 
@@ -402,15 +426,22 @@ def windowed(
     `task.map` would submit them all at once: ten thousand pairs would wait in memory and in the API's queue.
     """
     in_flight: dict[PrefectFuture[Any], T] = {}
-    waiting = iter(items)
-    while True:
-        if watch().stop.is_set():
-            raise Interrupted("interrupted before all was submitted")
-        for item in waiting:
-            in_flight[submit(item)] = item
-            if len(in_flight) >= window:
-                break
-        if not in_flight:
-            return
-        future = next(as_completed(list(in_flight)))
-        yield in_flight.pop(future), future
+    waiting, stop = iter(items), watch().stop
+    try:
+        while True:
+            if stop.is_set():
+                raise Interrupted("interrupted before all was submitted")
+            for item in waiting:
+                in_flight[submit(item)] = item
+                if len(in_flight) >= window:
+                    break
+            if not in_flight:
+                return
+            future = next(as_completed(list(in_flight)))
+            yield in_flight.pop(future), future
+    except TerminationSignal:  # SIGTERM, as Prefect delivers it: workers and threads stop after their current chunk of steps
+        stop.set()
+        raise
+    finally:
+        if in_flight:
+            wait(list(in_flight), timeout=LAST_SECONDS)

@@ -25,6 +25,10 @@ STATISTICS_KEPT = 256
 """Style statistics kept on a device, the least recently used given up first; one of VGG16's is about 5 MB."""
 
 
+PAIRS_ON_GPU = 8
+"""The most pairs in a batch where nobody says otherwise; on a CPU, where a batch gains little, it is one."""
+
+
 @dataclass
 class Device:
     """A device of this process, by its TensorFlow name such as `/GPU:0`; used only by the thread that leases it."""
@@ -50,14 +54,14 @@ class Device:
 
 
 def names() -> list[str]:
-    """The devices that batches run on: all GPUs, or else the CPU."""
-    gpus = tf.config.list_logical_devices("GPU")
-    return [device.name for device in gpus] or ["/CPU:0"]
+    """The devices that batches run on: all GPUs, or else the CPU, or each of several that it was divided into."""
+    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return [f"/{kind}:{k}" for k in range(len(tf.config.list_logical_devices(kind)))]
 
 
 def most_pairs(asked: int) -> int:
     """The most pairs in a batch: as asked, or else 8 on a GPU and 1 on a CPU, where a batch gains little."""
-    return asked or (1 if names() == ["/CPU:0"] else 8)
+    return asked or (PAIRS_ON_GPU if "GPU" in names()[0] else 1)
 
 
 @contextlib.contextmanager

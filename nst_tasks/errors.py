@@ -13,6 +13,7 @@ NstError
 ├── StorageError              the store said no for good: missing, forbidden, not a file
 │   ├── StorageUnavailable    the store did not answer, or asked to come back later: worth a retry
 │   └── StorageUnusable       the store refuses everything of this run until somebody mends it: full, read-only, no access
+├── ClusterError              the workers elsewhere can no longer be reached
 └── Interrupted               a person or the machine asked the run to stop
 
 A row's failure is data (see `outcome`); these are raised where it happens and turned into data once, in `work` and `intake`.
@@ -73,6 +74,10 @@ class StorageUnusable(StorageError):
     """The store refuses everything of this run until somebody mends it: it is full, read-only, or does not know us."""
 
 
+class ClusterError(NstError):
+    """The workers elsewhere can no longer be reached; what is finished is safe."""
+
+
 class Interrupted(NstError):
     """A person or the machine asked the run to stop; what is finished is safe."""
 
@@ -83,8 +88,8 @@ def is_transient(error: BaseException) -> bool:
 
 
 def ends_run(error: BaseException) -> bool:
-    """Whether no other pair of the run would fare better: it was asked to stop, or the store refuses everything."""
-    return isinstance(error, (Interrupted, StorageUnusable))
+    """Whether no other pair of the run would fare better: asked to stop, nowhere to write to, nobody to do it."""
+    return isinstance(error, (Interrupted, StorageUnusable, ClusterError))
 
 
 def is_pairs_own(error: BaseException) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nst_tasks import presets, recipes, weights
 from nst_tasks.core.architecture import check_layers
 from nst_tasks.core.method import MAX_STEPS
 from nst_tasks.errors import SettingsError, redact, without_secrets
 from nst_tasks.recipes import Recipe
+
+Runner = Literal["threads", "dask", "ray"]
+"""Where batches run."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Request:
     snapshots: int | None = None
     checkpoint_every: str = "30s"
     pair_timeout: float | None = None
+    runner: Runner = "threads"
 
 
 def credentials(request: Request) -> list[str]:

@@ -28,6 +28,7 @@ class Settings:
     lease_seconds: float = 120.0
     task_runs: int = 300
     image_artifacts: int = 100
+    local_workers: int = 0
     allow_http: int = 0
     inbox: str = ""
     out: str = ""
@@ -64,6 +65,7 @@ VARIABLES = {
     "lease_seconds": ("2", "3600", "how long the claim of a run that went away silently keeps its pairs from other runs"),
     "task_runs": ("1", "100000", "task runs of one manifest's batches; with more batches than that, each covers several"),
     "image_artifacts": ("0", "10000", "finished pairs of one manifest that are shown in the Prefect UI as a picture"),
+    "local_workers": ("0", "256", "workers that a cluster of this machine's own has; 0: one a GPU, or for each four cores"),
     "allow_http": ("0", "1", "1 allows pictures, recipes and manifests on the web, by http and https"),
 }
 """Field -> (smallest, largest, meaning); the environment variable is NST_ and the field in capitals."""

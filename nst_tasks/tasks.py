@@ -6,8 +6,9 @@ attempt they become outcomes like any other failure. Everything else is decided 
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import get_run_logger, runtime, task
@@ -16,10 +17,11 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
-from nst_tasks import intake, storage, work
+from nst_tasks import intake, stopping, storage, work
 from nst_tasks.batching import Batch
 from nst_tasks.errors import NstError, ends_run, fit_to_log, is_transient
 from nst_tasks.outcome import Outcome, Status
+from nst_tasks.progress import current
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
 
@@ -81,6 +83,18 @@ def inspect_pictures(uris: list[str], settings: Settings) -> dict[str, Source | 
     return dict(zip(uris, found, strict=True))
 
 
+@contextlib.contextmanager
+def _watched(run: Run) -> Iterator[None]:
+    """On a worker of a cluster, where the run's watch is not: heed the wish to stop, and log what would be told."""
+    if current.get() is not None:
+        yield
+        return
+    with stopping.heeded(run) as observer:
+        yield
+    for sentence in observer.warnings:
+        get_run_logger().warning(sentence)
+
+
 @task(cache_policy=NO_CACHE, persist_result=False)
 @_fit_to_log
 def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
@@ -94,19 +108,20 @@ def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
     """
     outcomes: list[Outcome] = []
     again: NstError | None = None
-    for batch in batches:
-        try:
-            outcomes += work.stylize(batch, run)
-        except NstError as error:
-            if ends_run(error):
-                raise
-            if is_transient(error) and not _is_last_attempt(run.settings):
-                again = error
-            else:
+    with _watched(run):
+        for batch in batches:
+            try:
+                outcomes += work.stylize(batch, run)
+            except NstError as error:
+                if ends_run(error):
+                    raise
+                if is_transient(error) and not _is_last_attempt(run.settings):
+                    again = error
+                else:
+                    outcomes += work.fail(batch, error, run)
+            except Exception as error:
+                get_run_logger().error("%s: a defect, the other pairs go on", batch.name, exc_info=fit_to_log(error))
                 outcomes += work.fail(batch, error, run)
-        except Exception as error:
-            get_run_logger().error("%s: a defect, the other pairs go on", batch.name, exc_info=fit_to_log(error))
-            outcomes += work.fail(batch, error, run)
     if again is not None:
         raise again
     errors = [f"{done.id}: {done.error}" for done in outcomes if done.status == Status.FAILED]

@@ -205,3 +205,33 @@ def nst(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     """The command `nst` as a process of its own, with further environment variables."""
     command = [str(Path(sys.executable).parent / "nst"), *arguments]
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False)
+
+
+@dataclass(frozen=True)
+class DaskCluster:
+    """A Dask scheduler's address and its worker processes, as they would run on other machines."""
+
+    address: str
+    scheduler: Server
+    workers: list[subprocess.Popen[bytes]]
+
+
+@contextmanager
+def dask_cluster(folder: Path, workers: int, environment: Mapping[str, str]) -> Iterator[DaskCluster]:
+    """A scheduler and workers that each announce one GPU and would take two tasks at a time."""
+    port, status = free_ports(2)
+    program, address = [sys.executable, "-m", "dask"], f"tcp://127.0.0.1:{port}"
+    command = [*program, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", f"127.0.0.1:{status}"]
+    started: list[subprocess.Popen[bytes]] = []
+    with server(command, environment, f"http://127.0.0.1:{status}/health", folder / "scheduler") as scheduler:
+        options = ["--no-nanny", "--no-dashboard", "--nthreads", "2", "--resources", "GPU=1", "--local-directory", str(folder)]
+        try:
+            for number in range(workers):
+                with (folder / f"worker-{number}").open("wb") as log:
+                    command = [*program, "worker", address, "--host", "127.0.0.1", *options]
+                    started.append(subprocess.Popen(command, env=dict(environment), stdout=log, stderr=log))
+            yield DaskCluster(address, scheduler, started)
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()

@@ -1,0 +1,211 @@
+"""Where batches run: threads of this process, or the workers of a Dask or Ray cluster.
+
+A worker needs this package, the pictures and the output; settings travel with each batch, credentials do not. Without an
+address the cluster is one of this machine's own, and ends with the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import tensorflow as tf
+from prefect.client.orchestration import get_client
+from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.tasks import Task
+
+from nst_tasks import __version__, devices, quiet
+from nst_tasks.errors import ClusterError, SettingsError, redact, without_secrets
+from nst_tasks.request import Runner
+from nst_tasks.settings import Settings
+
+ANSWER_SECONDS = 10.0
+"""Within which a cluster answers and shows its first worker."""
+
+CORES = 4
+"""Of a CPU for which one worker has work: of a GPU host's many, one worker would leave most idle."""
+
+
+AHEAD = 1
+"""What is handed over beyond what can compute at once: it reads its pictures meanwhile, or waits where the next is free."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where batches run: how some are handed over, how many times that at once, the most pairs in a batch.
+
+    elsewhere: in other processes, which see neither the run's progress nor its wish to stop.
+    """
+
+    submit: Callable[[Task[Any, Any], dict[str, Any]], PrefectFuture[Any]]
+    window: int
+    most_pairs: int
+    elsewhere: bool = True
+
+
+@contextlib.contextmanager
+def opened(runner: Runner, settings: Settings) -> Iterator[Workers]:
+    """The workers of a runner, inside a flow run, until the run ends.
+
+    Raises:
+        SettingsError: the runner's package is not installed, its cluster does not answer, or has no worker that fits.
+    """
+    if runner == "threads":
+        window, most = len(devices.names()) + AHEAD, devices.most_pairs(settings.batch)
+        yield Workers(lambda task, parameters: task.submit(**parameters), window, most, elsewhere=False)
+        return
+    if importlib.util.find_spec(f"prefect_{runner}") is None:
+        raise SettingsError(f"--runner {runner}: prefect-{runner} is not installed; add it with: pip install 'nst[{runner}]'")
+    address = settings.dask_address if runner == "dask" else settings.ray_address
+    _check(f"NST_{runner.upper()}_ADDRESS", address)
+    with _api_for_workers(address), (_dask if runner == "dask" else _ray)(address, settings) as workers:
+        yield workers
+
+
+def result(future: PrefectFuture[Any]) -> Any:
+    """What a task came to: its result, or what it or its cluster failed of."""
+    try:
+        return future.result(raise_on_failure=False)
+    except CancelledError:
+        return ClusterError("the cluster's scheduler went away; start it again, and the same command goes on")
+    except Exception as error:  # the workers that had it died, more often than the cluster allows
+        return error
+
+
+def _check(name: str, address: str) -> None:
+    """Refuse an address at which nothing listens: the clusters' own clients would try for long, and say it in many lines."""
+    if not address:
+        return
+    if without_secrets(address) != address:
+        raise SettingsError(f"{name}: {redact(address)} has a password or a query, which a log would show; leave it out")
+    try:
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        if not (parts.hostname and parts.port):
+            raise ValueError("it names no host and port")
+        socket.create_connection((parts.hostname, parts.port), ANSWER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _silent(name, address, error) from None
+
+
+def _silent(name: str, address: str, error: BaseException) -> SettingsError:
+    remedy = "start that cluster, correct the address, or unset it to start workers on this machine"
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    return SettingsError(f"{name}: {redact(address)!r} does not answer ({redact(why)}); {remedy}")
+
+
+@contextlib.contextmanager
+def _api_for_workers(address: str) -> Iterator[None]:
+    """Prefect's context, which goes out with each batch, names the API that workers report to."""
+    if PREFECT_API_URL.value():
+        yield
+        return
+    if address:
+        raise SettingsError("PREFECT_API_URL: not set, but workers elsewhere report to that API; start a server, and set it")
+    with get_client(sync_client=True) as client:  # of the server that Prefect started for this run
+        url = str(client.api_url)
+    with temporary_settings({PREFECT_API_URL: url}):  # or else each worker would start one more
+        yield
+
+
+def _local_workers(settings: Settings) -> tuple[int, int]:
+    """How many workers to start on this machine, and for how many GPUs: one for each, or else for each four cores."""
+    gpus = len(tf.config.list_physical_devices("GPU"))  # which, unlike a list of the logical ones, leaves their memory alone
+    count = settings.local_workers or gpus or max(1, (os.cpu_count() or 1) // CORES)
+    return count, min(count, gpus)
+
+
+def _check_versions(found: dict[str, Any]) -> None:
+    """Refuse workers that would make other pictures, or none."""
+    for worker, version in sorted(found.items()):
+        if version != __version__:
+            raise SettingsError(f"{worker}: that worker has nst {version}, this is {__version__}; install one version on both")
+
+
+def _most_pairs(settings: Settings, on_gpus: bool) -> int:
+    return settings.batch or (devices.PAIRS_ON_GPU if on_gpus else 1)
+
+
+def _leave_interrupts_to_the_run() -> None:
+    """Ctrl-C in a terminal reaches the workers too, which stop when the run tells them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _dask(address: str, settings: Settings) -> Iterator[Workers]:
+    import distributed
+    from dask.base import annotate
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    def own() -> distributed.SpecCluster:
+        count, gpus = _local_workers(settings)
+        options: list[dict[str, Any]] = [
+            {"env": {"CUDA_VISIBLE_DEVICES": str(k)}, "resources": {"GPU": 1}} if k < gpus else {} for k in range(gpus or count)
+        ]
+        usual = {"nthreads": 1, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
+        return distributed.SpecCluster(
+            workers={k: {"cls": distributed.Nanny, "options": usual | more} for k, more in enumerate(options)},
+            scheduler={
+                "cls": distributed.Scheduler,
+                "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"},
+            },
+            silence_logs=logging.CRITICAL,
+        )
+
+    options: dict[str, Any] = {"address": address} if address else {"cluster_class": own}
+    with DaskTaskRunner(**options, client_kwargs={"timeout": ANSWER_SECONDS}) as runner:
+        try:
+            client = runner.client
+            client.wait_for_workers(1, timeout=ANSWER_SECONDS)
+        except (OSError, TimeoutError) as error:
+            raise _silent("NST_DASK_ADDRESS", address, error) from None
+        _check_versions(client.run(quiet.import_tensorflow, on_error="return"))
+        if not address:
+            client.run(_leave_interrupts_to_the_run)
+        found = client.scheduler_info()["workers"].values()
+        gpus = int(sum(worker["resources"].get("GPU", 0) for worker in found))
+
+        def submit(task: Task[Any, Any], parameters: dict[str, Any]) -> PrefectFuture[Any]:
+            with annotate(resources={"GPU": 1}) if gpus else contextlib.nullcontext():
+                future: PrefectFuture[Any] = runner.submit(task, parameters=parameters)
+            return future
+
+        yield Workers(submit, (gpus or len(found)) + AHEAD, _most_pairs(settings, gpus > 0))
+
+
+@contextlib.contextmanager
+def _ray(address: str, settings: Settings) -> Iterator[Workers]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray starts
+    import ray
+    from prefect_ray import RayTaskRunner
+    from prefect_ray.context import remote_options
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        count, gpus = _local_workers(settings)
+        options |= {"num_cpus": CORES * count, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    asked_to_stop = signal.getsignal(signal.SIGTERM)
+    with RayTaskRunner(address or None, init_kwargs=options) as runner:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, asked_to_stop)  # Ray's own would end the process in the middle of everything
+        has = ray.cluster_resources()
+        gpus = int(has.get("GPU", 0))
+        wants = {"num_gpus": 1} if gpus else {"num_cpus": CORES}
+        slots = gpus or int(has.get("CPU", 0)) // CORES
+
+        def submit(task: Task[Any, Any], parameters: dict[str, Any]) -> PrefectFuture[Any]:
+            with remote_options(**wants):
+                future: PrefectFuture[Any] = runner.submit(task, parameters=parameters)
+            return future
+
+        yield Workers(submit, slots + AHEAD, _most_pairs(settings, gpus > 0))

@@ -1,0 +1,28 @@
+"""TensorFlow without its greeting."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nst_tasks import __version__
+
+
+def import_tensorflow() -> str:
+    """Import TensorFlow with standard error closed to it: it announces its build there before it can be told not to.
+
+    Returns nst's version: what a worker of a cluster is asked for.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for GPUs, and says so where there are none
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    return __version__
