@@ -12,7 +12,7 @@ from flaky import FlakyFileSystem
 from prefect import flow, task
 from servers import last_run, nst
 
-from flows.stylize import windowed
+from flows.fanout import windowed
 from flows.terminal import run_flow
 from nst_tasks.errors import Interrupted
 from nst_tasks.progress import Watch, current
