@@ -24,7 +24,10 @@ GAP = 6
 
 def pairs(out: Path) -> np.ndarray:
     """The thumbnails, content beside style beside result, one under another in the order of their names."""
-    strips = [images.decode(path.read_bytes(), 10**8).rgb for path in sorted((out / "thumbnails").iterdir())]
+    strips = [
+        images.decode(images.shrunk(path.read_bytes(), 160, 10**8), 10**8).rgb
+        for path in sorted((out / "thumbnails").iterdir())
+    ]
     width = max(strip.shape[1] for strip in strips)
     return np.concatenate(
         [np.pad(strip, ((0, GAP), (0, width - strip.shape[1]), (0, 0)), constant_values=1.0) for strip in strips]

@@ -27,8 +27,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from nst_tasks import storage
-from nst_tasks.errors import InputError, StorageError, reason_and_remedy
+from nst_tasks import images, storage
+from nst_tasks.errors import InputError, NstError, reason_and_remedy
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import Watch
 from nst_tasks.reporting import Report
@@ -39,6 +39,9 @@ PROGRESS_SECONDS = 5.0
 
 TOLD_SINGLY = 4
 """Pairs of one task run that are each a line of the log; more are one line together."""
+
+PICTURE_HEIGHT = 160
+"""Of an image artifact, in pixels: the server keeps it, and the UI shows it small."""
 
 REASONS_TOLD = 50
 """Problems of a refused manifest that are part of its state's message."""
@@ -98,8 +101,9 @@ class Follower:
 
     def _show(self, o: Outcome, task_run_id: UUID) -> None:
         try:
-            strip = storage.read(storage.join(self.run.out, o.thumbnail))
-        except StorageError:
+            stored = storage.read(storage.join(self.run.out, o.thumbnail))
+            strip = images.shrunk(stored, PICTURE_HEIGHT, self.run.settings.max_pixels)
+        except NstError:
             return  # the picture itself is safe, and the report shows it too
         facts = f"{o.recipe['name']}, {o.width} x {o.height}, {o.steps} steps, {o.seconds:.0f} s{_flags(o)}"
         artifact = ImageArtifact(  # without a key: the API's page of all artifacts is not for thousands of pairs

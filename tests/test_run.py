@@ -50,7 +50,7 @@ def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures
         assert done.recipe["name"] == recipe
         assert len(done.weights_sha256) == 64
         assert set(done.versions) == {"nst", "python", "tensorflow", "numpy", "pillow"}
-        assert images.probe((out / f"thumbnails/{id}.webp").read_bytes(), 10**6)[0] == 160
+        assert images.probe((out / f"thumbnails/{id}.webp").read_bytes(), 10**6)[0] == 48
 
     told = pd.read_parquet(out / "history")
     assert tuple(told.columns) == history.COLUMNS
@@ -132,7 +132,8 @@ def test_finished_pictures_are_not_opened_by_a_rerun(pictures: Path, tmp_path: P
         watching = False
     touched = {os.path.relpath(path, tmp_path) for path in opened if path.startswith(str(tmp_path))}
     assert any(path.startswith("out/outcomes/") for path in touched)  # the hook sees what is opened
-    assert not [path for path in touched if path.startswith(("in/", "out/images", "out/history")) and path != "in/m.csv"]
+    # the report draws a history's curves, and does without where it is none
+    assert not [path for path in touched if path.startswith(("in/", "out/images")) and path != "in/m.csv"]
 
 
 def test_same_inputs_give_the_same_bytes(pictures: Path, tmp_path: Path) -> None:
