@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,42 @@ def test_an_option_that_is_wrong_refuses_the_sweep_and_runs_nothing(pictures: Pa
     with pytest.raises(InputError, match="^--max-failures: 'many' is not"):
         sweep(pictures, tmp_path / "out", max_failures="many")
     assert not (tmp_path / "out").exists()
+
+
+def test_every_end_of_a_run_is_an_event_that_tells_no_secret(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+    from flows.stylize import stylize_manifest
+
+    secret = f"s3://k:hunter2@{tmp_path.name}/x.csv?sig=hunter2"
+    (pictures / "well.csv").write_text(GOOD)
+    (pictures / "ill.csv").write_text("content,style\ncat.png,oil.png\ngone.png,oil.png\n")
+    for manifest in (str(pictures / "well.csv"), str(pictures / "ill.csv"), secret):
+        options = {"out": str(tmp_path / "out"), "backbone": "tiny", "size": 64, "steps": 1}
+        stylize_manifest(manifest=manifest, **options, return_state=True)  # type: ignore[call-overload]
+
+    def events() -> list[dict[str, Any]]:
+        question = {"filter": {"event": {"name": ["nst.manifest.completed"]}}, "limit": 50}
+        asked = urllib.request.Request(
+            f"{flow_api}/events/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return [
+                event
+                for event in json.loads(answer.read())["events"]
+                if tmp_path.name in event["resource"]["prefect.resource.id"]
+            ]
+
+    end = time.monotonic() + 60
+    while len(found := events()) < 3 and time.monotonic() < end:
+        time.sleep(0.2)
+    by_result = {event["resource"]["nst.result"]: event for event in found}
+    assert set(by_result) == {"good", "failures", "refused"}
+    assert by_result["good"]["resource"]["prefect.resource.id"] == f"nst.manifest.{pictures}/well.csv"
+    payload = by_result["failures"]["payload"]
+    assert payload["counts"] == {"succeeded": 1, "failed": 1, "rejected": 0, "skipped": 0}
+    assert payload["report"] == f"{tmp_path}/out/runs/{payload['run_id']}/report.html"
+    assert "flow-run" in [related["prefect.resource.role"] for related in by_result["failures"]["related"]]
+    assert by_result["refused"]["resource"]["prefect.resource.name"] == f"s3://{tmp_path.name}/x.csv"
+    assert "hunter2" not in json.dumps(found)
 
 
 def test_every_result_is_counted_in_the_message() -> None:

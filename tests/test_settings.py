@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from nst_tasks.access import Access
 from nst_tasks.errors import SettingsError
-from nst_tasks.settings import ROOTS, TEXTS, VARIABLES, Settings, from_environment
+from nst_tasks.settings import PREFIX, ROOTS, TEXTS, VARIABLES, Settings, from_environment
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -126,3 +127,22 @@ def test_the_retries_outlast_a_minute_without_the_store_and_wait_no_longer_than_
     assert Settings(retries=2, retry_seconds=60).delays == [60, 60]  # who asks for more gets it
     assert Settings(retries=3, retry_seconds=0).delays == [0, 0, 0]
     assert Settings(retries=0).delays == []
+
+
+def test_the_example_names_every_variable_with_its_default_and_meaning() -> None:
+    lines = Path(__file__).parent.parent.joinpath(".env.example").read_text().splitlines()
+    before = dict(zip(lines[1:], lines, strict=False))
+    names = [PREFIX + field.name.upper() for field in fields(Settings)]
+    assert [line.removeprefix("# ").partition("=")[0] for line in lines if line.startswith("# NST_")] == names
+    for field in fields(Settings):
+        found = next(line for line in lines if line.startswith(f"# {PREFIX}{field.name.upper()}="))
+        value = found.partition("=")[2]
+        assert from_environment({PREFIX + field.name.upper(): value}) == Settings()
+        assert bool(value) == bool(field.default not in ("", ()))
+        meaning = VARIABLES[field.name][2] if field.name in VARIABLES else TEXTS.get(field.name)
+        assert meaning is None or before[found] == f"# {meaning}"
+
+
+def test_the_example_sets_nothing_by_itself() -> None:
+    lines = Path(__file__).parent.parent.joinpath(".env.example").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
