@@ -125,7 +125,7 @@ def _local_workers(settings: Settings) -> tuple[int, int]:
     return count, min(count, gpus)
 
 
-def _check_versions(found: dict[str, Any]) -> None:
+def check_versions(found: dict[str, Any]) -> None:
     """Refuse workers that would make other pictures, or none."""
     for worker, version in sorted(found.items()):
         if version != __version__:
@@ -162,6 +162,7 @@ def _dask(address: str, settings: Settings) -> Iterator[Workers]:
             silence_logs=logging.CRITICAL,
         )
 
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it would say in many lines, the run says in one
     options: dict[str, Any] = {"address": address} if address else {"cluster_class": own}
     with DaskTaskRunner(**options, client_kwargs={"timeout": ANSWER_SECONDS}) as runner:
         try:
@@ -169,7 +170,7 @@ def _dask(address: str, settings: Settings) -> Iterator[Workers]:
             client.wait_for_workers(1, timeout=ANSWER_SECONDS)
         except (OSError, TimeoutError) as error:
             raise _silent("NST_DASK_ADDRESS", address, error) from None
-        _check_versions(client.run(quiet.import_tensorflow, on_error="return"))
+        check_versions(client.run(quiet.import_tensorflow, on_error="return"))
         if not address:
             client.run(_leave_interrupts_to_the_run)
         found = client.scheduler_info()["workers"].values()
@@ -195,7 +196,11 @@ def _ray(address: str, settings: Settings) -> Iterator[Workers]:
         count, gpus = _local_workers(settings)
         options |= {"num_cpus": CORES * count, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": 100 * 2**20}
     asked_to_stop = signal.getsignal(signal.SIGTERM)
-    with RayTaskRunner(address or None, init_kwargs=options) as runner:
+    with contextlib.ExitStack() as stack:
+        try:
+            runner = stack.enter_context(RayTaskRunner(address or None, init_kwargs=options))
+        except ConnectionError as error:
+            raise _silent("NST_RAY_ADDRESS", address, error) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, asked_to_stop)  # Ray's own would end the process in the middle of everything
         has = ray.cluster_resources()

@@ -1,64 +1,198 @@
-"""Workers in other processes, as on other machines: real schedulers and workers, killed, stopped and sought in vain."""
+"""More than one device: workers in other processes, as on other machines, sought in vain, killed, stopped; and in this one."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import DaskCluster, dask_cluster
-from survival import STEPS, assert_nothing_lost, assert_same_results, write_manifest
+from prefect import flow
+from servers import DaskCluster, dask_cluster, free_ports
+from survival import STEPS, assert_nothing_lost, assert_same_results, command, write_manifest
 
+from flows import runners, stylize
 from flows.terminal import run_flow
 from nst_tasks import claims
+from nst_tasks.errors import SettingsError
 from nst_tasks.progress import Watch, current
 from nst_tasks.request import Request
+from nst_tasks.settings import Settings
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
-    here = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), here])}
-    with dask_cluster(tmp_path_factory.mktemp("dask"), 2, environment) as running:
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[DaskCluster]:
+    with dask_cluster(tmp_path, 2, os.environ) as running:
         yield running
 
 
-def pid_of(claim: claims.Claim) -> int:
-    return int(claim.process.partition(".")[0])
+def request(manifest: str, out: Path) -> Request:
+    return Request(manifest, str(out), backbone="tiny", size=96, steps=STEPS, checkpoint_every="3", runner="dask")
 
 
-def test_a_worker_killed_in_the_middle_costs_one_resume(
+def test_a_worker_killed_in_the_middle_costs_one_resume_and_none_takes_two_pairs_for_its_one_gpu(
     flow_api: str, calm: str, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no two batches compute at a time where one GPU is announced: each claim is of another process."""
     monkeypatch.setenv("NST_DASK_ADDRESS", cluster.address)
     manifest, out = write_manifest(str(tmp_path / "in")), tmp_path / "out"
-    killed, seen, over = [], Watch(), threading.Event()
+    killed, at_once, over = list[int](), list[int](), threading.Event()
 
-    def kill() -> None:
-        while not over.wait(0.01):
-            checkpoints = {path.name.partition(".")[0] for path in out.glob("checkpoints/*.npz")}
-            for key, claim in claims.standing(str(out)).items():
-                if key in checkpoints:
-                    killed.append((key, pid_of(claim)))
-                    os.kill(killed[0][1], signal.SIGKILL)
-                    return
+    def interfere() -> None:
+        while not over.wait(0.02):
+            standing = claims.standing(str(out))
+            held = Counter(int(claim.process.partition(".")[0]) for claim in standing.values() if claim.is_live)
+            at_once.extend(held.values())
+            saved = {path.name.partition(".")[0] for path in out.glob("checkpoints/*.npz")}
+            unfinished = [claim for key, claim in standing.items() if key in saved and claim.is_live]
+            if unfinished and not killed:
+                killed.append(int(unfinished[0].process.partition(".")[0]))
+                os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+    interfering, seen = threading.Thread(target=interfere), Watch()
+    interfering.start()
     token = current.set(seen)
     try:
-        ended = run_flow(
-            Request(manifest, str(out), backbone="tiny", size=96, steps=STEPS, checkpoint_every="3", runner="dask")
-        )
+        state = stylize.start(request(manifest, out))
     finally:
         current.reset(token)
         over.set()
-        killer.join()
-    assert ended.exit_code == 0, ended.message
-    assert killed and killed[0][1] in [worker.pid for worker in cluster.workers]
+        interfering.join()
+    assert state.is_completed(), state.message
+    assert len(killed) == 1 and killed[0] in [worker.pid for worker in cluster.workers]
+    assert max(at_once) == 1  # although each would take two tasks, and three are handed over
     assert_nothing_lost(str(out))
     assert_same_results(str(out), calm)
+    assert (seen.pairs_done, seen.steps_done, seen.work_done) == (4, seen.steps, seen.work)
+
+
+def test_a_scheduler_that_goes_away_ends_the_run_with_one_sentence(
+    flow_api: str, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NST_DASK_ADDRESS", cluster.address)
+    manifest, out, over = write_manifest(str(tmp_path / "in")), tmp_path / "out", threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.02):
+            if list(out.glob("claims/*.json")):
+                cluster.scheduler.end(signal.SIGKILL)
+                return
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    try:
+        ended = run_flow(request(manifest, out))
+    finally:
+        over.set()
+        killing.join()
+    assert ended.exit_code == 1
+    assert ended.message == (
+        "the run could not go on, what is finished is safe: the cluster's scheduler went away; start it again, and the same "
+        "command goes on"
+    )
+
+
+def processes(session: int) -> list[str]:
+    """The running processes of a session, by their command lines."""
+    found = subprocess.run(["ps", "-s", str(session), "-o", "stat=,args="], capture_output=True, text=True, check=False)
+    return [line for line in found.stdout.splitlines() if not line.startswith("Z")]
+
+
+def test_workers_of_this_machine_stop_with_the_run_and_leave_no_process(flow_api: str, tmp_path: Path) -> None:
+    """Ctrl-C in a terminal, which reaches every process of the run."""
+    out = tmp_path / "out"
+    stopping = command(write_manifest(str(tmp_path / "in")), str(out), 5000, "--runner", "dask", "--checkpoint-every", "20")
+    environment = {**os.environ, "PREFECT_API_URL": flow_api, "NST_LOCAL_WORKERS": "1"}
+    with subprocess.Popen(
+        stopping, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        until = time.monotonic() + 120
+        while not list(out.glob("checkpoints/*.npz")) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert processes(process.pid) == []
+    assert list(out.glob("checkpoints/*.npz"))
+    assert claims.standing(str(out)) == {}  # the worker heard of it, and ended by itself
+
+
+def test_ray_gives_the_bytes_of_threads(flow_api: str, calm: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    environment = {**os.environ, "PREFECT_API_URL": flow_api, "NST_LOCAL_WORKERS": "1"}
+    ray = command(write_manifest(str(tmp_path / "in")), str(out), STEPS, "--runner", "ray")
+    ended = subprocess.run(
+        ray, env=environment, capture_output=True, text=True, timeout=280, check=False, start_new_session=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert_nothing_lost(str(out))
+    assert_same_results(str(out), calm)
+
+
+TWO_DEVICES = """
+import sys
+import tensorflow as tf
+cpu, = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from flows import stylize
+from nst_tasks import devices
+from nst_tasks.progress import Watch, current
+from nst_tasks.request import Request
+at_once = []
+current.set(Watch(changed=lambda watch: at_once.append(watch.computing)))
+state = stylize.start(Request(sys.argv[1], sys.argv[2], backbone="tiny", size=96, steps=int(sys.argv[3])))
+print(devices.names(), max(at_once), state.type.value)
+"""
+
+
+def test_two_devices_of_one_process_compute_at_once_and_give_the_bytes_of_one(flow_api: str, calm: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    two = [sys.executable, "-c", TWO_DEVICES, write_manifest(str(tmp_path / "in")), str(out), str(STEPS)]
+    environment = {**os.environ, "PREFECT_API_URL": flow_api}
+    ended = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert ended.stdout == "['/CPU:0', '/CPU:1'] 2 COMPLETED\n", ended.stderr
+    assert_nothing_lost(str(out))
+    assert_same_results(str(out), calm)
+
+
+def refusal(runner: runners.Runner, settings: Settings) -> str:
+    @flow
+    def opening() -> None:
+        with runners.opened(runner, settings):
+            raise AssertionError("opened")
+
+    with pytest.raises(SettingsError) as refused:
+        opening()
+    return str(refused.value)
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_ports(1)[0]
+    for runner, name in (("dask", "dask_address"), ("ray", "ray_address")):
+        for address, why in ((f"127.0.0.1:{port}", "Connection refused"), ("tcp://host", "it names no host and port")):
+            said = refusal(runner, Settings(**{name: address}))  # type: ignore[arg-type]
+            assert said.startswith(f"NST_{name.upper()}: '{address}' does not answer ({why}); start that cluster")
+    said = refusal("dask", Settings(dask_address="tcp://me:secret@host:1"))
+    assert said.startswith("NST_DASK_ADDRESS: tcp://host:1 has a password or a query") and "secret" not in said
+    monkeypatch.setitem(sys.modules, "prefect_ray", None)
+    assert refusal("ray", Settings()) == "--runner ray: prefect-ray is not installed; add it with: pip install 'nst[ray]'"
+
+
+def test_workers_elsewhere_need_an_api_that_they_can_reach(cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="PREFECT_API_URL: not set, but workers elsewhere report to that API"):
+        runners.opened("dask", Settings(dask_address=cluster.address)).__enter__()
+
+
+def test_workers_of_another_version_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"tcp://b: that worker has nst 0\.0\.1, this is .*; install one version on both"):
+        runners.check_versions({"tcp://a": runners.__version__, "tcp://b": "0.0.1"})
