@@ -41,7 +41,6 @@ SMALLEST = 256
 STEPS = 5
 """Of a size, done to time one: one that may trace a graph, one to see how many fit a chunk, and three chunks of one or more."""
 
-
 TRIED = 3
 """Batches of one shape whose pictures are tried, should the first ones not be readable."""
 
