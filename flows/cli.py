@@ -244,7 +244,7 @@ def plan(
             found = intake.look(request, taken, configured)
             measured = None
             if calibrate and found.rows.to_do:  # nothing to do is said without TensorFlow
-                typer.echo("nst: measuring a few steps, for about a minute at most", err=True)
+                typer.echo("nst: measuring a few steps, for about a minute", err=True)
                 quiet.import_tensorflow()
                 from nst_tasks.calibration import calibrate as measure
 

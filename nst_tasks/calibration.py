@@ -18,7 +18,7 @@ from nst_tasks import batching, devices, fitting, loading, measuring, optimizati
 from nst_tasks.batching import Batch, Job
 from nst_tasks.core import backbones, transfer
 from nst_tasks.core.method import Method
-from nst_tasks.core.pyramid import Level
+from nst_tasks.core.pyramid import Level, levels
 from nst_tasks.devices import Device
 from nst_tasks.errors import NstError, is_pairs_own
 from nst_tasks.planning import Calibration, Costs, Kind, Sample
@@ -30,17 +30,16 @@ SECONDS = 40.0
 """After which nothing more is begun to be measured; the first, smallest measurement of all is always made."""
 
 ENOUGH = 0.9
-"""Share of the work whose shapes are measured, if the seconds allow it, the largest shares first."""
+"""Share of the work whose shapes are measured, the largest shares first; each has its share of the seconds."""
 
 CHUNK_SECONDS = 0.3
 """Of steps timed together; three such chunks are, and the middle one counts."""
 
-SMALLEST = 128
-"""Longest side, in pixels, from which on the shapes of a method without a pyramid are measured."""
+SMALLEST = 256
+"""Longest side, in pixels, from about which on the shapes of a method of one level are measured."""
 
 STEPS = 5
 """Of a size, done to time one: one that may trace a graph, one to see how many fit a chunk, and three chunks of one or more."""
-
 
 TRIED = 3
 """Batches of one shape whose pictures are tried, should the first ones not be readable."""
@@ -91,10 +90,13 @@ def calibrate(
         began = time.monotonic()
         backbone = device.backbone(run.weights_sha256, lambda: optimization.build_backbone(run))
         start = time.monotonic() - began
-        bench = _Bench(run, device, backbone, began + seconds)
-        for group in _groups(batching.batches(jobs, most, bench.memory)):
-            if not found or bench.affords(0):
-                _measure(group, found.setdefault(planning.kind_of(group[0].jobs[0]), _Found()), bench)
+        until = began + seconds
+        for group, share in _groups(batching.batches(jobs, most, settings.device_memory_gib * 2**30)):
+            left = until - time.monotonic()
+            if found and left < 0:
+                break
+            bench = _Bench(run, device, backbone, time.monotonic() + share * left)
+            _measure(group, found.setdefault(planning.kind_of(group[0].jobs[0]), _Found()), bench)
     costs = tuple(
         Costs(kind, _samples(of_kind.step), _samples(of_kind.pair), of_kind.style, of_kind.method)
         for kind, of_kind in found.items()
@@ -107,8 +109,8 @@ def _samples(measured: dict[int, float]) -> tuple[Sample, ...]:
     return tuple(Sample(pixels, measured[pixels]) for pixels in sorted(measured))
 
 
-def _groups(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-    """Batches of one kind and shape, the most work first, until `ENOUGH` of it all."""
+def _groups(batches: Iterable[Batch]) -> Iterator[tuple[list[Batch], float]]:
+    """Batches of one kind and shape, the most work first, until `ENOUGH` of it all; and their share of what is left of it."""
     alike: dict[object, list[Batch]] = {}
     for batch in batches:
         job = batch.jobs[0]
@@ -116,7 +118,7 @@ def _groups(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
     work = {key: sum(job.work for batch in group for job in batch.jobs) for key, group in alike.items()}
     left = sum(work.values()) * ENOUGH
     for key in sorted(alike, key=lambda key: -work[key]):
-        yield alike[key]
+        yield alike[key], min(work[key] / left, 1.0) if left else 1.0
         left -= work[key]
         if left <= 0:
             return
@@ -161,11 +163,11 @@ def _are_readable(jobs: Iterable[Job], run: Run) -> bool:
 
 
 def _sizes(job: Job) -> list[tuple[int, int]]:
-    """The job's own (height, width) and its halves, down to about where its pyramid begins, ascending."""
-    pyramid = job.recipe.method.pyramid
-    least = SMALLEST if pyramid is None else pyramid.smallest
+    """The job's own (height, width) and its halves, down to about its coarsest level, ascending."""
+    coarsest, *finer = levels(job.recipe.method, job.height, job.width)
+    least = max(coarsest.height, coarsest.width) if finer else SMALLEST
     found = [(job.height, job.width)]
-    while max(found[-1]) >= 2 * least and min(found[-1]) >= 64:
+    while max(found[-1]) >= 1.4 * least and min(found[-1]) >= 64:
         found.append((found[-1][0] // 2, found[-1][1] // 2))
     return found[::-1]
 

@@ -282,7 +282,7 @@ def at(samples: Sequence[Sample], pixels: int) -> float:
 
 def duration(seconds: float) -> str:
     """Seconds as a person says them: `50 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    if seconds < 90:
+    if seconds < 180:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / 60)
     if minutes < 90:
