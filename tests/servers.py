@@ -90,11 +90,17 @@ def server(command: list[str], environment: Mapping[str, str], url: str, log: Pa
         running.end()
 
 
+def shipped_settings() -> dict[str, str]:
+    """Those of a Prefect server that come with the project."""
+    lines = (Path(__file__).parent.parent / "flows" / "prefect-server.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
 @contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
-    """The API of a real Prefect server that keeps what it knows in this folder."""
+    """The API of a real Prefect server with the shipped settings that keeps what it knows in this folder."""
     port = free_ports(1)[0]
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port)}
+    environment = {**os.environ, **shipped_settings(), "PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port)}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with server(command, environment, f"http://127.0.0.1:{port}/api/health", home / "log"):
         yield f"http://127.0.0.1:{port}/api"

@@ -1,0 +1,151 @@
+"""A manifest of very many pairs that cost next to nothing: what the way around them costs, and whether it stays flat.
+
+    .venv/bin/python bench/scale.py [PAIRS] [--plain]
+
+PAIRS pairs (10,000) at 64 px with one step on the tiny backbone, by `nst run` against a Prefect server of its own with
+`flows/prefect-server.env`, or with Prefect's defaults (`--plain`). Prints for each quarter pairs per second and the largest
+resident memory of client and server, then the database's size, how long the next flow took to start, and how long the same
+command took once all was done. PREFECT_SERVER_DATABASE_CONNECTION_URL, if set, names the server's database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from nst_tasks import images
+
+ROOT = Path(__file__).parent.parent
+NEXT_FLOW = """
+import time
+from prefect import flow
+began = time.perf_counter()
+
+@flow
+def next_flow():
+    return time.perf_counter() - began
+
+print(next_flow())
+"""
+
+
+def shipped() -> dict[str, str]:
+    """The settings of `flows/prefect-server.env`."""
+    lines = (ROOT / "flows" / "prefect-server.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def write_manifest(folder: Path, pairs: int) -> Path:
+    """As many pairs of different small pictures."""
+    side = math.ceil(math.sqrt(pairs))
+    generator = np.random.default_rng(0)
+    for kind in ("content", "style"):
+        for k in range(side):
+            colors = np.kron(generator.random((8, 8, 3)), np.ones((8, 8, 1))).astype(np.float32)  # (64, 64, 3)
+            (folder / f"{kind}{k}.png").write_bytes(images.encode(colors, None, "png", {}))
+    rows = [f"{k},content{k // side}.png,style{k % side}.png,tf-tutorial\n" for k in range(pairs)]
+    (folder / "pairs.csv").write_text("id,content,style,recipe\n" + "".join(rows))
+    return folder / "pairs.csv"
+
+
+def started_server(folder: Path, settings: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], str]:
+    """A Prefect server that answers, and its API's URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, **settings, "PREFECT_HOME": str(folder), "PREFECT_SERVER_API_PORT": str(port)}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    api = f"http://127.0.0.1:{port}/api"
+    while True:
+        try:
+            urllib.request.urlopen(f"{api}/health", timeout=2).close()
+            return server, api
+        except OSError:
+            if server.poll() is not None:
+                raise SystemExit((folder / "log").read_text()) from None
+            time.sleep(0.2)
+
+
+def resident(pid: int) -> float:
+    """The memory of a process and its children, in MB."""
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            total += each.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return total / 1e6
+
+
+def followed(client: subprocess.Popen[bytes], server: int, outcomes: Path) -> list[tuple[float, int, float, float]]:
+    """(seconds, pairs done, MB of the client, MB of the server) about every second until the client ends."""
+    began, seen = time.perf_counter(), []
+    while client.poll() is None:
+        done = len(os.listdir(outcomes)) if outcomes.is_dir() else 0
+        seen.append((time.perf_counter() - began, done, resident(client.pid), resident(server)))
+        time.sleep(1.0)
+    return seen
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pairs", type=int, nargs="?", default=10_000)
+    parser.add_argument("--plain", action="store_true")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as errors:  # a line for each flagged pair
+        folder = Path(name)
+        (folder / "in").mkdir()
+        (folder / "prefect").mkdir()
+        manifest, out = write_manifest(folder / "in", asked.pairs), folder / "out"
+        server, api = started_server(folder / "prefect", {} if asked.plain else shipped())
+        environment = {**os.environ, "PREFECT_API_URL": api, "DO_NOT_TRACK": "1"}
+        nst = [str(Path(sys.executable).parent / "nst"), "run", str(manifest), "--out", str(out)]
+        nst += ["--backbone", "tiny", "--size", "64", "--steps", "1"]
+        try:
+            began = time.perf_counter()
+            client = subprocess.Popen(nst, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+            seen = followed(client, server.pid, out / "outcomes")
+            took = time.perf_counter() - began
+            print(f"{asked.pairs} pairs in {took:.0f} s, exit code {client.returncode}")
+            before = next(row for row in seen if row[1])
+            for quarter in range(1, 5):
+                rows = [row for row in seen if before[1] <= row[1] <= asked.pairs * quarter / 4] or [before]
+                pace = (rows[-1][1] - before[1]) / max(rows[-1][0] - before[0], 1e-9)
+                print(
+                    f"  quarter {quarter}: {pace:5.1f} pairs/s, client {max(row[2] for row in rows):5.0f} MB, "
+                    f"server {max(row[3] for row in rows):5.0f} MB"
+                )
+                before = rows[-1]
+            files = list((folder / "prefect").glob("prefect.db*"))
+            print(f"database {sum(file.stat().st_size for file in files) / 1e6:.0f} MB")
+            told = subprocess.run(
+                [sys.executable, "-c", NEXT_FLOW], env=environment, capture_output=True, text=True, check=True
+            )
+            print(f"the next flow began after {float(told.stdout.split()[-1]):.1f} s")
+            began = time.perf_counter()
+            again = subprocess.run(nst, env=environment, stdout=subprocess.DEVNULL, stderr=errors, check=False)
+            print(f"the same command again: {time.perf_counter() - began:.0f} s, exit code {again.returncode}")
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
+
+
+if __name__ == "__main__":
+    main()
