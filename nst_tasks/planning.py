@@ -224,7 +224,7 @@ def _shapes(batches: Iterable[Batch], memory_bytes: float) -> tuple[Shape, ...]:
 def _estimate(batches: Sequence[Batch], calibration: Calibration) -> Estimate:
     by_kind = {costs.kind: costs for costs in calibration.costs}
     methods: dict[tuple[Method, bool], float] = {}
-    styles: dict[tuple[Method, str, int, int], float] = {}
+    styles: dict[tuple[Method, str, int], float] = {}
     took, work, measured = [], 0, 0.0
     for batch in batches:
         job, pairs = batch.jobs[0], len(batch.jobs)
@@ -236,7 +236,8 @@ def _estimate(batches: Sequence[Batch], calibration: Calibration) -> Estimate:
         work += pairs * job.work
         measured += pairs * covered if kind in by_kind else 0
         methods[method, kind.masked] = costs.method
-        styles |= {(method, s.sha256, job.height, job.width): costs.style for each in batch.jobs for s in each.styles}
+        side = max(job.height, job.width)  # whatever the other one: a style is fitted to it in its own proportions
+        styles |= {(method, style.sha256, side): costs.style for each in batch.jobs for style in each.styles}
     devices = len(calibration.devices)
     shared = max((sum(took) + sum(styles.values())) / devices, *took)
     rates = tuple(

@@ -50,7 +50,7 @@ def test_seconds_lie_on_a_line_between_samples_and_grow_in_proportion_beyond_the
 A = job(source("cat"), source("oil"))
 HEAVY = replace(A, recipe=recipes.override(LIGHT, content_weight=3.0))
 KIND = planning.kind_of(A)
-ONE_SECOND = Costs(KIND, (Sample(48 * 64, 1.0),), (Sample(48 * 64, 10.0),), style=100.0, method=1000.0)
+ONE_SECOND = Costs(KIND, (Sample(64 * 64, 1.0),), (Sample(64 * 64, 10.0),), style=100.0, method=1000.0)
 """Nine steps of a second, as light's two sizes lie below the sample; ten seconds a pair."""
 
 
@@ -63,8 +63,8 @@ def seconds(*jobs: Job, devices: int = 1, costs: Costs = ONE_SECOND) -> float:
 def test_an_estimate_adds_up_steps_pairs_styles_graphs_and_the_start() -> None:
     once = 10_000 + 1_000
     assert seconds(A) == pytest.approx(once + 100 + 19, abs=0.2)
-    # one style for two pairs is measured once, and one method traced once
-    b = replace(A, id="b", content=source("dog"))
+    # one style for two pairs is measured once, whatever the contents' other side, and one method traced once
+    b = replace(A, id="b", content=source("dog"), height=52)
     assert seconds(A, b) == pytest.approx(once + 100 + 2 * 19, abs=0.2)
     assert seconds(A, replace(b, styles=(source("ink"),))) == pytest.approx(once + 200 + 2 * 19, abs=0.2)
     # another weight is another method
