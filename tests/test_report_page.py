@@ -208,6 +208,7 @@ def test_a_slider_divides_content_and_result_by_keyboard_and_by_mouse(page: Page
     dialog = looked(page, "cat_oil")
     slider = dialog.get_by_role("slider", name="content shown beside the result")
     assert slider.input_value() == "50"
+    dialog.locator(".before img[src$='thumbnails/cat_oil.webp']").wait_for()  # which has more pixels than the page's own
     assert colors(page) == [C, C, R, R]
     page.keyboard.press("End")  # it has the focus
     assert colors(page) == [C, C, C, C]

@@ -17,7 +17,7 @@ import pytest
 
 from nst_tasks import gallery, history, images, intake, manifest, outcome, reporting, storage
 from nst_tasks.core.flags import FLAGS
-from nst_tasks.errors import StorageError, redact
+from nst_tasks.errors import StorageError, StorageUnavailable, redact
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.reporting import Report
 from nst_tasks.request import Request
@@ -248,3 +248,13 @@ def test_a_history_that_is_gone_damaged_or_another_file_is_left_out_of_the_repor
     assert list(reporting.curves(memory, outcomes, SETTINGS)) == ["cat_oil"]
     _, pairs, _ = reporting.rebuild(memory, SETTINGS)
     assert pairs == 3
+
+
+@pytest.mark.parametrize("folder", ["thumbnails", "history"])
+def test_a_store_that_fails_for_the_moment_makes_no_report_with_gaps(tmp_path: Path, folder: str) -> None:
+    publish(str(tmp_path), done(), done("dog_oil"))
+    (name,) = (path for path in (tmp_path / folder).iterdir() if path.stem == "dog_oil")
+    name.unlink()
+    name.symlink_to(name)  # a loop: an error that says nothing of the file
+    with pytest.raises(StorageUnavailable):
+        reporting.rebuild(str(tmp_path), SETTINGS)

@@ -159,7 +159,7 @@ function draw() {
     for (const loss of (high - low > 2 ? [1] : [1, 2, 5]).map((digit) => digit * 10 ** power)) {
       if (Math.log10(loss) < low || Math.log10(loss) > high) continue;
       add("path", { class: "grid", d: `M${left},${y(loss)}H${width - right}` });
-      add("text", { x: left - 6, y: y(loss) + 4, "text-anchor": "end" }, loss >= 1e5 || loss < 1e-3 ? loss.toExponential() : brief(loss));
+      add("text", { x: left - 6, y: y(loss) + 4, "text-anchor": "end" }, loss >= 1e4 || loss < 1e-3 ? loss.toExponential().replace("+", "") : brief(loss));
     }
   }
   let start = 0;
