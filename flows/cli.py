@@ -35,6 +35,7 @@ RECIPE_HELP = "Recipe of the rows that name none: one that `nst recipes` lists, 
 SIZE_HELP = "Longest side of the results, in pixels; the recipe's by default."
 STEPS_HELP = "Optimization steps at full size; the recipe's by default."
 WEIGHTS_HELP = "Keras weights file for vgg19 or vgg16, path or URI."
+RUNNER_HELP = "Where batches run: threads of this process, or a cluster's workers; one batch a device."
 UPSCALE_HELP = "Enlarge pictures that are smaller than the size."
 
 
@@ -60,9 +61,7 @@ def run(
     steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
     backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
     weights_file: Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
-    runner: Annotated[
-        Runner, typer.Option(help="Where batches run: threads of this process, or a cluster's workers; one batch a device.")
-    ] = "threads",
+    runner: Annotated[Runner, typer.Option(help=RUNNER_HELP)] = "threads",
     strict: Annotated[bool, typer.Option("--strict", help="Run nothing if any row is rejected.")] = False,
     max_failures: Annotated[str | None, typer.Option(help="The run ends Failed above this many failed rows: N or P%.")] = None,
     upscale: Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)] = False,
@@ -100,61 +99,56 @@ def run(
         _run(request, as_json)
 
 
-INBOX_HELP = "Folder or prefix whose manifests are run; NST_INBOX by default."
-SWEEP_OUT_HELP = "Folder below which each manifest has its output; NST_OUT by default."
-CRON_HELP = "When nightly runs: minute, hour, day of the month, month, day of the week; NST_CRON by default."
-TIMEZONE_HELP = "Time zone of that, such as Europe/Berlin; NST_TIMEZONE by default."
+Inbox = Annotated[str | None, typer.Option(help="Folder or prefix whose manifests are run; NST_INBOX by default.")]
+SweepOut = Annotated[str | None, typer.Option(help="Folder below which each manifest has its output; NST_OUT by default.")]
+Recipe = Annotated[str, typer.Option(help=RECIPE_HELP)]
+Size = Annotated[int | None, typer.Option(help=SIZE_HELP)]
+Steps = Annotated[int | None, typer.Option(help=STEPS_HELP)]
+Backbone = Annotated[str, typer.Option(help=BACKBONE_HELP)]
+WeightsFile = Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)]
+Strict = Annotated[bool, typer.Option("--strict", help="Run nothing of a manifest of which any row is rejected.")]
+MaxFailures = Annotated[str | None, typer.Option(help="A manifest's run ends Failed above this many failed rows: N or P%.")]
+Upscale = Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)]
+PairTimeout = Annotated[float | None, typer.Option(help="Seconds of compute after which a pair fails; never by default.")]
+RunnerOption = Annotated[Runner, typer.Option(help=RUNNER_HELP)]
+Cron = Annotated[
+    str | None, typer.Option(help="When nightly runs: minute, hour, day of month, month, day of week; NST_CRON by default.")
+]
+Timezone = Annotated[str | None, typer.Option(help="Time zone of that, such as Europe/Berlin; NST_TIMEZONE by default.")]
+"""Options that the three commands of a sweep share."""
 
 
 @app.command()
 def nightly(
-    inbox: Annotated[str | None, typer.Option(help=INBOX_HELP)] = None,
-    out: Annotated[str | None, typer.Option(help=SWEEP_OUT_HELP)] = None,
-    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = presets.DEFAULT,
-    size: Annotated[int | None, typer.Option(help=SIZE_HELP)] = None,
-    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
-    backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
-    weights_file: Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Run nothing of a manifest of which any row is rejected.")] = False,
-    max_failures: Annotated[
-        str | None, typer.Option(help="A manifest's run ends Failed above this many failed rows: N or P%.")
-    ] = None,
-    upscale: Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)] = False,
-    pair_timeout: Annotated[
-        float | None, typer.Option(help="Seconds of compute after which a pair fails; never by default.")
-    ] = None,
+    inbox: Inbox = None,
+    out: SweepOut = None,
+    recipe: Recipe = presets.DEFAULT,
+    size: Size = None,
+    steps: Steps = None,
+    backbone: Backbone = weights.DEFAULT,
+    weights_file: WeightsFile = None,
+    strict: Strict = False,
+    max_failures: MaxFailures = None,
+    upscale: Upscale = False,
+    pair_timeout: PairTimeout = None,
+    runner: RunnerOption = "threads",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run every manifest of an inbox that is new or has changed, once, now."""
     from nst_tasks import inbox as inboxes
-    from nst_tasks import intake, storage
-    from nst_tasks.request import Request
 
     with _stoppable():
         try:
             configured = _configured(inbox=inbox, out=out)
-            for option, place in (("inbox", configured.inbox), ("out", configured.out)):
-                if not place:
-                    raise InputError(f"--{option}: is missing; give it, or set NST_{option.upper()}")
-            request = Request(
-                manifest=storage.absolute(configured.inbox),
-                out=storage.absolute(configured.out),
-                recipe=intake.located(recipe),
-                size=size,
-                steps=steps,
-                backbone=backbone,
-                weights=storage.absolute(weights_file) if weights_file else None,
-                strict=strict,
-                max_failures=max_failures,
-                upscale=upscale,
-                pair_timeout=pair_timeout,
+            night = _night(
+                configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner
             )
-            inboxes.options(request, configured)
+            inboxes.options(night, configured)
             _quiet()
             quiet.import_tensorflow()
             from flows.terminal import run_sweep
 
-            ended, swept = run_sweep(request)
+            ended, swept = run_sweep(night)
         except NstError as error:
             _refuse(error)
     entries = swept.entries if swept else {}
@@ -170,23 +164,36 @@ def nightly(
 
 @app.command()
 def serve(
-    inbox: Annotated[str | None, typer.Option(help=INBOX_HELP)] = None,
-    out: Annotated[str | None, typer.Option(help=SWEEP_OUT_HELP)] = None,
-    cron: Annotated[str | None, typer.Option(help=CRON_HELP)] = None,
-    timezone: Annotated[str | None, typer.Option(help=TIMEZONE_HELP)] = None,
+    inbox: Inbox = None,
+    out: SweepOut = None,
+    cron: Cron = None,
+    timezone: Timezone = None,
+    recipe: Recipe = presets.DEFAULT,
+    size: Size = None,
+    steps: Steps = None,
+    backbone: Backbone = weights.DEFAULT,
+    weights_file: WeightsFile = None,
+    strict: Strict = False,
+    max_failures: MaxFailures = None,
+    upscale: Upscale = False,
+    pair_timeout: PairTimeout = None,
+    runner: RunnerOption = "threads",
     limit: Annotated[int, typer.Option(min=1, help="Runs at a time; each would have a GPU's whole memory for itself.")] = 1,
 ) -> None:
     """Serve two deployments until stopped: nightly, by schedule, and stylize-manifest, on demand."""
     with _stoppable():
         try:
             configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
+            night = _night(
+                configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner
+            )
             _quiet(console=False)
             quiet.import_tensorflow()
             from flows import deploy
 
-            runner = deploy.registered(configured, limit)
+            serving = deploy.registered(night, configured, limit)
             typer.echo(f"serving {' and '.join(deploy.NAMES)}; press Ctrl-C to stop", err=True)
-            deploy.serve(runner)
+            deploy.serve(serving)
         except NstError as error:
             _refuse(error)
 
@@ -195,19 +202,32 @@ def serve(
 def deploy(
     pool: Annotated[str, typer.Option(help="Work pool whose workers start the runs.")],
     image: Annotated[str | None, typer.Option(help="Container image in which they start them, if they do.")] = None,
-    inbox: Annotated[str | None, typer.Option(help=INBOX_HELP)] = None,
-    out: Annotated[str | None, typer.Option(help=SWEEP_OUT_HELP)] = None,
-    cron: Annotated[str | None, typer.Option(help=CRON_HELP)] = None,
-    timezone: Annotated[str | None, typer.Option(help=TIMEZONE_HELP)] = None,
+    inbox: Inbox = None,
+    out: SweepOut = None,
+    cron: Cron = None,
+    timezone: Timezone = None,
+    recipe: Recipe = presets.DEFAULT,
+    size: Size = None,
+    steps: Steps = None,
+    backbone: Backbone = weights.DEFAULT,
+    weights_file: WeightsFile = None,
+    strict: Strict = False,
+    max_failures: MaxFailures = None,
+    upscale: Upscale = False,
+    pair_timeout: PairTimeout = None,
+    runner: RunnerOption = "threads",
 ) -> None:
     """Register nightly and stylize-manifest on a work pool."""
     try:
         configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
+        night = _night(
+            configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner
+        )
         _quiet()
         quiet.import_tensorflow()
         from flows import deploy
 
-        deploy.deploy(configured, pool, image)
+        deploy.deploy(night, configured, pool, image)
     except NstError as error:
         _refuse(error)
     for name in deploy.NAMES:
@@ -397,6 +417,46 @@ def _configured(**given: str | None) -> settings.Settings:
     """The settings of the environment, save for what options say."""
     options = {settings.PREFIX + name.upper(): text for name, text in given.items() if text is not None}
     return settings.from_environment({**os.environ, **options})
+
+
+def _night(
+    configured: settings.Settings,
+    recipe: str,
+    size: int | None,
+    steps: int | None,
+    backbone: str,
+    weights_file: str | None,
+    strict: bool,
+    max_failures: str | None,
+    upscale: bool,
+    pair_timeout: float | None,
+    runner: Runner,
+) -> Any:
+    """What is asked of a sweep, as a request whose manifest is the inbox.
+
+    Raises:
+        InputError: inbox or output are missing.
+    """
+    from nst_tasks import intake, storage
+    from nst_tasks.request import Request
+
+    missing = [name for name in ("inbox", "out") if not getattr(configured, name)]
+    if missing:
+        raise InputError("\n".join(f"--{name}: is missing; give it, or set NST_{name.upper()}" for name in missing))
+    return Request(
+        manifest=storage.absolute(configured.inbox),
+        out=storage.absolute(configured.out),
+        recipe=intake.located(recipe),
+        size=size,
+        steps=steps,
+        backbone=backbone,
+        weights=storage.absolute(weights_file) if weights_file else None,
+        strict=strict,
+        max_failures=max_failures,
+        upscale=upscale,
+        pair_timeout=pair_timeout,
+        runner=runner,
+    )
 
 
 def _quiet(console: bool = True) -> None:

@@ -16,32 +16,32 @@ from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
-from flows.nightly import nightly
+from flows.nightly import nightly, parameters
 from flows.stylize import stylize_manifest
 from flows.terminal import require_api
-from nst_tasks import intake, storage
-from nst_tasks.errors import SettingsError, StorageError
-from nst_tasks.request import secrets_in
+from nst_tasks import inbox
+from nst_tasks.errors import SettingsError
+from nst_tasks.request import Request
 from nst_tasks.settings import Settings
 
 NAMES = ("nightly", "stylize-manifest")
 
 
-def deployments(configured: Settings, job_variables: dict[str, Any] | None = None) -> list[RunnerDeployment]:
-    """The deployments `nightly`, by schedule, and `stylize-manifest`, on demand.
+def deployments(night: Request, configured: Settings, job_variables: dict[str, Any] | None = None) -> list[RunnerDeployment]:
+    """The deployments `nightly`, by schedule and with what `night` asks of each, and `stylize-manifest`, on demand.
 
     They name their flows by module, so that they run wherever the package is installed, in any working folder.
 
     Raises:
-        SettingsError: inbox or output are missing or may not be used, or the schedule is none.
+        SettingsError: inbox or output may not be used, or the schedule is none.
     """
-    inbox, out = _places(configured)
+    inbox.check_places(night, configured)
     shared: dict[str, Any] = {"entrypoint_type": EntrypointType.MODULE_PATH, "job_variables": job_variables}
     found = [
         nightly.to_deployment(
             NAMES[0],
             schedule=_schedule(configured),
-            parameters={"inbox": inbox, "out": out},
+            parameters=parameters(night),
             # while a sweep is going on, another would find nothing that the next night does not
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
             **shared,
@@ -51,7 +51,7 @@ def deployments(configured: Settings, job_variables: dict[str, Any] | None = Non
     return cast(list[RunnerDeployment], found)  # coroutines they are only where an event loop runs
 
 
-def registered(configured: Settings, limit: int) -> Runner:
+def registered(night: Request, configured: Settings, limit: int) -> Runner:
     """What will serve both deployments, which are registered by now, at most `limit` runs at a time.
 
     Raises:
@@ -60,7 +60,7 @@ def registered(configured: Settings, limit: int) -> Runner:
     _require_server()
     # schedules go on while nothing is served: a night that was missed is made up for, once, when it is served again
     runner = Runner(limit=limit, pause_on_shutdown=False)
-    for deployment in deployments(configured):
+    for deployment in deployments(night, configured):
         runner.add_deployment(deployment)
     return runner
 
@@ -86,7 +86,7 @@ async def _until_signalled(runner: Runner) -> None:
     await serving
 
 
-def deploy(configured: Settings, pool: str, image: str | None) -> None:
+def deploy(night: Request, configured: Settings, pool: str, image: str | None) -> None:
     """Register both deployments on a work pool, whose workers start their runs.
 
     Raises:
@@ -102,7 +102,7 @@ def deploy(configured: Settings, pool: str, image: str | None) -> None:
             ) from error
     if image and "image" not in variables:
         raise SettingsError(f"--image: the work pool {pool!r} starts no containers; leave it out, or name another pool")
-    for deployment in deployments(configured, {"image": image} if image else None):
+    for deployment in deployments(night, configured, {"image": image} if image else None):
         deployment.work_pool_name = pool
         deployment.apply()
 
@@ -113,24 +113,6 @@ def _require_server() -> None:
             "PREFECT_API_URL: is not set, and a schedule needs a server that lasts; start one with prefect server start, "
             "and set it to http://HOST:4200/api"
         )
-
-
-def _places(configured: Settings) -> tuple[str, str]:
-    """Inbox and output, absolute."""
-    problems, places = [], {}
-    for option, variable, place in (("--inbox", "NST_INBOX", configured.inbox), ("--out", "NST_OUT", configured.out)):
-        if not place:
-            problems.append(f"{option}: is missing; give it, or set {variable}")
-            continue
-        places[option] = storage.absolute(place)
-        try:
-            intake.check_access(places[option], configured.access)
-        except StorageError as error:
-            problems.append(f"{option}: {error}")
-    problems += secrets_in(places)
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return places["--inbox"], places["--out"]
 
 
 def _schedule(configured: Settings) -> Any:

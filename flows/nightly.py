@@ -26,7 +26,7 @@ from nst_tasks.inbox import Found
 from nst_tasks.ledger import Entry, Result
 from nst_tasks.progress import current, watch
 from nst_tasks.reporting import Report
-from nst_tasks.request import Request
+from nst_tasks.request import Request, Runner
 from nst_tasks.settings import Run, Settings
 
 T = TypeVar("T")
@@ -77,6 +77,7 @@ def nightly(
     max_failures: str | None = None,
     upscale: bool = False,
     pair_timeout: float | None = None,
+    runner: Runner = "threads",
 ) -> State[Swept]:
     """Stylize every manifest of an inbox that is new or has changed since its last good run, one after the other.
 
@@ -92,6 +93,7 @@ def nightly(
         max_failures: a manifest's run ends Failed if more rows than this fail, such as 10 or 5%.
         upscale: enlarge pictures that are smaller than the size.
         pair_timeout: seconds of compute after which a pair fails; never if empty.
+        runner: where batches run: threads of the flow's process, or the workers of a Dask or Ray cluster.
     """
     request = Request(
         manifest=storage.absolute(inbox),
@@ -105,6 +107,7 @@ def nightly(
         max_failures=max_failures,
         upscale=upscale,
         pair_timeout=pair_timeout,
+        runner=runner,
     )
     observer = watch()
     current.set(observer)
@@ -132,22 +135,27 @@ def nightly(
     return Completed(name=WITH_FAILURES, message=swept.message, data=swept)
 
 
+def parameters(request: Request) -> dict[str, Any]:
+    """The parameters of a sweep's flow run; the request's manifest is the inbox."""
+    return {
+        "inbox": request.manifest,
+        "out": request.out,
+        "recipe": request.recipe,
+        "size": request.size,
+        "steps": request.steps,
+        "backbone": request.backbone,
+        "weights_file": request.weights,
+        "strict": request.strict,
+        "max_failures": request.max_failures,
+        "upscale": request.upscale,
+        "pair_timeout": request.pair_timeout,
+        "runner": request.runner,
+    }
+
+
 def start(request: Request) -> State[Any]:
-    """The state in which the flow run of a sweep ends; the request's manifest is the inbox."""
-    return nightly(
-        inbox=request.manifest,
-        out=request.out,
-        recipe=request.recipe,
-        size=request.size,
-        steps=request.steps,
-        backbone=request.backbone,
-        weights_file=request.weights,
-        strict=request.strict,
-        max_failures=request.max_failures,
-        upscale=request.upscale,
-        pair_timeout=request.pair_timeout,
-        return_state=True,
-    )
+    """The state in which the flow run of a sweep ends."""
+    return nightly(**parameters(request), return_state=True)
 
 
 def sweep(request: Request, settings: Settings) -> Swept | None:

@@ -34,21 +34,36 @@ class Found:
     warning: str = ""
 
 
+def check_places(request: Request, settings: Settings) -> None:
+    """Refuse a sweep whose inbox or output may not be used, or that names a secret; the request's manifest is the inbox.
+
+    Raises:
+        SettingsError: one line for each problem.
+    """
+    places = {"--inbox": request.manifest, "--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
+    problems = secrets_in(places)
+    for option in ("--inbox", "--out"):
+        try:
+            intake.check_access(places[option], settings.access)
+        except StorageError as error:
+            problems.append(f"{option}: {error}")
+    if request.manifest.rstrip("/") == request.out.rstrip("/"):
+        problems.append("--out: is the inbox, in which nothing is written; name another place")
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
 def options(request: Request, settings: Settings) -> dict[str, Any]:
     """What decides, besides a manifest, what its run comes to; the request's manifest is the inbox.
 
     Raises:
         InputError: an option is wrong, or inbox or output are no places that may be read and written.
     """
-    places = {"--inbox": request.manifest, "--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
-    problems = secrets_in(places)
-    for option, place in (("--inbox", request.manifest), ("--out", request.out)):
-        try:
-            intake.check_access(place, settings.access)
-        except StorageError as error:
-            problems.append(f"{option}: {error}")
-    if request.manifest.rstrip("/") == request.out.rstrip("/"):
-        problems.append("--out: is the inbox, in which nothing is written; name another place")
+    problems = []
+    try:
+        check_places(request, settings)
+    except SettingsError as error:
+        problems.append(str(error))
     try:
         recipe, weights_sha256 = intake.check_options(request, settings)
     except InputError as error:

@@ -270,11 +270,12 @@ def test_the_command_sweeps_once(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nightly"], "--inbox: is missing; give it, or set NST_INBOX"),
+        (["nightly", "--out", "out"], "--inbox: is missing; give it, or set NST_INBOX"),
         (["nightly", "--inbox", "in"], "--out: is missing; give it, or set NST_OUT"),
         (["nightly", "--inbox", "s3://u:p@b/in", "--out", "x"], "--inbox: s3://b/in has a password or a query, which Prefect"),
         (["serve", "--inbox", "a", "--out", "b"], "PREFECT_API_URL: is not set, and a schedule needs a server that lasts"),
-        (["deploy", "--pool", "p"], "PREFECT_API_URL: is not set"),
+        (["deploy", "--pool", "p", "--inbox", "a", "--out", "b"], "PREFECT_API_URL: is not set"),
+        (["deploy", "--pool", "p", "--out", "b"], "--inbox: is missing; give it, or set NST_INBOX"),
     ],
 )
 def test_what_is_missing_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str) -> None:
@@ -306,13 +307,16 @@ def test_a_work_pool_gets_both_deployments_and_one_that_is_not_there_is_refused(
 
 # --- deployments ---
 
-PLACES = Settings(inbox="s3://team/inbox", out="s3://team/out")
+NIGHT = Request("s3://team/inbox", "s3://team/out", size=256)
 
 
 def test_a_deployment_names_its_flow_by_module_and_lets_no_two_nights_overlap() -> None:
-    nightly, on_demand = deployments(PLACES)
+    nightly, on_demand = deployments(NIGHT, Settings())
     assert (nightly.entrypoint, on_demand.entrypoint) == ("flows.nightly.nightly", "flows.stylize.stylize_manifest")
-    assert nightly.parameters == {"inbox": "s3://team/inbox", "out": "s3://team/out"}
+    assert nightly.parameters is not None
+    assert {name: nightly.parameters[name] for name in ("inbox", "out", "size", "recipe", "runner")} == {
+        "inbox": "s3://team/inbox", "out": "s3://team/out", "size": 256, "recipe": "painterly", "runner": "threads",
+    }  # fmt: skip
     assert nightly.concurrency_limit == 1
     assert nightly.concurrency_options.collision_strategy is ConcurrencyLimitStrategy.CANCEL_NEW  # type: ignore[union-attr]
     schedule = nightly.schedules[0].schedule  # type: ignore[index]
@@ -322,7 +326,7 @@ def test_a_deployment_names_its_flow_by_module_and_lets_no_two_nights_overlap() 
 
 @pytest.mark.parametrize("k", [0, 1])
 def test_a_deployments_parameters_make_a_form(k: int) -> None:
-    schema = deployments(PLACES)[k]._parameter_openapi_schema
+    schema = deployments(NIGHT, Settings())[k]._parameter_openapi_schema
     properties = schema.properties
     assert schema.required == (["inbox", "out"] if k == 0 else ["manifest", "out"])
     assert all(parameter["description"] for parameter in properties.values())
@@ -341,13 +345,17 @@ def test_a_deployments_parameters_make_a_form(k: int) -> None:
         ({"cron": "61 * * * *"}, "--cron: '61 * * * *' is no schedule; give minute, hour,"),
         ({"cron": "nightly"}, "--cron: 'nightly' is no schedule"),
         ({"timezone": "Mars/Olympus"}, "--timezone: 'Mars/Olympus' is no time zone; give a name such as UTC"),
-        ({"inbox": ""}, "--inbox: is missing; give it, or set NST_INBOX"),
-        ({"out": "s3://k:hunter2@team/out"}, "--out: s3://team/out has a password or a query"),
-        ({"inbox": "https://host/in"}, "--inbox: https://host/in: is on the web"),
+        ({"allowed_roots": ("s3://team/inbox",)}, "--out: s3://team/out: is not below NST_ALLOWED_ROOTS"),
     ],
 )
 def test_settings_that_make_no_deployment_are_one_sentence(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        deployments(replace(PLACES, **changed))
+        deployments(NIGHT, replace(Settings(), **changed))
     assert str(caught.value).startswith(sentence)
-    assert "hunter2" not in str(caught.value)
+
+
+def test_a_deployment_takes_no_secret() -> None:
+    for place in ({"out": "s3://k:hunter2@team/o"}, {"manifest": "s3://team/i?hunter2"}, {"weights": "s3://team/w?hunter2"}):
+        with pytest.raises(SettingsError, match="has a password or a query, which Prefect would store") as caught:
+            deployments(replace(NIGHT, **place), Settings())  # type: ignore[arg-type]
+        assert "hunter2" not in str(caught.value)

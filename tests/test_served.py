@@ -247,7 +247,9 @@ def _a_night_and_the_next(
     for pid in mine:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    assert ended(url, third)["state_name"] == "Cancelled"
+    stopped = ended(url, third)
+    assert stopped["state_name"] == "Cancelled"
+    until(lambda: [text for text in receiver.received if f"nst: {stopped['name']}: " in text])  # type: ignore[attr-defined]
     entry = json.loads(store.cat_file(store.find(f"{BUCKET}/out/_ledger/long.csv")[0]))
     assert (entry["result"], entry["settled"]) == ("interrupted", False)
     assert not [name for name in objects(store, "out") if "/claims/" in name]
