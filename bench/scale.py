@@ -32,12 +32,13 @@ ROOT = Path(__file__).parent.parent
 NEXT_FLOW = """
 import time
 from prefect import flow
-began = time.perf_counter()
 
 @flow
 def next_flow():
     return time.perf_counter() - began
 
+input()  # imports are not what is measured
+began = time.perf_counter()
 print(next_flow())
 """
 
@@ -120,9 +121,13 @@ def main() -> None:
         nst += ["--backbone", "tiny", "--size", "64", "--steps", "1"]
         try:
             began = time.perf_counter()
+            waiting = subprocess.Popen(
+                [sys.executable, "-c", NEXT_FLOW], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
             client = subprocess.Popen(nst, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
             seen = followed(client, server.pid, out / "outcomes")
             took = time.perf_counter() - began
+            delay, _ = waiting.communicate("\n")
             print(f"{asked.pairs} pairs in {took:.0f} s, exit code {client.returncode}")
             before = next(row for row in seen if row[1])
             for quarter in range(1, 5):
@@ -134,11 +139,9 @@ def main() -> None:
                 )
                 before = rows[-1]
             files = list((folder / "prefect").glob("prefect.db*"))
-            print(f"database {sum(file.stat().st_size for file in files) / 1e6:.0f} MB")
-            told = subprocess.run(
-                [sys.executable, "-c", NEXT_FLOW], env=environment, capture_output=True, text=True, check=True
-            )
-            print(f"the next flow began after {float(told.stdout.split()[-1]):.1f} s")
+            if files:
+                print(f"database {sum(file.stat().st_size for file in files) / 1e6:.0f} MB")
+            print(f"the next flow began after {float(delay):.1f} s")
             began = time.perf_counter()
             again = subprocess.run(nst, env=environment, stdout=subprocess.DEVNULL, stderr=errors, check=False)
             print(f"the same command again: {time.perf_counter() - began:.0f} s, exit code {again.returncode}")
