@@ -3,16 +3,23 @@
 make demo
 .venv/bin/nst run docs/report.csv --out demo-output/report
 .venv/bin/python docs/screens.py report demo-output/report docs/report.jpg docs/report-pair.jpg
+
+set -a; . flows/prefect-server.env; set +a; .venv/bin/prefect server start &
+PREFECT_API_URL=http://127.0.0.1:4200/api .venv/bin/nst demo --out demo-output/watched &     # and a minute and a half later:
+.venv/bin/python docs/screens.py prefect http://127.0.0.1:4200 demo docs/prefect-run.jpg docs/prefect-pair.jpg
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -44,6 +51,26 @@ def report(out: Path, to: Path, pair: Path, id: str) -> None:
         page.get_by_role("dialog").screenshot(path=pair, type="jpeg", quality=80)
 
 
+def prefect(server: str, name: str, to: Path, pair: Path) -> None:
+    """The newest flow run of this name as the Prefect UI has it now, and the last finished pair's image artifact."""
+
+    def newest(kind: str, question: dict[str, Any]) -> str:
+        body = json.dumps({**question, "limit": 1}).encode()
+        asked = urllib.request.Request(f"{server}/api/{kind}/filter", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return str(json.load(answer)[0]["id"])
+
+    flow_run = newest("flow_runs", {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC"})
+    of_run = {"flow_run_id": {"any_": [flow_run]}, "type": {"any_": ["image"]}}
+    image = newest("artifacts", {"artifacts": of_run, "sort": "CREATED_DESC"})
+    for path, height, picture in ((f"runs/flow-run/{flow_run}", 900, to), (f"artifacts/artifact/{image}", 300, pair)):
+        with chromium(1280, height, "dark") as page:
+            page.goto(f"{server}/{path}")
+            page.wait_for_load_state("load")
+            page.wait_for_timeout(4000)  # the timeline is drawn step by step, and the page never falls silent
+            page.screenshot(path=picture, type="jpeg", quality=85)
+
+
 def _wait_for_pictures(page: Page) -> None:
     page.wait_for_load_state("networkidle")
     page.wait_for_function("[...document.images].every((image) => image.complete)")
@@ -59,6 +86,12 @@ def main() -> None:
     of_report.add_argument("pair", type=Path, help="picture of one pair")
     of_report.add_argument("--id", default="chelsea_swirls", help="which pair")
     of_report.set_defaults(take=report)
+    of_prefect = screens.add_parser("prefect", help="a flow run in the Prefect UI, and an image artifact of it")
+    of_prefect.add_argument("server", help="address of the UI")
+    of_prefect.add_argument("name", help="the flow run's: its manifest's without folder and suffix")
+    of_prefect.add_argument("to", type=Path, help="picture of the flow run")
+    of_prefect.add_argument("pair", type=Path, help="picture of the artifact")
+    of_prefect.set_defaults(take=prefect)
     arguments = vars(parser.parse_args())
     arguments.pop("take")(**arguments)
 
