@@ -1,8 +1,10 @@
 """Pictures of what people look at, taken in Chromium: `apt install chromium`, or `playwright install chromium`.
 
-make demo
-.venv/bin/nst run docs/report.csv --out demo-output/report
+make demo && cp docs/report.csv demo-output/samples
+.venv/bin/nst run demo-output/samples/report.csv --out demo-output/report
 .venv/bin/python docs/screens.py report demo-output/report docs/report.jpg docs/report-pair.jpg
+
+The report that is shown is of a second run, after row 8 had been changed: the other pairs were skipped.
 
 set -a; . flows/prefect-server.env; set +a; .venv/bin/prefect server start &
 PREFECT_API_URL=http://127.0.0.1:4200/api .venv/bin/nst demo --out demo-output/watched &     # and a minute and a half later:
