@@ -116,7 +116,7 @@ def main() -> None:
         (folder / "prefect").mkdir()
         manifest, out = write_manifest(folder / "in", asked.pairs), folder / "out"
         server, api = started_server(folder / "prefect", {} if asked.plain else shipped())
-        environment = {**os.environ, "PREFECT_API_URL": api, "DO_NOT_TRACK": "1"}
+        environment = {**os.environ, "PREFECT_API_URL": api, "DO_NOT_TRACK": "1", "PREFECT_LOGGING_LEVEL": "ERROR"}
         nst = [str(Path(sys.executable).parent / "nst"), "run", str(manifest), "--out", str(out)]
         nst += ["--backbone", "tiny", "--size", "64", "--steps", "1"]
         try:
