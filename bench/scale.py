@@ -116,13 +116,17 @@ def main() -> None:
         (folder / "prefect").mkdir()
         manifest, out = write_manifest(folder / "in", asked.pairs), folder / "out"
         server, api = started_server(folder / "prefect", {} if asked.plain else shipped())
-        environment = {**os.environ, "PREFECT_API_URL": api, "DO_NOT_TRACK": "1", "PREFECT_LOGGING_LEVEL": "ERROR"}
+        environment = {**os.environ, "PREFECT_API_URL": api, "DO_NOT_TRACK": "1"}
         nst = [str(Path(sys.executable).parent / "nst"), "run", str(manifest), "--out", str(out)]
         nst += ["--backbone", "tiny", "--size", "64", "--steps", "1"]
         try:
             began = time.perf_counter()
             waiting = subprocess.Popen(
-                [sys.executable, "-c", NEXT_FLOW], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", NEXT_FLOW],
+                env={**environment, "PREFECT_LOGGING_LEVEL": "ERROR"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             client = subprocess.Popen(nst, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
             seen = followed(client, server.pid, out / "outcomes")
