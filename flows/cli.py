@@ -38,6 +38,9 @@ WEIGHTS_HELP = "Keras weights file for vgg19 or vgg16, path or URI."
 RUNNER_HELP = "Where batches run: threads of this process, or a cluster's workers; one batch a device."
 UPSCALE_HELP = "Enlarge pictures that are smaller than the size."
 
+LINES = 100
+"""Of a run's warnings, failures and flags, each, on the terminal."""
+
 
 def _version(asked: bool) -> None:
     if asked:
@@ -482,8 +485,11 @@ def _run(request: Any, as_json: bool) -> NoReturn:
     elif as_json:
         typer.echo(json.dumps({"state": ended.name, **dataclasses.asdict(ended.report)}, indent=1))
     else:
-        for line in (*ended.report.warnings, *ended.report.failures, *ended.report.flagged):
-            typer.echo(line, err=True)
+        for lines in (ended.report.warnings, ended.report.failures, ended.report.flagged):
+            for line in lines[:LINES]:
+                typer.echo(line, err=True)
+            if len(lines) > LINES:
+                typer.echo(f"and {len(lines) - LINES} more: the summary has them all", err=True)
         typer.echo(f"{ended.name}: {ended.message} in {ended.report.seconds:.0f} s")
         typer.echo(f"images   {ended.report.out}/images")
         typer.echo(f"history  {ended.report.out}/history")

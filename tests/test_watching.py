@@ -16,8 +16,10 @@ from jobs import run_into, two_jobs
 from PIL import Image
 from prefect import flow
 from servers import ask, last_run
+from typer.testing import CliRunner
 
 from flows import watching
+from flows.cli import app
 from flows.stylize import stylize_manifest
 from flows.terminal import run_flow
 from flows.watching import Follower, artifact_key, in_words
@@ -252,3 +254,12 @@ def test_text_from_outside_is_shown_and_not_obeyed() -> None:
     assert "<img" not in shown.replace("\\<", "")
     assert "](" not in shown
     assert "| report | `` /o/'a\\|b'.html `` |" in shown
+
+
+def test_a_terminal_is_told_of_a_hundred_failures_and_how_many_more(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "gone.csv").write_text("content,style\n" + "".join(f"gone{k}.png,oil.png\n" for k in range(103)))
+    ran = CliRunner().invoke(app, ["run", str(pictures / "gone.csv"), "--out", str(tmp_path / "out"), "--backbone", "tiny"])
+    assert ran.exit_code == 1
+    told = [line for line in ran.stderr.splitlines() if "does not exist" in line]
+    assert len(told) == 100
+    assert "and 3 more: the summary has them all" in ran.stderr
