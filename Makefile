@@ -17,7 +17,7 @@ demo: .venv/ready
 	$(BIN)/nst demo --out demo-output
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
 	$(BIN)/ruff check .

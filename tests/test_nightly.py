@@ -208,7 +208,7 @@ def test_an_option_that_is_wrong_refuses_the_sweep_and_runs_nothing(pictures: Pa
 def test_every_end_of_a_run_is_an_event_that_tells_no_secret(flow_api: str, pictures: Path, tmp_path: Path) -> None:
     from flows.stylize import stylize_manifest
 
-    secret = f"s3://k:hunter2@{tmp_path.name}/x.csv?sig=hunter2"
+    secret = f"s3://k:hunter3@{tmp_path.name}/x.csv?sig=hunter2"
     (pictures / "well.csv").write_text(GOOD)
     (pictures / "ill.csv").write_text("content,style\ncat.png,oil.png\ngone.png,oil.png\n")
     for manifest in (str(pictures / "well.csv"), str(pictures / "ill.csv"), secret):
@@ -238,7 +238,7 @@ def test_every_end_of_a_run_is_an_event_that_tells_no_secret(flow_api: str, pict
     assert payload["report"] == f"{tmp_path}/out/runs/{payload['run_id']}/report.html"
     assert "flow-run" in [related["prefect.resource.role"] for related in by_result["failures"]["related"]]
     assert by_result["refused"]["resource"]["prefect.resource.name"] == f"s3://{tmp_path.name}/x.csv"
-    assert "hunter2" not in json.dumps(found)
+    assert "hunter3" not in json.dumps(found)
 
 
 def test_every_result_is_counted_in_the_message() -> None:

@@ -202,7 +202,7 @@ def test_a_store_that_refuses_snapshots_costs_no_pair(two: list[Job], tmp_path: 
 @pytest.fixture
 def own() -> tuple[Device, Backbone]:
     device = Device("/CPU:0")
-    return device, device.backbone(TINY_SHA256, lambda: optimization._build_backbone(run_into("")))
+    return device, device.backbone(TINY_SHA256, lambda: optimization.build_backbone(run_into("")))
 
 
 def test_a_style_at_one_size_is_measured_once_for_all_pairs_that_share_it(

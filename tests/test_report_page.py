@@ -253,7 +253,7 @@ def test_the_dialog_is_used_by_keyboard_alone(page: Page) -> None:
     assert page.get_by_role("button", name="Next").is_disabled()  # of those that the search has left
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")
-    assert page.evaluate("document.activeElement.textContent") == "cat_ink"
+    page.wait_for_function("document.activeElement.textContent === 'cat_ink'")  # told of the end after it is hidden
     assert view(page) == {"search": "cat"}
 
 
