@@ -128,6 +128,10 @@ def nightly(
         raise fit_to_log(error) from None
     if swept is None:
         return Cancelled(message=f"another sweep into {redact(request.out)} is going on; nothing was run")
+    if not (swept.entries or swept.unchanged):  # no store tells an empty prefix from a misspelt one
+        message = f"no manifest in {redact(request.manifest)}; if there should be one, correct --inbox"
+        get_run_logger().warning(message)
+        return Completed(message=message, data=swept)
     if not swept.broken:
         return Completed(message=swept.message, data=swept)
     if all(entry.result in (Result.REFUSED, Result.FAILED) for entry in swept.entries.values()):

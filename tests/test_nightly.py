@@ -198,6 +198,13 @@ def test_a_sweep_of_which_all_that_ran_failed_has_failed(pictures: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("flow_api")
+def test_an_inbox_without_a_manifest_is_told_for_it_may_be_misspelt(tmp_path: Path) -> None:
+    ended, _ = sweep(tmp_path / "inbocks", tmp_path / "out")
+    assert ended.message == f"no manifest in {tmp_path}/inbocks; if there should be one, correct --inbox"
+    assert (ended.name, ended.exit_code) == ("Completed", 0)
+
+
+@pytest.mark.usefixtures("flow_api")
 def test_an_option_that_is_wrong_refuses_the_sweep_and_runs_nothing(pictures: Path, tmp_path: Path) -> None:
     (pictures / "good.csv").write_text(GOOD)
     with pytest.raises(InputError, match="^--max-failures: 'many' is not"):
