@@ -135,7 +135,7 @@ def _choices(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
 
 
 def _sorted(found: Counter[str]) -> dict[str, int]:
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    return dict(sorted(found.items(), key=lambda item: (item[0].lower(), item[0])))
 
 
 def _file_name(uri: str) -> str:

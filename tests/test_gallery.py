@@ -195,6 +195,13 @@ def test_a_reader_may_filter_by_what_is_there_with_its_counts() -> None:
     }  # fmt: skip
 
 
+def test_choices_that_differ_by_case_alone_have_one_order() -> None:
+    names = ["b.jpg", "B.jpg", "a.jpg"]
+    for given in (names, names[::-1]):
+        made = [replace(DONE, styles=(replace(MADE.styles[0], uri=f"/in/{name}"),)) for name in given]
+        assert "all a.jpg (1) B.jpg (1) b.jpg (1) flag" in Read(page("Run 1", {}, made, {}, "")).words()
+
+
 FLAGGED = replace(DONE, id="fox_oil", row=1, flags=("blank", "no_progress"), image="images/fox_oil.png")
 
 
