@@ -122,7 +122,7 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
 def _released(held: list[Job], run: Run) -> tuple[list[Job], list[Job]]:
     """Pairs that another run was doing: those that it is done with, once there is one, and those that it still does."""
     if held:
-        get_run_logger().info("waiting for another run that is doing %s", ", ".join(job.id for job in held))
+        get_run_logger().info("waiting for another run that is doing %d of the pairs, %s first", len(held), held[0].id)
     while held:
         live = {key for key, claim in standing(run).items() if claim.is_live}
         free = [job for job in held if job.key not in live]
