@@ -97,6 +97,30 @@ def test_the_version_is_one() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_wheel_holds_every_module_and_every_file_that_code_reads() -> None:
+    import tomllib
+
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    data = {path for folder, patterns in named["package-data"].items() for p in patterns for path in (ROOT / folder).glob(p)}
+    top = {folder.partition(".")[0] for folder in named["packages"]}
+    files = {path for folder in top for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert {path for path in files if path.suffix != ".py"} == data
+    modules = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in files if path.suffix == ".py"}
+    assert modules == {*named["packages"]}
+
+
+def test_every_setting_of_prefect_that_is_shipped_or_told_of_exists() -> None:
+    import re
+
+    from prefect.settings import Settings
+    from prefect.settings.legacy import _get_settings_fields
+
+    files = ["README.md", ".env.example", "Dockerfile", "flows/prefect-server.env", *sorted(ROOT.glob("docs/*.md"))]
+    told = {name for file in files for name in re.findall(r"\bPREFECT_\w+", (ROOT / file).read_text())}
+    assert "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE" in told
+    assert told <= {*_get_settings_fields(Settings)}  # Prefect ignores what it does not know
+
+
 def test_every_test_that_shows_a_fault_exists() -> None:
     import re
 
