@@ -1,7 +1,7 @@
 # The command `nst` in a container. GPU by default (CUDA libraries come as wheels; the host needs NVIDIA's driver and its
 # container toolkit); for machines without one:  docker build --build-arg DEVICE=cpu -t nst:cpu .
 #
-#   docker run --gpus all -v "$PWD:/data" nst run pairs.csv --out out
+#   docker run --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/data" nst run pairs.csv --out out
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
@@ -25,7 +25,9 @@ COPY nst_tasks nst_tasks
 COPY manifests manifests
 RUN pip install --no-deps --force-reinstall .
 
-RUN useradd --create-home --uid 10001 nst && mkdir /data && chown nst /data
+# who names another user, to write into a folder of their own, still needs a home: Prefect and Keras keep files there
+ENV HOME=/home/nst
+RUN useradd --create-home --uid 10001 nst && chmod 1777 /home/nst && mkdir /data && chown nst /data
 USER nst
 WORKDIR /data
 ENTRYPOINT ["nst"]

@@ -34,7 +34,7 @@ def test_every_option_that_readme_names_exists() -> None:
     import re
 
     known = {option for command in COMMANDS.values() for p in command.params for option in (*p.opts, *p.secondary_opts)}
-    others = {"--build-arg", "--gpus", "--help", "--resources"}  # docker's, Dask's, and typer's own
+    others = {"--build-arg", "--gpus", "--help", "--resources", "--user"}  # docker's, Dask's, and typer's own
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - others <= known
 
 
