@@ -489,7 +489,7 @@ def _run(request: Any, as_json: bool) -> NoReturn:
             for line in lines[:LINES]:
                 typer.echo(line, err=True)
             if len(lines) > LINES:
-                typer.echo(f"and {len(lines) - LINES} more: the summary has them all", err=True)
+                typer.echo(f"and {len(lines) - LINES} more: run.json has them all", err=True)
         typer.echo(f"{ended.name}: {ended.message} in {ended.report.seconds:.0f} s")
         typer.echo(f"images   {ended.report.out}/images")
         typer.echo(f"history  {ended.report.out}/history")

@@ -262,4 +262,4 @@ def test_a_terminal_is_told_of_a_hundred_failures_and_how_many_more(flow_api: st
     assert ran.exit_code == 1
     told = [line for line in ran.stderr.splitlines() if "does not exist" in line]
     assert len(told) == 100
-    assert "and 3 more: the summary has them all" in ran.stderr
+    assert "and 3 more: run.json has them all" in ran.stderr
