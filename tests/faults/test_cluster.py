@@ -130,10 +130,18 @@ def test_ray_gives_the_bytes_of_threads(flow_api: str, calm: str, tmp_path: Path
     out = tmp_path / "out"
     environment = {**os.environ, "PREFECT_API_URL": flow_api, "NST_LOCAL_WORKERS": "1"}
     ray = command(write_manifest(str(tmp_path / "in")), str(out), STEPS, "--runner", "ray")
-    ended = subprocess.run(
-        ray, env=environment, capture_output=True, text=True, timeout=280, check=False, start_new_session=True
-    )
-    assert ended.returncode == 0, ended.stderr
+    log, workers, until = tmp_path / "log", set[str](), time.monotonic() + 280
+    with (
+        log.open("wb") as said,
+        subprocess.Popen(ray, env=environment, stdout=said, stderr=said, start_new_session=True) as run,
+    ):
+        while run.poll() is None:
+            if time.monotonic() > until:
+                run.kill()
+            workers |= {claim.process.partition(".")[0] for claim in claims.standing(str(out)).values()}
+            time.sleep(0.02)
+    assert run.returncode == 0, log.read_text()
+    assert workers and str(run.pid) not in workers  # none by a thread of the run
     assert_nothing_lost(str(out))
     assert_same_results(str(out), calm)
 
