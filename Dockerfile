@@ -6,6 +6,8 @@ ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
 ARG DEVICE=gpu
+# more extras, such as ",dask", for a cluster's workers
+ARG EXTRAS=
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1 \
@@ -18,7 +20,7 @@ COPY pyproject.toml constraints.txt README.md ./
 RUN mkdir -p flows nst_tasks/core manifests \
     && touch flows/__init__.py nst_tasks/__init__.py nst_tasks/core/__init__.py manifests/__init__.py \
     && extras="$([ "$DEVICE" = gpu ] && echo demo,gpu || echo demo)" \
-    && pip install --constraint constraints.txt ".[$extras]"
+    && pip install --constraint constraints.txt ".[$extras$EXTRAS]"
 
 COPY flows flows
 COPY nst_tasks nst_tasks

@@ -13,7 +13,7 @@ BIN := .venv/bin
 
 .PHONY: demo test check fuzz soak lock clean
 
-demo: .venv/ready
+demo: .venv/demo
 	$(BIN)/nst demo --out demo-output
 
 test: .venv/ready
@@ -31,9 +31,13 @@ fuzz: .venv/ready
 soak: .venv/ready
 	SOAK_KILLS=$(SOAK_KILLS) SOAK_OUTAGE=$(SOAK_OUTAGE) $(BIN)/python -m pytest -s tests/faults -k killed
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	@touch $@
+
+.venv/ready: .venv/demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
 	@touch $@
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -28,6 +28,7 @@ from nst_tasks.errors import (
     ClusterError,
     InputError,
     Interrupted,
+    NstError,
     StorageError,
     fit_to_log,
     is_pairs_own,
@@ -45,8 +46,8 @@ from nst_tasks.settings import Run, Settings
 T = TypeVar("T")
 
 
-FAILURES_LOGGED = 100
-"""Rows whose failure before any work is a line of the flow run's log; a manifest may have a hundred thousand."""
+LINES_LOGGED = 100
+"""Of failures before any work, and of markers that are not trusted, in the flow run's log; a manifest may have 100,000 of each."""
 
 MOST_THREADS = 64
 """Of the task runner; how many batches are really in flight is bounded by the window, see `runners`."""
@@ -257,8 +258,7 @@ def run_manifest(request: Request, settings: Settings, workers: Workers) -> Repo
 
     every_id = [pair.id for pair in taken.manifest.pairs]
     done, warnings = patiently(lambda: intake.finished(request.out, every_id, settings.readers))
-    for warning in warnings:
-        logger.warning(warning)
+    _log(logger, warnings)
     sources = fanout.inspected(taken.manifest.pairs, done.values(), settings)
     rows = intake.triage(taken, sources, request, done)
     why = reasons(taken.manifest)
@@ -267,16 +267,12 @@ def run_manifest(request: Request, settings: Settings, workers: Workers) -> Repo
             Outcome(id="", row=row.row, status=Status.REJECTED, run_id=run.id, error="; ".join(why[row.row]))
             for row in taken.manifest.rejected
         ),
-        *(patiently(partial(work.record_failure, work.failure(p.id, p.row, error, run.id), run)) for p, error in rows.refused),
+        *_recorded([work.failure(pair.id, pair.row, error, run.id) for pair, error in rows.refused], run, patiently),
         *(replace(done[job.id], status=Status.SKIPPED, row=job.row) for job in rows.done),
         *(replace(done[job.id], row=job.row) for job in rows.quarantined),
     ]
     _sweep({job.key for job in (*rows.done, *rows.quarantined)}, run)
-    told = reporting.failures(outcomes)
-    for line in told[:FAILURES_LOGGED]:
-        logger.warning(line)
-    if len(told) > FAILURES_LOGGED:
-        logger.warning("and %d more: the summary has them all", len(told) - FAILURES_LOGGED)
+    _log(logger, reporting.failures(outcomes))
 
     follower = Follower(manifest_name(request.manifest), run, observer)
     observer.add(
@@ -297,6 +293,22 @@ def run_manifest(request: Request, settings: Settings, workers: Workers) -> Repo
     report = patiently(lambda: reporting.write(request, taken, run, folder, outcomes, warnings, began))
     follower.conclude(report, outcomes)
     return report
+
+
+def _log(logger: Any, lines: Sequence[str]) -> None:
+    for line in lines[:LINES_LOGGED]:
+        logger.warning(line)
+    if len(lines) > LINES_LOGGED:
+        logger.warning("and %d more: run.json has them all", len(lines) - LINES_LOGGED)
+
+
+def _recorded(failed: Sequence[Outcome], run: Run, patiently: Callable[[Callable[[], Outcome]], Outcome]) -> list[Outcome]:
+    """These outcomes, once their markers are written, several at a time."""
+    found = storage.each(lambda o: patiently(partial(work.record_failure, o, run)), failed, run.settings.readers)
+    for result in found:
+        if isinstance(result, NstError):
+            raise result
+    return [result for result in found if isinstance(result, Outcome)]
 
 
 def _sweep(keys: set[str], run: Run) -> None:

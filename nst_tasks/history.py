@@ -89,7 +89,7 @@ def curves(data: bytes, points: int) -> list[dict[str, Any]]:
             losses = {term: [_plain(value) for value in kept[term]] for term in ("content", "style", "tv")}
             size = {"height": int(at["height"].iloc[0]), "width": int(at["width"].iloc[0])}
             levels.append({**size, "step": [int(step) for step in kept["step"]], **losses})
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError("not a loss history") from error
     return levels
 
