@@ -47,7 +47,7 @@ def inspected(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings
     def submit(chunk: list[str]) -> PrefectFuture[Any]:
         first = chunks.index(chunk) * INSPECTED_AT_ONCE + 1
         name = f"inspect pictures {first}-{first + len(chunk) - 1} of {len(unknown)}"
-        return with_retries(inspect_pictures, settings, task_run_name=name).submit(chunk, settings)
+        return with_retries(inspect_pictures, settings, name).submit(chunk, settings)
 
     for chunk, future in windowed(chunks, submit, window=4):
         result = future.result(raise_on_failure=False)
@@ -91,7 +91,7 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
 
     def submit(share: tuple[Batch, ...]) -> PrefectFuture[Any]:
         name, tags = batching.share_name(share), sorted({job.recipe.name for batch in share for job in batch.jobs})
-        shell = with_retries(stylize_batches, run.settings, task_run_name=name, tags=tags)
+        shell = with_retries(stylize_batches, run.settings, name, tags)
         return workers.submit(shell, {"batches": share, "run": run})
 
     outcomes: list[Outcome] = []

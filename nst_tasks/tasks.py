@@ -57,14 +57,18 @@ def _is_last_attempt(settings: Settings) -> bool:
     return int(runtime.task_run.run_count or 0) > settings.retries
 
 
-def with_retries(shell: Task[Any, Any], settings: Settings, **options: Any) -> Task[Any, Any]:
-    """A task with the settings' retries, backoff and jitter, and other options such as its name and tags."""
+def with_retries(
+    shell: Task[Any, Any], settings: Settings, name: str | None = None, tags: Sequence[str] = ()
+) -> Task[Any, Any]:
+    """A task with the settings' retries, backoff and jitter, and the name and tags of its run."""
     return shell.with_options(
+        # Prefect takes it for a template of the parameters, and a picture's name may hold anything
+        task_run_name=name and name.replace("{", "{{").replace("}", "}}"),
+        tags=tags,
         retries=settings.retries,
         retry_delay_seconds=settings.delays,
         retry_jitter_factor=0.5,
         retry_condition_fn=_is_worth_a_retry,
-        **options,
     )
 
 
