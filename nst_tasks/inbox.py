@@ -99,6 +99,8 @@ def look(request: Request, options: Mapping[str, Any], settings: Settings) -> li
 def _look_at(file: str, files: Iterable[str], request: Request, options: Mapping[str, Any], settings: Settings) -> Found:
     name, uri = file[: -len(SUFFIX)], storage.join(request.manifest, file)
     out = storage.join(request.out, name)
+    if not _is_text(file):
+        return Found(file, uri, out, problem="its name is not UTF-8, in which Prefect would store it; rename it")
     if clashing := [other for other in files if other != file and other[: -len(SUFFIX)] == name]:
         return Found(file, uri, out, problem=f"its output would be that of {', '.join(clashing)}; rename one of them")
     try:
@@ -114,6 +116,15 @@ def _look_at(file: str, files: Iterable[str], request: Request, options: Mapping
     settled = last is not None and last.settled and last.version == version
     misnamed = "its name begins with _, as the folders of nst do; rename it" if name.startswith("_") else ""
     return Found(file, uri, out, sha256, version, settled, misnamed, warning)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name, in which bytes of another encoding are surrogates, can be told to others."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_settled(found: Found, report: Report | None, strict: bool, settings: Settings) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -83,6 +84,18 @@ def test_each_manifest_is_run_once_until_it_changes(pictures: Path, tmp_path: Pa
     ended, swept = sweep(pictures, out)
     assert (ended.name, ended.exit_code, results(swept)) == ("Completed", 0, {})
     assert len(list((out / "_ledger/gone.csv").iterdir())) == 3
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_manifest_whose_name_is_not_utf_8_stops_no_other(pictures: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff.csv")
+    for name in ("good.csv", odd):
+        (pictures / name).write_text(GOOD)
+    ended, swept = sweep(pictures, tmp_path / "out")
+    assert results(swept) == {"good.csv": "good", odd: "refused"}
+    assert ended.name == "Completed with failures"
+    assert swept is not None
+    assert "not UTF-8" in swept.entries[odd].message
 
 
 @pytest.mark.usefixtures("flow_api")
