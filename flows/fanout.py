@@ -33,6 +33,9 @@ INSPECTED_AT_ONCE = 100
 HELD_SECONDS = 2.0
 """Between two looks at pairs that another run is doing."""
 
+HELD_TOLD = 10
+"""Of these pairs, in a line of the log; there may be a hundred thousand."""
+
 LAST_SECONDS = 3.0
 """For what is in flight when a run ends early: a chunk of steps and its checkpoint, before a cluster of its own is gone."""
 
@@ -122,7 +125,8 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
 def _released(held: list[Job], run: Run) -> tuple[list[Job], list[Job]]:
     """Pairs that another run was doing: those that it is done with, once there is one, and those that it still does."""
     if held:
-        get_run_logger().info("waiting for another run that is doing %s", ", ".join(job.id for job in held))
+        more = f" and {len(held) - HELD_TOLD} more" if len(held) > HELD_TOLD else ""
+        get_run_logger().info("waiting for another run that is doing %s%s", ", ".join(job.id for job in held[:HELD_TOLD]), more)
     while held:
         live = {key for key, claim in standing(run).items() if claim.is_live}
         free = [job for job in held if job.key not in live]

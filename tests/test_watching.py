@@ -216,6 +216,9 @@ def test_what_is_left_follows_from_the_pace_so_far(tmp_path: Path) -> None:
     assert follower.standing() == "1 of 4 rows done, about 3 min left"
     watch.add(work_done=500)  # steps gone through twice
     assert follower.percent() == 100.0
+    assert follower.standing() == "1 of 4 rows done, about 0 s left"
+    failed = Follower("m", run_into(tmp_path), Watch(pairs=2, pairs_done=2, work=400, work_done=100))
+    assert failed.percent() == 100.0  # before half of its steps
     done = Follower("m", run_into(tmp_path), Watch())
     done.observer.add(pairs=2, pairs_done=1)  # nothing to compute
     assert done.percent() == 50.0
