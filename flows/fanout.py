@@ -17,7 +17,7 @@ from flows.watching import Follower
 from nst_tasks import batching, claims, intake, stopping, storage, work
 from nst_tasks.batching import Batch, Job
 from nst_tasks.claims import Claim
-from nst_tasks.errors import Interrupted, NstError, ends_run, redact
+from nst_tasks.errors import Interrupted, NstError, ends_run, is_transient, redact
 from nst_tasks.manifest import Pair
 from nst_tasks.outcome import Outcome
 from nst_tasks.progress import watch
@@ -98,7 +98,7 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
         return workers.submit(shell, {"batches": share, "run": run})
 
     outcomes: list[Outcome] = []
-    waiting, held = list(jobs), list[Job]()
+    waiting, held, lost = list(jobs), list[Job](), list[Job]()
     while waiting:
         found = batching.batches(waiting, workers.most_pairs, run.settings.device_memory_gib * 2**30)
         for share, future in windowed(batching.shares(found, run.settings.task_runs), submit, workers.window):
@@ -109,6 +109,9 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
             if isinstance(result, NstError) and ends_run(result):
                 raise result
             if isinstance(result, BaseException):  # the task itself was lost: the other pairs go on
+                if len(share) > 1 and not is_transient(result):
+                    lost += [job for batch in share for job in batch.jobs]
+                    continue
                 result = [o for batch in share for o in work.fail(batch, result, run)]
             outcomes += result
             observer.finish(o.id for o in result)
@@ -119,6 +122,10 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
                 ours = [job for batch in share for job in batch.jobs if job.id in done]
                 observer.add(steps_done=sum(job.steps for job in ours), work_done=sum(job.work for job in ours))
         waiting, held = _released(held, run)
+    if lost:  # with its worker, which one of them may have taken down over and over: each batch alone tells which
+        logger.warning("task runs of %d pairs were lost; each batch has one of its own now, what is done stands", len(lost))
+        alone = replace(run, settings=replace(run.settings, task_runs=len(lost)))
+        outcomes += _fanned_out(lost, alone, workers, follower)
     return outcomes
 
 

@@ -28,6 +28,9 @@ from nst_tasks.source import Source
 P = ParamSpec("P")
 R = TypeVar("R")
 
+AWAY_AFTER = 5
+"""Batches of a task run for which the store failed one after the other: it is away, and the rest would only wait for it too."""
+
 FAILURES_TOLD = 10
 """Pairs whose failure is part of a task run's message."""
 
@@ -105,22 +108,26 @@ def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
     """Stylize the pairs of some batches, one batch after the other; Failed when no pair succeeded.
 
     A batch for which the store fails for the moment keeps none of the others from being done: they come first, then the
-    task is tried again, which finds them done.
+    task is tried again, which finds them done. When it fails for several in a row, they wait for that too.
 
     Raises:
         StorageUnavailable: of one batch at least. StorageUnusable, Interrupted: no other batch would fare better.
     """
     outcomes: list[Outcome] = []
     again: NstError | None = None
+    in_a_row = 0
     with _watched(run):
         for batch in batches:
             try:
                 outcomes += work.stylize(batch, run)
+                in_a_row = 0
             except NstError as error:
                 if ends_run(error):
                     raise
                 if is_transient(error) and not _is_last_attempt(run.settings):
-                    again = error
+                    again, in_a_row = error, in_a_row + 1
+                    if in_a_row == AWAY_AFTER:
+                        break
                 else:
                     outcomes += work.fail(batch, error, run)
             except Exception as error:
