@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,20 +88,25 @@ def look(request: Request, options: Mapping[str, Any], settings: Settings) -> li
         StorageError: the inbox or the ledger cannot be read.
     """
     files = [name for name in storage.listing(request.manifest) if name.lower().endswith(SUFFIX)]
+    alike: dict[str, list[str]] = {}
+    for file in files:
+        alike.setdefault(file[: -len(SUFFIX)], []).append(file)
     found = []
-    for result in storage.each(lambda file: _look_at(file, files, request, options, settings), files, settings.readers):
+    for result in storage.each(lambda file: _look_at(file, alike, request, options, settings), files, settings.readers):
         if isinstance(result, NstError):
             raise result
         found.append(result)
     return found
 
 
-def _look_at(file: str, files: Iterable[str], request: Request, options: Mapping[str, Any], settings: Settings) -> Found:
+def _look_at(
+    file: str, alike: Mapping[str, list[str]], request: Request, options: Mapping[str, Any], settings: Settings
+) -> Found:
     name, uri = file[: -len(SUFFIX)], storage.join(request.manifest, file)
     out = storage.join(request.out, name)
     if not _is_text(file):
         return Found(file, uri, out, problem="its name is not UTF-8, in which Prefect would store it; rename it")
-    if clashing := [other for other in files if other != file and other[: -len(SUFFIX)] == name]:
+    if clashing := [other for other in alike[name] if other != file]:
         return Found(file, uri, out, problem=f"its output would be that of {', '.join(clashing)}; rename one of them")
     try:
         data = _bytes(uri, settings)
