@@ -10,7 +10,7 @@ from typing import Any
 from nst_tasks import intake, ledger, manifest, storage
 from nst_tasks.errors import InputError, ManifestError, NstError, SettingsError, StorageError, is_pairs_own, redact
 from nst_tasks.reporting import Report
-from nst_tasks.request import Request, secrets_in
+from nst_tasks.request import Request, is_text, unstorable_in
 from nst_tasks.settings import Settings
 
 SUFFIX = ".csv"
@@ -41,7 +41,7 @@ def check_places(request: Request, settings: Settings) -> None:
         SettingsError: one line for each problem.
     """
     places = {"--inbox": request.manifest, "--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
-    problems = secrets_in(places)
+    problems = unstorable_in(places)
     for option in ("--inbox", "--out"):
         try:
             intake.check_access(places[option], settings.access)
@@ -104,7 +104,7 @@ def _look_at(
 ) -> Found:
     name, uri = file[: -len(SUFFIX)], storage.join(request.manifest, file)
     out = storage.join(request.out, name)
-    if not _is_text(file):
+    if not is_text(file):
         return Found(file, uri, out, problem="its name is not UTF-8, in which Prefect would store it; rename it")
     if clashing := [other for other in alike[name] if other != file]:
         return Found(file, uri, out, problem=f"its output would be that of {', '.join(clashing)}; rename one of them")
@@ -121,15 +121,6 @@ def _look_at(
     settled = last is not None and last.settled and last.version == version
     misnamed = "its name begins with _, as the folders of nst do; rename it" if name.startswith("_") else ""
     return Found(file, uri, out, sha256, version, settled, misnamed, warning)
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file's name, in which bytes of another encoding are surrogates, can be told to others."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def is_settled(found: Found, report: Report | None, strict: bool, settings: Settings) -> bool:

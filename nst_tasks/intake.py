@@ -31,7 +31,7 @@ from nst_tasks.errors import (
 from nst_tasks.manifest import Manifest, Pair
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.recipes import Recipe
-from nst_tasks.request import Request, credentials, option_problems
+from nst_tasks.request import Request, option_problems, unstorable
 from nst_tasks.settings import Settings
 from nst_tasks.source import Source
 
@@ -164,7 +164,7 @@ def prepare(request: Request, settings: Settings, *, writing: bool = True) -> In
     Raises:
         InputError: the manifest, an option or the output is wrong; each problem on its own line.
     """
-    problems = credentials(request)
+    problems = unstorable(request)
     data, parsed = b"", None
     known: dict[str, Recipe] = dict(presets.PRESETS)
     try:
