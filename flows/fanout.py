@@ -17,7 +17,7 @@ from flows.watching import Follower
 from nst_tasks import batching, claims, intake, stopping, storage, work
 from nst_tasks.batching import Batch, Job
 from nst_tasks.claims import Claim
-from nst_tasks.errors import Interrupted, NstError, ends_run, redact
+from nst_tasks.errors import Interrupted, NstError, ends_run, is_transient, redact
 from nst_tasks.manifest import Pair
 from nst_tasks.outcome import Outcome
 from nst_tasks.progress import watch
@@ -33,6 +33,9 @@ INSPECTED_AT_ONCE = 100
 HELD_SECONDS = 2.0
 """Between two looks at pairs that another run is doing."""
 
+HELD_TOLD = 10
+"""Of these pairs, in a line of the log; there may be a hundred thousand."""
+
 LAST_SECONDS = 3.0
 """For what is in flight when a run ends early: a chunk of steps and its checkpoint, before a cluster of its own is gone."""
 
@@ -47,7 +50,7 @@ def inspected(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings
     def submit(chunk: list[str]) -> PrefectFuture[Any]:
         first = chunks.index(chunk) * INSPECTED_AT_ONCE + 1
         name = f"inspect pictures {first}-{first + len(chunk) - 1} of {len(unknown)}"
-        return with_retries(inspect_pictures, settings, task_run_name=name).submit(chunk, settings)
+        return with_retries(inspect_pictures, settings, name).submit(chunk, settings)
 
     for chunk, future in windowed(chunks, submit, window=4):
         result = future.result(raise_on_failure=False)
@@ -91,11 +94,11 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
 
     def submit(share: tuple[Batch, ...]) -> PrefectFuture[Any]:
         name, tags = batching.share_name(share), sorted({job.recipe.name for batch in share for job in batch.jobs})
-        shell = with_retries(stylize_batches, run.settings, task_run_name=name, tags=tags)
+        shell = with_retries(stylize_batches, run.settings, name, tags)
         return workers.submit(shell, {"batches": share, "run": run})
 
     outcomes: list[Outcome] = []
-    waiting, held = list(jobs), list[Job]()
+    waiting, held, lost = list(jobs), list[Job](), list[Job]()
     while waiting:
         found = batching.batches(waiting, workers.most_pairs, run.settings.device_memory_gib * 2**30)
         for share, future in windowed(batching.shares(found, run.settings.task_runs), submit, workers.window):
@@ -106,6 +109,9 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
             if isinstance(result, NstError) and ends_run(result):
                 raise result
             if isinstance(result, BaseException):  # the task itself was lost: the other pairs go on
+                if len(share) > 1 and not is_transient(result):
+                    lost += [job for batch in share for job in batch.jobs]
+                    continue
                 result = [o for batch in share for o in work.fail(batch, result, run)]
             outcomes += result
             observer.finish(o.id for o in result)
@@ -116,13 +122,18 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
                 ours = [job for batch in share for job in batch.jobs if job.id in done]
                 observer.add(steps_done=sum(job.steps for job in ours), work_done=sum(job.work for job in ours))
         waiting, held = _released(held, run)
+    if lost:  # with its worker, which one of them may have taken down over and over: each batch alone tells which
+        logger.warning("task runs of %d pairs were lost; each batch has one of its own now, what is done stands", len(lost))
+        alone = replace(run, settings=replace(run.settings, task_runs=len(lost)))
+        outcomes += _fanned_out(lost, alone, workers, follower)
     return outcomes
 
 
 def _released(held: list[Job], run: Run) -> tuple[list[Job], list[Job]]:
     """Pairs that another run was doing: those that it is done with, once there is one, and those that it still does."""
     if held:
-        get_run_logger().info("waiting for another run that is doing %d of the pairs, %s first", len(held), held[0].id)
+        more = f" and {len(held) - HELD_TOLD} more" if len(held) > HELD_TOLD else ""
+        get_run_logger().info("waiting for another run that is doing %s%s", ", ".join(job.id for job in held[:HELD_TOLD]), more)
     while held:
         live = {key for key, claim in standing(run).items() if claim.is_live}
         free = [job for job in held if job.key not in live]

@@ -21,7 +21,16 @@ from flows import stylize
 from flows.stylize import INTERRUPTED, REFUSED, WITH_FAILURES, BackboneName, Size, Steps
 from flows.watching import plain, taken
 from nst_tasks import claims, inbox, intake, ledger, presets, settings, storage, weights
-from nst_tasks.errors import InputError, Interrupted, NstError, StorageError, ends_run, fit_to_log, is_transient, redact
+from nst_tasks.errors import (
+    ClusterError,
+    InputError,
+    Interrupted,
+    NstError,
+    StorageError,
+    fit_to_log,
+    is_pairs_own,
+    redact,
+)
 from nst_tasks.inbox import Found
 from nst_tasks.ledger import Entry, Result
 from nst_tasks.progress import current, watch
@@ -120,7 +129,7 @@ def nightly(
         return Failed(name=REFUSED, message=str(error), data=error)
     except Interrupted:
         return Cancelled(message=INTERRUPTED)
-    except StorageError as error:
+    except (StorageError, ClusterError) as error:
         return Failed(message=f"the sweep could not go on, what is finished is safe: {error}", data=error)
     except PrefectException:
         raise
@@ -167,7 +176,7 @@ def sweep(request: Request, settings: Settings) -> Swept | None:
 
     Raises:
         InputError: an option is wrong, and nothing ran. Interrupted: it was asked to stop.
-        StorageError: the inbox, the ledger or every output cannot be read or written.
+        StorageError: the inbox, the ledger or every output cannot be read or written. ClusterError: its workers are gone.
     """
     options = inbox.options(request, settings)
     exclusive = _patiently(lambda: storage.honours_create(request.out), settings)
@@ -202,7 +211,7 @@ def _run(found: Found, request: Request, options: dict[str, Any], settings: Sett
     """Run one manifest, whatever becomes of it, and write its entry.
 
     Raises:
-        Interrupted: it was asked to stop. StorageError: no other manifest would fare better.
+        Interrupted: it was asked to stop. StorageError, ClusterError: no other manifest would fare better.
     """
     began = datetime.now(UTC)
     asked = replace(request, manifest=found.uri, out=found.out)
@@ -246,7 +255,7 @@ def _run(found: Found, request: Request, options: dict[str, Any], settings: Sett
     ended = state.result(raise_on_failure=False)
     result, message = stylize.result_of(state), state.message or ""
     report = ended if isinstance(ended, Report) else None
-    if isinstance(ended, StorageError) and (ends_run(ended) or is_transient(ended)):
+    if isinstance(ended, (StorageError, ClusterError)) and not is_pairs_own(ended):
         with contextlib.suppress(NstError):
             enter(result, message, state)
         raise ended

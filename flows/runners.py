@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
@@ -184,6 +184,18 @@ def _dask(address: str, settings: Settings) -> Iterator[Workers]:
         yield Workers(submit, (gpus or len(found)) + AHEAD, _most_pairs(settings, gpus > 0))
 
 
+def on_nodes(nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, int]]:
+    """How many batches these nodes of a Ray cluster take at once, and what each wants of one: a GPU, or else cores.
+
+    Ray would wait for ever for a node with as many cores as none has.
+    """
+    if gpus := sum(int(node.get("GPU", 0)) for node in nodes):
+        return gpus, {"num_gpus": 1}
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    wanted = max(1, min(CORES, max(cores, default=0)))
+    return sum(has // wanted for has in cores), {"num_cpus": wanted}
+
+
 @contextlib.contextmanager
 def _ray(address: str, settings: Settings) -> Iterator[Workers]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray starts
@@ -203,14 +215,15 @@ def _ray(address: str, settings: Settings) -> Iterator[Workers]:
             raise _silent("NST_RAY_ADDRESS", address, error) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, asked_to_stop)  # Ray's own would end the process in the middle of everything
-        has = ray.cluster_resources()
-        gpus = int(has.get("GPU", 0))
-        wants = {"num_gpus": 1} if gpus else {"num_cpus": CORES}
-        slots = gpus or int(has.get("CPU", 0)) // CORES
+        slots, wants = on_nodes([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        if not slots:
+            raise SettingsError(
+                f"NST_RAY_ADDRESS: {redact(address)!r} has neither a GPU nor a core to give; start a worker there"
+            )
 
         def submit(task: Task[Any, Any], parameters: dict[str, Any]) -> PrefectFuture[Any]:
             with remote_options(**wants):
                 future: PrefectFuture[Any] = runner.submit(task, parameters=parameters)
             return future
 
-        yield Workers(submit, slots + AHEAD, _most_pairs(settings, gpus > 0))
+        yield Workers(submit, slots + AHEAD, _most_pairs(settings, "num_gpus" in wants))

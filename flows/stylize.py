@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 LINES_LOGGED = 100
-"""Of failures before any work, and of markers that are not trusted, in the flow run's log; a manifest may have 100,000 of each."""
+"""Failures before any work, and markers that are not trusted, in the flow run's log: a manifest may have 100,000 of each."""
 
 MOST_THREADS = 64
 """Of the task runner; how many batches are really in flight is bounded by the window, see `runners`."""

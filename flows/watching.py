@@ -68,7 +68,8 @@ class Follower:
     def seconds_left(self) -> float | None:
         """As long as the rest takes at the pace so far; None before anything is done."""
         seen = self.observer
-        return (seen.work - seen.work_done) / seen.work_done * (time.monotonic() - self.began) if seen.work_done > 0 else None
+        left = max(seen.work - seen.work_done, 0)  # steps may be gone through twice
+        return left / seen.work_done * (time.monotonic() - self.began) if seen.work_done > 0 else None
 
     def standing(self) -> str:
         """How far the run is, in words: `3 of 12 rows done, about 4 min left`."""
@@ -79,6 +80,8 @@ class Follower:
     def percent(self) -> float:
         """The share of the optimization that is done, or of the rows where there is none to do."""
         seen = self.observer
+        if 0 < seen.pairs <= seen.pairs_done:
+            return 100.0  # pairs that failed, or that another run did, took fewer steps than was reckoned
         share = seen.work_done / seen.work if seen.work > 0 else seen.pairs_done / seen.pairs if seen.pairs > 0 else 0.0
         return round(100 * min(max(share, 0.0), 1.0), 1)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nst_tasks import intake, ledger, manifest, storage
 from nst_tasks.errors import InputError, ManifestError, NstError, SettingsError, StorageError, is_pairs_own, redact
 from nst_tasks.reporting import Report
-from nst_tasks.request import Request, secrets_in
+from nst_tasks.request import Request, is_text, unstorable_in
 from nst_tasks.settings import Settings
 
 SUFFIX = ".csv"
@@ -41,7 +41,7 @@ def check_places(request: Request, settings: Settings) -> None:
         SettingsError: one line for each problem.
     """
     places = {"--inbox": request.manifest, "--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
-    problems = secrets_in(places)
+    problems = unstorable_in(places)
     for option in ("--inbox", "--out"):
         try:
             intake.check_access(places[option], settings.access)
@@ -88,18 +88,25 @@ def look(request: Request, options: Mapping[str, Any], settings: Settings) -> li
         StorageError: the inbox or the ledger cannot be read.
     """
     files = [name for name in storage.listing(request.manifest) if name.lower().endswith(SUFFIX)]
+    alike: dict[str, list[str]] = {}
+    for file in files:
+        alike.setdefault(file[: -len(SUFFIX)], []).append(file)
     found = []
-    for result in storage.each(lambda file: _look_at(file, files, request, options, settings), files, settings.readers):
+    for result in storage.each(lambda file: _look_at(file, alike, request, options, settings), files, settings.readers):
         if isinstance(result, NstError):
             raise result
         found.append(result)
     return found
 
 
-def _look_at(file: str, files: Iterable[str], request: Request, options: Mapping[str, Any], settings: Settings) -> Found:
+def _look_at(
+    file: str, alike: Mapping[str, list[str]], request: Request, options: Mapping[str, Any], settings: Settings
+) -> Found:
     name, uri = file[: -len(SUFFIX)], storage.join(request.manifest, file)
     out = storage.join(request.out, name)
-    if clashing := [other for other in files if other != file and other[: -len(SUFFIX)] == name]:
+    if not is_text(file):
+        return Found(file, uri, out, problem="its name is not UTF-8, in which Prefect would store it; rename it")
+    if clashing := [other for other in alike[name] if other != file]:
         return Found(file, uri, out, problem=f"its output would be that of {', '.join(clashing)}; rename one of them")
     try:
         data = _bytes(uri, settings)

@@ -31,7 +31,7 @@ from nst_tasks.errors import (
 from nst_tasks.manifest import Manifest, Pair
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.recipes import Recipe
-from nst_tasks.request import Request, credentials, option_problems
+from nst_tasks.request import Request, option_problems, unstorable
 from nst_tasks.settings import Settings
 from nst_tasks.source import Source
 
@@ -164,7 +164,7 @@ def prepare(request: Request, settings: Settings, *, writing: bool = True) -> In
     Raises:
         InputError: the manifest, an option or the output is wrong; each problem on its own line.
     """
-    problems = credentials(request)
+    problems = unstorable(request)
     data, parsed = b"", None
     known: dict[str, Recipe] = dict(presets.PRESETS)
     try:
@@ -367,8 +367,10 @@ def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Req
     return Triage(tuple(to_do), tuple(there), tuple(quarantined), tuple(refused))
 
 
-def done_meanwhile(job: Job, out: str) -> Outcome | None:
-    """The outcome that holds this job's result by now: of another run, or of an attempt that the store cut short.
+def done_meanwhile(job: Job, out: str, run_id: str) -> Outcome | None:
+    """What became of this job by now: its result, of another run or of an attempt that the store cut short, or its failure.
+
+    A failure counts only in the run of that id: there, another attempt would come to the same.
 
     Raises:
         StorageUnavailable: the store failed for the moment.
@@ -376,6 +378,8 @@ def done_meanwhile(job: Job, out: str) -> Outcome | None:
     if storage.stat(storage.join(out, outcome.marker_path(job.id))) is None:
         return None
     for done in read_outcomes(out, [f"{job.id}.json"], 1)[0]:
+        if done.status == Status.FAILED and (done.run_id, done.key) == (run_id, job.key):
+            return done
         files = ((done.image, done.image_bytes), (done.history, done.history_bytes))
         if is_done(job, {job.id: done}) and all(_has_size(storage.join(out, path), size) for path, size in files):
             return done

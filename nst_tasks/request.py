@@ -38,20 +38,33 @@ class Request:
     runner: Runner = "threads"
 
 
-def credentials(request: Request) -> list[str]:
-    """A line for each place of a request that names a secret."""
+def unstorable(request: Request) -> list[str]:
+    """A line for each place of a request that Prefect must not, or cannot, store as a parameter of a flow run."""
     options = {"--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
-    return secrets_in({"manifest": request.manifest, **options})
+    return unstorable_in({"manifest": request.manifest, **options})
 
 
-def secrets_in(places: Mapping[str, str]) -> list[str]:
-    """A line for each of these URIs that names a secret: as parameters of a flow run, Prefect stores and shows them."""
+def unstorable_in(places: Mapping[str, str]) -> list[str]:
+    """A line for each of these URIs that names a secret, which Prefect would show, or is not UTF-8, in which it stores."""
     remedy = "which Prefect would store; give credentials by environment variables or a profile"
     return [
+        f"{name}: {redact(uri)} is not UTF-8, in which Prefect would store it; rename it"
+        for name, uri in places.items()
+        if not is_text(uri)
+    ] + [
         f"{name}: {redact(uri)} has a password or a query, {remedy}"
         for name, uri in places.items()
         if without_secrets(uri) != uri
     ]
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name can be told to others: bytes of another encoding than UTF-8 are surrogates in it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def option_problems(request: Request, recipe: Recipe) -> list[str]:

@@ -28,6 +28,9 @@ from nst_tasks.source import Source
 P = ParamSpec("P")
 R = TypeVar("R")
 
+AWAY_AFTER = 5
+"""Batches of a task run for which the store failed one after the other: it is away, and the rest would only wait for it too."""
+
 FAILURES_TOLD = 10
 """Pairs whose failure is part of a task run's message."""
 
@@ -57,14 +60,18 @@ def _is_last_attempt(settings: Settings) -> bool:
     return int(runtime.task_run.run_count or 0) > settings.retries
 
 
-def with_retries(shell: Task[Any, Any], settings: Settings, **options: Any) -> Task[Any, Any]:
-    """A task with the settings' retries, backoff and jitter, and other options such as its name and tags."""
+def with_retries(
+    shell: Task[Any, Any], settings: Settings, name: str | None = None, tags: Sequence[str] = ()
+) -> Task[Any, Any]:
+    """A task with the settings' retries, backoff and jitter, and the name and tags of its run."""
     return shell.with_options(
+        # Prefect takes it for a template of the parameters, and a picture's name may hold anything
+        task_run_name=name and name.replace("{", "{{").replace("}", "}}"),
+        tags=tags,
         retries=settings.retries,
         retry_delay_seconds=settings.delays,
         retry_jitter_factor=0.5,
         retry_condition_fn=_is_worth_a_retry,
-        **options,
     )
 
 
@@ -101,22 +108,26 @@ def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
     """Stylize the pairs of some batches, one batch after the other; Failed when no pair succeeded.
 
     A batch for which the store fails for the moment keeps none of the others from being done: they come first, then the
-    task is tried again, which finds them done.
+    task is tried again, which finds them done. When it fails for several in a row, they wait for that too.
 
     Raises:
         StorageUnavailable: of one batch at least. StorageUnusable, Interrupted: no other batch would fare better.
     """
     outcomes: list[Outcome] = []
     again: NstError | None = None
+    in_a_row = 0
     with _watched(run):
         for batch in batches:
             try:
                 outcomes += work.stylize(batch, run)
+                in_a_row = 0
             except NstError as error:
                 if ends_run(error):
                     raise
                 if is_transient(error) and not _is_last_attempt(run.settings):
-                    again = error
+                    again, in_a_row = error, in_a_row + 1
+                    if in_a_row == AWAY_AFTER:
+                        break
                 else:
                     outcomes += work.fail(batch, error, run)
             except Exception as error:

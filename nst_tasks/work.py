@@ -80,7 +80,7 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
 
 def _done_by_now(job: Job, run: Run) -> Outcome | None:
     """The outcome of a job that an earlier attempt of this run, or another run, has finished."""
-    done = intake.done_meanwhile(job, run.out)
+    done = intake.done_meanwhile(job, run.out, run.id)
     return done if done is None or done.run_id == run.id else replace(done, status=Status.SKIPPED, row=job.row)
 
 

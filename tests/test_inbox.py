@@ -15,7 +15,7 @@ from nst_tasks.errors import SettingsError, StorageUnavailable
 from nst_tasks.inbox import Found
 from nst_tasks.ledger import Entry, Result
 from nst_tasks.reporting import Report
-from nst_tasks.request import Request
+from nst_tasks.request import Request, unstorable
 from nst_tasks.settings import Settings
 
 ROWS = b"content,style\ncat.png,oil.png\n"
@@ -177,6 +177,15 @@ def test_every_option_that_is_wrong_is_told_at_once(request_: Request) -> None:
     assert "hunter2" not in str(caught.value)
     with pytest.raises(SettingsError, match="--out: is the inbox, in which nothing is written"):
         inbox.options(replace(request_, out=request_.manifest + "/"), Settings())
+
+
+def test_a_place_that_is_not_utf_8_is_refused_in_a_sentence(request_: Request) -> None:
+    odd = "/in/\udcff.csv"
+    assert unstorable(replace(request_, manifest=odd, out="/ö")) == [
+        "manifest: /in/\\udcff.csv is not UTF-8, in which Prefect would store it; rename it"
+    ]
+    with pytest.raises(SettingsError, match="--inbox: .* is not UTF-8"):
+        inbox.check_places(replace(request_, manifest=odd), Settings())
 
 
 def test_options_are_what_decides_and_not_what_is_said_of_it(request_: Request) -> None:

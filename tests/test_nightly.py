@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,13 +21,14 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from servers import picture
 from typer.testing import CliRunner
 
+from flows import fanout
 from flows.cli import app
 from flows.deploy import deployments
 from flows.nightly import Swept
 from flows.terminal import Ended, run_sweep
 from nst_tasks import ledger, storage
 from nst_tasks.claims import Claim
-from nst_tasks.errors import InputError, SettingsError
+from nst_tasks.errors import ClusterError, InputError, SettingsError
 from nst_tasks.ledger import Result
 from nst_tasks.request import Request
 from nst_tasks.settings import Settings
@@ -83,6 +85,18 @@ def test_each_manifest_is_run_once_until_it_changes(pictures: Path, tmp_path: Pa
     ended, swept = sweep(pictures, out)
     assert (ended.name, ended.exit_code, results(swept)) == ("Completed", 0, {})
     assert len(list((out / "_ledger/gone.csv").iterdir())) == 3
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_manifest_whose_name_is_not_utf_8_stops_no_other(pictures: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff.csv")
+    for name in ("good.csv", odd):
+        (pictures / name).write_text(GOOD)
+    ended, swept = sweep(pictures, tmp_path / "out")
+    assert results(swept) == {"good.csv": "good", odd: "refused"}
+    assert ended.name == "Completed with failures"
+    assert swept is not None
+    assert "not UTF-8" in swept.entries[odd].message
 
 
 @pytest.mark.usefixtures("flow_api")
@@ -166,6 +180,25 @@ def test_a_store_that_is_full_ends_the_sweep_with_its_sentence(full: str) -> Non
     assert {file: entry and (entry.result.value, entry.settled) for file, entry in found.items()} == {
         "a.csv": ("good", True), "b.csv": ("failed", False), "c.csv": None,
     }  # fmt: skip
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_a_cluster_that_goes_away_ends_the_sweep_with_its_sentence(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asked it to stop, and so it has failed, for those who are alerted by that."""
+
+    def gone(*arguments: Any) -> Any:
+        raise ClusterError("the cluster's scheduler went away")
+
+    monkeypatch.setattr(fanout, "stylized", gone)
+    for name in "ab":
+        (pictures / f"{name}.csv").write_text(GOOD)
+    ended, swept = sweep(pictures, tmp_path / "out")
+    assert (ended.name, ended.exit_code, swept) == ("Failed", 1, None)
+    assert "the cluster's scheduler went away" in ended.message
+    found = ledger.newest(str(tmp_path / "out"), "a.csv")
+    assert found is not None and (found.result, found.settled) == (Result.FAILED, False)
 
 
 @pytest.mark.usefixtures("flow_api")

@@ -48,6 +48,15 @@ def test_the_api_shows_names_tags_retries_and_state(flow_api: str, flaky: str, p
     assert task_runs["dog x ink"]["state_type"] == "COMPLETED"
 
 
+def test_a_name_is_no_template_of_the_tasks_parameters(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+    for name in ("a{run}", "b{x"):
+        (pictures / f"{name}.png").write_bytes((pictures / "cat.png").read_bytes())
+    (pictures / "braces.csv").write_text("content,style\na{run}.png,oil.png\nb{x.png,oil.png\n")
+    assert run_flow(request(str(pictures / "braces.csv"), tmp_path / "out")).message.startswith("2 succeeded")
+    _, task_runs = last_run(flow_api, "braces", tasks=3)
+    assert {"a{run} x oil", "b{x x oil"} < {*task_runs}
+
+
 def test_a_pair_is_tried_again_after_a_passing_failure_of_the_store(
     flow_api: str, flaky: str, pictures: Path, tmp_path: Path
 ) -> None:

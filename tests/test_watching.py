@@ -14,12 +14,13 @@ import pytest
 from flaky import FlakyFileSystem
 from jobs import run_into, two_jobs
 from PIL import Image
-from prefect import flow
+from prefect import flow, task
 from servers import ask, last_run
 from typer.testing import CliRunner
 
-from flows import watching
+from flows import fanout, watching
 from flows.cli import app
+from flows.runners import Workers
 from flows.stylize import stylize_manifest
 from flows.terminal import run_flow
 from flows.watching import Follower, artifact_key, in_words
@@ -27,7 +28,8 @@ from nst_tasks import batching
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import Watch
 from nst_tasks.request import Request
-from nst_tasks.tasks import stylize_batches, with_retries
+from nst_tasks.settings import Settings
+from nst_tasks.tasks import AWAY_AFTER, stylize_batches, with_retries
 
 ROWS = "id,content,style,size\na,cat.png,oil.png,\nb,dog.png,ink.png,\nc,gone.png,oil.png,\nd,cat.png,ink.png,9\n"
 
@@ -88,8 +90,8 @@ def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, 
             "remedy": "give 64 to 8192 or leave it empty",
         },
     ]
-    for task, pair in (("cat x oil", "a"), ("dog x ink", "b")):
-        (shown,) = (one for one in found["image"] if one["task_run_id"] == task_runs[task]["id"])
+    for name, pair in (("cat x oil", "a"), ("dog x ink", "b")):
+        (shown,) = (one for one in found["image"] if one["task_run_id"] == task_runs[name]["id"])
         assert shown["description"].startswith(f"**{pair}**: content, style and result; painterly, 64 x 48, ")
         data = shown["data"].removeprefix("data:image/webp;base64,")
         assert base64.b64decode(data) == (tmp_path / f"out/thumbnails/{pair}.webp").read_bytes()
@@ -172,6 +174,47 @@ def test_a_defect_in_one_batch_of_a_task_run_leaves_the_others_alone(flow_api: s
     assert "unexpected" in outcomes[0].error
 
 
+def test_of_a_task_run_that_is_lost_each_batch_is_tried_alone(flow_api: str, tmp_path: Path) -> None:
+    """As a cluster gives up what its workers died over too often: no pair fails for what another one did."""
+    run = run_into(tmp_path / "out", settings=Settings(task_runs=1))
+    a, b = two_jobs(tmp_path)
+    handed: list[list[str]] = []
+
+    @task
+    def killed() -> None:
+        raise RuntimeError("the worker died")
+
+    def submit(shell: Any, parameters: dict[str, Any]) -> Any:
+        ids = [job.id for batch in parameters["batches"] for job in batch.jobs]
+        handed.append(ids)
+        return killed.submit() if "b" in ids else shell.submit(**parameters)
+
+    @flow(name="lost")
+    def lost() -> list[Outcome]:
+        return fanout.stylized([a, b], run, Workers(submit, 1, 1, elsewhere=False), Follower("lost", run, Watch()))
+
+    assert {o.id: o.status for o in lost()} == {"a": Status.SUCCEEDED, "b": Status.FAILED}
+    assert handed == [["a", "b"], ["a"], ["b"]]
+
+
+def test_a_task_run_does_not_go_through_all_its_batches_while_the_store_is_away(
+    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
+) -> None:
+    a, _ = two_jobs(pictures)
+    away = replace(a, content=replace(a.content, uri=f"{flaky}/content1.png"))
+    share = [batching.Batch((replace(away, id=f"p{k}"),)) for k in range(9)]
+    settings = Settings(retries=1, retry_seconds=0, allowed_roots=(flaky, str(tmp_path)))
+    run = run_into(tmp_path / "out", settings=settings)
+    FlakyFileSystem.failing.update({"content1.png": 1000})
+
+    @flow(name="away")
+    def shared() -> list[Outcome]:
+        return with_retries(stylize_batches, settings).submit(share, run).result(raise_on_failure=False)
+
+    assert [o.status for o in shared()] == [Status.FAILED] * 9  # at the last attempt each is told
+    assert 1000 - FlakyFileSystem.failing["content1.png"] == AWAY_AFTER + 9
+
+
 def test_shares_keep_the_order_and_are_at_most_as_many_as_asked(tmp_path: Path) -> None:
     batches = [batching.Batch((job,)) for job in two_jobs(tmp_path)] * 5
     for most in (1, 2, 3, 4, 9, 10, 100):
@@ -218,6 +261,9 @@ def test_what_is_left_follows_from_the_pace_so_far(tmp_path: Path) -> None:
     assert follower.standing() == "1 of 4 rows done, about 3 min left"
     watch.add(work_done=500)  # steps gone through twice
     assert follower.percent() == 100.0
+    assert follower.standing() == "1 of 4 rows done, about 0 s left"
+    failed = Follower("m", run_into(tmp_path), Watch(pairs=2, pairs_done=2, work=400, work_done=100))
+    assert failed.percent() == 100.0  # before half of its steps
     done = Follower("m", run_into(tmp_path), Watch())
     done.observer.add(pairs=2, pairs_done=1)  # nothing to compute
     assert done.percent() == 50.0

@@ -271,6 +271,19 @@ def test_what_another_run_did_meanwhile_is_taken_over(trio: list[Job], tmp_path:
     assert (out / made.image).exists()
 
 
+def test_another_attempt_of_a_run_does_not_repeat_what_failed_for_good(trio: list[Job], tmp_path: Path) -> None:
+    lost = Batch((replace(trio[0], style_weights=(1e38,)),))
+    out, counted = tmp_path / "out", Watch()
+    (first,) = work.stylize(lost, run_into(out))
+    assert first.status is Status.FAILED
+    token = current.set(counted)
+    assert work.stylize(lost, run_into(out)) == [first]
+    assert counted.steps_done == 0
+    work.stylize(lost, run_into(out, id="later"))  # which may have what it takes
+    current.reset(token)
+    assert counted.steps_done > 0
+
+
 def test_a_pair_that_another_run_is_doing_is_left_to_it(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = run_into(out, exclusive=True)

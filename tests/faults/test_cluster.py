@@ -201,6 +201,14 @@ def test_workers_elsewhere_need_an_api_that_they_can_reach(cluster: DaskCluster,
         runners.opened("dask", Settings(dask_address=cluster.address)).__enter__()
 
 
+def test_of_a_ray_cluster_a_batch_never_wants_more_cores_than_a_node_has() -> None:
+    assert runners.on_nodes([{"CPU": 8.0}, {"CPU": 6.0}, {"memory": 1e9}]) == (3, {"num_cpus": 4})
+    assert runners.on_nodes([{"CPU": 2.0}, {"CPU": 3.0}, {}]) == (1, {"num_cpus": 3})
+    assert runners.on_nodes([{"CPU": 1.0}] * 5) == (5, {"num_cpus": 1})
+    assert runners.on_nodes([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0}]) == (2, {"num_gpus": 1})
+    assert runners.on_nodes([{"CPU": 0.0}])[0] == runners.on_nodes([])[0] == 0
+
+
 def test_workers_of_another_version_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"tcp://b: that worker has nst 0\.0\.1, this is .*; install one version on both"):
         runners.check_versions({"tcp://a": runners.__version__, "tcp://b": "0.0.1"})
