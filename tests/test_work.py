@@ -15,6 +15,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+from flaky import FlakyFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from jobs import LIGHT, job, run_into, saved
 from transfers import picture
@@ -382,3 +383,12 @@ def test_a_batch_that_fails_as_a_whole_leaves_what_was_finished_before(trio: lis
     assert outcome.from_json(storage.read("full://out/outcomes/p0.json")) == first
     # another run finds the first one done
     assert work.fail(batch, caught.value, replace(run, id="later"))[0] == replace(first, status=Status.SKIPPED)
+
+
+def test_a_marker_that_cannot_be_looked_at_is_not_overwritten(trio: list[Job], flaky: str) -> None:
+    batch, run = Batch(tuple(trio[:1])), run_into(f"{flaky}/out")
+    (done,) = work.stylize(batch, run)
+    FlakyFileSystem.failing.update({"p0.json": 1})
+    with pytest.raises(StorageUnavailable):
+        work.fail(batch, RuntimeError("its worker died"), run)
+    assert work.fail(batch, RuntimeError("its worker died"), run) == [done]
