@@ -99,7 +99,7 @@ def _watched(run: Run) -> Iterator[None]:
         return
     with stopping.heeded(run) as observer:
         yield
-    for sentence in observer.warnings:
+    for sentence in observer.summary:
         get_run_logger().warning(sentence)
 
 

@@ -27,7 +27,7 @@ from nst_tasks.core.method import SGD, Adam
 from nst_tasks.devices import STATISTICS_KEPT, Device
 from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
 from nst_tasks.outcome import Status
-from nst_tasks.progress import Watch, current, watch
+from nst_tasks.progress import WARNINGS_KEPT, Watch, current, watch
 from nst_tasks.source import Source
 
 
@@ -220,6 +220,15 @@ def test_a_watch_counts_from_many_threads_and_is_silent_where_nobody_watches() -
     assert watch() is counting
     current.reset(token)
     assert watch() is not counting
+
+
+def test_warnings_are_told_once_and_bounded() -> None:
+    observer = Watch()
+    for k in range(50_000):
+        observer.warn(f"warning {k}")
+        observer.warn("warning 0")
+    assert observer.warnings == [f"warning {k}" for k in range(WARNINGS_KEPT)]
+    assert observer.summary == [*observer.warnings, f"and {50_000 - WARNINGS_KEPT} more warnings"]
 
 
 def test_an_unexpected_error_is_told_in_a_line_without_secrets() -> None:
