@@ -162,7 +162,9 @@ def watch_for_crashes() -> str:
 
 def _take(key: str, before: Claim | None, run: Run) -> Claim | None:
     if before is not None and before.is_live and before.run_id != run.id:
-        return None  # one of this run's own is of an attempt that the store cut short, before it could be released
+        # one of this run's own is of an attempt that the store cut short before it could be released, or of another row with
+        # the same pair: these two write the same bytes, and cost each other no more than a checkpoint
+        return None
     claim = Claim(
         key=key,
         generation=before.generation + 1 if before else 0,
