@@ -14,7 +14,7 @@ from prefect.futures import PrefectFuture, as_completed, wait
 from flows import runners
 from flows.runners import Workers
 from flows.watching import Follower
-from nst_tasks import batching, claims, intake, stopping, storage, work
+from nst_tasks import batching, claims, intake, stopping, storage
 from nst_tasks.batching import Batch, Job
 from nst_tasks.claims import Claim
 from nst_tasks.errors import Interrupted, NstError, ends_run, is_transient, redact
@@ -23,7 +23,7 @@ from nst_tasks.outcome import Outcome
 from nst_tasks.progress import watch
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
-from nst_tasks.tasks import inspect_pictures, stylize_batches, with_retries
+from nst_tasks.tasks import failed, inspect_pictures, stylize_batches, with_retries
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
                 if len(share) > 1 and not is_transient(result):
                     lost += [job for batch in share for job in batch.jobs]
                     continue
-                result = [o for batch in share for o in work.fail(batch, result, run)]
+                result = [o for batch in share for o in failed(batch, result, run)]
             outcomes += result
             observer.finish(o.id for o in result)
             follower.tell(result, future.task_run_id)

@@ -284,7 +284,7 @@ def run_manifest(request: Request, settings: Settings, workers: Workers) -> Repo
     logger.info("%d rows: %d to do, %d skipped or refused", taken.manifest.rows, len(rows.to_do), len(outcomes))
     with watching.progress(follower):
         outcomes += fanout.stylized(rows.to_do, run, workers, follower)
-    warnings += observer.warnings
+    warnings += observer.summary
     assert sorted(o.row for o in outcomes) == sorted(
         [pair.row for pair in taken.manifest.pairs] + [row.row for row in taken.manifest.rejected]
     ), "every row has exactly one outcome"

@@ -18,7 +18,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -95,7 +95,15 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
     mine: dict[str, Claim] = {}
     finished = False
     done = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(mine, run, done), name="claims", daemon=True)
+
+    def end(claim: Claim) -> None:
+        if finished or not claim.strikes:
+            release(run.out, claim)
+        else:
+            with contextlib.suppress(StorageError):
+                storage.write(_uri(run.out, claim.key, claim.generation), _to_json(replace(claim, expires=0.0)))
+
+    renewing = threading.Thread(target=_renew, args=(mine, run, done, end), name="claims", daemon=True)
     try:
         before = standing(run.out) if run.exclusive else {}
         for key in dict.fromkeys(keys):
@@ -112,14 +120,10 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
     finally:
         done.set()
         if renewing.ident is not None:
-            renewing.join(1.0)  # one that waits for the store must not hold up the end: what it writes then expires
+            renewing.join(1.0)  # one that waits for the store must not hold up the end: it ends the claim it renews again
         if run.exclusive:
             for claim in mine.values():
-                if finished or not claim.strikes:
-                    release(run.out, claim)
-                else:
-                    with contextlib.suppress(StorageError):
-                        storage.write(_uri(run.out, claim.key, claim.generation), _to_json(replace(claim, expires=0.0)))
+                end(claim)
 
 
 def release(out: str, claim: Claim) -> None:
@@ -158,7 +162,9 @@ def watch_for_crashes() -> str:
 
 def _take(key: str, before: Claim | None, run: Run) -> Claim | None:
     if before is not None and before.is_live and before.run_id != run.id:
-        return None  # one of this run's own is of an attempt that the store cut short, before it could be released
+        # one of this run's own is of an attempt that the store cut short before it could be released, or of another row with
+        # the same pair: these two write the same bytes, and cost each other no more than a checkpoint
+        return None
     claim = Claim(
         key=key,
         generation=before.generation + 1 if before else 0,
@@ -181,14 +187,22 @@ def _take(key: str, before: Claim | None, run: Run) -> Claim | None:
     return claim
 
 
-def _renew(mine: dict[str, Claim], run: Run, done: threading.Event) -> None:
+def _renew(mine: dict[str, Claim], run: Run, done: threading.Event, end: Callable[[Claim], None]) -> None:
+    def is_mine(claim: Claim) -> bool:
+        return _read(run.out, claim.key, claim.generation).owner == claim.owner
+
     while not done.wait(run.settings.lease_seconds / 4):
         for claim in mine.values():
             renewed = replace(claim, expires=time.time() + run.settings.lease_seconds)
             with contextlib.suppress(StorageError):
                 # somebody may have taken it over while the store or this process was away: both then write the same bytes
-                if not done.is_set() and _read(run.out, claim.key, claim.generation).owner == claim.owner:
+                if not done.is_set() and is_mine(claim) and not done.is_set():
                     storage.write(_uri(run.out, claim.key, claim.generation), _to_json(renewed))
+            if done.is_set():  # the claim may have been ended before it was written
+                with contextlib.suppress(StorageError):
+                    if is_mine(claim):
+                        end(claim)
+                return
 
 
 def _uri(out: str, key: str, generation: int) -> str:

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+WARNINGS_KEPT = 1000
+"""Of a run, at most: what goes wrong for every pair may do so a hundred thousand times."""
+
 
 @dataclass
 class Watch:
@@ -29,6 +32,8 @@ class Watch:
     warnings: list[str] = field(default_factory=list)
     whole: Watch | None = None
     _finished: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
+    _not_kept: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, **counts: int) -> None:
@@ -61,10 +66,20 @@ class Watch:
             self.add(computing=-1)
 
     def warn(self, sentence: str) -> None:
-        """Tell once what went wrong without harm to the result."""
+        """Tell once what went wrong without harm to the result, as far as there is room."""
         with self._lock:
-            if sentence not in self.warnings:
-                self.warnings.append(sentence)
+            if sentence in self._warned:
+                return
+            if len(self._warned) == WARNINGS_KEPT:
+                self._not_kept += 1
+                return
+            self._warned.add(sentence)
+            self.warnings.append(sentence)
+
+    @property
+    def summary(self) -> list[str]:
+        """The warnings, and a line that says how many there were no room for."""
+        return [*self.warnings, *([f"and {self._not_kept} more warnings"] if self._not_kept else [])]
 
 
 current: ContextVar[Watch | None] = ContextVar("nst_watch", default=None)

@@ -17,6 +17,9 @@ from nst_tasks.settings import Run
 SECONDS = 1.0
 """Between two looks of a worker: about as long as a chunk of steps."""
 
+FAREWELL_SECONDS = 3.0
+"""The longest that a run which an exception ends waits until its workers are told, while the store fails."""
+
 
 def _uri(run: Run) -> str:
     return storage.join(run.out, "runs", run.id, "stop")
@@ -25,28 +28,26 @@ def _uri(run: Run) -> str:
 @contextlib.contextmanager
 def told(run: Run, observer: Watch) -> Iterator[None]:
     """Meanwhile the run's workers are told to stop once its watch is, and when an exception ends it early."""
-    ended = threading.Event()
+    broken, ended = threading.Event(), threading.Event()
 
     def tell() -> None:
-        with contextlib.suppress(StorageError):  # then they end what they have begun
-            storage.write(_uri(run), b"")
-
-    def wait() -> None:
-        while not observer.stop.wait(0.1):
+        while not (observer.stop.wait(0.1) or broken.is_set()):
             if ended.is_set():
                 return
-        tell()
+        with contextlib.suppress(StorageError, Interrupted):  # then they end what they have begun
+            storage.patiently(lambda: storage.write(_uri(run), b""), run.settings, ended, lambda sentence: None)
 
-    waiting = threading.Thread(target=wait, name="tell to stop", daemon=True)
-    waiting.start()
+    telling = threading.Thread(target=tell, name="tell to stop", daemon=True)
+    telling.start()
     try:
         yield
     except BaseException:
-        tell()
+        broken.set()
+        telling.join(FAREWELL_SECONDS)
         raise
     finally:
         ended.set()
-        waiting.join()
+        telling.join()
 
 
 @contextlib.contextmanager

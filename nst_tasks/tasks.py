@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,7 +22,7 @@ from nst_tasks import intake, stopping, storage, work
 from nst_tasks.batching import Batch
 from nst_tasks.errors import NstError, ends_run, fit_to_log, is_transient
 from nst_tasks.outcome import Outcome, Status
-from nst_tasks.progress import current
+from nst_tasks.progress import current, watch
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
 
@@ -98,8 +99,17 @@ def _watched(run: Run) -> Iterator[None]:
         return
     with stopping.heeded(run) as observer:
         yield
-    for sentence in observer.warnings:
+    for sentence in observer.summary:
         get_run_logger().warning(sentence)
+
+
+def failed(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
+    """The outcomes of a batch that could not be done, as `work.fail` has them, however often the store fails meanwhile.
+
+    Raises:
+        StorageUnavailable: it stayed away. StorageUnusable: nothing can be written any more. Interrupted: asked to stop.
+    """
+    return storage.patiently(lambda: work.fail(batch, error, run), run.settings, watch().stop, get_run_logger().warning)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -108,7 +118,8 @@ def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
     """Stylize the pairs of some batches, one batch after the other; Failed when no pair succeeded.
 
     A batch for which the store fails for the moment keeps none of the others from being done: they come first, then the
-    task is tried again, which finds them done. When it fails for several in a row, they wait for that too.
+    task is tried again, which finds them done. When it fails for several in a row, they wait for that too. At the last
+    attempt the pairs of such a batch are tried one by one, so that only those fail that the store fails for.
 
     Raises:
         StorageUnavailable: of one batch at least. StorageUnusable, Interrupted: no other batch would fare better.
@@ -117,7 +128,9 @@ def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
     again: NstError | None = None
     in_a_row = 0
     with _watched(run):
-        for batch in batches:
+        left = deque(batches)
+        while left:
+            batch = left.popleft()
             try:
                 outcomes += work.stylize(batch, run)
                 in_a_row = 0
@@ -128,11 +141,13 @@ def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
                     again, in_a_row = error, in_a_row + 1
                     if in_a_row == AWAY_AFTER:
                         break
+                elif is_transient(error) and len(batch.jobs) > 1:
+                    left.extendleft(Batch((job,)) for job in reversed(batch.jobs))
                 else:
-                    outcomes += work.fail(batch, error, run)
+                    outcomes += failed(batch, error, run)
             except Exception as error:
                 get_run_logger().error("%s: a defect, the other pairs go on", batch.name, exc_info=fit_to_log(error))
-                outcomes += work.fail(batch, error, run)
+                outcomes += failed(batch, error, run)
     if again is not None:
         raise again
     errors = [f"{done.id}: {done.error}" for done in outcomes if done.status == Status.FAILED]

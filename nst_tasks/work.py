@@ -5,7 +5,6 @@ Plain functions, no Prefect. A pair's own failure becomes its outcome; what a re
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import platform
@@ -25,7 +24,6 @@ from nst_tasks.errors import (
     PairError,
     QuarantinedError,
     StorageError,
-    StorageUnavailable,
     fit_to_log,
     is_pairs_own,
 )
@@ -151,15 +149,10 @@ def fail(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
     """The outcomes of a batch that could not be done as a whole, recorded; what was finished before stands.
 
     Raises:
+        StorageUnavailable: the store failed for the moment; no marker is overwritten that could not be looked at.
         StorageUnusable: nothing can be written any more.
     """
-    found = []
-    for job in batch.jobs:
-        done = None
-        with contextlib.suppress(StorageUnavailable):
-            done = _done_by_now(job, run)
-        found.append(done or record_failure(failure(job.id, job.row, error, run.id), run))
-    return found
+    return [_done_by_now(job, run) or record_failure(failure(job.id, job.row, error, run.id), run) for job in batch.jobs]
 
 
 def record_failure(failed: Outcome, run: Run) -> Outcome:

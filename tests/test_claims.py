@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from jobs import run_into
 
 from nst_tasks import claims, storage
@@ -158,6 +160,43 @@ def test_a_claim_that_was_taken_over_is_not_renewed(tmp_path: Path) -> None:
         put(run, "k", owner="a later one")
         time.sleep(0.3)
         assert claims.standing(run.out)["k"].owner == "a later one"
+
+
+class Hanging(MemoryFileSystem):
+    """Memory in which, once armed, renewals of claims wait until they may."""
+
+    protocol = "hanging"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    armed, reached, may = threading.Event(), threading.Event(), threading.Event()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("hanging://", "memory://"))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        if self.armed.is_set() and threading.current_thread().name == "claims":
+            self.reached.set()
+            self.may.wait(30)
+        super().pipe_file(path, value, mode, **more)
+
+
+@pytest.mark.parametrize("strikes", [0, 1])
+def test_a_renewal_that_comes_after_the_end_revives_no_claim(strikes: int) -> None:
+    fsspec.register_implementation("hanging", Hanging, clobber=True)
+    for state in (Hanging.armed, Hanging.reached, Hanging.may, Hanging.store):
+        state.clear()
+    run = run_into("hanging://out", exclusive=True, settings=Settings(lease_seconds=0.4))
+    put(run, "k", strikes=strikes, expires=0.0)
+    taking = claims.taken(["k"], run)
+    taking.__enter__()
+    Hanging.armed.set()
+    assert Hanging.reached.wait(30)
+    (renewing,) = [thread for thread in threading.enumerate() if thread.name == "claims"]
+    assert not taking.__exit__(RuntimeError, RuntimeError(), None)  # does not wait for the renewal
+    Hanging.may.set()
+    renewing.join(30)
+    assert [claim.expires for claim in claims.standing(run.out).values()] == [0.0] * strikes  # strikes are not forgotten
 
 
 def test_where_the_store_ignores_the_condition_everything_is_everybodys(run: Run) -> None:

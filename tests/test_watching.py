@@ -24,7 +24,7 @@ from flows.runners import Workers
 from flows.stylize import stylize_manifest
 from flows.terminal import run_flow
 from flows.watching import Follower, artifact_key, in_words
-from nst_tasks import batching
+from nst_tasks import batching, work
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import Watch
 from nst_tasks.request import Request
@@ -213,6 +213,43 @@ def test_a_task_run_does_not_go_through_all_its_batches_while_the_store_is_away(
 
     assert [o.status for o in shared()] == [Status.FAILED] * 9  # at the last attempt each is told
     assert 1000 - FlakyFileSystem.failing["content1.png"] == AWAY_AFTER + 9
+
+
+def test_at_the_last_attempt_only_the_pair_fails_that_the_store_fails_for(
+    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
+) -> None:
+    a, b = two_jobs(pictures)
+    away = replace(a, content=replace(a.content, uri=f"{flaky}/content1.png"))
+    run = run_into(tmp_path / "out", settings=Settings(retries=0, allowed_roots=(flaky, str(tmp_path))))
+    FlakyFileSystem.failing.update({"content1.png": 1000})
+
+    @flow(name="last attempt")
+    def together() -> list[Outcome]:
+        share = (batching.Batch((away, b)),)
+        return with_retries(stylize_batches, run.settings).submit(share, run).result(raise_on_failure=False)
+
+    assert [(o.id, o.status) for o in together()] == [("a", Status.FAILED), ("b", Status.SUCCEEDED)]
+
+
+def test_a_lost_task_run_is_recorded_although_the_store_stumbles(
+    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
+) -> None:
+    """What its worker had finished before it was lost stands."""
+    settings = Settings(retries=1, retry_seconds=0, allowed_roots=(flaky, str(tmp_path)))
+    run, (a, _) = run_into(f"{flaky}/out", settings=settings), two_jobs(pictures)
+    work.stylize(batching.Batch((a,)), run)
+    FlakyFileSystem.failing.update({"a.json": 1})
+
+    @task
+    def killed() -> None:
+        raise RuntimeError("the worker died")
+
+    @flow(name="stumble")
+    def stumble() -> list[Outcome]:
+        workers = Workers(lambda shell, parameters: killed.submit(), 1, 1, elsewhere=False)
+        return fanout.stylized([a], run, workers, Follower("stumble", run, Watch()))
+
+    assert [o.status for o in stumble()] == [Status.SUCCEEDED]
 
 
 def test_shares_keep_the_order_and_are_at_most_as_many_as_asked(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+from flaky import FlakyFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from jobs import LIGHT, job, run_into, saved
 from transfers import picture
@@ -26,7 +27,7 @@ from nst_tasks.core.method import SGD, Adam
 from nst_tasks.devices import STATISTICS_KEPT, Device
 from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
 from nst_tasks.outcome import Status
-from nst_tasks.progress import Watch, current, watch
+from nst_tasks.progress import WARNINGS_KEPT, Watch, current, watch
 from nst_tasks.source import Source
 
 
@@ -221,6 +222,15 @@ def test_a_watch_counts_from_many_threads_and_is_silent_where_nobody_watches() -
     assert watch() is not counting
 
 
+def test_warnings_are_told_once_and_bounded() -> None:
+    observer = Watch()
+    for k in range(50_000):
+        observer.warn(f"warning {k}")
+        observer.warn("warning 0")
+    assert observer.warnings == [f"warning {k}" for k in range(WARNINGS_KEPT)]
+    assert observer.summary == [*observer.warnings, f"and {50_000 - WARNINGS_KEPT} more warnings"]
+
+
 def test_an_unexpected_error_is_told_in_a_line_without_secrets() -> None:
     failed = work.failure("a", 2, RuntimeError("GET https://user:word@host/x?Signature=abc\nmore"), "run")
     assert failed.error == "unexpected RuntimeError: GET https://host/x"
@@ -382,3 +392,12 @@ def test_a_batch_that_fails_as_a_whole_leaves_what_was_finished_before(trio: lis
     assert outcome.from_json(storage.read("full://out/outcomes/p0.json")) == first
     # another run finds the first one done
     assert work.fail(batch, caught.value, replace(run, id="later"))[0] == replace(first, status=Status.SKIPPED)
+
+
+def test_a_marker_that_cannot_be_looked_at_is_not_overwritten(trio: list[Job], flaky: str) -> None:
+    batch, run = Batch(tuple(trio[:1])), run_into(f"{flaky}/out")
+    (done,) = work.stylize(batch, run)
+    FlakyFileSystem.failing.update({"p0.json": 1})
+    with pytest.raises(StorageUnavailable):
+        work.fail(batch, RuntimeError("its worker died"), run)
+    assert work.fail(batch, RuntimeError("its worker died"), run) == [done]

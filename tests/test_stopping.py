@@ -1,0 +1,78 @@
+"""The wish to stop, told to workers elsewhere through a store that stumbles."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from jobs import run_into
+
+from nst_tasks import stopping, storage
+from nst_tasks.progress import Watch
+from nst_tasks.settings import Settings
+
+
+class Stumbling(MemoryFileSystem):
+    """Memory whose next writes fail for the moment."""
+
+    protocol = "stumbling"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    failing = 0
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("stumbling://", "memory://"))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        if Stumbling.failing > 0:
+            Stumbling.failing -= 1
+            raise OSError(errno.EIO, "503 Slow Down")
+        super().pipe_file(path, value, mode, **more)
+
+
+@pytest.fixture
+def stumbling() -> Iterator[type[Stumbling]]:
+    fsspec.register_implementation("stumbling", Stumbling, clobber=True)
+    Stumbling.store.clear()
+    yield Stumbling
+    Stumbling.failing = 0
+
+
+RUN = run_into("stumbling://out", settings=Settings(retries=3, retry_seconds=0.01))
+STOP = "stumbling://out/runs/run/stop"
+
+
+def test_workers_are_told_to_stop_although_the_store_stumbles(stumbling: type[Stumbling]) -> None:
+    stumbling.failing, observer = 2, Watch()
+    with stopping.told(RUN, observer):
+        observer.stop.set()
+        until = time.monotonic() + 30
+        while storage.stat(STOP) is None and time.monotonic() < until:
+            time.sleep(0.01)
+    assert storage.stat(STOP) is not None
+
+
+def test_workers_are_told_when_an_exception_ends_the_run(stumbling: type[Stumbling]) -> None:
+    stumbling.failing, observer = 2, Watch()
+    with pytest.raises(RuntimeError), stopping.told(RUN, observer):
+        raise RuntimeError
+    assert storage.stat(STOP) is not None
+    assert not observer.stop.is_set()  # it may be that of other runs as well
+
+
+def test_a_run_that_ended_well_tells_nobody_and_does_not_wait_for_the_store(stumbling: type[Stumbling]) -> None:
+    with stopping.told(RUN, Watch()):
+        pass
+    assert storage.stat(STOP) is None
+    stumbling.failing, observer = 1, Watch()
+    with stopping.told(run_into("stumbling://out", settings=Settings(retry_seconds=600)), observer):
+        observer.stop.set()
+        while stumbling.failing:
+            time.sleep(0.01)
+    assert storage.stat(STOP) is None  # its next attempt would come in ten minutes
