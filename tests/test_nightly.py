@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import time
 import urllib.request
@@ -180,6 +181,43 @@ def test_a_store_that_is_full_ends_the_sweep_with_its_sentence(full: str) -> Non
     assert {file: entry and (entry.result.value, entry.settled) for file, entry in found.items()} == {
         "a.csv": ("good", True), "b.csv": ("failed", False), "c.csv": None,
     }  # fmt: skip
+
+
+class LaxStore(FullStore):
+    """A place in memory where no condition of a write is heeded, and the ledger takes no entry of the first manifest."""
+
+    protocol = "laxstore"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    pseudo_dirs = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.removeprefix("laxstore://")))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        if "/_ledger/a.csv/" in path:
+            raise OSError(errno.ENAMETOOLONG, "1,024 bytes are the most")
+        MemoryFileSystem.pipe_file(self, path, value, **more)
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_what_a_store_cannot_do_is_told_and_every_manifest_is_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fsspec.register_implementation("laxstore", LaxStore, clobber=True)
+    monkeypatch.setenv("NST_ALLOWED_ROOTS", "laxstore://team")
+    for name in ("a", "b"):
+        storage.write(f"laxstore://team/in/{name}.csv", b"content,stile\n")
+    logger = logging.getLogger("prefect.flow_runs")
+    logger.addHandler(caplog.handler)
+    try:
+        _, swept = run_sweep(Request("laxstore://team/in", "laxstore://team/out", backbone="tiny"))
+    finally:
+        logger.removeHandler(caplog.handler)
+        LaxStore.store.clear()
+    assert results(swept) == {"a.csv": "refused", "b.csv": "refused"}
+    assert "laxstore://team/out: its store ignores conditional creates, so start no second sweep" in caplog.messages
+    assert any("a.csv: not in the ledger, and so run again by the next sweep: " in line for line in caplog.messages)
 
 
 @pytest.mark.usefixtures("flow_api")
