@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
 import os
+import signal
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from typer.testing import CliRunner
 
 from flows import fanout
 from flows.cli import app
-from flows.deploy import deployments
+from flows.deploy import deployments, serve
 from flows.nightly import Swept
 from flows.terminal import Ended, run_sweep
 from nst_tasks import ledger, storage
@@ -437,3 +439,28 @@ def test_a_deployment_takes_no_secret() -> None:
         with pytest.raises(SettingsError, match="has a password or a query, which Prefect would store") as caught:
             deployments(replace(NIGHT, **place), Settings())  # type: ignore[arg-type]
         assert "hunter2" not in str(caught.value)
+
+
+def test_who_asks_twice_to_stop_serving_stops_it_once() -> None:
+    class Served:
+        started = True
+        stops = 0
+
+        async def start(self) -> None:
+            self.stopped = asyncio.Event()
+            for _ in range(2):
+                await asyncio.sleep(0)  # the handlers are in place by now
+                os.kill(os.getpid(), signal.SIGTERM)
+            await self.stopped.wait()
+
+        async def astop(self) -> None:
+            self.stops += 1
+            await asyncio.sleep(0.1)
+            self.stopped.set()
+
+    served, before = Served(), signal.getsignal(signal.SIGTERM)
+    try:
+        serve(served)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert served.stops == 1
