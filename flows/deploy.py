@@ -74,15 +74,21 @@ def serve(runner: Runner) -> None:
 async def _until_signalled(runner: Runner) -> None:
     loop, serving = asyncio.get_running_loop(), asyncio.create_task(runner.start())
 
+    leaving: asyncio.Task[None] | None = None  # kept, for the loop itself would let it be collected
+
     async def leave() -> None:
         if runner.started:
             await runner.astop()
         else:
             serving.cancel()
 
+    def leave_once() -> None:
+        nonlocal leaving
+        leaving = leaving or loop.create_task(leave())
+
     await asyncio.sleep(0)  # the runner's own handler, which does not wait for the runs, is in place by now
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: asyncio.ensure_future(leave()))
+        loop.add_signal_handler(number, leave_once)
     await serving
 
 

@@ -50,7 +50,7 @@ def inspected(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings
     def submit(chunk: list[str]) -> PrefectFuture[Any]:
         first = chunks.index(chunk) * INSPECTED_AT_ONCE + 1
         name = f"inspect pictures {first}-{first + len(chunk) - 1} of {len(unknown)}"
-        return with_retries(inspect_pictures, settings, name).submit(chunk, settings)
+        return with_retries(inspect_pictures, settings, name).submit(chunk, settings, {})
 
     for chunk, future in windowed(chunks, submit, window=4):
         result = future.result(raise_on_failure=False)

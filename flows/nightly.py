@@ -41,7 +41,7 @@ from nst_tasks.settings import Run, Settings
 T = TypeVar("T")
 
 CLAIM = "nightly"
-"""What a sweep claims below the ledger, so that no two go through one inbox into one output at the same time."""
+"""What a sweep claims below the ledger, so that no two go into one output at the same time, where its store honours claims."""
 
 SHOWN = 500
 """Manifests in a sweep's artifact."""
@@ -190,6 +190,8 @@ def sweep(request: Request, settings: Settings) -> Swept | None:
         settings=settings,
         exclusive=exclusive,
     )
+    if not exclusive:
+        get_run_logger().warning("%s: its store ignores conditional creates, so start no second sweep", redact(request.out))
     with claims.taken([CLAIM], run) as mine:
         if not mine:
             return None
@@ -234,7 +236,12 @@ def _run(found: Found, request: Request, options: dict[str, Any], settings: Sett
             began=began.isoformat(),
             ended=datetime.now(UTC).isoformat(),
         )
-        _patiently(lambda: ledger.write(request.out, found.file, entry), settings)
+        try:
+            _patiently(lambda: ledger.write(request.out, found.file, entry), settings)
+        except StorageError as error:
+            if not is_pairs_own(error):
+                raise
+            get_run_logger().warning("%s: not in the ledger, and so run again by the next sweep: %s", redact(found.uri), error)
         return entry
 
     if watch().stop.is_set():

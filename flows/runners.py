@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.tasks import Task
 
 from nst_tasks import __version__, devices, quiet
-from nst_tasks.errors import ClusterError, SettingsError, redact, without_secrets
+from nst_tasks.errors import ClusterError, SettingsError, in_brief, redact, without_secrets
 from nst_tasks.request import Runner
 from nst_tasks.settings import Settings
 
@@ -128,6 +128,10 @@ def _local_workers(settings: Settings) -> tuple[int, int]:
 def check_versions(found: dict[str, Any]) -> None:
     """Refuse workers that would make other pictures, or none."""
     for worker, version in sorted(found.items()):
+        if isinstance(version, BaseException):
+            raise SettingsError(
+                f"{worker}: that worker cannot import nst ({in_brief(version)}); install nst {__version__} there"
+            )
         if version != __version__:
             raise SettingsError(f"{worker}: that worker has nst {version}, this is {__version__}; install one version on both")
 

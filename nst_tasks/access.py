@@ -100,6 +100,11 @@ def fault(uri: str, access: Access, real: Callable[[str], str] = posixpath.normp
     return None
 
 
+def is_below(uri: str, folder: str, real: Callable[[str], str] = posixpath.normpath) -> bool:
+    """Whether one allowed place is another or lies in it; `real` as for `fault`."""
+    return _is_below(_canonical(uri, real), _canonical(folder, real))
+
+
 def is_root(root: str) -> bool:
     """Whether this can be an allowed root: a whole path or a URI, without credentials, query, chain or `..` in a store."""
     if "::" in root or without_secrets(root) != root:
@@ -139,4 +144,4 @@ def _canonical(uri: str, real: Callable[[str], str]) -> str:
 
 
 def _is_below(place: str, root: str) -> bool:
-    return place == root or place.startswith(root.rstrip("/") + "/")
+    return (place.rstrip("/") + "/").startswith(root.rstrip("/") + "/")

@@ -97,12 +97,15 @@ def is_pairs_own(error: BaseException) -> bool:
     return not is_transient(error) and not ends_run(error)
 
 
+def in_brief(error: BaseException) -> str:
+    """The class and the first line of a foreign error, whose text may hold anything."""
+    # cut last: half a secret would not be known as one
+    return f"{type(error).__name__}: {redact(str(error).partition(chr(10))[0])[:200]}"
+
+
 def fit_to_log(error: BaseException) -> NstError:
     """An error that may be logged, with its traceback, but not with those behind it: their text may hold a signed URL."""
-    if isinstance(error, NstError):
-        safe = error
-    else:  # a defect: its class and first line, which may hold anything
-        safe = NstError(f"unexpected {type(error).__name__}: {redact(str(error).partition(chr(10))[0][:200])}")
+    safe = error if isinstance(error, NstError) else NstError(f"unexpected {in_brief(error)}")
     safe.__cause__, safe.__suppress_context__ = None, True
     return safe.with_traceback(error.__traceback__)
 

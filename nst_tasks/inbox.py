@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nst_tasks import intake, ledger, manifest, storage
+from nst_tasks import access, intake, ledger, manifest, storage
 from nst_tasks.errors import InputError, ManifestError, NstError, SettingsError, StorageError, is_pairs_own, redact
 from nst_tasks.reporting import Report
 from nst_tasks.request import Request, is_text, unstorable_in
@@ -47,8 +48,8 @@ def check_places(request: Request, settings: Settings) -> None:
             intake.check_access(places[option], settings.access)
         except StorageError as error:
             problems.append(f"{option}: {error}")
-    if request.manifest.rstrip("/") == request.out.rstrip("/"):
-        problems.append("--out: is the inbox, in which nothing is written; name another place")
+    if not problems and access.is_below(request.out, request.manifest, os.path.realpath):
+        problems.append("--out: is the inbox or lies in it, and nothing is written there; name another place")
     if problems:
         raise SettingsError("\n".join(problems))
 
@@ -118,8 +119,16 @@ def _look_at(
         last = ledger.newest(request.out, file)
     except ValueError as error:
         warning = str(error)
+    except StorageError as error:
+        if not is_pairs_own(error):
+            raise
+        warning = f"{redact(uri)}: run, for the ledger does not tell whether it was: {error}"
     settled = last is not None and last.settled and last.version == version
-    misnamed = "its name begins with _, as the folders of nst do; rename it" if name.startswith("_") else ""
+    misnamed = ""
+    if name.startswith("_"):
+        misnamed = "its name begins with _, as the folders of nst do; rename it"
+    elif access.is_below(request.manifest, out, os.path.realpath):
+        misnamed = "the inbox lies in what would be its output, and nothing is written there; rename it, or change --out"
     return Found(file, uri, out, sha256, version, settled, misnamed, warning)
 
 

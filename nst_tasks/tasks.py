@@ -78,17 +78,27 @@ def with_retries(
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 @_fit_to_log
-def inspect_pictures(uris: list[str], settings: Settings) -> dict[str, Source | NstError]:
-    """Read and identify pictures that no earlier run knows, several at once.
+def inspect_pictures(uris: list[str], settings: Settings, found: dict[str, Source | NstError]) -> dict[str, Source | NstError]:
+    """Read and identify pictures that no earlier run knows, several at once, save those that are `found`; add them there.
+
+    A thread that tries the task again has the same `found`, and so reads only those again for which the store failed.
 
     Raises:
-        StorageUnusable: the store's refusal concerns every picture.
+        StorageUnavailable: of one picture at least. StorageUnusable: the store's refusal concerns every picture.
     """
-    found = storage.each(lambda uri: intake.inspect(uri, settings.max_pixels, settings.access), uris, settings.readers)
-    for result in found:
-        if isinstance(result, NstError) and (ends_run(result) or (is_transient(result) and not _is_last_attempt(settings))):
+    left = [uri for uri in uris if uri not in found]
+    results = storage.each(lambda uri: intake.inspect(uri, settings.max_pixels, settings.access), left, settings.readers)
+    again: NstError | None = None
+    for uri, result in zip(left, results, strict=True):
+        if isinstance(result, NstError) and ends_run(result):
             raise result
-    return dict(zip(uris, found, strict=True))
+        if isinstance(result, NstError) and is_transient(result) and not _is_last_attempt(settings):
+            again = result
+        else:
+            found[uri] = result
+    if again is not None:
+        raise again
+    return found
 
 
 @contextlib.contextmanager

@@ -104,6 +104,7 @@ def flaky(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     FlakyFileSystem.spared.clear()
     FlakyFileSystem.failing.clear()
+    FlakyFileSystem.asked.clear()
     monkeypatch.setenv("NST_RETRY_SECONDS", "0")
     monkeypatch.setenv("NST_ALLOWED_ROOTS", f"flaky://{pictures}|{tmp_path}")  # a store that nst does not know by itself
     yield f"flaky://{pictures}"

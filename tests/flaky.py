@@ -15,6 +15,7 @@ class FlakyFileSystem(LocalFileSystem):
     protocol = "flaky"
     spared: Counter[str] = Counter()
     failing: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -22,6 +23,7 @@ class FlakyFileSystem(LocalFileSystem):
 
     def cat_file(self, path: str, *rest: Any, **more: Any) -> bytes:
         name = path.rpartition("/")[2]
+        self.asked[name] += 1
         if self.spared[name] > 0:
             self.spared[name] -= 1
         elif self.failing[name] > 0:

@@ -190,3 +190,8 @@ def test_every_error_is_in_the_tree_and_drawn_at_its_top() -> None:
     assert issubclass(errors.StorageUnavailable, errors.StorageError)
     assert issubclass(errors.StorageUnusable, errors.StorageError)
     assert issubclass(errors.PictureError, errors.PairError)
+
+
+def test_a_secret_is_known_before_a_line_is_cut() -> None:
+    """Half of user and password would not be known as such."""
+    assert "hunter" not in errors.in_brief(ValueError(f"{'x' * 180} https://user:hunter2@{'h' * 50}"))

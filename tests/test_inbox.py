@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nst_tasks import inbox, ledger, storage
-from nst_tasks.errors import SettingsError, StorageUnavailable
+from nst_tasks.errors import SettingsError, StorageError, StorageUnavailable, StorageUnusable
 from nst_tasks.inbox import Found
 from nst_tasks.ledger import Entry, Result
 from nst_tasks.reporting import Report
@@ -98,6 +98,55 @@ def test_names_that_cannot_be_folders_of_ours_are_problems(request_: Request) ->
     assert not inbox.is_settled(found["a.csv"], None, False, Settings())
 
 
+@pytest.mark.parametrize(
+    ("place", "out", "problems"),
+    [
+        ("data/in", "data", {"a.csv": False, "in.csv": True}),
+        ("data/in/new/", "data/", {"a.csv": False, "in.csv": True}),
+        ("s3/in", "s3/out", {"in.csv": False}),
+    ],
+)
+def test_no_manifest_has_its_output_in_the_inbox(memory: str, place: str, out: str, problems: dict[str, bool]) -> None:
+    request = Request(storage.join(memory, place), storage.join(memory, out), backbone="tiny")
+    for file in problems:
+        put(request, file)
+    inbox.check_places(request, Settings())
+    sentence = "the inbox lies in what would be its output, and nothing is written there; rename it, or change --out"
+    assert {file: found.problem for file, found in look(request).items()} == {
+        file: sentence if problem else "" for file, problem in problems.items()
+    }
+
+
+@pytest.mark.parametrize("out", ["/data/in", "/data/in/", "/data/x/../in/out", "file:///data/in/out"])
+def test_no_output_lies_in_the_inbox(out: str) -> None:
+    with pytest.raises(SettingsError, match="^--out: is the inbox or lies in it, "):
+        inbox.check_places(Request("/data/in", out), Settings())
+    inbox.check_places(Request("/data/in", "/data/in-out"), Settings())
+
+
+def test_a_ledger_that_cannot_be_read_for_good_is_told_and_its_manifest_run(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = storage.listing
+
+    def refuse(uri: str) -> dict[str, storage.Entry]:
+        if uri.endswith("_ledger/a.csv"):
+            raise failure
+        return listing(uri)
+
+    for file in ("a.csv", "b.csv"):
+        put(request_, file)
+    enter(request_, look(request_)["b.csv"])
+    monkeypatch.setattr(storage, "listing", refuse)
+    failure: StorageError = StorageError("it: the name is too long")
+    found = look(request_)
+    assert not found["a.csv"].is_settled and not found["a.csv"].problem and found["b.csv"].is_settled
+    assert found["a.csv"].warning.endswith("a.csv: run, for the ledger does not tell whether it was: it: the name is too long")
+    failure = StorageUnusable("it: the credentials have expired")
+    with pytest.raises(StorageUnusable):
+        look(request_)
+
+
 def test_what_cannot_be_a_manifest_is_a_problem_of_its_own(pictures: Path, tmp_path: Path) -> None:
     """It is not read: it may be anything. A link is none of the inbox's files."""
     (pictures / "a.csv").write_bytes(b"")
@@ -175,7 +224,7 @@ def test_every_option_that_is_wrong_is_told_at_once(request_: Request) -> None:
         "--inbox", "--out", "--recipe", "--size", "--max-failures",
     ]  # fmt: skip
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(SettingsError, match="--out: is the inbox, in which nothing is written"):
+    with pytest.raises(SettingsError, match="--out: is the inbox or lies in it, and nothing is written there"):
         inbox.options(replace(request_, out=request_.manifest + "/"), Settings())
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
+import logging
 import os
+import signal
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,7 +26,7 @@ from typer.testing import CliRunner
 
 from flows import fanout
 from flows.cli import app
-from flows.deploy import deployments
+from flows.deploy import deployments, serve
 from flows.nightly import Swept
 from flows.terminal import Ended, run_sweep
 from nst_tasks import ledger, storage
@@ -180,6 +183,43 @@ def test_a_store_that_is_full_ends_the_sweep_with_its_sentence(full: str) -> Non
     assert {file: entry and (entry.result.value, entry.settled) for file, entry in found.items()} == {
         "a.csv": ("good", True), "b.csv": ("failed", False), "c.csv": None,
     }  # fmt: skip
+
+
+class LaxStore(FullStore):
+    """A place in memory where no condition of a write is heeded, and the ledger takes no entry of the first manifest."""
+
+    protocol = "laxstore"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    pseudo_dirs = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.removeprefix("laxstore://")))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        if "/_ledger/a.csv/" in path:
+            raise OSError(errno.ENAMETOOLONG, "1,024 bytes are the most")
+        MemoryFileSystem.pipe_file(self, path, value, **more)
+
+
+@pytest.mark.usefixtures("flow_api")
+def test_what_a_store_cannot_do_is_told_and_every_manifest_is_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fsspec.register_implementation("laxstore", LaxStore, clobber=True)
+    monkeypatch.setenv("NST_ALLOWED_ROOTS", "laxstore://team")
+    for name in ("a", "b"):
+        storage.write(f"laxstore://team/in/{name}.csv", b"content,stile\n")
+    logger = logging.getLogger("prefect.flow_runs")
+    logger.addHandler(caplog.handler)
+    try:
+        _, swept = run_sweep(Request("laxstore://team/in", "laxstore://team/out", backbone="tiny"))
+    finally:
+        logger.removeHandler(caplog.handler)
+        LaxStore.store.clear()
+    assert results(swept) == {"a.csv": "refused", "b.csv": "refused"}
+    assert "laxstore://team/out: its store ignores conditional creates, so start no second sweep" in caplog.messages
+    assert any("a.csv: not in the ledger, and so run again by the next sweep: " in line for line in caplog.messages)
 
 
 @pytest.mark.usefixtures("flow_api")
@@ -399,3 +439,28 @@ def test_a_deployment_takes_no_secret() -> None:
         with pytest.raises(SettingsError, match="has a password or a query, which Prefect would store") as caught:
             deployments(replace(NIGHT, **place), Settings())  # type: ignore[arg-type]
         assert "hunter2" not in str(caught.value)
+
+
+def test_who_asks_twice_to_stop_serving_stops_it_once() -> None:
+    class Served:
+        started = True
+        stops = 0
+
+        async def start(self) -> None:
+            self.stopped = asyncio.Event()
+            for _ in range(2):
+                await asyncio.sleep(0)  # the handlers are in place by now
+                os.kill(os.getpid(), signal.SIGTERM)
+            await self.stopped.wait()
+
+        async def astop(self) -> None:
+            self.stops += 1
+            await asyncio.sleep(0.1)
+            self.stopped.set()
+
+    served, before = Served(), signal.getsignal(signal.SIGTERM)
+    try:
+        serve(served)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert served.stops == 1

@@ -42,6 +42,7 @@ def test_the_api_shows_names_tags_retries_and_state(flow_api: str, flaky: str, p
     assert flow_run["state"]["message"] == "2 succeeded, 1 failed, 0 rejected, 0 skipped of 3 rows"
     assert set(task_runs) == {"inspect pictures 1-5 of 5", "cat x oil", "dog x ink"}
     assert task_runs["inspect pictures 1-5 of 5"]["run_count"] == 3
+    assert FlakyFileSystem.asked["dog.png"] == 2  # by the inspection, once for all its attempts, and by its pair
     assert task_runs["cat x oil"]["run_count"] == 1
     assert task_runs["cat x oil"]["tags"] == ["painterly"]
     assert task_runs["dog x ink"]["tags"] == ["tf-tutorial"]

@@ -212,3 +212,13 @@ def test_of_a_ray_cluster_a_batch_never_wants_more_cores_than_a_node_has() -> No
 def test_workers_of_another_version_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"tcp://b: that worker has nst 0\.0\.1, this is .*; install one version on both"):
         runners.check_versions({"tcp://a": runners.__version__, "tcp://b": "0.0.1"})
+
+
+def test_why_a_worker_cannot_import_nst_is_told_without_its_secrets() -> None:
+    why = ModuleNotFoundError("no module https://user:hunter2@index/nst\nand\nmore")
+    with pytest.raises(SettingsError) as caught:
+        runners.check_versions({"tcp://b": why})
+    assert str(caught.value) == (
+        "tcp://b: that worker cannot import nst (ModuleNotFoundError: no module https://index/nst); "
+        f"install nst {runners.__version__} there"
+    )
