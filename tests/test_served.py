@@ -206,6 +206,14 @@ def _a_night_and_the_next(
     assert [artifact["key"] for artifact in shown] == ["nightly"]
     assert "| good.csv | good | 1 succeeded" in shown[0]["data"]
     assert f"/runs/flow-run/{runs['broken']['id']})" in shown[0]["data"]
+    kinds = {
+        name: sorted(
+            artifact["type"]
+            for artifact in api(f"{url}/artifacts/filter", "POST", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+        )
+        for name, run in runs.items()
+    }
+    assert kinds == {"good": ["image", "markdown", "progress"], "broken": ["table"]}
     assert [text for text in until(lambda: list(receiver.received)) if "broken.csv: refused, manifest s3://" in text]  # type: ignore[attr-defined]
     assert not [text for text in receiver.received if "good.csv" in text]  # type: ignore[attr-defined]
 
