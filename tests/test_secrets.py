@@ -22,7 +22,7 @@ from flows.cli import app
 from flows.terminal import run_flow
 from nst_tasks.request import Request
 
-SECRET = "hunter2"
+SECRET = "hunter2-of-no-other-test"
 
 
 class Site(http.server.BaseHTTPRequestHandler):
