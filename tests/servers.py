@@ -184,13 +184,25 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
+def answered(request: urllib.request.Request) -> Any:
+    """What an API answers in JSON; one that is too busy (503, for a locked database) is asked again, as its client does."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > until:
+                raise
+            time.sleep(0.5)
+
+
 def ask(api: str, kind: str, question: dict[str, Any]) -> list[dict[str, Any]]:
     """Filter flow runs or task runs by the server's REST API."""
     request = urllib.request.Request(
         f"{api}/{kind}/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())  # type: ignore[no-any-return]
+    return answered(request)  # type: ignore[no-any-return]
 
 
 def last_run(api: str, name: str, tasks: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

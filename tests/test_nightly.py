@@ -21,7 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
-from servers import picture
+from servers import answered, picture
 from typer.testing import CliRunner
 
 from flows import fanout
@@ -300,12 +300,8 @@ def test_every_end_of_a_run_is_an_event_that_tells_no_secret(flow_api: str, pict
         asked = urllib.request.Request(
             f"{flow_api}/events/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(asked, timeout=30) as answer:
-            return [
-                event
-                for event in json.loads(answer.read())["events"]
-                if tmp_path.name in event["resource"]["prefect.resource.id"]
-            ]
+        told = answered(asked)["events"]
+        return [event for event in told if tmp_path.name in event["resource"]["prefect.resource.id"]]
 
     end = time.monotonic() + 60
     while len(found := events()) < 3 and time.monotonic() < end:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import s3fs
 from proxy import Fault, proxy
-from servers import S3, picture
+from servers import S3, answered, picture
 
 ROOT = Path(__file__).parent.parent
 BUCKET = "nst-nightly"
@@ -68,8 +68,7 @@ def store(s3: S3) -> s3fs.S3FileSystem:
 def api(url: str, method: str = "GET", **body: Any) -> Any:
     data = None if method == "GET" else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read() or b"null")
+    return answered(request)
 
 
 def until(what: Any, seconds: float = 120) -> Any:
@@ -159,9 +158,7 @@ def test_a_served_night(
                 serving.kill()
             serving.wait()
             for automation in made:
-                urllib.request.urlopen(
-                    urllib.request.Request(f"{prefect_api}/automations/{automation}", method="DELETE"), timeout=30
-                ).close()
+                answered(urllib.request.Request(f"{prefect_api}/automations/{automation}", method="DELETE"))
 
 
 def _a_night_and_the_next(
