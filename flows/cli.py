@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nst_tasks import __version__, presets, quiet, recipe_file, settings, weights
-from nst_tasks.errors import InputError, NstError, redact
+from nst_tasks.errors import InputError, NstError, at_most, redact
 from nst_tasks.request import Runner
 
 app = typer.Typer(
@@ -30,16 +30,31 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-BACKBONE_HELP = f"Network whose features are used: {', '.join(weights.BACKBONES)}."
-RECIPE_HELP = "Recipe of the rows that name none: one that `nst recipes` lists, or a TOML file, path or URI."
-SIZE_HELP = "Longest side of the results, in pixels; the recipe's by default."
-STEPS_HELP = "Optimization steps at full size; the recipe's by default."
-WEIGHTS_HELP = "Keras weights file for vgg19 or vgg16, path or URI."
-RUNNER_HELP = "Where batches run: threads of this process, or a cluster's workers; one batch a device."
-UPSCALE_HELP = "Enlarge pictures that are smaller than the size."
 
 LINES = 100
 """Of a run's warnings, failures and flags, each, on the terminal."""
+
+Inbox = Annotated[str | None, typer.Option(help="Folder or prefix whose manifests are run; NST_INBOX by default.")]
+SweepOut = Annotated[str | None, typer.Option(help="Folder below which each manifest has its output; NST_OUT by default.")]
+Recipe = Annotated[
+    str, typer.Option(help="Recipe of the rows that name none: one that `nst recipes` lists, or a TOML file, path or URI.")
+]
+Size = Annotated[int | None, typer.Option(help="Longest side of the results, in pixels; the recipe's by default.")]
+Steps = Annotated[int | None, typer.Option(help="Optimization steps at full size; the recipe's by default.")]
+Backbone = Annotated[str, typer.Option(help=f"Network whose features are used: {', '.join(weights.BACKBONES)}.")]
+WeightsFile = Annotated[str | None, typer.Option("--weights", help="Keras weights file for vgg19 or vgg16, path or URI.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Run nothing of a manifest of which any row is rejected.")]
+MaxFailures = Annotated[str | None, typer.Option(help="A manifest's run ends Failed above this many failed rows: N or P%.")]
+Upscale = Annotated[bool, typer.Option("--upscale", help="Enlarge pictures that are smaller than the size.")]
+PairTimeout = Annotated[float | None, typer.Option(help="Seconds of compute after which a pair fails; never by default.")]
+RunnerOption = Annotated[
+    Runner, typer.Option(help="Where batches run: threads of this process, or a cluster's workers; one batch a device.")
+]
+Cron = Annotated[
+    str | None, typer.Option(help="When nightly runs: minute, hour, day of month, month, day of week; NST_CRON by default.")
+]
+Timezone = Annotated[str | None, typer.Option(help="Time zone of that, such as Europe/Berlin; NST_TIMEZONE by default.")]
+"""Options that several commands share."""
 
 
 def _version(asked: bool) -> None:
@@ -59,15 +74,15 @@ def main(
 def run(
     manifest: Annotated[str, typer.Argument(help="CSV manifest, a local path or a URI such as s3://bucket/pairs.csv.")],
     out: Annotated[str, typer.Option(help="Folder for everything that comes out, a local path or a URI.")],
-    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = presets.DEFAULT,
-    size: Annotated[int | None, typer.Option(help=SIZE_HELP)] = None,
-    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
-    backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
-    weights_file: Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
-    runner: Annotated[Runner, typer.Option(help=RUNNER_HELP)] = "threads",
+    recipe: Recipe = presets.DEFAULT,
+    size: Size = None,
+    steps: Steps = None,
+    backbone: Backbone = weights.DEFAULT,
+    weights_file: WeightsFile = None,
+    runner: RunnerOption = "threads",
     strict: Annotated[bool, typer.Option("--strict", help="Run nothing if any row is rejected.")] = False,
     max_failures: Annotated[str | None, typer.Option(help="The run ends Failed above this many failed rows: N or P%.")] = None,
-    upscale: Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)] = False,
+    upscale: Upscale = False,
     history_every: Annotated[int, typer.Option(help="Keep every N-th step in the loss history; first and last stay.")] = 1,
     snapshots: Annotated[
         int | None, typer.Option(help="Write the unfinished picture beside the image every N steps; never by default.")
@@ -76,9 +91,7 @@ def run(
         str,
         typer.Option(help="Write a checkpoint every so many seconds of compute such as 30s, or steps such as 50; 0: never."),
     ] = "30s",
-    pair_timeout: Annotated[
-        float | None, typer.Option(help="Seconds of compute after which a pair fails; never by default.")
-    ] = None,
+    pair_timeout: PairTimeout = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would be done, do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -100,25 +113,6 @@ def run(
         except NstError as error:
             _refuse(error)
         _run(request, as_json)
-
-
-Inbox = Annotated[str | None, typer.Option(help="Folder or prefix whose manifests are run; NST_INBOX by default.")]
-SweepOut = Annotated[str | None, typer.Option(help="Folder below which each manifest has its output; NST_OUT by default.")]
-Recipe = Annotated[str, typer.Option(help=RECIPE_HELP)]
-Size = Annotated[int | None, typer.Option(help=SIZE_HELP)]
-Steps = Annotated[int | None, typer.Option(help=STEPS_HELP)]
-Backbone = Annotated[str, typer.Option(help=BACKBONE_HELP)]
-WeightsFile = Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)]
-Strict = Annotated[bool, typer.Option("--strict", help="Run nothing of a manifest of which any row is rejected.")]
-MaxFailures = Annotated[str | None, typer.Option(help="A manifest's run ends Failed above this many failed rows: N or P%.")]
-Upscale = Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)]
-PairTimeout = Annotated[float | None, typer.Option(help="Seconds of compute after which a pair fails; never by default.")]
-RunnerOption = Annotated[Runner, typer.Option(help=RUNNER_HELP)]
-Cron = Annotated[
-    str | None, typer.Option(help="When nightly runs: minute, hour, day of month, month, day of week; NST_CRON by default.")
-]
-Timezone = Annotated[str | None, typer.Option(help="Time zone of that, such as Europe/Berlin; NST_TIMEZONE by default.")]
-"""Options that the three commands of a sweep share."""
 
 
 @app.command()
@@ -241,12 +235,12 @@ def deploy(
 def plan(
     manifest: Annotated[str, typer.Argument(help="CSV manifest, a local path or a URI.")],
     out: Annotated[str, typer.Option(help="Folder that the run would be given; it is read and never written.")],
-    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)] = presets.DEFAULT,
-    size: Annotated[int | None, typer.Option(help=SIZE_HELP)] = None,
-    steps: Annotated[int | None, typer.Option(help=STEPS_HELP)] = None,
-    backbone: Annotated[str, typer.Option(help=BACKBONE_HELP)] = weights.DEFAULT,
-    weights_file: Annotated[str | None, typer.Option("--weights", help=WEIGHTS_HELP)] = None,
-    upscale: Annotated[bool, typer.Option("--upscale", help=UPSCALE_HELP)] = False,
+    recipe: Recipe = presets.DEFAULT,
+    size: Size = None,
+    steps: Steps = None,
+    backbone: Backbone = weights.DEFAULT,
+    weights_file: WeightsFile = None,
+    upscale: Upscale = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Estimate the time by a few steps on this device, or do not.")
     ] = True,
@@ -486,10 +480,8 @@ def _run(request: Any, as_json: bool) -> NoReturn:
         typer.echo(json.dumps({"state": ended.name, **dataclasses.asdict(ended.report)}, indent=1))
     else:
         for lines in (ended.report.warnings, ended.report.failures, ended.report.flagged):
-            for line in lines[:LINES]:
+            for line in at_most(LINES, lines, "run.json has them all"):
                 typer.echo(line, err=True)
-            if len(lines) > LINES:
-                typer.echo(f"and {len(lines) - LINES} more: run.json has them all", err=True)
         typer.echo(f"{ended.name}: {ended.message} in {ended.report.seconds:.0f} s")
         typer.echo(f"images   {ended.report.out}/images")
         typer.echo(f"history  {ended.report.out}/history")

@@ -30,6 +30,7 @@ from nst_tasks.errors import (
     Interrupted,
     NstError,
     StorageError,
+    at_most,
     fit_to_log,
     is_pairs_own,
     redact,
@@ -296,10 +297,8 @@ def run_manifest(request: Request, settings: Settings, workers: Workers) -> Repo
 
 
 def _log(logger: Any, lines: Sequence[str]) -> None:
-    for line in lines[:LINES_LOGGED]:
+    for line in at_most(LINES_LOGGED, lines, "run.json has them all"):
         logger.warning(line)
-    if len(lines) > LINES_LOGGED:
-        logger.warning("and %d more: run.json has them all", len(lines) - LINES_LOGGED)
 
 
 def _recorded(failed: Sequence[Outcome], run: Run, patiently: Callable[[Callable[[], Outcome]], Outcome]) -> list[Outcome]:

@@ -28,7 +28,7 @@ from prefect.artifacts import (
 )
 
 from nst_tasks import images, storage
-from nst_tasks.errors import InputError, NstError, reason_and_remedy
+from nst_tasks.errors import InputError, NstError, at_most, reason_and_remedy
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import Watch
 from nst_tasks.reporting import Report
@@ -145,8 +145,7 @@ def refused(name: str, error: InputError) -> str:
         key=artifact_key(name, "failures"),
         description=f"refused, nothing ran: {len(lines)} problem{'s' * (len(lines) > 1)}",
     )
-    more = [f"and {len(lines) - REASONS_TOLD} more"] if len(lines) > REASONS_TOLD else []
-    return "\n".join([*lines[:REASONS_TOLD], *more])
+    return "\n".join(at_most(REASONS_TOLD, lines))
 
 
 def _row(o: Outcome) -> dict[str, Any]:

@@ -20,6 +20,7 @@ A row's failure is data (see `outcome`); these are raised where it happens and t
 """
 
 import re
+from collections.abc import Sequence
 
 
 class NstError(Exception):
@@ -112,6 +113,12 @@ def fit_to_log(error: BaseException) -> NstError:
 
 _NEXT_PROBLEM = re.compile(r"; (?=row \d+, column [\w-]+: )")
 """Between the problems of one rejected row."""
+
+
+def at_most(most: int, sentences: Sequence[str], elsewhere: str = "") -> list[str]:
+    """The first of the sentences, and where there are more, one that says how many and that they are all `elsewhere`."""
+    rest = len(sentences) - most
+    return [*sentences[:most], *([f"and {rest} more{elsewhere and f': {elsewhere}'}"] if rest > 0 else [])]
 
 
 def reason_and_remedy(sentence: str) -> tuple[str, str]:

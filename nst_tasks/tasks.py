@@ -20,7 +20,7 @@ from prefect.tasks import Task
 
 from nst_tasks import intake, stopping, storage, work
 from nst_tasks.batching import Batch
-from nst_tasks.errors import NstError, ends_run, fit_to_log, is_transient
+from nst_tasks.errors import NstError, at_most, ends_run, fit_to_log, is_transient
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.progress import current, watch
 from nst_tasks.settings import Run, Settings
@@ -165,7 +165,7 @@ def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
         return Completed(name="Done elsewhere", message="another run is doing these pairs", data=outcomes)
     if not errors:
         return Completed(data=outcomes)
-    message = "; ".join(errors[:FAILURES_TOLD]) + (f"; and {len(errors) - FAILURES_TOLD} more" * (len(errors) > FAILURES_TOLD))
+    message = "; ".join(at_most(FAILURES_TOLD, errors))
     if len(errors) < len(outcomes):
         return Completed(name="Completed with failures", message=message, data=outcomes)
     return Failed(message=message, data=outcomes)
