@@ -213,7 +213,8 @@ def last_run(api: str, name: str, tasks: int) -> tuple[dict[str, Any], dict[str,
         if flow_runs:
             newest = flow_runs[0]
             found = ask(api, "task_runs", {"task_runs": {"flow_run_id": {"any_": [newest["id"]]}}})
-            ended = [run for run in found if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
+            # the server records a task run before the state that it is in
+            ended = [run for run in found if run["state"] and run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
             if len(ended) >= tasks or time.monotonic() > until:
                 return newest, {run["name"]: run for run in found}
         time.sleep(0.5)
