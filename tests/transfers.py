@@ -49,7 +49,7 @@ def targets64(backbone: Backbone, method: Method, content: Array, style: Array) 
     of_content = features(content, [layer for layer, _ in method.content.layers])
     of_style = features(style, [layer for layer, _ in method.style.layers])
     pixels = tf.constant(style.shape[0] * style.shape[1])
-    measured = {layer: losses.style_statistics(method.style, x, pixels) for layer, x in of_style.items()}
+    measured = {layer: losses.style_statistics(method.style, losses.sums(x), pixels) for layer, x in of_style.items()}
     return Targets(
         {layer: losses.content_statistics(method.content, x) for layer, x in of_content.items()},
         {layer: {name: value[:, None] for name, value in one.items()} for layer, one in measured.items()},

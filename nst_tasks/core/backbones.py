@@ -14,20 +14,39 @@ MEAN_RGB = (123.68, 116.779, 103.939)
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """Convolutions in order: layer name, kernel (3, 3, C_in, C_out) float32 for BGR input, bias (C_out,) float32."""
+    """Convolutions in order: layer name, kernel (3, 3, C_in, C_out), bias (C_out,), all of the dtype that is computed in.
+
+    The first one's input is RGB in [0, 1] minus `MEAN_RGB / 255`.
+    """
 
     name: str
     convolutions: tuple[tuple[str, tf.Tensor, tf.Tensor], ...]
 
 
-def build(name: str, weights: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Backbone:
-    """A backbone from its weights: layer name -> (kernel (3, 3, C_in, C_out), bias (C_out,)), in the network's order."""
-    return Backbone(
-        name,
-        tuple(
-            (layer, tf.constant(kernel, tf.float32), tf.constant(bias, tf.float32)) for layer, (kernel, bias) in weights.items()
-        ),
-    )
+def build(name: str, weights: Mapping[str, tuple[np.ndarray, np.ndarray]], dtype: tf.DType = tf.float32) -> Backbone:
+    """A backbone from weights for BGR of 0-255 minus the mean: layer -> (kernel, bias), in the network's order."""
+    convolutions: list[tuple[str, tf.Tensor, tf.Tensor]] = []
+    for layer, (kernel, bias) in weights.items():
+        if not convolutions:  # so that no step has to bring the image into the network's range
+            kernel = 255.0 * np.asarray(kernel, np.float64)[:, :, ::-1]
+        convolutions.append((layer, tf.constant(kernel, dtype), tf.constant(bias, dtype)))
+    return Backbone(name, tuple(convolutions))
+
+
+def scaled(backbone: Backbone, factor: float) -> Backbone:
+    """The backbone whose every feature is `factor` times as large.
+
+    The network is homogeneous but for its biases: `relu(s W x + s b) = s relu(W x + b)` for s > 0, layer after layer.
+    """
+    (first, kernel, bias), *rest = backbone.convolutions
+    biases = ((name, kernel, factor * bias) for name, kernel, bias in rest)
+    return Backbone(backbone.name, ((first, factor * kernel, factor * bias), *biases))
+
+
+def rounded(backbone: Backbone, dtype: tf.DType) -> Backbone:
+    """The backbone with weights, and so features, of another dtype."""
+    weights = ((name, tf.cast(kernel, dtype), tf.cast(bias, dtype)) for name, kernel, bias in backbone.convolutions)
+    return Backbone(backbone.name, tuple(weights))
 
 
 def features(
@@ -38,14 +57,15 @@ def features(
     padding: str = "zero",
     activation: str = "relu",
 ) -> dict[str, tf.Tensor]:
-    """Activations at `layers`: image (B, H, W, 3) float32 RGB in [0, 1] -> layer -> (B, h, w, C) float32.
+    """Activations at `layers`: image (B, H, W, 3) RGB in [0, 1] -> layer -> (B, h, w, C) in the backbone's dtype.
 
     Pooling is `max` or `average`; padding of the first convolution `zero` or `replicate`; the activations are those after the
     ReLU (`relu`) or before it (`linear`).
     """
     wanted = set(layers)
     found: dict[str, tf.Tensor] = {}
-    x = (image * 255.0 - tf.constant(MEAN_RGB, image.dtype))[..., ::-1]  # (B, H, W, 3), BGR
+    mean = tf.constant(np.array(MEAN_RGB) / 255.0, image.dtype)
+    x = tf.cast(image - mean, backbone.convolutions[0][1].dtype)  # (B, H, W, 3)
     block = "block1"
     for name, kernel, bias in backbone.convolutions:
         if not name.startswith(block):

@@ -6,6 +6,8 @@ measures features and one that compares. Sources are named at each.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -21,52 +23,74 @@ Statistics = dict[str, tf.Tensor]
 """What is kept of a target picture at one layer; every tensor's leading axis is the batch."""
 
 
+class Sums(NamedTuple):
+    """What the style losses need to know of features at one layer; those of parts of a picture add up to the whole picture's.
+
+    second: `sum w f f^T`, (B, C, C). first: `sum w f`, (B, C). weight: `sum w`, (B,). positions: how many, (). In float32 (or
+    float64, where the features are).
+    """
+
+    second: tf.Tensor
+    first: tf.Tensor
+    weight: tf.Tensor
+    positions: tf.Tensor
+
+
+def sums(x: tf.Tensor, weight: tf.Tensor | None = None) -> Sums:
+    """Sums over the positions of features (B, h, w, C), each counting by its weight (B, h, w), or all by 1."""
+    shape = tf.shape(x)
+    positions = shape[1] * shape[2]
+    flat = tf.reshape(x, (shape[0], positions, x.shape[-1] or shape[3]))  # (B, h*w, C)
+    count = tf.cast(positions, _exact(x))
+    if weight is None:
+        first = tf.reduce_sum(tf.cast(flat, _exact(x)), axis=1)
+        return Sums(_second(flat, None), first, tf.fill(shape[:1], count), count)
+    by_position = tf.reshape(weight, (shape[0], positions, 1))
+    first = tf.reduce_sum(tf.cast(flat, _exact(x)) * by_position, axis=1)
+    return Sums(_second(flat, by_position), first, tf.reduce_sum(by_position, axis=(1, 2)), count)
+
+
 def gram(x: tf.Tensor, weight: tf.Tensor | None = None) -> tf.Tensor:
     """Gram matrix `F^T F / (h w)` of features: (B, h, w, C) -> (B, C, C) (Gatys et al. 2015, arXiv 1508.06576).
 
     With a weight (B, h, w) it is the weighted mean over positions `F^T W F / tr W`, the guided Gram matrix of Gatys et al. 2017
     (arXiv 1611.07865).
     """
-    return _second_moment(_flatten(x), weight)
+    return _mean(sums(x, weight))
 
 
-def style_statistics(loss: StyleLoss, x: tf.Tensor, pixels: tf.Tensor) -> Statistics:
-    """What `style_distance` needs to know of a style picture's features (B, h, w, C) at one layer; `pixels` are its H W."""
-    mean_square = tf.reduce_mean(tf.square(x), axis=(1, 2, 3))  # (B,)
+def style_statistics(loss: StyleLoss, style: Sums, pixels: tf.Tensor) -> Statistics:
+    """What `style_distance` needs to know of a style picture, from its features' sums at one layer; `pixels` are its H W."""
+    second = _mean(style)
+    mean_square = tf.linalg.trace(second) / _channels(second)  # (B,)
     if loss.statistic == "gram":
-        return {"gram": gram(x) * _gram_factor(loss, x, pixels), "mean_square": mean_square}
-    mean, covariance = _moments(_scaled(x, mean_square) if loss.relative else x)
-    covariance += RIDGE * tf.eye(tf.shape(covariance)[-1], dtype=x.dtype)
-    values, vectors = tf.linalg.eigh(covariance)
+        return {"gram": second * _gram_factor(loss, style, pixels), "mean_square": mean_square}
+    scale = tf.math.rsqrt(mean_square + 1e-12) if loss.relative else tf.ones_like(mean_square)
+    mean, covariance = _moments(style, scale[:, None])
+    values, vectors = tf.linalg.eigh(covariance[:, 0])
     root = tf.matmul(vectors * tf.sqrt(tf.maximum(values, 0.0))[..., None, :], vectors, transpose_b=True)
-    return {"mean": mean, "trace": tf.linalg.trace(covariance), "root": root, "mean_square": mean_square}
+    return {"mean": mean[:, 0], "trace": tf.linalg.trace(covariance[:, 0]), "root": root, "mean_square": mean_square}
 
 
-def style_distance(
-    loss: StyleLoss, x: tf.Tensor, style: Statistics, pixels: tf.Tensor, weight: tf.Tensor | None = None
-) -> tf.Tensor:
-    """Distance of features (B, h, w, C) from the statistics of S styles (B, S, ...) at one layer -> (B, S).
+def style_distance(loss: StyleLoss, image: Sums, style: Statistics, pixels: tf.Tensor) -> tf.Tensor:
+    """Distance of an image, by its features' sums, from the statistics of S styles (B, S, ...) at one layer -> (B, S).
 
     Gram: mean or sum of `(G - G*)^2`, relative: divided by mean(style^2)^2. Wasserstein: `(|m - m*|^2 + tr(K + K* - 2 (K*^1/2
     K K*^1/2)^1/2)) / C` over means m and covariances K (Olkin and Pukelsheim 1982), of features divided by rms(style) if
-    relative. `pixels` are the image's H W; a weight (B, h, w) says how much each position counts.
+    relative. `pixels` are the image's H W.
     """
     mean_square = style["mean_square"]  # (B, S)
     if loss.statistic == "gram":
-        difference = (gram(x, weight) * _gram_factor(loss, x, pixels))[:, None] - style["gram"]  # (B, S, C, C)
+        difference = (_mean(image) * _gram_factor(loss, image, pixels))[:, None] - style["gram"]  # (B, S, C, C)
         reduce = tf.reduce_mean if loss.error == "mse" else tf.reduce_sum
         distance = reduce(tf.square(difference), axis=(2, 3))  # (B, S)
         return distance / (tf.square(mean_square) + 1e-12) if loss.relative else distance
-    channels = tf.cast(tf.shape(x)[-1], x.dtype)
     scale = tf.math.rsqrt(mean_square + 1e-12) if loss.relative else tf.ones_like(mean_square)  # (B, S)
-    mean, covariance = _moments(x, weight)
-    mean = mean[:, None] * scale[..., None]  # (B, S, C)
-    covariance = covariance[:, None] * tf.square(scale)[..., None, None]  # (B, S, C, C)
-    covariance += RIDGE * tf.eye(tf.shape(x)[-1], dtype=x.dtype)
+    mean, covariance = _moments(image, scale)
     root = style["root"]
     cross = trace_of_root(tf.matmul(root, tf.matmul(covariance, root)))  # (B, S)
     bures = tf.linalg.trace(covariance) + style["trace"] - 2.0 * cross
-    return (tf.reduce_sum(tf.square(mean - style["mean"]), axis=-1) + bures) / channels
+    return (tf.reduce_sum(tf.square(mean - style["mean"]), axis=-1) + bures) / _channels(covariance)
 
 
 @tf.custom_gradient
@@ -95,15 +119,16 @@ def trace_of_root(matrix: tf.Tensor) -> tuple[tf.Tensor, object]:
 
 def content_statistics(loss: ContentLoss, x: tf.Tensor) -> Statistics:
     """What `content_distance` needs to know of a content's features (B, h, w, C): themselves and a weight (B, h, w)."""
+    kept, x = x, tf.cast(x, _exact(x))
     if not loss.relative:
-        return {"features": x, "weight": tf.ones(tf.shape(x)[:3], x.dtype)}
+        return {"features": kept, "weight": tf.ones(tf.shape(x)[:3], x.dtype)}
     energy = tf.reduce_mean(tf.square(x), axis=3) + 1e-12  # (B, h, w)
     edged = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
     neighbours = (edged[:, 2:, 1:-1], edged[:, :-2, 1:-1], edged[:, 1:-1, 2:], edged[:, 1:-1, :-2])
     contrast = tf.add_n([tf.reduce_mean(tf.square(x - other), axis=3) for other in neighbours]) / 4.0
     salience = contrast / energy + FLAT_SALIENCE
     salience /= tf.reduce_mean(salience, axis=(1, 2), keepdims=True)
-    return {"features": x, "weight": salience / (energy + 0.1 * tf.reduce_mean(energy, axis=(1, 2), keepdims=True))}
+    return {"features": kept, "weight": salience / (energy + 0.1 * tf.reduce_mean(energy, axis=(1, 2), keepdims=True))}
 
 
 def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf.Tensor:
@@ -114,7 +139,7 @@ def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf
     Flat places, a sky, may then be painted over, while edges stay: with the plain mean, the large activations that some
     networks give to flat places would hold those fastest of all.
     """
-    squares = tf.square(x - content["features"])
+    squares = tf.square(tf.cast(x, _exact(x)) - tf.cast(content["features"], _exact(x)))
     if loss.error == "sse":
         return tf.reduce_sum(squares, axis=(1, 2, 3))
     return tf.reduce_mean(content["weight"] * tf.reduce_mean(squares, axis=3), axis=(1, 2))
@@ -124,66 +149,84 @@ def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
     """Differences of neighbouring pixels of an image (B, H, W, 3) in [0, 1] -> (B,), of one of `method.TV_KINDS`."""
     if loss.kind == "nine_point":
         edged = tf.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
-        down = edged[:, 2:, 1:-1] - edged[:, 1:-1, 1:-1]
-        right = edged[:, 1:-1, 2:] - edged[:, 1:-1, 1:-1]
-        falling = edged[:, 1:, 1:] - edged[:, :-1, :-1]  # (B, H + 1, W + 1, 3), as the published stencil has its diagonals
-        rising = edged[:, 1:, :-1] - edged[:, :-1, 1:]
+        down = _cut(edged, 2, 0, 1, 1) - image
+        right = _cut(edged, 1, 1, 2, 0) - image
+        falling = _cut(edged, 1, 0, 1, 0) - _cut(edged, 0, 1, 0, 1)  # (B, H + 1, W + 1, 3), as published for the diagonals
+        rising = _cut(edged, 1, 0, 0, 1) - _cut(edged, 0, 1, 1, 0)
         return 2.0 * (
             _mean_square(down) / 3.0 + _mean_square(right) / 3.0 + (_mean_square(falling) + _mean_square(rising)) / 12.0
         )
-    down = image[:, 1:] - image[:, :-1]
-    right = image[:, :, 1:] - image[:, :, :-1]
+    down = _cut(image, 1, 0, 0, 0) - _cut(image, 0, 1, 0, 0)
+    right = _cut(image, 0, 0, 1, 0) - _cut(image, 0, 0, 0, 1)
     if loss.kind == "l1_sum":
         return tf.reduce_sum(tf.abs(down), axis=(1, 2, 3)) + tf.reduce_sum(tf.abs(right), axis=(1, 2, 3))
     if loss.kind == "l2_mean":
         return _mean_square(down) + _mean_square(right)
     # where both neighbours exist, as published: all but the last row and column
-    squares = tf.square(down[:, :, :-1]) + tf.square(right[:, :-1])
+    squares = tf.square(_cut(down, 0, 0, 0, 1)) + tf.square(_cut(right, 0, 1, 0, 0))
     if loss.kind == "squared_sum":
         return 0.5 * tf.reduce_sum(squares, axis=(1, 2, 3))
     return tf.reduce_sum(squares**1.25, axis=(1, 2, 3))
+
+
+def _cut(x: tf.Tensor, top: int, bottom: int, left: int, right: int) -> tf.Tensor:
+    """An image (B, H, W, 3) without so many rows and columns; the gradient of `x[...]` took four times as long (CPU)."""
+    batch, height, width, channels = tf.unstack(tf.shape(x))
+    return tf.slice(x, (0, top, left, 0), tf.stack([batch, height - top - bottom, width - left - right, channels]))
 
 
 def _mean_square(x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(x), axis=(1, 2, 3))
 
 
-def _gram_factor(loss: StyleLoss, x: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
+def _gram_factor(loss: StyleLoss, x: Sums, pixels: tf.Tensor) -> tf.Tensor:
     """What turns the mean over positions, which `gram` is, into the published sum over N."""
-    _, h, w, channels = tf.unstack(tf.cast(tf.shape(x), x.dtype))
+    positions, channels = x.positions, _channels(x.second)
     return {
-        "none": h * w,
-        "hw": tf.ones((), x.dtype),
+        "none": positions,
+        "hw": tf.ones_like(positions),
         "chw": 1.0 / channels,
-        "sqrt_chw": tf.sqrt(h * w / channels),
-        "image_hw": h * w / tf.cast(pixels, x.dtype),
+        "sqrt_chw": tf.sqrt(positions / channels),
+        "image_hw": positions / tf.cast(pixels, positions.dtype),
     }[loss.normalization]
 
 
-def _flatten(x: tf.Tensor) -> tf.Tensor:
-    shape = tf.shape(x)
-    return tf.reshape(x, (shape[0], shape[1] * shape[2], x.shape[-1] or shape[3]))  # (B, h*w, C)
+def _second(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
+    """`F^T W F` of features (B, N, C) and weights (B, N, 1), in float32 or more: (B, C, C), with the gradient `W F (U + U^T)`.
+
+    Automatic differentiation would take two products for that, of the features cast.
+    """
+
+    @tf.custom_gradient
+    def product(flat: tf.Tensor) -> tuple[tf.Tensor, object]:
+        exact = tf.cast(flat, _exact(flat))
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            both = tf.matmul(flat, tf.cast(upstream + tf.linalg.matrix_transpose(upstream), flat.dtype))
+            return both if weight is None else both * tf.cast(weight, flat.dtype)
+
+        return tf.matmul(exact, exact if weight is None else exact * weight, transpose_a=True), gradient
+
+    return product(flat)
 
 
-def _second_moment(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
-    """Mean over positions of `f f^T`, (B, h*w, C) -> (B, C, C), each position counting by its weight (B, h, w)."""
-    if weight is None:
-        return tf.matmul(flat, flat, transpose_a=True) / tf.cast(tf.shape(flat)[1], flat.dtype)
-    return tf.matmul(flat, flat * _share(weight), transpose_a=True)
+def _exact(x: tf.Tensor) -> tf.DType:
+    """The type to sum in."""
+    return tf.float32 if x.dtype == tf.bfloat16 else x.dtype
 
 
-def _share(weight: tf.Tensor) -> tf.Tensor:
-    """Each position's part of the whole weight, (B, h, w) -> (B, h*w, 1)."""
-    by_position = tf.reshape(weight, (tf.shape(weight)[0], -1, 1))
-    return by_position / (tf.reduce_sum(by_position, axis=1, keepdims=True) + 1e-12)
+def _mean(x: Sums) -> tf.Tensor:
+    """The mean over positions of `f f^T`, (B, C, C)."""
+    return x.second / tf.maximum(x.weight, 1e-12)[:, None, None]
 
 
-def _moments(x: tf.Tensor, weight: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean (B, C) and covariance (B, C, C) of features (B, h, w, C), each position counting by its weight (B, h, w)."""
-    flat = _flatten(x)
-    mean = tf.reduce_mean(flat, axis=1) if weight is None else tf.reduce_sum(flat * _share(weight), axis=1)
-    return mean, _second_moment(flat - mean[:, None], weight)
+def _moments(x: Sums, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean (B, S, C) and covariance (B, S, C, C), its diagonal raised by `RIDGE`, of features times each scale (B, S)."""
+    mean = x.first / tf.maximum(x.weight, 1e-12)[:, None]  # (B, C)
+    covariance = _mean(x) - mean[:, :, None] * mean[:, None, :]
+    scaled = covariance[:, None] * tf.square(scale)[..., None, None]
+    return mean[:, None] * scale[..., None], scaled + RIDGE * tf.eye(tf.shape(scaled)[-1], dtype=scaled.dtype)
 
 
-def _scaled(x: tf.Tensor, mean_square: tf.Tensor) -> tf.Tensor:
-    return x * tf.math.rsqrt(mean_square + 1e-12)[:, None, None, None]
+def _channels(matrix: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.shape(matrix)[-1], matrix.dtype)

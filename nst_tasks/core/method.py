@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from nst_tasks.errors import SettingsError
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """Raised whenever a change to the core changes pixels: part of a pair's key, so that old outputs are recomputed."""
 
 MAX_STEPS = 100_000
@@ -228,6 +228,8 @@ class Method:
     output: Literal["last", "best", "average"] = "last"
     """The result of a level: its last image, the one of least loss, or the exponential average of all with `average_decay`."""
     average_decay: float = 0.99
+    precision: Literal["float32", "mixed"] = "float32"
+    """`mixed`: weights and features in bfloat16; images, losses and sums over positions in float32."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.steps <= MAX_STEPS, f"steps: {self.steps!r} is not in 0..{MAX_STEPS}")
@@ -238,6 +240,7 @@ class Method:
         _require_one_of("activation", self.activation, ("relu", "linear"))
         _require(0 < self.feature_scale < math.inf, f"feature_scale: {self.feature_scale!r} is not a finite number above 0")
         _require_one_of("style_shape", self.style_shape, ("own", "content"))
+        _require_one_of("precision", self.precision, ("float32", "mixed"))
         _require_one_of("output", self.output, ("last", "best", "average"))
         _require(0 <= self.average_decay < 1, f"average_decay: {self.average_decay!r} is not in [0, 1)")
         carries = self.pyramid is not None and self.pyramid.carry

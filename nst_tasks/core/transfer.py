@@ -214,7 +214,7 @@ def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Ta
     )  # fmt: skip
     style = method.style.weight * tf.add_n(
         [weight * tf.reduce_sum(targets.style_weights * losses.style_distance(
-            method.style, found[layer], targets.style[layer], _pixels(image), by_layer.get(layer)), axis=1)
+            method.style, losses.sums(found[layer], by_layer.get(layer)), targets.style[layer], _pixels(image)), axis=1)
          for layer, weight in method.style.layers]
     )  # fmt: skip
     variation = method.total_variation.weight * losses.total_variation(method.total_variation, image)
@@ -222,8 +222,15 @@ def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Ta
 
 
 def _features(backbone: Backbone, method: Method, image: tf.Tensor, layers: Sequence[str]) -> dict[str, tf.Tensor]:
-    found = backbones.features(backbone, image, layers, method.pooling, method.padding, method.activation)
-    return {layer: method.feature_scale * x for layer, x in found.items()} if method.feature_scale != 1.0 else found
+    seen = _as_seen(backbone, method.feature_scale, method.precision)
+    return backbones.features(seen, image, layers, method.pooling, method.padding, method.activation)
+
+
+@functools.lru_cache(maxsize=4)
+def _as_seen(backbone: Backbone, scale: float, precision: str) -> Backbone:
+    with tf.init_scope():  # once, and not at each step of the graph that is being traced
+        seen = backbones.scaled(backbone, scale) if scale != 1.0 else backbone
+        return backbones.rounded(seen, tf.bfloat16) if precision == "mixed" else seen
 
 
 def _pixels(image: tf.Tensor) -> tf.Tensor:
@@ -276,9 +283,10 @@ def _compiled(backbone: Backbone, method: Method, masked: bool) -> _Compiled:
     """The graphs of one method, each traced once for pictures of every size: all shapes but the channels are left open."""
     image = tf.TensorSpec((None, None, None, 3))
     kept = _kept_spec(method, image)
+    features = tf.bfloat16 if method.precision == "mixed" else tf.float32
     wanted = Targets(
         {
-            layer: {"features": tf.TensorSpec((None,) * 4), "weight": tf.TensorSpec((None,) * 3)}
+            layer: {"features": tf.TensorSpec((None,) * 4, features), "weight": tf.TensorSpec((None,) * 3)}
             for layer, _ in method.content.layers
         },
         {layer: _statistics_spec(method.style) for layer, _ in method.style.layers},
@@ -294,7 +302,7 @@ def _compiled(backbone: Backbone, method: Method, masked: bool) -> _Compiled:
     @tf.function(input_signature=[image])
     def style(picture):
         found = _features(backbone, method, picture, [layer for layer, _ in method.style.layers])
-        return {layer: losses.style_statistics(method.style, x, _pixels(picture)) for layer, x in found.items()}
+        return {layer: losses.style_statistics(method.style, losses.sums(x), _pixels(picture)) for layer, x in found.items()}
 
     @tf.function(input_signature=[image])
     def content(picture):

@@ -18,13 +18,7 @@ def tiny() -> Backbone:
 @pytest.fixture(scope="session")
 def tiny64() -> Backbone:
     """The same network in float64, for finite differences."""
-    return Backbone(
-        "tiny64",
-        tuple(
-            (layer, tf.constant(kernel, tf.float64), tf.constant(bias, tf.float64))
-            for layer, (kernel, bias) in weights.load("tiny", None).items()
-        ),
-    )
+    return backbones.build("tiny64", weights.load("tiny", None), tf.float64)
 
 
 @pytest.fixture(scope="session")

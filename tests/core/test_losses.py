@@ -17,6 +17,7 @@ from nst_tasks.core.losses import (
     gram,
     style_distance,
     style_statistics,
+    sums,
     total_variation,
     trace_of_root,
 )
@@ -53,7 +54,7 @@ def activations(seed: int, *shape: int) -> Array:
 
 def statistics(loss: StyleLoss, styles: Array, pixels: int = STYLE_PIXELS) -> losses.Statistics:
     """Statistics (B, S, ...) of style features (B, S, h, w, C), each picture measured alone as `transfer` has it."""
-    each = [[style_statistics(loss, tf.constant(one[None]), tf.constant(pixels)) for one in pair] for pair in styles]
+    each = [[style_statistics(loss, sums(tf.constant(one[None])), tf.constant(pixels)) for one in pair] for pair in styles]
     return {name: tf.stack([tf.concat([one[name] for one in pair], axis=0) for pair in each]) for name in each[0][0]}
 
 
@@ -61,7 +62,8 @@ def distance(
     loss: StyleLoss, x: Array | tf.Tensor, style: losses.Statistics, weight: Array | None = None, pixels: int = IMAGE_PIXELS
 ) -> tf.Tensor:
     """Distances (B, S) of features (B, h, w, C), positions weighted or not, from statistics."""
-    return style_distance(loss, tf.constant(x), style, tf.constant(pixels), None if weight is None else tf.constant(weight))
+    image = sums(tf.constant(x), None if weight is None else tf.constant(weight))
+    return style_distance(loss, image, style, tf.constant(pixels))
 
 
 # --- the formulas, one picture (h, w, C) at a time, in float64 ---

@@ -17,7 +17,7 @@ import tensorflow as tf
 from transfers import picture, targets, targets64
 
 from nst_tasks import weights
-from nst_tasks.core import losses, optimizers, transfer
+from nst_tasks.core import backbones, losses, optimizers, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import LBFGS, SGD, Adam
 from nst_tasks.core.pyramid import levels
@@ -251,13 +251,7 @@ def see() -> See:
 
 @pytest.fixture(scope="module")
 def hed64() -> Backbone:
-    return Backbone(
-        "hed64",
-        tuple(
-            (layer, tf.constant(kernel, tf.float64), tf.constant(bias, tf.float64))
-            for layer, (kernel, bias) in weights.load("vgg16-hed", None).items()
-        ),
-    )
+    return backbones.build("hed64", weights.load("vgg16-hed", None), tf.float64)
 
 
 STRETCHED = {"keras-io", "tf-scratch", "pytorch-course", "pytorch-tutorial"}

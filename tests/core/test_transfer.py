@@ -90,10 +90,11 @@ def test_the_wasserstein_gradient_in_float32_points_as_in_float64(hed: Backbone,
     found = backbones.features(hed, tf.constant(np.stack([textured(11, 64), textured(12, 64)[::-1] ** 2])), [layer])[layer]
     gradients = []
     for kind in (tf.float32, tf.float64):
-        x, style = tf.cast(found[:1], kind), losses.style_statistics(loss, tf.cast(found[1:], kind), PIXELS)
+        x, style = tf.cast(found[:1], kind), losses.style_statistics(loss, losses.sums(tf.cast(found[1:], kind)), PIXELS)
         with tf.GradientTape() as tape:
             tape.watch(x)
-            distance = losses.style_distance(loss, x, {name: value[:, None] for name, value in style.items()}, PIXELS)
+            kept = {name: value[:, None] for name, value in style.items()}
+            distance = losses.style_distance(loss, losses.sums(x), kept, PIXELS)
         gradients.append(tape.gradient(distance, x).numpy().astype(np.float64).ravel())
     single, double = gradients
     assert single @ double / (np.linalg.norm(single) * np.linalg.norm(double)) > 0.99
@@ -418,14 +419,13 @@ def test_only_what_a_mask_shows_is_compared_with_the_style(tiny: Backbone) -> No
     image = tf.constant(picture(3)[None])
     shown = content[None] + mask[..., None] * (image - content[None])
     found = backbones.features(tiny, tf.constant(shown), LIGHT.layers)
-    weights = {"block1_conv1": mask, "block2_conv1": mask.reshape(1, 16, 2, 20, 2).mean(axis=(2, 4))}
+    counted = {"block1_conv1": tf.constant(mask), "block2_conv1": tf.constant(mask.reshape(1, 16, 2, 20, 2).mean(axis=(2, 4)))}
 
     def style_term(weighted: bool) -> float:
         return 1000.0 * sum(
-            float(losses.style_distance(
-                LIGHT.style, found[layer], aims.style[layer], PIXELS, tf.constant(weight) if weighted else None)[0, 0])
-            for layer, weight in weights.items()
-        )  # fmt: skip
+            float(losses.style_distance(LIGHT.style, losses.sums(found[layer], weight), aims.style[layer], PIXELS)[0, 0])
+            for layer, weight in (counted if weighted else dict.fromkeys(counted)).items()
+        )
 
     assert transfer.measure(tiny, LIGHT, aims, image)[0, 1] == pytest.approx(style_term(True), rel=1e-4)
     assert style_term(False) > 1.2 * style_term(True)
