@@ -66,6 +66,8 @@ def write(uri: str, data: bytes) -> None:
 def create(uri: str, data: bytes) -> bool:
     """Write an object only if there is none: whether this call wrote it. A store that `honours_create` denies overwrites.
 
+    A power failure may leave a local one empty: nothing waits for the disk, as for what only counts while its writer lives.
+
     The client repeats a request whose answer was lost, and is then refused because of its own object: a caller to whom False
     matters reads the object back.
 
@@ -76,7 +78,7 @@ def create(uri: str, data: bytes) -> bool:
         fs, path = _open(uri)
         try:
             if _is_local(fs):
-                _write_local(path, data, os.link)
+                _write_local(path, data, os.link, lasting=False)
             else:
                 fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -271,15 +273,16 @@ _TEMPORARY = ".nst.tmp"
 """How the name of a file ends that is not yet what it is to be; it begins with a dot, which listings leave out."""
 
 
-def _write_local(path: str, data: bytes, place: Callable[[str, str], None] = os.replace) -> None:
+def _write_local(path: str, data: bytes, place: Callable[[str, str], None] = os.replace, lasting: bool = True) -> None:
     parent, _, name = path.rpartition("/")
     os.makedirs(parent or "/", exist_ok=True)
     temporary = f"{parent}/.{name[:50]}.{secrets.token_hex(4)}{_TEMPORARY}"  # in the same folder: a rename stays on its disk
     try:
         with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         place(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # after a rename there is none
