@@ -146,18 +146,24 @@ def stat(uri: str) -> Entry | None:
             raise
 
 
-def listing(uri: str) -> dict[str, Entry]:
-    """Names and entries of the objects directly below a prefix, sorted by name; none where there is no such prefix."""
+def listing(uri: str, prefix: str = "") -> dict[str, Entry]:
+    """Names and entries of the objects directly below a folder, sorted by name; none where there is no such folder.
+
+    prefix: what the names begin with. S3 looks for those only; elsewhere it costs as much as to list the whole folder.
+    """
     with _translated(uri):
         fs, path = _open(uri)
         try:
-            found = fs.ls(path, detail=True)
+            if prefix and uri.startswith(_S3_PROTOCOLS):
+                found = fs.find(path, maxdepth=1, prefix=prefix, detail=True).values()
+            else:
+                found = fs.ls(path, detail=True)
         except FileNotFoundError:
             return {}
         # some object stores list the prefix itself, as an empty object
         inside = [info for info in found if info["type"] == "file" and info["name"].rstrip("/") != path.rstrip("/")]
         files = {info["name"].rstrip("/").rpartition("/")[2]: _entry(info) for info in inside}
-        return {name: files[name] for name in sorted(files) if name and not name.startswith(".")}
+        return {name: files[name] for name in sorted(files) if name.startswith(prefix) and name and not name.startswith(".")}
 
 
 def expand(pattern: str) -> list[str]:
