@@ -120,9 +120,10 @@ def score(
     """The numbers of a result, as every run of nst computes them."""
     side = quality.SIZE
     height, width = images.fit(out.shape[0], out.shape[1], side, upscale=False)
-    sized = [images.resize(images.Picture(rgb, None), height, width).rgb for rgb in (out, content)]
+    sized, of_content = (images.resize(images.Picture(rgb, None), height, width).rgb for rgb in (out, content))
+    against = quality.content(backbone, of_content, layers)
     of_style = quality.moments(backbone, fitted(style, side), layers)
-    return quality.measure(backbone, layers, *sized, [of_style], [1.0], losses=totals)
+    return quality.measure(backbone, layers, sized, against, [of_style], [1.0], losses=totals)
 
 
 def run(args: argparse.Namespace) -> None:

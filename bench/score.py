@@ -20,11 +20,11 @@ def main(content: str, style: str, *pictures: str) -> None:
     backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
     layers = [layer for layer, _ in presets.PAINTERLY.method.style.layers]
     of_style = quality.moments(backbone, _fitted(style), layers)
-    shown = _fitted(content)
+    against = quality.content(backbone, _fitted(content), layers)
     print(f"{'style gap':>10}{'cosine':>8}{'SSIM':>7}")
     for picture in pictures:
-        out = images.resize(Picture(_fitted(picture), None), *shown.shape[:2]).rgb
-        found = quality.measure(backbone, layers, out, shown, [of_style], [1.0])
+        out = images.resize(Picture(_fitted(picture), None), *against.picture.shape[:2]).rgb
+        found = quality.measure(backbone, layers, out, against, [of_style], [1.0])
         print(f"{found.held_out:10.3f}{found.content_cosine:8.3f}{found.luminance_ssim:7.3f}  {picture}")
 
 

@@ -147,24 +147,32 @@ def _released(held: list[Job], run: Run) -> tuple[list[Job], list[Job]]:
 def windowed(
     items: Iterable[T], submit: Callable[[T], PrefectFuture[Any]], window: int
 ) -> Iterator[tuple[T, PrefectFuture[Any]]]:
-    """Each item with its future, as they finish, with at most `window` submitted at a time.
+    """Each item with its future, as they finish, with at most `window` submitted at a time, also while the caller looks at one.
 
     `task.map` would submit them all at once: ten thousand pairs would wait in memory and in the API's queue.
     """
     in_flight: dict[PrefectFuture[Any], T] = {}
     waiting, stop = iter(items), watch().stop
+
+    def fill() -> None:
+        while len(in_flight) < window and not stop.is_set():
+            try:
+                item = next(waiting)
+            except StopIteration:
+                return
+            in_flight[submit(item)] = item
+
     try:
         while True:
+            fill()
             if stop.is_set():
                 raise Interrupted("interrupted before all was submitted")
-            for item in waiting:
-                in_flight[submit(item)] = item
-                if len(in_flight) >= window:
-                    break
             if not in_flight:
                 return
             future = next(as_completed(list(in_flight)))
-            yield in_flight.pop(future), future
+            item = in_flight.pop(future)
+            fill()
+            yield item, future
     except TerminationSignal:  # SIGTERM, as Prefect delivers it: workers and threads stop after their current chunk of steps
         stop.set()
         raise

@@ -18,7 +18,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -74,9 +74,10 @@ def standing(out: str) -> dict[str, Claim]:
     return {key: _read(out, key, generation) for key, generation in sorted(_generations(out).items())}
 
 
-def _generations(out: str) -> dict[str, int]:
+def _generations(out: str, keys: Sequence[str] = ()) -> dict[str, int]:
+    """The highest generation of every key, of these at least."""
     newest: dict[str, int] = {}
-    for name in storage.listing(storage.join(out, FOLDER)):
+    for name in storage.listing(storage.join(out, FOLDER), os.path.commonprefix(keys)):
         key, _, generation = name.removesuffix(".json").rpartition(".")
         if name.endswith(".json") and generation.isdecimal():
             newest[key] = max(newest.get(key, 0), int(generation))
@@ -105,14 +106,15 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
 
     renewing = threading.Thread(target=_renew, args=(mine, run, done, end), name="claims", daemon=True)
     try:
-        before = standing(run.out) if run.exclusive else {}
-        for key in dict.fromkeys(keys):
-            if claim := _take(key, before.get(key), run):
-                mine[key] = claim
-        # a folder that is listed while a claim is replaced may show neither: who then began anew finds the higher one here
-        newest = _generations(run.out) if run.exclusive and mine else {}
-        for key in [key for key, claim in mine.items() if newest.get(key, 0) > claim.generation]:
-            release(run.out, mine.pop(key))
+        before: dict[str, Claim] = {}
+        left = list(dict.fromkeys(keys))
+        for _ in range(2):  # as if nobody held any of them, which is so as a rule; then those that somebody does or did
+            mine |= {key: claim for key in left if (claim := _take(key, before.get(key), run))}
+            newest = _generations(run.out, left) if run.exclusive and left else {}
+            for key in [key for key, claim in mine.items() if newest.get(key, 0) > claim.generation]:
+                release(run.out, mine.pop(key))
+            left = [key for key in left if key not in mine and key in newest]
+            before = {key: _read(run.out, key, newest[key]) for key in left}
         if run.exclusive:
             renewing.start()
         yield dict(mine)

@@ -24,6 +24,9 @@ from nst_tasks.progress import Watch
 STATISTICS_KEPT = 256
 """Style statistics kept on a device, the least recently used given up first; one of VGG16's is about 5 MB."""
 
+CONTENTS_KEPT = 16
+"""Contents' moments kept, likewise; one of VGG16's is about 10 MB, and a grid's rows share one with their neighbours."""
+
 
 PAIRS_ON_GPU = 8
 """The most pairs in a batch where nobody says otherwise; on a CPU, where a batch gains little, it is one."""
@@ -36,6 +39,7 @@ class Device:
     name: str
     backbones: dict[str, Backbone] = field(default_factory=dict)
     statistics: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
+    contents: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
 
     def backbone(self, sha256: str, make: Callable[[], Backbone]) -> Backbone:
         """The backbone with weights of this SHA-256, made at first use."""
@@ -45,12 +49,20 @@ class Device:
 
     def style(self, key: Any, make: Callable[[], Any]) -> Any:
         """A style's statistics by a key that says all they depend on, made at first use."""
-        if key not in self.statistics:
-            self.statistics[key] = make()
-        self.statistics.move_to_end(key)
-        if len(self.statistics) > STATISTICS_KEPT:
-            self.statistics.popitem(last=False)
-        return self.statistics[key]
+        return _kept(self.statistics, key, make, STATISTICS_KEPT)
+
+    def content(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What results are measured against of a content, likewise."""
+        return _kept(self.contents, key, make, CONTENTS_KEPT)
+
+
+def _kept(found: OrderedDict[Any, Any], key: Any, make: Callable[[], Any], most: int) -> Any:
+    if key not in found:
+        found[key] = make()
+    found.move_to_end(key)
+    if len(found) > most:
+        found.popitem(last=False)
+    return found[key]
 
 
 def names() -> list[str]:

@@ -6,6 +6,7 @@ weighted terms add up to `total`. `pandas.read_parquet("OUT/history")` reads tho
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pyarrow import parquet
 
 COLUMNS = (
     "pair_id", "run_id", "level", "height", "width", "step", "total", "content", "style", "tv", "learning_rate", "seconds",
@@ -32,39 +34,43 @@ class LevelHistory:
     seconds: np.ndarray
 
 
-def table(pair_id: str, run_id: str, levels: list[LevelHistory], every: int) -> pd.DataFrame:
+def table(pair_id: str, run_id: str, levels: list[LevelHistory], every: int) -> pa.Table:
     """The history of one pair, thinned to every `every`-th step; each level's first and last row stay."""
     parts = []
     for at in levels:
-        step = np.arange(len(at.terms))
+        step = np.arange(len(at.terms), dtype=np.int32)
         kept = (step % every == 0) | (step == step[-1])
         terms = at.terms.astype(np.float64)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "pair_id": pair_id,
-                    "run_id": run_id,
-                    "level": np.int32(at.level),
-                    "height": np.int32(at.height),
-                    "width": np.int32(at.width),
-                    "step": step.astype(np.int32),
-                    "total": terms.sum(axis=1),
-                    "content": terms[:, 0],
-                    "style": terms[:, 1],
-                    "tv": terms[:, 2],
-                    "learning_rate": at.learning_rate.astype(np.float64),
-                    "seconds": at.seconds.astype(np.float64),
-                },
-                columns=list(COLUMNS),
-            )[kept]
-        )
-    return pd.concat(parts, ignore_index=True)
+        columns = {
+            "level": np.full_like(step, at.level),
+            "height": np.full_like(step, at.height),
+            "width": np.full_like(step, at.width),
+            "step": step,
+            "total": terms.sum(axis=1),
+            "content": terms[:, 0],
+            "style": terms[:, 1],
+            "tv": terms[:, 2],
+            "learning_rate": at.learning_rate.astype(np.float64),
+            "seconds": at.seconds.astype(np.float64),
+        }
+        parts.append({name: values[kept] for name, values in columns.items()})
+    numbers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rows = len(numbers["step"])
+    return pa.table({"pair_id": [pair_id] * rows, "run_id": [run_id] * rows, **numbers}, schema=_schema())
 
 
-def to_parquet(frame: pd.DataFrame) -> bytes:
+@functools.cache
+def _schema() -> pa.Schema:
+    """Names and types as pandas writes and reads them, without the time that it takes to find them out anew for each pair."""
+    kinds = dict.fromkeys(COLUMNS, "float64") | dict.fromkeys(("level", "height", "width", "step"), "int32")
+    empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in (kinds | dict.fromkeys(COLUMNS[:2], "str")).items()})
+    return pa.Schema.from_pandas(empty, preserve_index=False)
+
+
+def to_parquet(table: pa.Table) -> bytes:
     """A table as parquet bytes."""
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
+    parquet.write_table(table, buffer)
     return buffer.getvalue()
 
 
@@ -82,13 +88,15 @@ def curves(data: bytes, points: int) -> list[dict[str, Any]]:
         ValueError: the bytes are no history.
     """
     try:
-        frame = pd.read_parquet(io.BytesIO(data), columns=CURVES)
+        found = parquet.ParquetFile(io.BytesIO(data)).read(CURVES)
+        columns = {name: found[name].to_numpy() for name in CURVES}
         levels = []
-        for _, at in frame.groupby("level"):
-            kept = at.iloc[np.unique(np.linspace(0, len(at) - 1, points).round().astype(int))]
-            losses = {term: [_plain(value) for value in kept[term]] for term in ("content", "style", "tv")}
-            size = {"height": int(at["height"].iloc[0]), "width": int(at["width"].iloc[0])}
-            levels.append({**size, "step": [int(step) for step in kept["step"]], **losses})
+        for level in np.unique(columns["level"]):
+            at = np.flatnonzero(columns["level"] == level)
+            kept = at[np.unique(np.linspace(0, len(at) - 1, points).round().astype(int))]
+            losses = {term: [_plain(value) for value in columns[term][kept]] for term in ("content", "style", "tv")}
+            size = {name: int(columns[name][at[0]]) for name in ("height", "width")}
+            levels.append({**size, "step": [int(step) for step in columns["step"][kept]], **losses})
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError("not a loss history") from error
     return levels

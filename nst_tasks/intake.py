@@ -375,8 +375,6 @@ def done_meanwhile(job: Job, out: str, run_id: str) -> Outcome | None:
     Raises:
         StorageUnavailable: the store failed for the moment.
     """
-    if storage.stat(storage.join(out, outcome.marker_path(job.id))) is None:
-        return None
     for done in read_outcomes(out, [f"{job.id}.json"], 1)[0]:
         if done.status == Status.FAILED and (done.run_id, done.key) == (run_id, job.key):
             return done

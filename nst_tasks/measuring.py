@@ -60,7 +60,12 @@ def quality_of(
     """The pair's numbers, of what the network was shown, at the size at which pictures are compared."""
     job = ready.job
     height, width = images.fit(job.height, job.width, quality.SIZE, upscale=False)
-    layers = [layer for layer, _ in job.recipe.method.style.layers]
+    layers = tuple(layer for layer, _ in job.recipe.method.style.layers)
+
+    def of_content() -> quality.Content:
+        mask = None if ready.mask is None else images.resize_mask(ready.mask, height, width)
+        return quality.content(backbone, loading.network_content(ready, height, width), layers, mask)
+
     found = []
     for source, picture in zip(job.styles, ready.styles, strict=True):
 
@@ -68,15 +73,15 @@ def quality_of(
             sized = images.resize(picture, *images.fit(picture.rgb.shape[0], picture.rgb.shape[1], quality.SIZE, upscale=False))
             return quality.moments(backbone, images.on_white(sized.rgb, sized.alpha), layers)
 
-        key = ("quality", source.sha256, tuple(layers), job.weights_sha256, _recolored(ready))
+        key = ("quality", source.sha256, layers, job.weights_sha256, _recolored(ready))
         found.append(device.style(key, measure))
+    content = (job.content.sha256, job.height, job.width, job.keep_color, job.mask and job.mask.sha256)
     return quality.measure(
         backbone,
         layers,
         images.resize(Picture(image, None), height, width).rgb,
-        loading.network_content(ready, height, width),
+        device.content((*content, layers, job.weights_sha256), of_content),
         found,
         job.style_weights,
-        None if ready.mask is None else images.resize_mask(ready.mask, height, width),
         [level.terms.sum(axis=1) for level in of_pair],
     )

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 from nst_tasks import gallery, history, images, outcome, storage
 from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import NstError, StorageError, is_transient, redact
@@ -112,7 +114,8 @@ def write(
     if taken.manifest.rejected:
         rejected = rejected_csv(taken.manifest, storage.folder(request.manifest))
         storage.write(storage.join(folder, names["rejected"]), rejected)
-    storage.write(storage.join(folder, names["summary"]), history.to_parquet(outcome.summary(outcomes)))
+    summary = pa.Table.from_pandas(outcome.summary(outcomes), preserve_index=False)
+    storage.write(storage.join(folder, names["summary"]), history.to_parquet(summary))
     storage.write(storage.join(folder, names["report"]), page.encode())
     storage.write(storage.join(folder, names["run"]), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     return report

@@ -7,8 +7,9 @@ before the last one of any is removed, so that after a kill at any moment all ha
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -32,14 +33,14 @@ def uri(out: str, key: str, place: Place) -> str:
     return storage.join(out, FOLDER, f"{key}.{place[0]}-{place[1]:06d}.npz")
 
 
-def listed(out: str) -> dict[str, list[Place]]:
-    """The places of every key's checkpoints, the furthest first.
+def listed(out: str, keys: Sequence[str] = ()) -> dict[str, list[Place]]:
+    """The places of every key's checkpoints, of these at least, the furthest first.
 
     Raises:
         StorageError: the store could not be listed.
     """
     found: dict[str, list[Place]] = {}
-    for name in storage.listing(storage.join(out, FOLDER)):
+    for name in storage.listing(storage.join(out, FOLDER), os.path.commonprefix(keys)):
         key, _, place = name.removesuffix(".npz").partition(".")
         level, _, step = place.partition("-")
         if name.endswith(".npz") and level.isdecimal() and step.isdecimal():
@@ -59,7 +60,7 @@ def resumed(
     Raises:
         StorageUnavailable: the store failed for the moment.
     """
-    places = listed(out)
+    places = listed(out, keys)
     if not any(key in places for key in keys):
         return [None] * len(keys)
 
@@ -92,10 +93,10 @@ def resumed(
     return [furthest(key) for key in keys]
 
 
-def remove(out: str, keys: Iterable[str]) -> None:
+def remove(out: str, keys: Collection[str]) -> None:
     """Remove every checkpoint of these pairs, as far as the store lets: the next run sweeps what is left."""
     with contextlib.suppress(StorageError):
-        places = listed(out)
+        places = listed(out, [*keys]) if keys else {}
         for key in keys:
             for place in places.get(key, ()):
                 storage.delete(uri(out, key, place))
@@ -135,7 +136,7 @@ class Saver:
             held = replace(checkpoint.on_host(at), companions=tuple(keys))
             for k, key in enumerate(keys):
                 storage.write(uri(self.out, key, place), checkpoint.encode(checkpoint.take(held, [k]), key))
-            places = listed(self.out)
+            places = listed(self.out, keys)
             for key in keys:
                 for older in set(places.get(key, ())) - {place}:
                     storage.delete(uri(self.out, key, older))

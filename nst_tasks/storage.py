@@ -66,6 +66,8 @@ def write(uri: str, data: bytes) -> None:
 def create(uri: str, data: bytes) -> bool:
     """Write an object only if there is none: whether this call wrote it. A store that `honours_create` denies overwrites.
 
+    A power failure may leave a local one empty: nothing waits for the disk, as for what only counts while its writer lives.
+
     The client repeats a request whose answer was lost, and is then refused because of its own object: a caller to whom False
     matters reads the object back.
 
@@ -76,7 +78,7 @@ def create(uri: str, data: bytes) -> bool:
         fs, path = _open(uri)
         try:
             if _is_local(fs):
-                _write_local(path, data, os.link)
+                _write_local(path, data, os.link, lasting=False)
             else:
                 fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -144,18 +146,24 @@ def stat(uri: str) -> Entry | None:
             raise
 
 
-def listing(uri: str) -> dict[str, Entry]:
-    """Names and entries of the objects directly below a prefix, sorted by name; none where there is no such prefix."""
+def listing(uri: str, prefix: str = "") -> dict[str, Entry]:
+    """Names and entries of the objects directly below a folder, sorted by name; none where there is no such folder.
+
+    prefix: what the names begin with. S3 looks for those only; elsewhere it costs as much as to list the whole folder.
+    """
     with _translated(uri):
         fs, path = _open(uri)
         try:
-            found = fs.ls(path, detail=True)
+            if prefix and uri.startswith(_S3_PROTOCOLS):
+                found = fs.find(path, maxdepth=1, prefix=prefix, detail=True).values()
+            else:
+                found = fs.ls(path, detail=True)
         except FileNotFoundError:
             return {}
         # some object stores list the prefix itself, as an empty object
         inside = [info for info in found if info["type"] == "file" and info["name"].rstrip("/") != path.rstrip("/")]
         files = {info["name"].rstrip("/").rpartition("/")[2]: _entry(info) for info in inside}
-        return {name: files[name] for name in sorted(files) if name and not name.startswith(".")}
+        return {name: files[name] for name in sorted(files) if name.startswith(prefix) and name and not name.startswith(".")}
 
 
 def expand(pattern: str) -> list[str]:
@@ -271,15 +279,16 @@ _TEMPORARY = ".nst.tmp"
 """How the name of a file ends that is not yet what it is to be; it begins with a dot, which listings leave out."""
 
 
-def _write_local(path: str, data: bytes, place: Callable[[str, str], None] = os.replace) -> None:
+def _write_local(path: str, data: bytes, place: Callable[[str, str], None] = os.replace, lasting: bool = True) -> None:
     parent, _, name = path.rpartition("/")
     os.makedirs(parent or "/", exist_ok=True)
     temporary = f"{parent}/.{name[:50]}.{secrets.token_hex(4)}{_TEMPORARY}"  # in the same folder: a rename stays on its disk
     try:
         with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         place(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # after a rename there is none

@@ -118,10 +118,11 @@ def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
         history_bytes=len(losses),
         thumbnail=outcome.thumbnail_path(job.id),
     )
+    files = {done.image: picture, done.thumbnail: strip, done.history: losses}
     try:
-        storage.write(storage.join(run.out, done.image), picture)
-        storage.write(storage.join(run.out, done.thumbnail), strip)
-        storage.write(storage.join(run.out, done.history), losses)
+        for written in storage.each(lambda path: storage.write(storage.join(run.out, path), files[path]), files, len(files)):
+            if isinstance(written, StorageError):
+                raise written
         storage.write(storage.join(run.out, outcome.marker_path(job.id)), outcome.to_json(done))
     except StorageError as error:
         if not is_pairs_own(error):

@@ -284,8 +284,8 @@ def test_a_claim_released_while_others_look_is_nobodys(run: Run, monkeypatch: py
     put(run, "k")
     listing = storage.listing
 
-    def listed_just_before(uri: str) -> dict[str, storage.Entry]:
-        found = listing(uri)
+    def listed_just_before(uri: str, prefix: str = "") -> dict[str, storage.Entry]:
+        found = listing(uri, prefix)
         storage.delete(storage.join(run.out, "claims", "k.0.json"))
         return found
 

@@ -280,16 +280,28 @@ def test_the_quality_is_that_of_what_the_network_was_shown(
         backbone,
         layers,
         result.image,
-        loading.network_content(ready, 48, 64),
+        quality.content(backbone, loading.network_content(ready, 48, 64), layers, ready.mask),
         [quality.moments(backbone, ready.styles[0].rgb, layers)],
         [1.0],
-        ready.mask,
         [at.terms.sum(axis=1) for at in result.levels],
     )
     assert result.quality.as_plain() == expected.as_plain()
     assert result.quality.flags == expected.flags == ()
     assert expected.used is not None
     assert keep_color or expected.used > 0.1
+
+
+def test_a_content_is_looked_at_once_for_all_its_results(two: list[Job], tmp_path: Path) -> None:
+    """But once for each size and each mask: it is measured as its results are."""
+    fresh = Device("/CPU:0")
+    other_style = replace(two[0], id="b", styles=two[1].styles)
+    alike = succeeded([two[0], other_style], run_into(tmp_path), fresh)
+    assert len(fresh.contents) == 1
+    assert alike[1].quality == succeeded([other_style], run_into(tmp_path), Device("/CPU:0"))[0].quality
+    for another in (replace(two[0], height=36, width=48), masked(two, tmp_path)[0], replace(two[0], keep_color="luminance")):
+        before = len(fresh.contents)
+        succeeded([another], run_into(tmp_path), fresh)
+        assert len(fresh.contents) == before + 1
 
 
 def test_steps_that_go_nowhere_are_flagged(two: list[Job], tmp_path: Path, device: Device) -> None:

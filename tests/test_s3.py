@@ -113,7 +113,11 @@ def test_listings_are_never_stale_and_writes_are_whole(bucket: str) -> None:
     prefix = f"{bucket}/fresh"
     assert storage.listing(prefix) == {}
     storage.write(f"{prefix}/one", b"1")
-    assert list(storage.listing(prefix)) == ["one"]
+    assert list(storage.listing(prefix)) == list(storage.listing(prefix, "o")) == ["one"]
+    storage.write(f"{prefix}/onemore/two", b"2")
+    storage.write(f"{prefix}/two", b"2")
+    assert list(storage.listing(prefix, "one")) == ["one"]
+    assert storage.listing(prefix, "three") == storage.listing(f"{prefix}/nowhere", "o") == {}
     first = storage.stat(f"{prefix}/one")
     storage.write(f"{prefix}/one", b"2")
     second = storage.stat(f"{prefix}/one")

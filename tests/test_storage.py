@@ -162,6 +162,13 @@ def test_listing_is_sorted_and_shows_neither_folders_nor_dot_files(base: str) ->
     assert list(storage.listing(storage.join(base, "x", ""))) == list(found)
 
 
+def test_listing_a_prefix_leaves_out_the_other_names(base: str) -> None:
+    for name in ("ab.1", "ab.2", "abc/d", "b.ab", "a"):
+        storage.write(storage.join(base, "x", name), b"1")
+    assert list(storage.listing(storage.join(base, "x"), "ab")) == ["ab.1", "ab.2"]
+    assert storage.listing(storage.join(base, "x"), "c") == storage.listing(storage.join(base, "none"), "a") == {}
+
+
 def test_listing_what_is_not_there_is_empty(base: str) -> None:
     assert storage.listing(storage.join(base, "none")) == {}
 

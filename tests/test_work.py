@@ -24,7 +24,7 @@ from nst_tasks import claims, devices, images, manifest, outcome, storage, weigh
 from nst_tasks.batching import Batch, Job
 from nst_tasks.core import backbones, quality, transfer
 from nst_tasks.core.method import SGD, Adam
-from nst_tasks.devices import STATISTICS_KEPT, Device
+from nst_tasks.devices import CONTENTS_KEPT, STATISTICS_KEPT, Device
 from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
 from nst_tasks.outcome import Status
 from nst_tasks.progress import WARNINGS_KEPT, Watch, current, watch
@@ -62,13 +62,17 @@ def test_waiting_for_a_device_ends_when_the_run_is_asked_to_stop() -> None:
         pass
 
 
-def test_a_device_makes_each_thing_once_and_forgets_the_oldest_statistics() -> None:
+@pytest.mark.parametrize(("kind", "most"), [("style", STATISTICS_KEPT), ("content", CONTENTS_KEPT)])
+def test_a_device_makes_each_thing_once_and_forgets_the_oldest_statistics(kind: str, most: int) -> None:
     device, made = Device("/CPU:0"), []
-    for key in [*range(STATISTICS_KEPT), 0, STATISTICS_KEPT, 0, 1]:
-        device.style(key, lambda key=key: made.append(key) or key)
+    for key in [*range(most), 0, most, 0, 1, 0]:
+        assert getattr(device, kind)(key, lambda key=key: made.append(key) or str(key)) == str(key)
     # 0 was used again and so is kept; 1 was the oldest when one more came, and is made anew
-    assert made == [*range(STATISTICS_KEPT), STATISTICS_KEPT, 1]
-    assert len(device.statistics) == STATISTICS_KEPT
+    assert made == [*range(most), most, 1]
+
+
+def test_a_device_keeps_its_backbone() -> None:
+    device = Device("/CPU:0")
     loaded = [device.backbone("sha", lambda: backbones.build("tiny", weights.load("tiny", None))) for _ in range(2)]
     assert loaded[0] is loaded[1]
 

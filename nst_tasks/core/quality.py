@@ -6,10 +6,10 @@ recipe's own layers and at some that recipes leave alone. Where a pair has a mas
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -44,20 +44,18 @@ WINDOW, SIGMA = 11, 1.5
 """Pixels across, and standard deviation, of the Gaussian window of the structural similarity."""
 
 
-@dataclass(frozen=True, eq=False)
-class Gaussian:
+class Gaussian(NamedTuple):
     """A layer's features over its positions: mean (C,) and covariance K (C, C), float64."""
 
-    mean: np.ndarray
-    covariance: np.ndarray
+    mean: tf.Tensor
+    covariance: tf.Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Target:
+class Target(NamedTuple):
     """A Gaussian to compare many others with: mean (C,) and a root F (r, C) of its covariance `F^T F` of rank r, float64."""
 
-    mean: np.ndarray
-    root: np.ndarray
+    mean: tf.Tensor
+    root: tf.Tensor
 
     @property
     def energy(self) -> float:
@@ -71,6 +69,19 @@ class Moments:
 
     layers: Mapping[str, Target]
     clipped: float
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What is kept of a content picture (H, W, 3): the moments of its features, and those at `CONTENT`, (h, w, C) or None.
+
+    mask: (h, w) in [0, 1] at any size, how much each position counts, of a result too; None for 1.
+    """
+
+    picture: np.ndarray
+    layers: Mapping[str, Gaussian]
+    features: np.ndarray | None
+    mask: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -102,111 +113,121 @@ class Quality:
 
 
 def moments(backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask: np.ndarray | None = None) -> Moments:
-    """The moments of a picture (H, W, 3) in [0, 1] at these layers and at `HELD_OUT`, to be kept for many comparisons.
+    """The moments of a style (H, W, 3) in [0, 1] at these layers and at `HELD_OUT`, to be kept for many comparisons.
 
     mask: (h, w) in [0, 1] at any size, or None.
 
     Raises:
         ValueError: the mask is 0 everywhere.
     """
-    found = _features(backbone, picture[None], (*layers, *HELD_OUT))
-    targets = {layer: target(gaussian(x[0], _fitted(mask, x.shape[1:3]))) for layer, x in found.items()}
-    return Moments(targets, flags.clipped(picture, _fitted(mask, picture.shape[:2])))
+    clipped = flags.clipped(picture, _fitted(mask, picture.shape[:2]))
+    found, _ = _statistics(backbone, picture, layers, mask)
+    return Moments(_targets(tuple(found))(found) if found else {}, clipped)
+
+
+def content(backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask: np.ndarray | None = None) -> Content:
+    """The same of a content, for as many results; its mask counts for them too.
+
+    Raises:
+        ValueError: the mask is 0 everywhere.
+    """
+    return Content(picture, *_statistics(backbone, picture, layers, mask), mask)
 
 
 def measure(
     backbone: Backbone,
     layers: Iterable[str],
     out: np.ndarray,
-    content: np.ndarray,
+    content: Content,
     styles: Sequence[Moments],
     style_weights: Sequence[float],
-    mask: np.ndarray | None = None,
     losses: Sequence[np.ndarray] = (),
 ) -> Quality:
     """Measure one result against its content and its styles.
 
-    layers: the recipe's style layers. out, content: (H, W, 3) finite in [0, 1] at one size, the longest side `SIZE` or less.
-    styles: their `moments` at the same layers; style_weights: one each, of any sum above 0. mask: (h, w) in [0, 1] at any size,
-    or None; it counts for `out` and `content`. losses: the total loss (steps + 1,) of each level, for the flag `no_progress`.
+    layers: the recipe's style layers, at which `content` and `moments` were taken. out: (H, W, 3) finite in [0, 1] at the
+    content's size, the longest side `SIZE` or less. style_weights: one each, of any sum above 0. losses: the total loss
+    (steps + 1,) of each level, for the flag `no_progress`.
 
     Raises:
-        ValueError: out and content differ in size, or the mask is 0 everywhere.
+        ValueError: out and content differ in size.
     """
+    if out.shape != content.picture.shape:
+        raise ValueError(f"out: its shape is {out.shape}, the content's is {content.picture.shape}")
     used = tuple(layers)
-    found = _features(backbone, np.stack([out, content]), (*used, *HELD_OUT, CONTENT))
+    found, features = _statistics(backbone, out, used, content.mask)
+    compared = tuple(layer for layer in found if all(layer in style.layers for style in styles))
+    of_both = [{layer: x[layer] for layer in compared} for x in (found, content.layers)]
+    distances = [
+        _distances(compared)(*of_both, {layer: style.layers[layer] for layer in compared}).numpy()
+        for style in styles
+        if compared
+    ]  # S times (L, 2)
     gaps: dict[str, float] = {}
-    for layer in dict.fromkeys((*used, *HELD_OUT)):
-        targets = [style.layers[layer] for style in styles if layer in style.layers]
-        if layer in found and len(targets) == len(styles):
-            of_out, of_content = (gaussian(x, _fitted(mask, x.shape[:2])) for x in found[layer])
-            gap = style_gap_closed(of_out, of_content, targets, style_weights)
-            if gap is not None:
-                gaps[layer] = gap
-    weight = _fitted(mask, out.shape[:2])
+    for k, layer in enumerate(compared):
+        gap = gap_closed([each[k] for each in distances], [style.layers[layer] for style in styles], style_weights)
+        if gap is not None:
+            gaps[layer] = gap
+    weight = _fitted(content.mask, out.shape[:2])
     kept = None
-    if CONTENT in found:
-        of_out, of_content = found[CONTENT]
-        kept = cosine(of_out, of_content, _fitted(mask, of_out.shape[:2]))
+    if features is not None and content.features is not None:
+        kept = cosine(features, content.features, _fitted(content.mask, features.shape[:2]))
     return Quality(
         style_gap=gaps,
         used=_mean(gaps, used),
         held_out=_mean(gaps, HELD_OUT),
         content_cosine=kept,
-        luminance_ssim=luminance_ssim(out, content, weight),
-        flags=flags.find(out, content, [style.clipped for style in styles], losses, weight),
+        luminance_ssim=luminance_ssim(out, content.picture, weight),
+        flags=flags.find(out, content.picture, [style.clipped for style in styles], losses, weight),
     )
 
 
-def gaussian(x: np.ndarray, weight: np.ndarray | None = None) -> Gaussian:
+def gaussian(x: tf.Tensor, weight: tf.Tensor | None = None) -> Gaussian:
     """Mean and covariance of features (h, w, C), each position counting by its weight (h, w), or alike for None."""
-    share = np.ones(x.shape[:2]) if weight is None else weight
-    with tf.device(LINEAR_ALGEBRA):
-        flat = tf.reshape(tf.cast(x, tf.float64), (-1, x.shape[-1]))  # (h*w, C)
-        part = tf.reshape(tf.constant(share / share.sum(), tf.float64), (-1, 1))  # (h*w, 1)
-        mean = tf.reduce_sum(part * flat, axis=0)
-        rows = tf.sqrt(part) * (flat - mean)
-        return Gaussian(mean.numpy(), tf.matmul(rows, rows, transpose_a=True).numpy())
+    flat = tf.reshape(tf.cast(x, tf.float64), (-1, x.shape[-1]))  # (h*w, C)
+    part = tf.ones_like(flat[:, :1]) if weight is None else tf.reshape(tf.cast(weight, tf.float64), (-1, 1))  # (h*w, 1)
+    part = part / tf.reduce_sum(part)
+    mean = tf.reduce_sum(part * flat, axis=0)
+    rows = tf.sqrt(part) * (flat - mean)
+    return Gaussian(mean, tf.matmul(rows, rows, transpose_a=True))
 
 
 def target(features: Gaussian) -> Target:
     """The Gaussian with its covariance factored, of as many rows as its rank."""
-    with tf.device(LINEAR_ALGEBRA):
-        values, vectors = (x.numpy() for x in tf.linalg.eigh(features.covariance))
-    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]  # below the rounding of the largest lies noise
-    return Target(features.mean, np.sqrt(values[kept])[:, None] * vectors[:, kept].T)
+    values, vectors = tf.linalg.eigh(features.covariance)
+    rounding = tf.cast(tf.size(values), tf.float64) * np.finfo(np.float64).eps * values[-1]
+    kept = values > rounding  # what lies below is noise
+    return Target(
+        tf.convert_to_tensor(features.mean),
+        tf.sqrt(tf.boolean_mask(values, kept))[:, None] * tf.transpose(tf.boolean_mask(vectors, kept, axis=1)),
+    )
 
 
-def squared_frechet_distance(x: Gaussian, target: Target) -> float:
-    """Squared 2-Wasserstein distance `|m - m*|^2 + tr(K + K* - 2 (K*^1/2 K K*^1/2)^1/2)` of two Gaussians.
+def squared_frechet_distance(x: Gaussian, target: Target) -> tf.Tensor:
+    """Squared 2-Wasserstein distance `|m - m*|^2 + tr(K + K* - 2 (K*^1/2 K K*^1/2)^1/2)` of two Gaussians, float64.
 
     Its last trace is the sum of the square roots of the eigenvalues of `F K F^T` for any root F of `K* = F^T F`: of as many as
-    the target has ranks, so that covariances of few positions need no ridge.
+    the target has ranks, so that covariances of few positions need no ridge. Leading axes of `x` are kept.
     Source: Dowson and Landau 1982; Olkin and Pukelsheim 1982.
     """
-    with tf.device(LINEAR_ALGEBRA):
-        product = tf.matmul(tf.matmul(target.root, x.covariance), target.root, transpose_b=True)  # (r, r)
-        cross = np.sqrt(np.maximum(tf.linalg.eigvalsh(product).numpy(), 0.0)).sum()
-    shift = np.square(x.mean - target.mean).sum()
-    return max(float(shift + np.trace(x.covariance) + np.square(target.root).sum() - 2.0 * cross), 0.0)
+    root = tf.convert_to_tensor(target.root)
+    product = tf.matmul(tf.matmul(root, x.covariance), root, transpose_b=True)  # (..., r, r)
+    cross = tf.reduce_sum(tf.sqrt(tf.maximum(tf.linalg.eigvalsh(product), 0.0)), axis=-1)
+    shift = tf.reduce_sum(tf.square(x.mean - target.mean), axis=-1)
+    return tf.maximum(shift + tf.linalg.trace(x.covariance) + tf.reduce_sum(tf.square(root)) - 2.0 * cross, 0.0)
 
 
-def style_gap_closed(
-    out: Gaussian, content: Gaussian, styles: Sequence[Target], style_weights: Sequence[float]
-) -> float | None:
+def gap_closed(distances: Sequence[np.ndarray], styles: Sequence[Target], style_weights: Sequence[float]) -> float | None:
     """`1 - d(out) / d(content)`, d the mean of the Fréchet distances to the styles by their weights.
 
-    The distances themselves, not their squares: those would call nine tenths closed what has come two thirds of the way.
+    distances: for each style, squared, of out and of content. The share is one of distances: of their squares, nine tenths
+    would be called closed where two thirds of the way are gone.
     None where the content lies at the styles already, to rounding (`SMALLEST_GAP` of the styles' mean `|m*|^2 + tr K*`).
     """
-
-    def over_styles(values: Iterable[float]) -> float:
-        return float(np.average(list(values), weights=style_weights))
-
-    gap = over_styles(math.sqrt(squared_frechet_distance(content, style)) for style in styles)
-    if gap**2 <= SMALLEST_GAP * over_styles(style.energy for style in styles):
+    left, gap = np.average(np.sqrt(distances), axis=0, weights=style_weights)
+    if gap**2 <= SMALLEST_GAP * np.average([style.energy for style in styles], weights=style_weights):
         return None
-    return 1.0 - over_styles(math.sqrt(squared_frechet_distance(out, style)) for style in styles) / gap
+    return float(1.0 - left / gap)
 
 
 def cosine(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> float | None:
@@ -242,22 +263,89 @@ def _blurred(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _features(backbone: Backbone, pictures: np.ndarray, layers: Iterable[str]) -> dict[str, np.ndarray]:
-    """Features (B, h, w, C) at those layers that leave pictures (B, H, W, 3) two positions or more on each side."""
-    seen = [layer for layer in layers if min(pictures.shape[1:3]) >= smallest_side([layer])]
-    if not seen:
-        return {}
-    found = backbones.features(backbone, tf.constant(pictures, tf.float32), seen, pooling="max", padding="zero")
-    return {layer: x.numpy() for layer, x in found.items()}
+def _statistics(
+    backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask: np.ndarray | None
+) -> tuple[dict[str, Gaussian], np.ndarray | None]:
+    """Gaussians at these layers and at `HELD_OUT`, features at `CONTENT`: where a picture has two positions or more a side."""
+
+    def seen(layers: Iterable[str]) -> tuple[str, ...]:
+        return tuple(layer for layer in dict.fromkeys(layers) if min(picture.shape[:2]) >= smallest_side([layer]))
+
+    weight = np.ones((1, 1)) if mask is None else _some(mask)
+    measured, kept = seen((*layers, *HELD_OUT)), seen([CONTENT])
+    if not measured:
+        return {}, None
+    graph = _compiled(backbone, measured, kept, mask is not None)
+    found, features = graph(tf.constant(picture[None], tf.float32), tf.constant(weight, tf.float32))
+    return {layer: found[layer] for layer in measured}, features[CONTENT].numpy() if kept else None
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(
+    backbone: Backbone, measured: tuple[str, ...], kept: tuple[str, ...], masked: bool
+) -> tf.types.experimental.PolymorphicFunction:
+    """The graph of the Gaussians at the layers that are measured and of the features at those that are kept, for any size."""
+
+    @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3)), tf.TensorSpec((None, None))])
+    def statistics(picture, mask):
+        features = backbones.features(backbone, picture, (*measured, *kept), pooling="max", padding="zero")
+        found = {}
+        with tf.device(LINEAR_ALGEBRA):
+            for layer in measured:
+                x = features[layer][0]  # (h, w, C)
+                weight = tf.image.resize(mask[None, ..., None], tf.shape(x)[:2], "area")[0, ..., 0] if masked else None
+                found[layer] = gaussian(x, weight)
+        return found, {layer: features[layer][0] for layer in kept}
+
+    return statistics
+
+
+_GAUSSIAN = Gaussian(tf.TensorSpec((None,), tf.float64), tf.TensorSpec((None, None), tf.float64))
+_TARGET = Target(tf.TensorSpec((None,), tf.float64), tf.TensorSpec((None, None), tf.float64))
+
+
+@functools.lru_cache(maxsize=32)
+def _targets(layers: tuple[str, ...]) -> tf.types.experimental.PolymorphicFunction:
+    """The graph of Gaussians factored, at these layers, any at once."""
+
+    @tf.function(input_signature=[dict.fromkeys(layers, _GAUSSIAN)])
+    def targets(found):
+        with tf.device(LINEAR_ALGEBRA):
+            return {layer: target(found[layer]) for layer in layers}
+
+    return targets
+
+
+@functools.lru_cache(maxsize=32)
+def _distances(layers: tuple[str, ...]) -> tf.types.experimental.PolymorphicFunction:
+    """The graph of squared distances (L, 2) of an out's and a content's Gaussians to a style's, at each of these layers."""
+
+    @tf.function(input_signature=[dict.fromkeys(layers, _GAUSSIAN)] * 2 + [dict.fromkeys(layers, _TARGET)])
+    def distances(out, content, style):
+        with tf.device(LINEAR_ALGEBRA):
+            return tf.stack(
+                [
+                    squared_frechet_distance(
+                        Gaussian(*map(tf.stack, zip(out[layer], content[layer], strict=True))), style[layer]
+                    )
+                    for layer in layers
+                ]
+            )
+
+    return distances
+
+
+def _some(mask: np.ndarray) -> np.ndarray:
+    if not mask.any():
+        raise ValueError("mask: it is 0 everywhere, so there is nothing to measure; leave it out or let some of it be above 0")
+    return mask
 
 
 def _fitted(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
     """A mask (h, w) at another size by averages over areas, so that no part of it is lost on the way down; None stays None."""
     if mask is None:
         return None
-    if not mask.any():
-        raise ValueError("mask: it is 0 everywhere, so there is nothing to measure; leave it out or let some of it be above 0")
-    resized: np.ndarray = tf.image.resize(mask[None, ..., None], shape, "area").numpy()[0, ..., 0]
+    resized: np.ndarray = tf.image.resize(_some(mask)[None, ..., None], shape, "area").numpy()[0, ..., 0]
     return resized.astype(np.float64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from nst_tasks.core import backbones, quality
 from nst_tasks.core.backbones import Backbone
-from nst_tasks.core.quality import CONTENT, HELD_OUT, Gaussian, Quality, Target, gaussian, squared_frechet_distance, target
+from nst_tasks.core.quality import CONTENT, HELD_OUT, Gaussian, Quality, Target, gaussian, target
 
 Array = np.ndarray
 USED = ("block1_conv1", "block3_conv1")
@@ -47,6 +48,15 @@ def textbook_distance(a: Gaussian, b: Gaussian) -> float:
     return float(np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance - 2 * cross))
 
 
+def squared_frechet_distance(a: Gaussian, b: Target) -> float:
+    return float(quality.squared_frechet_distance(a, b))
+
+
+def style_gap_closed(out: Gaussian, content: Gaussian, styles: list[Target], style_weights: list[float]) -> float | None:
+    distances = [np.array([squared_frechet_distance(x, style) for x in (out, content)]) for style in styles]
+    return quality.gap_closed(distances, styles, style_weights)
+
+
 # --- moments ---
 
 
@@ -72,7 +82,7 @@ def test_a_target_has_as_many_rows_as_its_rank_and_loses_nothing(positions: int,
     found = gaussian(np.random.default_rng(positions).standard_normal((1, positions, 6)) * [1, 1, 1, 1, 1, 1e-3])
     factored = target(found)
     assert factored.root.shape == (rank, 6)
-    np.testing.assert_allclose(factored.root.T @ factored.root, found.covariance, atol=1e-14)
+    np.testing.assert_allclose(np.transpose(factored.root) @ factored.root, found.covariance, atol=1e-14)
     assert factored.energy == pytest.approx(np.sum(found.mean**2) + np.trace(found.covariance))
 
 
@@ -128,24 +138,24 @@ def line(mean: float, deviation: float = 1.0) -> Gaussian:
 def test_the_gap_closed_is_the_share_of_the_contents_distance() -> None:
     style = [target(line(10.0))]
     for position, closed in ((0.0, 0.0), (10.0, 1.0), (5.0, 0.5), (-10.0, -1.0), (20.0, 0.0)):
-        assert quality.style_gap_closed(line(position), line(0.0), style, [1.0]) == pytest.approx(closed)
+        assert style_gap_closed(line(position), line(0.0), style, [1.0]) == pytest.approx(closed)
 
 
 def test_distances_are_averaged_over_styles_by_weights_of_any_sum() -> None:
     styles = [target(line(10.0)), target(line(0.0, 3.0))]  # from the content: 10 and 2; from the result: 8 and sqrt 8
     for weights in ([1.0, 3.0], [0.25, 0.75], [20.0, 60.0]):
-        closed = quality.style_gap_closed(line(2.0), line(0.0), styles, weights)
+        closed = style_gap_closed(line(2.0), line(0.0), styles, weights)
         assert closed == pytest.approx(1 - (0.25 * 8 + 0.75 * math.sqrt(8)) / (0.25 * 10 + 0.75 * 2))
 
 
 def test_where_the_content_has_the_style_already_there_is_no_gap() -> None:
     style = target(line(10.0))
-    assert quality.style_gap_closed(line(3.0), line(10.0), [style], [1.0]) is None
-    assert quality.style_gap_closed(line(10.0), line(10.0), [style], [1.0]) is None
-    assert quality.style_gap_closed(line(10.0), line(10.02), [style], [1.0]) is None  # 4e-4 of an energy of 101
-    assert quality.style_gap_closed(line(10.0), line(10.04), [style], [1.0]) == pytest.approx(1.0)
+    assert style_gap_closed(line(3.0), line(10.0), [style], [1.0]) is None
+    assert style_gap_closed(line(10.0), line(10.0), [style], [1.0]) is None
+    assert style_gap_closed(line(10.0), line(10.02), [style], [1.0]) is None  # 4e-4 of an energy of 101
+    assert style_gap_closed(line(10.0), line(10.04), [style], [1.0]) == pytest.approx(1.0)
     dead = of([0.0], [[0.0]])
-    assert quality.style_gap_closed(dead, dead, [target(dead)], [1.0]) is None
+    assert style_gap_closed(dead, dead, [target(dead)], [1.0]) is None
 
 
 # --- what is kept of the content ---
@@ -199,9 +209,11 @@ def test_a_picture_smaller_than_the_window_has_a_similarity() -> None:
 # --- a whole result ---
 
 
-def measured(tiny: Backbone, out: Array, content: Array, *styles: Array, **more: object) -> Quality:
+def measured(
+    tiny: Backbone, out: Array, content: Array, *styles: Array, mask: Array | None = None, losses: Sequence[Array] = ()
+) -> Quality:
     found = [quality.moments(tiny, style, USED) for style in styles]
-    return quality.measure(tiny, USED, out, content, found, [1.0] * len(found), **more)  # type: ignore[arg-type]
+    return quality.measure(tiny, USED, out, quality.content(tiny, content, USED, mask), found, [1.0] * len(found), losses)
 
 
 def test_the_content_closes_no_gap_and_keeps_all(tiny: Backbone) -> None:
@@ -245,7 +257,7 @@ def test_a_layer_is_measured_from_max_pooled_zero_padded_features(tiny: Backbone
 def test_means_are_over_the_layers_of_each_group(tiny: Backbone) -> None:
     layers = ("block1_conv1", "block2_conv2")  # the second is held out from most recipes, not from this one
     style = quality.moments(tiny, textured(1), layers)
-    found = quality.measure(tiny, layers, smooth(5), smooth(0), [style], [1.0])
+    found = quality.measure(tiny, layers, smooth(5), quality.content(tiny, smooth(0), layers), [style], [1.0])
     gap = found.style_gap
     assert list(gap) == ["block1_conv1", "block2_conv2", "block3_conv2", "block4_conv3"]
     assert found.used == pytest.approx((gap["block1_conv1"] + gap["block2_conv2"]) / 2)
@@ -254,9 +266,10 @@ def test_means_are_over_the_layers_of_each_group(tiny: Backbone) -> None:
 
 def test_several_styles_count_by_their_weights(tiny: Backbone) -> None:
     styles = [quality.moments(tiny, textured(seed), USED) for seed in (1, 2)]
-    alone = [quality.measure(tiny, USED, smooth(5), smooth(0), [style], [2.0]) for style in styles]
+    content = quality.content(tiny, smooth(0), USED)
+    alone = [quality.measure(tiny, USED, smooth(5), content, [style], [2.0]) for style in styles]
     for weights, same in (([3.0, 0.0], alone[0]), ([0.0, 0.5], alone[1])):
-        found = quality.measure(tiny, USED, smooth(5), smooth(0), styles, weights)
+        found = quality.measure(tiny, USED, smooth(5), content, styles, weights)
         assert found.style_gap == pytest.approx(same.style_gap)
 
 
@@ -363,3 +376,11 @@ def test_moments_can_be_kept(tiny: Backbone) -> None:
     for of_layer in found.layers.values():
         assert isinstance(of_layer, Target)
         assert of_layer.root.shape[0] <= of_layer.root.shape[1] == len(of_layer.mean)
+
+
+def test_pictures_of_all_sizes_share_a_graph(tiny: Backbone) -> None:
+    own = Backbone("own", tiny.convolutions)
+    for height, width in ((32, 48), (48, 32), (40, 40), (64, 36)):
+        measured(own, smooth(5, height, width), smooth(0, height, width), textured(1, width, height))
+    graph = quality._compiled(own, (*USED, *HELD_OUT), (CONTENT,), False)
+    assert graph.experimental_get_tracing_count() == 1
