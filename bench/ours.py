@@ -26,10 +26,7 @@ def backbone() -> backbones.Backbone:
 
 def method(recipe: str, precision: str) -> Method:
     """A recipe's method without its pyramid's other levels, in this precision."""
-    found = presets.find(recipe).method
-    if not hasattr(found, "precision"):  # XXX
-        return found
-    return replace(found, precision=precision)
+    return replace(presets.find(recipe).method, precision=precision)
 
 
 @dataclass

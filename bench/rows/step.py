@@ -63,7 +63,9 @@ def torch(size: int = 256, rounds: int = 5, python: Path = Path(sys.executable))
             for each, side in mine.items():
                 rest = alternating(steps, {each: lambda side=side: side.advance(1)})  # type: ignore[misc]
                 taken[each].append(statistics.median(rest[each]))
-    return [ratio(f"one step, {size} px, {each}", "PyTorch neural-style loop", None, theirs, taken[each]) for each in PRECISIONS]
+    return [
+        ratio(f"one step, {size} px, {each}", "PyTorch neural-style loop", None, theirs, taken[each]) for each in PRECISIONS
+    ]
 
 
 def _found(pattern: str, text: str) -> float:
