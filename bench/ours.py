@@ -45,10 +45,10 @@ class Ours:
         return total
 
 
-def start(network: backbones.Backbone, method: Method, content: np.ndarray, style: np.ndarray) -> Ours:
-    """From the content; content (H, W, 3) and style (h, w, 3) in [0, 1]."""
-    statistics = transfer.style_statistics(network, method, style)
-    targets = transfer.targets(network, method, content[None], [[statistics]], [[1.0]])
+def start(network: backbones.Backbone, method: Method, content: np.ndarray, *styles: np.ndarray) -> Ours:
+    """From the content; content (H, W, 3) and styles (h, w, 3), alike in weight, in [0, 1]."""
+    statistics = [transfer.style_statistics(network, method, style) for style in styles]
+    targets = transfer.targets(network, method, content[None], [statistics], [[1.0 / len(styles)] * len(styles)])
     return Ours(network, method, targets, transfer.start(method, content[None], [0]))
 
 
@@ -62,9 +62,11 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--size", type=int, default=256, help="longest side, in pixels")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--styles", type=int, default=1, help="blend so many: the style and its quarter turns")
     asked = parser.parse_args()
     content, style = sized(asked.content, asked.size), sized(asked.style, asked.size)
-    ours = start(backbone(), method(asked.recipe, asked.precision), content, style)
+    turned = [np.rot90(style, k) for k in range(asked.styles)]
+    ours = start(backbone(), method(asked.recipe, asked.precision), content, *turned)
     ours.advance(asked.steps)
     image, _ = transfer.result(ours.backbone, ours.method, ours.targets, ours.state)
     Path(asked.out).write_bytes(images.encode(np.clip(image.numpy()[0], 0.0, 1.0), None, "png", {}))

@@ -49,7 +49,7 @@ def script(start: Callable[..., Loop], description: str, stretch: bool = False) 
     seconds, losses = [], []
     for step in range(asked.steps):
         began = time.perf_counter()
-        losses.append(float(loop.step()))  # type: ignore[arg-type]  # a scalar tensor
+        losses.append(float(loop.step()))
         seconds.append(time.perf_counter() - began)
         if step % 100 == 0:
             print(f"step {step}: loss {losses[-1]:.6g}", flush=True)

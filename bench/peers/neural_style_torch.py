@@ -112,7 +112,7 @@ def _network(weights: Weights) -> nn.Sequential:
         convolution = nn.Conv2d(kernel.shape[2], kernel.shape[3], 3, padding=1)
         with torch.no_grad():
             convolution.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))))
-            convolution.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))  # type: ignore[union-attr]
+            convolution.bias.copy_(torch.from_numpy(np.ascontiguousarray(bias)))
         modules += [convolution, nn.ReLU()]
         if layer == CONTENT_LAYER:
             modules.append(ContentLoss())

@@ -61,7 +61,7 @@ def share(size: int = 512, rounds: int = 7) -> list[Row]:
         kernels = {layer: kernel.shape for layer, (kernel, _) in arrays.items()}
         operations = convolutions(kernels, method.layers, *content.shape[:2])
         product, of_product, shape = _best_product(dtype)
-        taken = alternating(rounds, {"step": lambda side=side: side.advance(1), "product": product})  # type: ignore[misc]
+        taken = alternating(rounds, {"step": lambda side=side: side.advance(1), "product": product})
         rates = [operations / value for value in taken["step"]]
         best = [of_product / value for value in taken["product"]]
         shares = [100 * rate / bound for rate, bound in zip(rates, best, strict=True)]

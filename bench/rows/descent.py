@@ -43,7 +43,7 @@ def tutorial(size: int = 256, steps: int = 1000, rounds: int = 5, most: int = 30
         pictures = write_samples(Path(folder))
         content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
     loop = tensorflow_tutorial.start(weights.load(weights.DEFAULT, None), content, style)
-    first = float(loop.step())  # type: ignore[arg-type]  # a scalar tensor
+    first = float(loop.step())
     began = time.perf_counter()
     for _ in range(steps - 1):
         loop.step()
@@ -54,7 +54,7 @@ def tutorial(size: int = 256, steps: int = 1000, rounds: int = 5, most: int = 30
     def theirs() -> None:
         for _ in range(stretch):
             loss = loop.step()
-        float(loss)  # type: ignore[arg-type]  # waits for the device
+        float(loss)
 
     rows = []
     for precision in ("float32", "mixed"):

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.rows.row import ROOT, Row, at_most, main, write_samples
@@ -42,14 +42,12 @@ def peak(size: int = 512, large: int = 2048, rounds: int = 2) -> list[Row]:
     return rows
 
 
-def resident(command: Sequence[str]) -> float:
+def resident(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> float:
     """GiB of a process at its peak.
 
     This process must stay small: until it runs its own program, a child's peak is its parent's.
     """
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

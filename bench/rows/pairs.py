@@ -27,7 +27,7 @@ CONTENTS, STYLES = ("astronaut", "chelsea", "coffee"), ("swirls", "dunes", "stip
 
 def grid(contents: int = 3, styles: int = 4, size: int = 256, steps: int = 50, rounds: int = 1) -> list[Row]:
     """3 contents by 4 styles through the recipe `tf-tutorial`, against the tutorial's loop as a script for each pair."""
-    theirs, mine = [], {"float32": [], "mixed": []}  # type: ignore[var-annotated]
+    theirs, mine = [], {"float32": [], "mixed": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures, environment = write_samples(folder), environment_of(folder)
@@ -52,7 +52,7 @@ def overhead(
     """Seconds that each further pair of 0 steps takes: what `pairs` take longer than `few`, over their difference."""
     slopes, wholes = [], []
     with tempfile.TemporaryDirectory() as name, _place(Path(name), s3) as (place, more):
-        folder, environment = Path(name), {**environment_of(Path(name)), **more}
+        environment = {**environment_of(Path(name)), **more}
         for count in (few, pairs):
             write_manifest(f"{place}/{count}", count, size, environment)
         options = ["--steps", "0", "--size", str(size), "--backbone", backbone]
@@ -61,7 +61,6 @@ def overhead(
             taken = [_nst(f"{place}/{n}/m.csv", f"{place}/out{n}-{turn}", options, environment) for n in (few, pairs)]
             slopes.append(1e3 * (taken[1] - taken[0]) / (pairs - few))
             wholes.append(taken[1])
-        del folder
     where = "S3" if s3 else "local"
     detail = f"{pairs} pairs in {sorted(wholes)[rounds // 2]:.1f} s, process start to end"
     goal = None if backbone == weights.DEFAULT else 40.0 if s3 else 25.0
@@ -108,7 +107,8 @@ def _place(folder: Path, s3: bool) -> Iterator[tuple[str, dict[str, str]]]:
 def environment_of(folder: Path) -> dict[str, str]:
     """Of processes that know nothing of the user's Prefect."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "NST_", "AWS_"))}
-    return {**kept, "PREFECT_HOME": str(folder / "prefect"), "DO_NOT_TRACK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    prefect = {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    return {**kept, **prefect, "DO_NOT_TRACK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def _nst(manifest: Path | str, out: Path | str, options: Sequence[str], environment: Mapping[str, str]) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,10 +37,21 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`met`, `not met`, or nothing where there is no goal."""
+        """`met`, `not met`, `not measured`, or nothing where there is no goal."""
+        if math.isnan(self.measured):
+            return "not measured"
         if self.goal is None:
             return ""
         return "met" if (self.measured >= self.goal if self.at_least else self.measured <= self.goal) else "not met"
+
+    def as_plain(self) -> dict[str, Any]:
+        """The row and its verdict, for JSON."""
+        return {**asdict(self), "verdict": self.verdict}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Row:
+        """The row that `as_plain` gave."""
+        return cls(**{name: value for name, value in plain.items() if name != "verdict"})
 
     def cells(self) -> tuple[str, ...]:
         """The row in a table with the columns of `HEADER`."""
@@ -52,6 +64,8 @@ HEADER = ("work", "against", "goal", "measured", "spread", "verdict", "both side
 
 
 def _number(value: float) -> str:
+    if math.isnan(value):
+        return ""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -110,7 +124,7 @@ def main(*commands: Callable[..., list[Row]]) -> None:
     def finish(rows: list[Row], keep: Path | None) -> None:
         print(markdown(rows))
         if keep is not None:
-            keep.write_text(json.dumps([asdict(row) for row in rows]))
+            keep.write_text(json.dumps([row.as_plain() for row in rows]))
 
     app = typer.Typer(add_completion=False, result_callback=finish)
 

@@ -61,7 +61,7 @@ def torch(size: int = 256, rounds: int = 5, python: Path = Path(sys.executable))
             check_same(first, _found(r"step 0: loss (\S+)", done.stdout))
             theirs.append(_found(r"(\S+) seconds a step", done.stdout))
             for each, side in mine.items():
-                rest = alternating(steps, {each: lambda side=side: side.advance(1)})  # type: ignore[misc]
+                rest = alternating(steps, {each: lambda side=side: side.advance(1)})
                 taken[each].append(statistics.median(rest[each]))
     return [
         ratio(f"one step, {size} px, {each}", "PyTorch neural-style loop", None, theirs, taken[each]) for each in PRECISIONS
@@ -83,16 +83,16 @@ def _in_one_process(
         style = sized(str(pictures["swirls"]), size, content.shape[:2] if stretch else None)
     loop: Loop = peer.start(weights.load(weights.DEFAULT, None), content, style)
     mine = {each: ours.start(ours.backbone(), ours.method(recipe, each), content, style) for each in PRECISIONS}
-    check_same(float(mine["float32"].advance(1)[0]), float(loop.step()))  # type: ignore[arg-type]  # a scalar tensor
+    check_same(float(mine["float32"].advance(1)[0]), float(loop.step()))
     steps = max(1, round(3 * (256 / size) ** 2))  # about as long a round at every size
 
     def theirs() -> None:
         for _ in range(steps):
             loss = loop.step()
-        float(loss)  # type: ignore[arg-type]  # waits for the device
+        float(loss)
 
     sides: dict[str, Callable[[], object]] = {name: theirs}
-    sides |= {each: lambda side=side: side.advance(steps) for each, side in mine.items()}  # type: ignore[misc]
+    sides |= {each: lambda side=side: side.advance(steps) for each, side in mine.items()}
     taken = {side: [value / steps for value in values] for side, values in alternating(rounds, sides).items()}
     return [
         ratio(f"one step, {size} px, {each}", name, goal, taken[name], taken[each])
