@@ -32,7 +32,7 @@ def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
     schedule = keras.optimizers.schedules.ExponentialDecay(initial_learning_rate=100.0, decay_steps=100, decay_rate=0.96)
     optimizer = keras.optimizers.SGD(schedule)
 
-    def objective(image):
+    def objective(image, base, reference):
         features = extractor(tf.concat([base, reference, image], axis=0))
         at = features[CONTENT_LAYER]
         loss = CONTENT_WEIGHT * tf.reduce_sum(tf.square(at[2] - at[0]))
@@ -44,19 +44,19 @@ def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
         return loss + TV_WEIGHT * _total_variation(image)
 
     @tf.function
-    def loss_and_gradient():
+    def loss_and_gradient(image, base, reference):
         with tf.GradientTape() as tape:
-            loss = objective(combination)
-        return loss, tape.gradient(loss, combination)
+            loss = objective(image, base, reference)
+        return loss, tape.gradient(loss, image)
 
     def step():
-        loss, gradient = loss_and_gradient()
+        loss, gradient = loss_and_gradient(combination, base, reference)
         optimizer.apply_gradients([(gradient, combination)])
         return loss
 
     return Loop(
         step,
-        lambda image: float(objective(tf.constant(_preprocessed(image)))),
+        lambda image: float(objective(tf.constant(_preprocessed(image)), base, reference)),
         lambda: (combination.numpy()[0] + MEAN_BGR)[..., ::-1] / np.float32(255),
     )
 

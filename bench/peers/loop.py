@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +31,7 @@ def sized(path: str, size: int, shape: tuple[int, int] | None = None) -> np.ndar
 
 
 def script(start: Callable[..., Loop], description: str, stretch: bool = False) -> None:
-    """Stylize one pair as the peer's own script does, and print the first loss and the median seconds of a step.
+    """Stylize one pair as the peer's own script does, and print the first loss and the mean seconds of a step after it.
 
     With `stretch` the style has the content's shape, otherwise its own.
     """
@@ -46,12 +45,12 @@ def script(start: Callable[..., Loop], description: str, stretch: bool = False) 
     content = sized(asked.content, asked.size)
     style = sized(asked.style, asked.size, content.shape[:2] if stretch else None)
     loop = start(weights.load(weights.DEFAULT, None), content, style)
-    seconds, losses = [], []
-    for step in range(asked.steps):
-        began = time.perf_counter()
-        losses.append(float(loop.step()))
-        seconds.append(time.perf_counter() - began)
-        if step % 100 == 0:
-            print(f"step {step}: loss {losses[-1]:.6g}", flush=True)
+    print(f"step 0: loss {float(loop.step()):.6g}", flush=True)
+    began = time.perf_counter()
+    for step in range(1, asked.steps):
+        loss = loop.step()
+        if step % 100 == 0 or step == asked.steps - 1:
+            print(f"step {step}: loss {float(loss):.6g}", flush=True)
+    seconds = (time.perf_counter() - began) / max(asked.steps - 1, 1)
     Path(asked.out).write_bytes(images.encode(np.clip(loop.image(), 0.0, 1.0), None, "png", {}))
-    print(f"{statistics.median(seconds[1:] or seconds):.6f} seconds a step")
+    print(f"{seconds:.6f} seconds a step")

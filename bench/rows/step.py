@@ -44,7 +44,7 @@ def tutorial(size: int = 256, rounds: int = 9) -> list[Row]:
 
 
 def torch(size: int = 256, rounds: int = 5, python: Path = Path(sys.executable)) -> list[Row]:
-    """The PyTorch neural-style loop, a process each round, its median step against ours."""
+    """The PyTorch neural-style loop, a process each round, its mean step against ours."""
     steps, theirs = 10, []
     taken: dict[str, list[float]] = {each: [] for each in PRECISIONS}
     with tempfile.TemporaryDirectory() as folder:
@@ -57,12 +57,14 @@ def torch(size: int = 256, rounds: int = 5, python: Path = Path(sys.executable))
         first = float(mine["float32"].advance(1)[0])
         mine["mixed"].advance(1)
         for _ in range(rounds):
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr.strip())
             check_same(first, _found(r"step 0: loss (\S+)", done.stdout))
             theirs.append(_found(r"(\S+) seconds a step", done.stdout))
             for each, side in mine.items():
                 rest = alternating(steps, {each: lambda side=side: side.advance(1)})
-                taken[each].append(statistics.median(rest[each]))
+                taken[each].append(statistics.mean(rest[each]))
     return [
         ratio(f"one step, {size} px, {each}", "PyTorch neural-style loop", None, theirs, taken[each]) for each in PRECISIONS
     ]
