@@ -36,7 +36,7 @@ def test_a_peer_has_the_objective_and_the_steps_of_our_recipe(peer: ModuleType, 
 
 
 def test_a_ratio_is_taken_round_by_round_and_must_reach_its_goal() -> None:
-    found = row.ratio("a step", "a loop", 2.0, theirs=[2.0, 9.0, 4.0], ours=[1.0, 3.0, 1.0])
+    found = row.ratio("a step", "a loop", 3.0, theirs=[2.0, 9.0, 4.0], ours=[1.0, 3.0, 1.0])
     assert (found.measured, found.least, found.largest, found.verdict) == (3.0, 2.0, 4.0, "met")
     assert found.detail == "4 s against our 1 s"
     assert row.ratio("a step", "a loop", 3.1, [2.0, 9.0, 4.0], [1.0, 3.0, 1.0]).verdict == "not met"
@@ -86,12 +86,12 @@ def test_the_phases_of_a_manifest_are_functions_of_nst() -> None:
 def test_a_thread_is_in_the_phase_of_its_innermost_function_that_has_one() -> None:
     here = f"{__name__}.test_a_thread_is_in_the_phase_of_its_innermost_function_that_has_one"
 
-    def inner() -> str | None:
-        return profiles.phase(sys._getframe(), {here: "outer", f"{__name__}.inner": "inner"})
+    def inner(names: dict[str, str]) -> str | None:
+        return profiles.phase(sys._getframe(), names)
 
-    assert inner() == "inner"
-    assert profiles.phase(sys._getframe(), {here: "outer"}) == "outer"
-    assert profiles.phase(sys._getframe(), {}) is None
+    assert inner({here: "outer", f"{__name__}.inner": "inner"}) == "inner"
+    assert inner({here: "outer"}) == "outer"
+    assert inner({}) is None
 
 
 MACHINE = {
