@@ -3,6 +3,7 @@
 # make check  lint, types and the arrows between the rooms
 # make fuzz   feeds spoilt manifests and pictures to their readers for FUZZ_SECONDS, 60 by default
 # make soak   kills a run SOAK_KILLS times, 25 by default, and its S3 server for SOAK_OUTAGE seconds, 60 by default
+# make bench  measures speed and memory against other loops, for an hour or more; TORCH names a Python that has PyTorch
 # make lock   writes constraints.txt anew from the newest versions that pyproject.toml allows
 # make clean  removes what the others made
 
@@ -10,8 +11,9 @@ PYTHON ?= python3
 SOAK_KILLS ?= 25
 SOAK_OUTAGE ?= 60
 BIN := .venv/bin
+TORCH ?= $(BIN)/python
 
-.PHONY: demo test check fuzz soak lock clean
+.PHONY: demo test check fuzz soak bench lock clean
 
 demo: .venv/demo
 	$(BIN)/nst demo --out demo-output
@@ -30,6 +32,12 @@ fuzz: .venv/ready
 
 soak: .venv/ready
 	SOAK_KILLS=$(SOAK_KILLS) SOAK_OUTAGE=$(SOAK_OUTAGE) $(BIN)/python -m pytest -s tests/faults -k killed
+
+bench: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m bench.speed --torch $(TORCH)
+	$(BIN)/python -m bench.growth
+	$(BIN)/python -m bench.profiles
 
 .venv/demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'

@@ -1,0 +1,139 @@
+"""How cost grows: seconds and peak memory over pixels, steps, styles and pairs.
+
+    .venv/bin/python -m bench.growth                # into bench/results, a picture in docs and docs/speed.md
+    .venv/bin/python -m bench.growth --quick --keep /tmp/growth.csv
+
+Each point is a process of its own: `bench.ours` on one pair for pixels, steps and styles, `nst run` for pairs. Needs the
+extra `bench`, for the plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.rows.memory import resident
+from bench.rows.pairs import BIN, environment_of
+from bench.rows.row import ROOT, write_samples
+
+COLUMNS = ("over", "value", "precision", "seconds", "gib")
+
+POINTS: Mapping[str, Sequence[int]] = {
+    "pixels": (128, 256, 384, 512, 768, 1024),  # of the longest side
+    "steps": (10, 20, 40, 80),
+    "styles": (1, 2, 4, 8),
+    "pairs": (1, 4, 8, 16),
+}
+
+QUICK: Mapping[str, Sequence[int]] = {"pixels": (64, 96), "steps": (2, 4), "styles": (1, 2), "pairs": (1, 2)}
+
+
+def measured(points: Mapping[str, Sequence[int]], size: int, steps: int) -> Iterator[dict[str, object]]:
+    """A row for each point and precision: seconds of the whole process, and its peak in GiB."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures, environment = write_samples(folder), environment_of(folder)
+        content, style = str(pictures["astronaut"]), str(pictures["swirls"])
+        for precision in ("float32", "mixed"):
+            for over in ("pixels", "steps", "styles"):
+                for value in points[over]:
+                    asked = {"pixels": size, "steps": steps, "styles": 1} | {over: value}
+                    command = [sys.executable, "-m", "bench.ours", content, style, f"{folder}/out.png"]
+                    command += ["--precision", precision, "--size", str(asked["pixels"])]
+                    command += ["--steps", str(asked["steps"]), "--styles", str(asked["styles"])]
+                    seconds, gib = _whole(command, environment)
+                    yield {"over": over, "value": value, "precision": precision, "seconds": seconds, "gib": gib}
+            for pairs in points["pairs"]:
+                rows = [f"{content},{style},p{k}" for k in range(pairs)]
+                (folder / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
+                command = [str(BIN / "nst"), "run", str(folder / "m.csv"), "--out", f"{folder}/{precision}{pairs}"]
+                command += ["--recipe", "tf-tutorial", "--precision", precision, "--size", str(size), "--steps", str(steps)]
+                seconds, gib = _whole(command, environment)
+                yield {"over": "pairs", "value": pairs, "precision": precision, "seconds": seconds, "gib": gib}
+
+
+def _whole(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float]:
+    began = time.perf_counter()
+    gib = resident(command, environment)
+    return round(time.perf_counter() - began, 2), round(gib, 3)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a results file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(path: Path) -> str:
+    """A results file as a table: what each further unit costs, from the first point to the last."""
+    rows = read(path)
+    lines = ["| over | from | to | precision | seconds | GiB |", "| --- | --- | --- | --- | --- | --- |"]
+    for over, precision in dict.fromkeys((row["over"], row["precision"]) for row in rows):
+        first, *_, last = (row for row in rows if (row["over"], row["precision"]) == (over, precision))
+        cells = (f"{float(first[name]):.2f} to {float(last[name]):.2f}" for name in ("seconds", "gib"))
+        lines.append(f"| {over} | {first['value']} | {last['value']} | {precision} | {' | '.join(cells)} |")
+    shown = f"![Seconds and memory over pixels, steps, styles and pairs]({picture(path).name})"
+    return f"{shown}\n\n`{path.name}`, whole processes:\n\n" + "\n".join(lines)
+
+
+def picture(path: Path) -> Path:
+    """Where the plot of a results file in bench/results is kept: the newest of each machine."""
+    return ROOT / "docs" / f"growth-{path.stem[len('growth-2026-01-01-') :]}.png"
+
+
+def plot(path: Path, out: Path) -> None:
+    """A panel for each of seconds and memory over each of `POINTS`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read(path)
+    figure, panels = pyplot.subplots(2, len(POINTS), figsize=(12, 5), layout="constrained", sharex="col")
+    for column, over in enumerate(POINTS):
+        for line, (name, label) in enumerate((("seconds", "seconds, whole process"), ("gib", "peak memory, GiB"))):
+            axes = panels[line][column]
+            for precision in ("float32", "mixed"):
+                chosen = [row for row in rows if (row["over"], row["precision"]) == (over, precision)]
+                x = [float(row["value"]) ** 2 / 1e6 if over == "pixels" else float(row["value"]) for row in chosen]
+                axes.plot(x, [float(row[name]) for row in chosen], "o-", label=precision)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+            if column == 0:
+                axes.set_ylabel(label)
+            if line == 1:
+                axes.set_xlabel({"pixels": "megapixels"}.get(over, over))
+    panels[0][0].legend(fontsize=8)
+    figure.savefig(out, dpi=90)
+
+
+def main() -> None:
+    """Measure, keep, draw."""
+    from bench import speed
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small: whether it runs, not how fast")
+    parser.add_argument("--keep", type=Path, help="file for the results, instead of bench/results and the page")
+    asked = parser.parse_args()
+    name = f"growth-{datetime.now(UTC):%Y-%m-%d}-{speed.slug(speed.machine())}.csv"
+    path = asked.keep or speed.RESULTS / name
+    with path.open("w", newline="") as file:
+        rows = csv.DictWriter(file, COLUMNS)
+        rows.writeheader()
+        for row in measured(QUICK if asked.quick else POINTS, *((64, 2) if asked.quick else (256, 20))):
+            rows.writerow(row)
+            file.flush()
+            print(row, flush=True)
+    plot(path, asked.keep.with_suffix(".png") if asked.keep else picture(path))
+    if not asked.keep:
+        speed.show()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Our own loop as the peers' are: a step to time, an objective to compare, and the script of one pair around them.
+
+.venv/bin/python -m bench.ours CONTENT STYLE OUT [--recipe NAME] [--precision mixed] [--size PX] [--steps N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.peers.loop import sized
+from nst_tasks import images, presets, weights
+from nst_tasks.core import backbones, transfer
+from nst_tasks.core.method import Method
+
+
+@functools.cache
+def backbone() -> backbones.Backbone:
+    """The default backbone, on which everything here is measured."""
+    return backbones.build(weights.DEFAULT, weights.load(weights.DEFAULT, None))
+
+
+def method(recipe: str, precision: str) -> Method:
+    """A recipe's method without its pyramid's other levels, in this precision."""
+    return replace(presets.find(recipe).method, precision=precision)
+
+
+@dataclass
+class Ours:
+    """A started transfer of one pair at one size."""
+
+    backbone: backbones.Backbone
+    method: Method
+    targets: transfer.Targets
+    state: transfer.TransferState
+
+    def advance(self, steps: int) -> np.ndarray:
+        """So many steps: the total loss before each, (steps,)."""
+        self.state, terms = transfer.advance(self.backbone, self.method, self.targets, self.state, steps, steps)
+        total: np.ndarray = terms[:, 0].sum(axis=1)
+        return total
+
+
+def start(network: backbones.Backbone, method: Method, content: np.ndarray, *styles: np.ndarray) -> Ours:
+    """From the content; content (H, W, 3) and styles (h, w, 3), alike in weight, in [0, 1]."""
+    statistics = [transfer.style_statistics(network, method, style) for style in styles]
+    targets = transfer.targets(network, method, content[None], [statistics], [[1.0 / len(styles)] * len(styles)])
+    return Ours(network, method, targets, transfer.start(method, content[None], [0]))
+
+
+def main() -> None:
+    """Stylize one pair at one level."""
+    parser = argparse.ArgumentParser(description="Our loop on one pair, without the flow around it.")
+    parser.add_argument("content")
+    parser.add_argument("style")
+    parser.add_argument("out")
+    parser.add_argument("--recipe", default="tf-tutorial")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--size", type=int, default=256, help="longest side, in pixels")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--styles", type=int, default=1, help="blend so many: the style and its quarter turns")
+    asked = parser.parse_args()
+    content, style = sized(asked.content, asked.size), sized(asked.style, asked.size)
+    turned = [np.rot90(style, k) for k in range(asked.styles)]
+    ours = start(backbone(), method(asked.recipe, asked.precision), content, *turned)
+    ours.advance(asked.steps)
+    image, _ = transfer.result(ours.backbone, ours.method, ours.targets, ours.state)
+    Path(asked.out).write_bytes(images.encode(np.clip(image.numpy()[0], 0.0, 1.0), None, "png", {}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What every peer offers: a step to time, an objective to compare, an image; and the script of one pair around them."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nst_tasks import images, weights
+
+
+class Loop(NamedTuple):
+    """A peer's loop, started. Images are (H, W, 3) float32 in [0, 1]."""
+
+    step: Callable[[], object]
+    """One update of its image: the loss before it, as a scalar of its framework."""
+    loss: Callable[[np.ndarray], float]
+    """Its objective at an image."""
+    image: Callable[[], np.ndarray]
+    """Its image as it is."""
+
+
+def sized(path: str, size: int, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """The picture at this longest side, or stretched to this (height, width)."""
+    picture = images.decode(Path(path).read_bytes(), 10**9)
+    return images.resize(picture, *(shape or images.fit(*picture.rgb.shape[:2], size, upscale=True))).rgb
+
+
+def script(start: Callable[..., Loop], description: str, stretch: bool = False) -> None:
+    """Stylize one pair as the peer's own script does, and print the first loss and the mean seconds of a step after it.
+
+    With `stretch` the style has the content's shape, otherwise its own.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("content")
+    parser.add_argument("style")
+    parser.add_argument("out")
+    parser.add_argument("--size", type=int, default=256, help="longest side, in pixels")
+    parser.add_argument("--steps", type=int, default=50)
+    asked = parser.parse_args()
+    content = sized(asked.content, asked.size)
+    style = sized(asked.style, asked.size, content.shape[:2] if stretch else None)
+    loop = start(weights.load(weights.DEFAULT, None), content, style)
+    print(f"step 0: loss {float(loop.step()):.6g}", flush=True)
+    began = time.perf_counter()
+    for step in range(1, asked.steps):
+        loss = loop.step()
+        if step % 100 == 0 or step == asked.steps - 1:
+            print(f"step {step}: loss {float(loss):.6g}", flush=True)
+    seconds = (time.perf_counter() - began) / max(asked.steps - 1, 1)
+    Path(asked.out).write_bytes(images.encode(np.clip(loop.image(), 0.0, 1.0), None, "png", {}))
+    print(f"{seconds:.6f} seconds a step")

@@ -1,0 +1,220 @@
+"""Where the time goes: of a step by kind of operation, and of a small manifest by what it is spent on.
+
+    .venv/bin/python -m bench.profiles              # both, into bench/results and docs/speed.md
+    .venv/bin/python -m bench.profiles --quick --keep /tmp/profile.json
+
+A step's operations are those of TensorFlow's profiler, summed over threads. A manifest's time is sampled: some two
+hundred times a second, `nst run` is asked what its threads are in, and the time since goes to the first of `PHASES` that any of
+them is in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from bench.rows.pairs import CONTENTS, STYLES, environment_of
+from bench.rows.row import ROOT, write_samples
+
+OPERATIONS = (
+    ("convolutions, forward", r"Conv2D$|Conv2DWithBias"),
+    ("convolutions, backward", r"Conv2DBackprop"),
+    ("Gram matrices and their gradients", r"MatMul|Einsum"),
+    ("pooling, both ways", r"Pool"),
+    ("casts, copies, layout", r"Cast|Transpose|Reshape|Concat|Pad|Slice|Pack|Copy|Identity|ToTf|Quantize"),
+    ("optimizer and everything element by element", r""),
+)
+"""What an operation is counted as: the first whose pattern its type holds."""
+
+PHASES = (
+    ("steps", ("nst_tasks.core.transfer.advance", "nst_tasks.core.transfer.result")),
+    ("targets", ("nst_tasks.measuring.targets",)),
+    ("quality numbers", ("nst_tasks.measuring.quality_of",)),
+    ("reading weights", ("nst_tasks.optimization.build_backbone", "nst_tasks.intake.read_weights", "nst_tasks.weights.sha256")),
+    ("reading pictures", ("nst_tasks.loading.load", "nst_tasks.intake.inspect")),
+    ("encoding and writing", ("nst_tasks.work.publish",)),
+    ("report and summary", ("nst_tasks.reporting.write",)),
+)
+"""What a manifest's time is spent on, most telling first, by the functions of nst that stand for it."""
+
+TRACING, IMPORTS, REST = "tracing graphs", "imports", "Prefect and the rest"
+
+EVERY = 0.005
+"""Seconds between two samples."""
+
+
+def of_a_step(size: int, steps: int) -> list[dict[str, object]]:
+    """Milliseconds of a `tf-tutorial` step: rows of operation, float32, mixed; the last is the wall time."""
+    from bench import ours
+    from bench.peers.loop import sized
+
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_samples(Path(folder))
+        content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
+    columns: dict[str, Counter[str]] = {}
+    for precision in ("float32", "mixed"):
+        side = ours.start(ours.backbone(), ours.method("tf-tutorial", precision), content, style)
+        side.advance(2)
+        walls = []
+        for _ in range(steps):
+            began = time.perf_counter()
+            side.advance(1)
+            walls.append(time.perf_counter() - began)
+        columns[precision] = traced(lambda side=side: side.advance(steps), steps)
+        columns[precision]["a step, by the clock"] = 1e3 * statistics.median(walls)
+    names = [name for name, _ in OPERATIONS] + ["a step, by the clock"]
+    return [{"operation": name, **{each: round(columns[each][name], 3) for each in columns}} for name in names]
+
+
+def traced(call, steps: int) -> Counter[str]:
+    """Milliseconds a step that each of `OPERATIONS` took during a call, summed over threads."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=2, python_tracer_level=0)
+        tf.profiler.experimental.start(folder, options)
+        call()
+        tf.profiler.experimental.stop()
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(trace.read_bytes())
+    found: Counter[str] = Counter()
+    for plane in space.planes:
+        for event in (event for line in plane.lines for event in line.events):
+            operation = re.fullmatch(r"while/[\w/.-]*:(\w+)", plane.event_metadata[event.metadata_id].name)
+            if operation:
+                kind = next(name for name, pattern in OPERATIONS if re.search(pattern, operation[1]))
+                found[kind] += event.duration_ps / 1e9 / steps
+    return found
+
+
+def of_a_manifest(contents: int, styles: int, size: int, steps: int) -> list[dict[str, object]]:
+    """Seconds of `nst run` over a small grid by phase, process start to end: rows of phase, seconds."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures, environment = write_samples(folder), environment_of(folder)
+        chosen = [(pictures[content], pictures[style]) for content in CONTENTS[:contents] for style in STYLES[:styles]]
+        (folder / "m.csv").write_text("\n".join(["content,style", *(f"{one},{other}" for one, other in chosen)]) + "\n")
+        command = ["run", str(folder / "m.csv"), "--size", str(size), "--steps", str(steps), "--recipe", "tf-tutorial"]
+        found: dict[str, float] = {}
+        for turn in ("first", "second"):  # the first makes Prefect's database
+            began = time.time()
+            whole = [sys.executable, "-m", "bench.profiles", "--sampled", str(folder / "phases.json"), "--"]
+            subprocess.run(
+                [*whole, *command, "--out", str(folder / turn)], cwd=ROOT, env=environment, capture_output=True, check=True
+            )  # fmt: skip
+            ended = time.time()
+            told = json.loads((folder / "phases.json").read_text())
+            found = {"process start": told["began"] - began, **told["phases"], "process end": ended - told["ended"]}
+    order = ["process start", IMPORTS, REST, TRACING, *(name for name, _ in PHASES), "process end"]
+    return [{"phase": name, "seconds": round(found.get(name, 0.0), 2)} for name in order]
+
+
+def sampled(arguments: list[str], keep: Path) -> None:
+    """Run `nst` with these arguments in this process, and keep what its time was spent on."""
+    began, phases, done = time.time(), Counter[str](), threading.Event()
+    names = {function: name for name, functions in PHASES for function in functions}
+    order = [name for name, _ in PHASES] + [TRACING, IMPORTS]
+    watcher = threading.Thread(target=_watch, args=(phases, names, order, done), daemon=True)
+    watcher.start()
+    try:
+        from flows.cli import app
+
+        app(arguments)
+    finally:
+        done.set()
+        watcher.join()
+        keep.write_text(json.dumps({"began": began, "ended": time.time(), "phases": phases}))
+
+
+def _watch(phases: Counter[str], names: Mapping[str, str], order: list[str], done: threading.Event) -> None:
+    before = time.perf_counter()
+    while not done.wait(EVERY):
+        own = threading.get_ident()
+        seen = {phase(frame, names) for thread, frame in sys._current_frames().items() if thread != own}
+        now = time.perf_counter()
+        phases[next((name for name in order if name in seen), REST)] += now - before
+        before = now
+
+
+def phase(frame: FrameType | None, names: Mapping[str, str]) -> str | None:
+    """What a thread is in: the phase of its innermost frame that has one."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == "<frozen importlib._bootstrap>" and code.co_name == "_find_and_load":
+            return IMPORTS
+        module = frame.f_globals.get("__name__", "")
+        if module.endswith("polymorphic_function.tracing_compilation") and code.co_name == "trace_function":
+            return TRACING
+        if found := names.get(f"{module}.{code.co_name}"):
+            return found
+        frame = frame.f_back
+    return None
+
+
+def tables(path: Path) -> str:
+    """A results file as two tables."""
+    from bench.speed import described
+
+    kept = json.loads(path.read_text())
+    sides = ("float32", "mixed")
+    *operations, clock = kept["step"]
+    sums = {side: sum(row[side] for row in operations) for side in sides}
+    lines = [
+        f"{described(kept)} A step of `tf-tutorial` at {kept['size']} px, operations summed over threads; then `nst run` of "
+        f"{kept['pairs']} pairs at {kept['size']} px, {kept['steps']} steps each, process start to end.",
+        "", "| operation | float32 | mixed |", "| --- | --- | --- |",
+    ]  # fmt: skip
+    for row in operations:
+        cells = (f"{row[side]:.1f} ms, {100 * row[side] / max(sums[side], 1e-9):.0f} %" for side in sides)
+        lines.append(f"| {row['operation']} | {' | '.join(cells)} |")
+    lines.append(f"| {clock['operation']} | {' | '.join(f'{clock[side]:.1f} ms' for side in sides)} |")
+    whole = sum(row["seconds"] for row in kept["manifest"])
+    lines += ["", "| a small manifest | seconds | share |", "| --- | --- | --- |"]
+    lines += [f"| {row['phase']} | {row['seconds']:.2f} | {100 * row['seconds'] / whole:.0f} % |" for row in kept["manifest"]]
+    return "\n".join([*lines, f"| in all | {whole:.2f} | |"])
+
+
+def main() -> None:
+    """Measure both and keep them."""
+    if "--sampled" in sys.argv:
+        at = sys.argv.index("--sampled")
+        sampled(sys.argv[at + 3 :], Path(sys.argv[at + 1]))
+        return
+    from bench import speed
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small: whether it runs, not how fast")
+    parser.add_argument("--keep", type=Path, help="file for the results, instead of bench/results and the page")
+    asked = parser.parse_args()
+    size, steps, (contents, styles) = (64, 2, (1, 1)) if asked.quick else (256, 50, (2, 2))
+    date, machine = f"{datetime.now(UTC):%Y-%m-%d}", speed.machine()
+    kept = {
+        "date": date, "commit": speed.commit(), "quick": asked.quick, "machine": machine, "size": size, "steps": steps,
+        "pairs": contents * styles, "step": of_a_step(size, 3 if asked.quick else 10),
+        "manifest": of_a_manifest(contents, styles, size, steps),
+    }  # fmt: skip
+    path = asked.keep or speed.RESULTS / f"profile-{date}-{speed.slug(machine)}.json"
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    print(tables(path))
+    if not asked.keep:
+        speed.show()
+
+
+if __name__ == "__main__":
+    main()

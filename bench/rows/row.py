@@ -1,0 +1,137 @@
+"""A row of the goals' table: what was measured against what, how much it must be, whether it is; and how a row is timed."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nst_tasks import samples
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured number: the median over the rounds, and their least and largest.
+
+    `goal` bounds it from below (`at_least`) or from above; a row without a goal is there to be read.
+    """
+
+    work: str
+    against: str
+    goal: float | None
+    measured: float
+    least: float
+    largest: float
+    unit: str
+    detail: str
+    at_least: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """`met`, `not met`, `not measured`, or nothing where there is no goal."""
+        if math.isnan(self.measured):
+            return "not measured"
+        if self.goal is None:
+            return ""
+        return "met" if (self.measured >= self.goal if self.at_least else self.measured <= self.goal) else "not met"
+
+    def as_plain(self) -> dict[str, Any]:
+        """The row and its verdict, for JSON."""
+        return {**asdict(self), "verdict": self.verdict}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Row:
+        """The row that `as_plain` gave."""
+        return cls(**{name: value for name, value in plain.items() if name != "verdict"})
+
+    def cells(self) -> tuple[str, ...]:
+        """The row in a table with the columns of `HEADER`."""
+        bound = "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {_number(self.goal)} {self.unit}"
+        spread = f"{_number(self.least)} to {_number(self.largest)}"
+        return self.work, self.against, bound, f"{_number(self.measured)} {self.unit}", spread, self.verdict, self.detail
+
+
+HEADER = ("work", "against", "goal", "measured", "spread", "verdict", "both sides")
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def seconds(value: float) -> str:
+    """A duration as a person writes it."""
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def ratio(work: str, against: str, goal: float | None, theirs: Sequence[float], ours: Sequence[float], note: str = "") -> Row:
+    """How many times as long theirs took as ours, round by round."""
+    by_round = [one / other for one, other in zip(theirs, ours, strict=True)]
+    detail = f"{seconds(statistics.median(theirs))} against our {seconds(statistics.median(ours))}"
+    return Row(
+        work, against, goal, statistics.median(by_round), min(by_round), max(by_round), "x", f"{detail}{note and '; ' + note}"
+    )
+
+
+def at_most(work: str, goal: float | None, values: Sequence[float], unit: str, detail: str, against: str = "") -> Row:
+    """A cost that must not exceed its goal."""
+    return Row(work, against, goal, statistics.median(values), min(values), max(values), unit, detail, at_least=False)
+
+
+def alternating(rounds: int, sides: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of each side in each round, after one call of each that is not counted; every other round goes backwards."""
+    for side in sides.values():
+        side()
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds):
+        for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):
+            began = time.perf_counter()
+            sides[name]()
+            taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def write_samples(folder: Path) -> dict[str, Path]:
+    """nst's sample pictures as files: name -> path, such as `chelsea` and `swirls`."""
+    paths = {}
+    for name, data in samples.samples():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        paths[path.stem] = path
+    return paths
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """The rows as a table."""
+    lines = [HEADER, ("---",) * len(HEADER), *(row.cells() for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def main(*commands: Callable[..., list[Row]]) -> None:
+    """A script of these commands that prints the rows each gives, and keeps them as JSON if a file is named."""
+
+    def finish(rows: list[Row], keep: Path | None) -> None:
+        print(markdown(rows))
+        if keep is not None:
+            keep.write_text(json.dumps([row.as_plain() for row in rows]))
+
+    app = typer.Typer(add_completion=False, result_callback=finish)
+
+    @app.callback()
+    def options(keep: Annotated[Path | None, typer.Option(help="File that the rows are written to, as JSON.")] = None) -> None:
+        """Rows of the table that `make bench` makes."""
+
+    for command in commands:
+        app.command()(command)
+    app()

@@ -1,0 +1,112 @@
+"""One step, same math: a peer's loop and ours, interleaved in one process (PyTorch's in its own).
+
+.venv/bin/python -m bench.rows.step keras --size 256
+.venv/bin/python -m bench.rows.step tutorial --size 256
+.venv/bin/python -m bench.rows.step torch --size 256 --python /somewhere/with/torch/bin/python
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from bench import ours
+from bench.peers.loop import Loop, sized
+from bench.rows.row import ROOT, Row, alternating, main, ratio, write_samples
+from nst_tasks import weights
+
+PRECISIONS = ("float32", "mixed")
+SAME = 1e-3
+"""How far, relatively, the first losses of two sides with one objective may lie apart in float32."""
+
+
+def keras(size: int = 256, rounds: int = 9) -> list[Row]:
+    """The Keras example's loop, which runs content and style through the network at every step."""
+    from bench.peers import keras_example
+
+    return _in_one_process(keras_example, "keras-io", "Keras example's loop", size, rounds, (3.0, 5.0), stretch=True)
+
+
+def tutorial(size: int = 256, rounds: int = 9) -> list[Row]:
+    """The TensorFlow tutorial's loop."""
+    from bench.peers import tensorflow_tutorial
+
+    return _in_one_process(tensorflow_tutorial, "tf-tutorial", "TensorFlow tutorial's loop", size, rounds, (1.05, 1.7))
+
+
+def torch(size: int = 256, rounds: int = 5, python: Path = Path(sys.executable)) -> list[Row]:
+    """The PyTorch neural-style loop, a process each round, its mean step against ours."""
+    steps, theirs = 10, []
+    taken: dict[str, list[float]] = {each: [] for each in PRECISIONS}
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_samples(Path(folder))
+        files = [str(pictures["astronaut"]), str(pictures["swirls"])]
+        command = [str(python), "-m", "bench.peers.neural_style_torch", *files, f"{folder}/out.png"]
+        command += ["--size", str(size), "--steps", str(steps)]
+        content, style = (sized(file, size) for file in files)
+        mine = {each: ours.start(ours.backbone(), ours.method("neural-style", each), content, style) for each in PRECISIONS}
+        first = float(mine["float32"].advance(1)[0])
+        mine["mixed"].advance(1)
+        for _ in range(rounds):
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr.strip())
+            check_same(first, _found(r"step 0: loss (\S+)", done.stdout))
+            theirs.append(_found(r"(\S+) seconds a step", done.stdout))
+            for each, side in mine.items():
+                rest = alternating(steps, {each: lambda side=side: side.advance(1)})
+                taken[each].append(statistics.mean(rest[each]))
+    return [
+        ratio(f"one step, {size} px, {each}", "PyTorch neural-style loop", None, theirs, taken[each]) for each in PRECISIONS
+    ]
+
+
+def _found(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return float(found[1])
+
+
+def _in_one_process(
+    peer: ModuleType, recipe: str, name: str, size: int, rounds: int, goals: tuple[float, float], stretch: bool = False
+) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_samples(Path(folder))
+        content = sized(str(pictures["astronaut"]), size)
+        style = sized(str(pictures["swirls"]), size, content.shape[:2] if stretch else None)
+    loop: Loop = peer.start(weights.load(weights.DEFAULT, None), content, style)
+    mine = {each: ours.start(ours.backbone(), ours.method(recipe, each), content, style) for each in PRECISIONS}
+    check_same(float(mine["float32"].advance(1)[0]), float(loop.step()))
+    steps = max(1, round(3 * (256 / size) ** 2))  # about as long a round at every size
+
+    def theirs() -> None:
+        for _ in range(steps):
+            loss = loop.step()
+        float(loss)
+
+    sides: dict[str, Callable[[], object]] = {name: theirs}
+    sides |= {each: lambda side=side: side.advance(steps) for each, side in mine.items()}
+    taken = {side: [value / steps for value in values] for side, values in alternating(rounds, sides).items()}
+    return [
+        ratio(f"one step, {size} px, {each}", name, goal, taken[name], taken[each])
+        for each, goal in zip(PRECISIONS, goals, strict=True)
+    ]
+
+
+def check_same(mine: float, theirs: float) -> None:
+    """End with a sentence where the two first losses are not one objective's."""
+    if not abs(mine - theirs) <= SAME * abs(theirs):
+        sys.exit(f"not the same objective: our first loss is {mine:.6g}, theirs {theirs:.6g}")
+
+
+if __name__ == "__main__":
+    main(keras, tutorial, torch)

@@ -1,0 +1,202 @@
+"""Every row of the goals' table, each by a command of its own; kept as one file, and shown in docs/speed.md.
+
+    make bench                             # all rows: about an hour on two cores
+    .venv/bin/python -m bench.speed --quick --keep /tmp/quick.json
+    .venv/bin/python -m bench.speed --only overhead
+    .venv/bin/python -m bench.speed --docs  # only writes docs/speed.md from what bench/results holds
+
+Each command can be run alone, as it is printed. Without --keep the rows go to bench/results, together with the date, the
+machine, the versions and the commit, and from there into docs/speed.md. PyTorch's rows need a Python that has it: --torch PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench import growth, profiles
+from bench.rows.row import ROOT, Row, markdown
+
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "speed.md"
+
+SUITE = (
+    ("step keras --size 256", "--size 64 --rounds 2"),
+    ("step keras --size 512", None),
+    ("step tutorial --size 256", "--size 64 --rounds 2"),
+    ("step tutorial --size 512", None),
+    ("step torch --size 256", "--size 64 --rounds 1"),
+    ("step torch --size 512", None),
+    ("arithmetic share --size 256", "--size 64 --rounds 2"),
+    ("arithmetic share --size 512", None),
+    ("memory peak", "--size 64 --large 96 --rounds 1"),
+    ("descent tutorial", "--size 64 --steps 30 --rounds 1"),
+    ("gap wasserstein --pairs 2", "--size 64 --pairs 1 --shorten 40 --every 10"),
+    ("pairs grid", "--contents 1 --styles 2 --size 64 --steps 2"),
+    ("pairs overhead", "--pairs 30 --few 10 --size 64 --rounds 1"),
+    ("pairs overhead --s3", "--pairs 30 --few 10 --size 64 --rounds 1"),
+    ("pairs overhead --backbone vgg16-hed --pairs 60 --rounds 1", None),
+    ("intake large", "--pairs 100 --rounds 1"),
+)
+"""Each row's command, and what makes it quick: fit to see whether it runs, not to be read. None leaves it out then."""
+
+
+def measured(command: Sequence[str], folder: Path) -> list[Row]:
+    """The rows that a command gives, as a process of its own; a row that says why, where it fails."""
+    file = folder / "rows.json"
+    file.unlink(missing_ok=True)
+    row, *rest = command
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.rows.{row}", "--keep", str(file), *rest], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    if done.returncode or not file.exists():
+        said = done.stderr.strip().splitlines() or ["nothing was said"]
+        print(said[-1], file=sys.stderr)
+        return [Row(" ".join(command), "", None, float("nan"), float("nan"), float("nan"), "", f"not measured: {said[-1]}")]
+    return [Row.from_plain(row) for row in json.loads(file.read_text())]
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were taken on."""
+    about = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*: (.*)", about)
+    flags = re.search(r"flags\s*: (.*)", about)
+    known = set(flags[1].split()) if flags else set()
+    memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+    return {
+        "processor": model[1] if model else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "bfloat16": sorted(known & {"avx512_bf16", "amx_bf16"}),
+        "memory_gib": round(int(memory[1]) / 2**20) if memory else None,
+        "gpu": _gpu(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("tensorflow", "keras", "numpy", "prefect")},
+    }
+
+
+def _gpu() -> str | None:
+    """The first GPU's name, as its driver tells it."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def commit() -> str:
+    """The commit that was measured, and whether anything differed from it."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return said.stdout.strip() or "unknown"
+
+
+def slug(of: dict[str, Any]) -> str:
+    """A machine's name in file names."""
+    name = of["gpu"] or f"{of['cores']}-cores"
+    return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
+
+
+def newest(kind: str, folder: Path = RESULTS) -> list[Path]:
+    """The newest file of a kind (`speed`, `profile`, `growth`) from each machine, CPUs first."""
+    by_machine: dict[str, Path] = {}
+    for path in sorted(folder.glob(f"{kind}-????-??-??-*")):
+        by_machine[path.stem[len(f"{kind}-2026-01-01-") :]] = path
+    return [by_machine[name] for name in sorted(by_machine, key=lambda name: (not name.endswith("-cores"), name))]
+
+
+def table(path: Path) -> str:
+    """A results file as Markdown: what it was taken on, and its rows."""
+    kept = json.loads(path.read_text())
+    rows = [Row.from_plain(row) for row in kept["rows"]]
+    judged = [row.verdict for row in rows if row.verdict]
+    quick = " Quick settings: these numbers say only that every row runs." if kept["quick"] else ""
+    return (
+        f"{described(kept)} {judged.count('met')} of {len(judged)} rows with a goal meet it.{quick}\n\n{markdown(rows)}"
+    )  # fmt: skip
+
+
+def described(kept: dict[str, Any]) -> str:
+    """Date, commit and machine of a results file, in a sentence."""
+    on = kept["machine"]
+    gpu = f"{on['gpu']}, " if on["gpu"] else ""
+    formats = ", ".join(on["bfloat16"]) or "no bfloat16"
+    return (
+        f"Measured on {kept['date']} at commit {kept['commit']} on {gpu}{on['cores']} cores of {on['processor']} ({formats}), "
+        f"{on['memory_gib']} GiB, TensorFlow {on['versions']['tensorflow']}."
+    )
+
+
+def page(text: str, blocks: dict[str, str]) -> str:
+    """The page with each block between its two marks, `<!-- name -->` and `<!-- /name -->`."""
+    for name, block in blocks.items():
+        before, mark, rest = text.partition(f"<!-- {name} -->")
+        _, closing, after = rest.partition(f"<!-- /{name} -->")
+        assert mark and closing, f"docs/speed.md: no marks for {name}"
+        text = f"{before}{mark}\n{block}\n{closing}{after}"
+    return text
+
+
+def blocks(folder: Path = RESULTS) -> dict[str, str]:
+    """What docs/speed.md shows of the newest results."""
+    shown = {
+        "table": [table(path) for path in newest("speed", folder)],
+        "growth": [growth.table(path) for path in newest("growth", folder)],
+        "profile": [profiles.tables(path) for path in newest("profile", folder)],
+    }
+    return {name: "\n\n".join(tables) or "Not measured yet." for name, tables in shown.items()}
+
+
+def main() -> None:
+    """Measure, keep, show."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it runs, not how fast")
+    parser.add_argument("--only", default="", help="the rows whose command holds this text; nothing is kept but by --keep")
+    parser.add_argument("--keep", type=Path, help="file for the results, instead of bench/results and the page")
+    parser.add_argument("--torch", type=Path, default=Path(sys.executable), help="a Python that has PyTorch")
+    parser.add_argument("--docs", action="store_true", help="only write docs/speed.md from the newest results")
+    asked = parser.parse_args()
+    if not asked.docs:
+        measure(asked.quick, asked.only, asked.keep, asked.torch)
+    if asked.docs or not (asked.keep or asked.only):
+        show()
+
+
+def show() -> None:
+    """Write the newest results into the page."""
+    PAGE.write_text(page(PAGE.read_text(), blocks()))
+
+
+def measure(quick: bool, only: str, keep: Path | None, torch: Path) -> None:
+    """Run the suite and keep its rows."""
+    rows: list[Row] = []
+    kept = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "quick": quick, "machine": machine()}
+    with tempfile.TemporaryDirectory() as folder:
+        for command, shortened in SUITE:
+            if only not in command or (quick and shortened is None):
+                continue
+            more = ["--python", str(torch)] if command.startswith("step torch") else []
+            whole = [*command.split(), *(shlex.split(shortened or "") if quick else ()), *more]
+            print(f"\n{Path(sys.executable).name} -m bench.rows.{' '.join(whole)}", flush=True)
+            began = time.monotonic()
+            rows += measured(whole, Path(folder))
+            print(f"{time.monotonic() - began:.0f} s", flush=True)
+    if keep is None and not only:
+        keep = RESULTS / f"speed-{kept['date']}-{slug(kept['machine'])}.json"
+    if keep is not None:
+        keep.write_text(json.dumps({**kept, "rows": [row.as_plain() for row in rows]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

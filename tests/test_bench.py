@@ -1,0 +1,140 @@
+"""The benchmarks measure what they say: peers have our objective, verdicts are arithmetic, docs show the newest results."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from bench import growth, ours, profiles, speed
+from bench.peers import keras_example, tensorflow_tutorial
+from bench.rows import arithmetic, row
+from bench.rows.row import Row
+from nst_tasks import presets, weights
+from nst_tasks.core import backbones
+
+CONTENT, STYLE = np.random.default_rng(1).random((2, 48, 64, 3), np.float32)
+
+
+@pytest.mark.parametrize(("peer", "recipe"), [(keras_example, "keras-io"), (tensorflow_tutorial, "tf-tutorial")])
+def test_a_peer_has_the_objective_and_the_steps_of_our_recipe(peer: ModuleType, recipe: str) -> None:
+    arrays = weights.load("tiny", None)
+    loop = peer.start(arrays, CONTENT, STYLE)
+    mine = ours.start(backbones.build("tiny", arrays), presets.find(recipe).method, CONTENT, STYLE)
+    theirs = [float(loop.step()) for _ in range(4)]
+    assert mine.advance(4) == pytest.approx(theirs, rel=1e-3)
+    assert theirs[3] != pytest.approx(theirs[0], rel=1e-3)  # the image has moved
+    assert loop.image() == pytest.approx(mine.state.image.numpy()[0], abs=1e-3)
+    assert loop.loss(CONTENT) == pytest.approx(theirs[0], rel=1e-5)
+
+
+def test_a_ratio_is_taken_round_by_round_and_must_reach_its_goal() -> None:
+    found = row.ratio("a step", "a loop", 3.0, theirs=[2.0, 9.0, 4.0], ours=[1.0, 3.0, 1.0])
+    assert (found.measured, found.least, found.largest, found.verdict) == (3.0, 2.0, 4.0, "met")
+    assert found.detail == "4 s against our 1 s"
+    assert row.ratio("a step", "a loop", 3.1, [2.0, 9.0, 4.0], [1.0, 3.0, 1.0]).verdict == "not met"
+    assert row.ratio("a step", "a loop", None, [1.0], [1.0]).verdict == ""
+
+
+def test_a_cost_must_not_exceed_its_goal() -> None:
+    assert row.at_most("a pair", 25.0, [30.0, 25.0, 10.0], "ms", "").verdict == "met"
+    dear = row.at_most("a pair", 24.9, [30.0, 25.0, 10.0], "ms", "")
+    assert dear.verdict == "not met"
+    assert dear.cells()[2:6] == ("≤ 24.9 ms", "25 ms", "10 to 30", "not met")
+
+
+def test_sides_take_turns_and_every_other_round_goes_backwards() -> None:
+    called: list[str] = []
+    taken = row.alternating(3, {name: lambda name=name: called.append(name) for name in "ab"})  # type: ignore[misc]
+    assert "".join(called) == "ab" + "ab" + "ba" + "ab"
+    assert [len(taken[name]) for name in "ab"] == [3, 3]
+
+
+def test_operations_of_convolutions_are_counted_by_hand() -> None:
+    kernels = {"block1_conv1": (3, 3, 3, 8), "block2_conv1": (3, 3, 8, 5), "block2_conv2": (3, 3, 5, 5)}
+    by_hand = 4 * 9 * (3 * 8 * 7 * 9 + 8 * 5 * 3 * 4)  # 7 x 9 px, then 3 x 4; multiply and add, forward and backward
+    assert arithmetic.convolutions(kernels, ["block2_conv1", "block1_conv1"], 7, 9) == by_hand
+
+
+@pytest.mark.parametrize(("command", "quick"), speed.SUITE)
+def test_every_row_of_the_suite_is_a_command_with_those_options(command: str, quick: str | None) -> None:
+    module, name, *options = f"{command} {quick or ''}".split()
+    known = inspect.signature(getattr(importlib.import_module(f"bench.rows.{module}"), name)).parameters
+    assert {option.removeprefix("--") for option in options if option.startswith("--")} <= set(known)
+
+
+def test_a_row_that_fails_says_why_and_counts_as_not_measured(tmp_path: Path) -> None:
+    (failed,) = speed.measured(["intake", "large", "--pairs", "0"], tmp_path)
+    assert failed.verdict == "not measured"
+    assert failed.detail.startswith("not measured: ")
+
+
+def test_the_phases_of_a_manifest_are_functions_of_nst() -> None:
+    for _, functions in profiles.PHASES:
+        for function in functions:
+            module, _, name = function.rpartition(".")
+            assert callable(getattr(importlib.import_module(module), name)), function
+
+
+def test_a_thread_is_in_the_phase_of_its_innermost_function_that_has_one() -> None:
+    here = f"{__name__}.test_a_thread_is_in_the_phase_of_its_innermost_function_that_has_one"
+
+    def inner(names: dict[str, str]) -> str | None:
+        return profiles.phase(sys._getframe(), names)
+
+    assert inner({here: "outer", f"{__name__}.inner": "inner"}) == "inner"
+    assert inner({here: "outer"}) == "outer"
+    assert inner({}) is None
+
+
+MACHINE = {
+    "processor": "a processor", "cores": 2, "bfloat16": ["amx_bf16"], "memory_gib": 24, "gpu": None, "python": "3.11",
+    "versions": {"tensorflow": "2.21.0"},
+}  # fmt: skip
+
+
+def kept(date: str, *rows: Row) -> str:
+    head = {"date": date, "commit": "abc", "quick": False, "machine": MACHINE}
+    return json.dumps({**head, "rows": [each.as_plain() for each in rows]})
+
+
+def test_the_page_shows_the_newest_results_of_each_machine(tmp_path: Path) -> None:
+    fast = Row("a step", "a loop", 2.0, 3.0, 2.5, 3.5, "x", "3 s against our 1 s")
+    slow, failed = (
+        Row("a step", "a loop", 4.0, 3.0, 3.0, 3.0, "x", ""),
+        Row("gone", "", None, *[math.nan] * 3, "", "not measured: why"),
+    )
+    for name, text in {
+        "speed-2026-01-02-2-cores.json": kept("2026-01-02", fast, slow, failed),
+        "speed-2026-01-01-2-cores.json": kept("2026-01-01", slow),
+        "speed-2026-01-01-a-gpu.json": kept("2026-01-01", fast),
+    }.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "growth-2026-01-01-2-cores.csv").write_text(
+        "over,value,precision,seconds,gib\npixels,64,mixed,1,2\npixels,96,mixed,1.5,2\npixels,128,mixed,2,3\n"
+    )
+    shown = speed.blocks(tmp_path)
+    of_cpu, _, of_gpu = shown["table"].partition("\n\nMeasured on 2026-01-01")
+    assert "Measured on 2026-01-02 at commit abc on 2 cores of a processor (amx_bf16), 24 GiB" in of_cpu
+    assert "1 of 3 rows with a goal meet it." in of_cpu
+    assert "| a step | a loop | ≥ 2 x | 3 x | 2.5 to 3.5 | met | 3 s against our 1 s |" in of_cpu
+    assert "| gone |" in of_cpu and "not measured: why" in of_cpu
+    assert "1 of 1 rows" in of_gpu
+    assert "| pixels | 64 | 128 | mixed | 1.00 to 2.00 | 2.00 to 3.00 |" in shown["growth"]
+    assert shown["profile"] == "Not measured yet."
+    assert speed.page("a\n<!-- table -->\nold\n<!-- /table -->\nb", {"table": "new"}) == (
+        "a\n<!-- table -->\nnew\n<!-- /table -->\nb"
+    )
+
+
+def test_docs_show_what_the_newest_results_give() -> None:
+    text = speed.PAGE.read_text()
+    assert speed.page(text, speed.blocks()) == text, "run: python -m bench.speed --docs"
+    assert all(growth.picture(path).exists() for path in speed.newest("growth"))
