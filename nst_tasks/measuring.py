@@ -6,7 +6,7 @@ import numpy as np
 
 from nst_tasks import images, loading
 from nst_tasks.core import backbones, losses, quality, transfer
-from nst_tasks.core.method import Method
+from nst_tasks.core.method import Method, structure
 from nst_tasks.core.pyramid import Level
 from nst_tasks.core.quality import Quality
 from nst_tasks.devices import Device
@@ -27,7 +27,7 @@ def styles(ready: Loaded, level: tuple[int, int], backbone: backbones.Backbone, 
             return transfer.style_statistics(backbone, job.recipe.method, loading.network_style(ready, picture, level))
 
         size = loading.style_size(job, picture.rgb.shape[0], picture.rgb.shape[1], level)
-        key = (source.sha256, size, job.recipe.method, job.weights_sha256, _recolored(ready))
+        key = (source.sha256, size, structure(job.recipe.method), job.weights_sha256, _recolored(ready))
         found.append(device.style(key, measure))
     return found
 

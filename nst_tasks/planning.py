@@ -6,15 +6,14 @@ pairs of a batch together; they are read between measured sizes off a line, and 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from nst_tasks import batching
 from nst_tasks.batching import Batch, Job
-from nst_tasks.core.method import Method
+from nst_tasks.core.method import Method, structure
 from nst_tasks.core.pyramid import levels
 from nst_tasks.intake import Findings, Triage
 from nst_tasks.manifest import Manifest
@@ -29,7 +28,7 @@ TASK_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Kind:
-    """What decides, besides the pixels, how long a step takes: the method but for its numbers, the styles, a mask."""
+    """What decides, besides the pixels, how long a step takes: the method's structure, the styles, a mask."""
 
     method: Method
     styles: int
@@ -38,21 +37,7 @@ class Kind:
 
 def kind_of(job: Job) -> Kind:
     """The kind of a job; those of one batch are of one kind."""
-    return Kind(_without_numbers(job.recipe.method), len(job.styles), job.mask is not None)
-
-
-@functools.lru_cache(maxsize=1024)
-def _without_numbers(method: Method) -> Method:
-    return replace(
-        method,
-        content=replace(method.content, weight=0.0),
-        style=replace(method.style, weight=0.0),
-        total_variation=replace(method.total_variation, weight=0.0),
-        steps=0,
-        pyramid=None,
-        init="content",
-        init_noise=0.0,
-    )
+    return Kind(structure(job.recipe.method), len(job.styles), job.mask is not None)
 
 
 @dataclass(frozen=True)
@@ -68,7 +53,7 @@ class Costs:
     """What one kind of pair was measured to cost on a device, samples by ascending pixels.
 
     step: one step, by the pixels of all pairs of the batch. pair: everything but the steps, by the pixels of the result.
-    style: a style picture's statistics, once for each method and size. method: once for each method, to trace its graphs.
+    style: a style picture's statistics, once for each structure and size. method: once for each, to trace its graphs.
     """
 
     kind: Kind
@@ -223,28 +208,28 @@ def _shapes(batches: Iterable[Batch], memory_bytes: float) -> tuple[Shape, ...]:
 
 def _estimate(batches: Sequence[Batch], calibration: Calibration) -> Estimate:
     by_kind = {costs.kind: costs for costs in calibration.costs}
-    methods: dict[tuple[Method, bool], float] = {}
+    traced: dict[tuple[Method, bool], float] = {}
     styles: dict[tuple[Method, str, int], float] = {}
     took, work, measured = [], 0, 0.0
     for batch in batches:
         job, pairs = batch.jobs[0], len(batch.jobs)
-        method, kind = job.recipe.method, kind_of(job)
+        kind = kind_of(job)
         # without a figure of its own: as the kind that has the most work, which is measured first
         costs = by_kind.get(kind, calibration.costs[0])
         steps, covered = _steps(batch, costs.step)
         took.append(TASK_SECONDS + steps + pairs * at(costs.pair, job.height * job.width))
         work += pairs * job.work
         measured += pairs * covered if kind in by_kind else 0
-        methods[method, kind.masked] = costs.method
+        traced[kind.method, kind.masked] = costs.method
         side = max(job.height, job.width)  # whatever the other one: a style is fitted to it in its own proportions
-        styles |= {(method, style.sha256, side): costs.style for each in batch.jobs for style in each.styles}
+        styles |= {(kind.method, style.sha256, side): costs.style for each in batch.jobs for style in each.styles}
     devices = len(calibration.devices)
     shared = max((sum(took) + sum(styles.values())) / devices, *took)
     rates = tuple(
         Rate(_name(batches, costs.kind), sample.pixels, sample.seconds) for costs in calibration.costs for sample in costs.step
     )
     return Estimate(
-        seconds=round(calibration.start + sum(methods.values()) + shared, 1),
+        seconds=round(calibration.start + sum(traced.values()) + shared, 1),
         devices=calibration.devices,
         measured=round(measured / work, 4) if work else 1.0,
         rates=rates,

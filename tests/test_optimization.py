@@ -222,7 +222,8 @@ def test_a_style_at_one_size_is_measured_once_for_all_pairs_that_share_it(
     measured(styles=other_style)
     measured(recipe=with_method(pooling="average"))
     assert len(device.statistics) == 4
-    assert measured(recipe=with_method(style_shape="content"))[0] is not first[0]  # another method, whatever the size
+    heavy = with_method(style=replace(LIGHT.method.style, weight=9.0), steps=3)
+    assert measured(recipe=heavy)[0] is first[0]  # other numbers, and the same arithmetic
     # recoloured, a style is another for each way and each content, but one for the same
     kept = [measured(keep_color=keep_color) for keep_color in ("luminance", "match")]
     others = [measured(keep_color=keep_color, content=other_content) for keep_color in ("luminance", "match")]

@@ -6,8 +6,9 @@ Impossible settings are refused at construction.
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from nst_tasks.errors import SettingsError
@@ -254,6 +255,28 @@ class Method:
     def layers(self) -> tuple[str, ...]:
         """Every layer whose features the losses need, sorted by name (which is also their order in the network)."""
         return tuple(sorted({name for name, _ in self.content.layers + self.style.layers}))
+
+
+@functools.lru_cache(maxsize=1024)
+def structure(method: Method) -> Method:
+    """The method but for the numbers that its graphs are given as they run: methods of one structure share their graphs."""
+    optimizer = method.optimizer
+    return replace(
+        method,
+        content=replace(method.content, layers=_unweighted(method.content.layers), weight=1.0),
+        style=replace(method.style, layers=_unweighted(method.style.layers), weight=1.0),
+        total_variation=replace(method.total_variation, weight=float(method.total_variation.weight > 0.0)),  # none is no work
+        optimizer=optimizer if isinstance(optimizer, LBFGS) else replace(optimizer, learning_rate=1.0),
+        steps=0,
+        pyramid=None,
+        init="content",
+        init_noise=0.0,
+        style_shape="own",
+    )
+
+
+def _unweighted(layers: LayerWeights) -> LayerWeights:
+    return tuple((layer, 1.0) for layer, _ in layers)
 
 
 def as_plain(value: Any) -> Any:

@@ -94,15 +94,20 @@ def resized(state: AdamState, height: int, width: int) -> AdamState:
     )
 
 
-def learning_rate(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-    """The rate for the update after `step` of a level's `steps`, as `method` says of each optimizer."""
+def schedule(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+    """The share of the learning rate that the update after `step` of a level's `steps` has, as `method` says of each."""
     if isinstance(optimizer, Adam):
         progress = tf.cast(step, tf.float32) / tf.cast(tf.maximum(steps, 1), tf.float32)
         fall = 0.5 * (1.0 + tf.cos(math.pi * progress))  # 1 at the first step, 0 after the last
-        return optimizer.learning_rate * (optimizer.decay_to + (1.0 - optimizer.decay_to) * fall)
+        return optimizer.decay_to + (1.0 - optimizer.decay_to) * fall
     if isinstance(optimizer, SGD):
-        return optimizer.learning_rate * optimizer.decay ** (tf.cast(step, tf.float32) / optimizer.decay_steps)
-    return tf.fill(tf.shape(step), optimizer.learning_rate)
+        return optimizer.decay ** (tf.cast(step, tf.float32) / optimizer.decay_steps)
+    return tf.ones_like(step, tf.float32)
+
+
+def learning_rate(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+    """The rate for the update after `step` of a level's `steps`, as `method` says of each optimizer."""
+    return optimizer.learning_rate * schedule(optimizer, step, steps)
 
 
 def learning_rates(optimizer: Optimizer, steps: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from nst_tasks.core import backbones, lbfgs, losses, optimizers
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.lbfgs import LBFGSState
-from nst_tasks.core.method import LBFGS, Method, StyleLoss
+from nst_tasks.core.method import LBFGS, Method, StyleLoss, structure
 from nst_tasks.core.optimizers import AdamState
 from nst_tasks.core.pyramid import Level
 
@@ -66,6 +66,19 @@ class Best(NamedTuple):
     loss: tf.Tensor
 
 
+class Numbers(NamedTuple):
+    """What a method's graphs are given as they run, so that methods which differ in it alone share them: floats.
+
+    terms: what each of the `TERMS` counts, (3,). content, style: what each layer counts in its term, in the method's order.
+    learning_rate: (), before any schedule.
+    """
+
+    terms: tf.Tensor
+    content: tf.Tensor
+    style: tf.Tensor
+    learning_rate: tf.Tensor
+
+
 class TransferState(NamedTuple):
     """All that a resume needs: image (B, H, W, 3) float32, the optimizer's state, what is kept for the result, the place."""
 
@@ -78,7 +91,8 @@ class TransferState(NamedTuple):
 
 def style_statistics(backbone: Backbone, method: Method, style: np.ndarray) -> dict[str, losses.Statistics]:
     """Statistics of one style picture (h, w, 3) float32 in [0, 1] at each style layer, leading axis 1."""
-    found: dict[str, losses.Statistics] = _compiled(backbone, method, False).style(tf.constant(style[None], tf.float32))
+    graphs = _compiled(backbone, structure(method), False)
+    found: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32))
     return found
 
 
@@ -94,7 +108,7 @@ def targets(
 
     With a mask (B, H, W) in [0, 1], only where it is 1 the pictures are stylized, and compared with the style.
     """
-    content = _compiled(backbone, method, False).content(tf.constant(contents, tf.float32))
+    content = _compiled(backbone, structure(method), False).content(tf.constant(contents, tf.float32))
     style = {
         layer: {
             name: tf.stack([tf.concat([one[layer][name] for one in pair], axis=0) for pair in styles])  # (B, S, ...)
@@ -171,8 +185,10 @@ def advance(
     backbone: Backbone, method: Method, targets: Targets, state: TransferState, n: int, steps: int
 ) -> tuple[TransferState, np.ndarray]:
     """`n` (1 or more) of a level's `steps` steps: the new state, and the terms (n, B, 3) of the image before each update."""
-    image, optimizer, kept, terms = _compiled(backbone, method, isinstance(targets.mask, Mask)).advance(
-        state.image, state.optimizer, state.kept, targets, tf.constant(state.step), tf.constant(n), tf.constant(steps)
+    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask))
+    place = map(tf.constant, (state.step, n, steps))
+    image, optimizer, kept, terms = graphs.advance(
+        state.image, state.optimizer, state.kept, targets, _numbers(method, tf.float32), *place
     )
     return TransferState(image, optimizer, kept, state.level, state.step + n), terms.numpy()
 
@@ -199,26 +215,42 @@ def result(backbone: Backbone, method: Method, targets: Targets, state: Transfer
 
 def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor) -> np.ndarray:
     """The weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
-    terms: np.ndarray = _compiled(backbone, method, isinstance(targets.mask, Mask)).measure(image, targets).numpy()
+    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask))
+    terms: np.ndarray = graphs.measure(image, targets, _numbers(method, tf.float32)).numpy()
     return terms
 
 
 def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets) -> tf.Tensor:
     """The weighted terms of the loss, (B, 3): content, style, total variation."""
+    return _loss_terms(backbone, method, image, targets, _numbers(method, image.dtype))
+
+
+def _loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, numbers: Numbers) -> tf.Tensor:
     image = _shown(targets.mask, image)
     found = _features(backbone, method, image, method.layers)
     by_layer = targets.mask.by_layer if isinstance(targets.mask, Mask) else {}
-    content = method.content.weight * tf.add_n(
+    content = tf.add_n(
         [weight * losses.content_distance(method.content, found[layer], targets.content[layer])
-         for layer, weight in method.content.layers]
+         for weight, (layer, _) in zip(tf.unstack(numbers.content), method.content.layers, strict=True)]
     )  # fmt: skip
-    style = method.style.weight * tf.add_n(
+    style = tf.add_n(
         [weight * tf.reduce_sum(targets.style_weights * losses.style_distance(
             method.style, losses.sums(found[layer], by_layer.get(layer)), targets.style[layer], _pixels(image)), axis=1)
-         for layer, weight in method.style.layers]
+         for weight, (layer, _) in zip(tf.unstack(numbers.style), method.style.layers, strict=True)]
     )  # fmt: skip
-    variation = method.total_variation.weight * losses.total_variation(method.total_variation, image)
-    return tf.stack([content, style, variation], axis=1)
+    varied = method.total_variation.weight > 0.0
+    variation = losses.total_variation(method.total_variation, image) if varied else tf.zeros_like(content)
+    return numbers.terms * tf.stack([content, style, variation], axis=1)
+
+
+def _numbers(method: Method, dtype: tf.DType) -> Numbers:
+    parts = (method.content, method.style, method.total_variation)
+    return Numbers(
+        tf.constant([part.weight for part in parts], dtype),
+        tf.constant([weight for _, weight in method.content.layers], dtype),
+        tf.constant([weight for _, weight in method.style.layers], dtype),
+        tf.constant(method.optimizer.learning_rate, dtype),
+    )
 
 
 def _features(backbone: Backbone, method: Method, image: tf.Tensor, layers: Sequence[str]) -> dict[str, tf.Tensor]:
@@ -226,7 +258,7 @@ def _features(backbone: Backbone, method: Method, image: tf.Tensor, layers: Sequ
     return backbones.features(seen, image, layers, method.pooling, method.padding, method.activation)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _as_seen(backbone: Backbone, scale: float, precision: str) -> Backbone:
     with tf.init_scope():  # once, and not at each step of the graph that is being traced
         seen = backbones.scaled(backbone, scale) if scale != 1.0 else backbone
@@ -278,9 +310,9 @@ class _Compiled(NamedTuple):
     advance: tf.types.experimental.PolymorphicFunction
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=32)  # of VGG16 with L-BFGS, which has the largest, each takes about 30 MB
 def _compiled(backbone: Backbone, method: Method, masked: bool) -> _Compiled:
-    """The graphs of one method, each traced once for pictures of every size: all shapes but the channels are left open."""
+    """The graphs of one structure, each traced once for pictures of every size: all shapes but the channels are left open."""
     image = tf.TensorSpec((None, None, None, 3))
     kept = _kept_spec(method, image)
     features = tf.bfloat16 if method.precision == "mixed" else tf.float32
@@ -298,6 +330,8 @@ def _compiled(backbone: Backbone, method: Method, masked: bool) -> _Compiled:
         else Nothing(),
     )
     whole = tf.TensorSpec((), tf.int32)
+    of_content, of_style = (tf.TensorSpec((len(part.layers),)) for part in (method.content, method.style))
+    numbers = Numbers(tf.TensorSpec((len(TERMS),)), of_content, of_style, tf.TensorSpec(()))
 
     @tf.function(input_signature=[image])
     def style(picture):
@@ -309,22 +343,22 @@ def _compiled(backbone: Backbone, method: Method, masked: bool) -> _Compiled:
         found = _features(backbone, method, picture, [layer for layer, _ in method.content.layers])
         return {layer: losses.content_statistics(method.content, x) for layer, x in found.items()}
 
-    @tf.function(input_signature=[image, wanted])
-    def measure(picture, targets):
-        return loss_terms(backbone, method, picture, targets)
+    @tf.function(input_signature=[image, wanted, numbers])
+    def measure(picture, targets, numbers):
+        return _loss_terms(backbone, method, picture, targets, numbers)
 
-    @tf.function(input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, whole, whole, whole])
-    def advance(picture, optimizer, kept, targets, step, n, steps):
+    @tf.function(input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, numbers, whole, whole, whole])
+    def advance(picture, optimizer, kept, targets, numbers, step, n, steps):
         rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
         for k in tf.range(n):
             tf.autograph.experimental.set_loop_options(shape_invariants=[(picture, image.shape)])
             with tf.GradientTape() as tape:
                 tape.watch(picture)
-                terms = loss_terms(backbone, method, picture, targets)
+                terms = _loss_terms(backbone, method, picture, targets, numbers)
                 total = tf.reduce_sum(terms)
             rows = rows.write(k, terms)
             loss = tf.reduce_sum(terms, axis=1)
-            rate = optimizers.learning_rate(method.optimizer, step + k, steps)
+            rate = numbers.learning_rate * optimizers.schedule(method.optimizer, step + k, steps)
             gradient = tape.gradient(total, picture)
             optimizer, following = optimizers.update(method.optimizer, optimizer, picture, loss, gradient, rate, method.clip)
             kept = _kept(method, kept, picture, loss, following)

@@ -1,0 +1,129 @@
+"""How many graphs are traced: as many as there are kinds of arithmetic, however many sizes, batches and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from transfers import picture, targets
+
+from nst_tasks import weights
+from nst_tasks.core import backbones, transfer
+from nst_tasks.core.backbones import Backbone
+from nst_tasks.core.method import (
+    LBFGS,
+    SGD,
+    Adam,
+    ContentLoss,
+    Method,
+    Optimizer,
+    Pyramid,
+    StyleLoss,
+    TotalVariation,
+    structure,
+)
+
+LAYERS = ("block1_conv1", "block2_conv1")
+PLAIN = Method(
+    content=ContentLoss((("block2_conv1", 1.0),), 1.0),
+    style=StyleLoss(tuple((layer, 1.0) for layer in LAYERS), 1.0),
+    total_variation=TotalVariation(1.0, "l2_mean"),
+    optimizer=SGD(0.1),
+    steps=1,
+)
+
+
+@pytest.fixture
+def own() -> Backbone:
+    """A network that no other test has traced a graph for."""
+    return backbones.build("tiny", weights.load("tiny", None))
+
+
+def carried_out(backbone: Backbone, method: Method, pairs: int = 1, styles: int = 1, size: tuple[int, int] = (32, 40)) -> float:
+    """The way of a batch through one step of a level: the loss of the result."""
+    contents = [picture(k, *size) for k in range(pairs)]
+    aims = targets(backbone, method, contents, [[picture(9, 36, 33)] * styles] * pairs)
+    state, _ = transfer.advance(
+        backbone, method, aims, transfer.start(method, np.stack(contents), [0] * pairs), 1, method.steps
+    )
+    return float(transfer.result(backbone, method, aims, state)[1].sum())
+
+
+def traced(backbone: Backbone, *methods: Method) -> list[int]:
+    """How often each graph of these methods was traced."""
+    kinds = {structure(method): None for method in methods}
+    return [graph.experimental_get_tracing_count() for kind in kinds for graph in transfer._compiled(backbone, kind, False)]
+
+
+def test_a_graph_is_traced_once_for_all_sizes_batches_and_numbers_of_styles(own: Backbone) -> None:
+    for size in ((32, 40), (40, 32), (33, 47), (64, 64)):
+        carried_out(own, PLAIN, size=size)
+    for pairs, styles in ((2, 1), (3, 2), (1, 3)):
+        carried_out(own, PLAIN, pairs, styles)
+    assert traced(own, PLAIN) == [1, 1, 1, 1]
+
+
+def numbered(k: int, precision: str) -> Method:
+    """The k-th of many methods that no two numbers are the same of."""
+    return replace(
+        PLAIN,
+        content=replace(PLAIN.content, layers=(("block2_conv1", 1.0 + k),), weight=2.0 + k),
+        style=replace(PLAIN.style, layers=tuple((layer, 1.0 + k) for layer in LAYERS), weight=3.0 + k),
+        total_variation=replace(PLAIN.total_variation, weight=4.0 + k),
+        optimizer=SGD(0.1 / (1 + k)),
+        steps=1 + k,
+        pyramid=Pyramid(32 + k, 2.0, 1 + k),
+        init=("content", "style", "noise")[k % 3],
+        init_noise=0.01 * k,
+        precision=precision,
+    )
+
+
+def test_methods_that_differ_in_numbers_share_their_graphs(own: Backbone) -> None:
+    methods = [numbered(k, precision) for k in range(6) for precision in ("float32", "mixed")]
+    for method in methods:
+        carried_out(own, method)
+    assert traced(own, *methods) == [1] * 8  # four graphs in each precision
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.5), Adam(0.5)])
+def test_shared_graphs_use_each_methods_own_numbers(own: Backbone, optimizer: Optimizer) -> None:
+    """Doubled weights double the terms, and half the rate halves a step: exactly, as twos are."""
+    method = replace(PLAIN, optimizer=optimizer, clip=False)
+    content = picture(1)[None]
+    begun = transfer.start(method, content, [0])
+    aims = targets(own, method, [content[0]], [[picture(2)]])
+
+    def stepped(method: Method) -> tuple[np.ndarray, np.ndarray]:
+        state, terms = transfer.advance(own, method, aims, begun, 1, 1)
+        return state.image - content, terms
+
+    change, terms = stepped(method)
+    heavier = replace(
+        method,
+        content=replace(method.content, weight=2.0),
+        style=replace(method.style, layers=tuple((layer, 2.0) for layer in LAYERS), weight=2.0),
+        total_variation=replace(method.total_variation, weight=8.0),
+    )
+    np.testing.assert_array_equal(stepped(heavier)[1], terms * (2.0, 4.0, 8.0))
+    np.testing.assert_array_equal(transfer.measure(own, heavier, aims, begun.image), terms[0] * (2.0, 4.0, 8.0))
+    slower = stepped(replace(method, optimizer=replace(optimizer, learning_rate=0.25)))[0]
+    np.testing.assert_allclose(slower, change / 2, rtol=1e-4, atol=1e-7)  # what is left of a sum with the image
+    assert traced(own, method) == [1, 1, 1, 1]
+
+
+def test_what_changes_the_arithmetic_changes_the_structure() -> None:
+    others = (
+        replace(PLAIN, optimizer=Adam(0.1)),
+        replace(PLAIN, optimizer=LBFGS()),
+        replace(PLAIN, optimizer=SGD(0.1, decay=0.9)),
+        replace(PLAIN, pooling="average"),
+        replace(PLAIN, clip=False),
+        replace(PLAIN, output="best"),
+        replace(PLAIN, precision="mixed"),
+        replace(PLAIN, content=replace(PLAIN.content, relative=True)),
+        replace(PLAIN, style=replace(PLAIN.style, layers=PLAIN.style.layers[:1])),
+        replace(PLAIN, total_variation=replace(PLAIN.total_variation, weight=0.0)),
+    )
+    assert len({structure(method) for method in (PLAIN, *others)}) == 1 + len(others)
