@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from nst_tasks.core.method import LBFGS, NUMERICS_VERSION, Method, as_plain
 from nst_tasks.core.pyramid import levels
@@ -41,7 +42,7 @@ class Job:
     width: int
     weights_sha256: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """SHA-256 of all that decides the result's bytes; a finished outcome with the same key need not be made again."""
         decides = {

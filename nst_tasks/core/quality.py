@@ -122,7 +122,7 @@ def moments(backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask
     """
     clipped = flags.clipped(picture, _fitted(mask, picture.shape[:2]))
     found, _ = _statistics(backbone, picture, layers, mask)
-    return Moments(_targets(tuple(found))(found) if found else {}, clipped)
+    return Moments({layer: target(of_layer) for layer, of_layer in found.items()}, clipped)
 
 
 def content(backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask: np.ndarray | None = None) -> Content:
@@ -194,13 +194,11 @@ def gaussian(x: tf.Tensor, weight: tf.Tensor | None = None) -> Gaussian:
 
 def target(features: Gaussian) -> Target:
     """The Gaussian with its covariance factored, of as many rows as its rank."""
-    values, vectors = tf.linalg.eigh(features.covariance)
-    rounding = tf.cast(tf.size(values), tf.float64) * np.finfo(np.float64).eps * values[-1]
-    kept = values > rounding  # what lies below is noise
-    return Target(
-        tf.convert_to_tensor(features.mean),
-        tf.sqrt(tf.boolean_mask(values, kept))[:, None] * tf.transpose(tf.boolean_mask(vectors, kept, axis=1)),
-    )
+    with tf.device(LINEAR_ALGEBRA):
+        values, vectors = (x.numpy() for x in tf.linalg.eigh(features.covariance))
+    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]  # below the rounding of the largest lies noise
+    root = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
+    return Target(tf.convert_to_tensor(features.mean), tf.convert_to_tensor(root))
 
 
 def squared_frechet_distance(x: Gaussian, target: Target) -> tf.Tensor:
@@ -286,7 +284,8 @@ def _compiled(
 ) -> tf.types.experimental.PolymorphicFunction:
     """The graph of the Gaussians at the layers that are measured and of the features at those that are kept, for any size."""
 
-    @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3)), tf.TensorSpec((None, None))])
+    # nothing in it loops or branches on a tensor: to look for that would take longer than the tracing
+    @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3)), tf.TensorSpec((None, None))], autograph=False)
     def statistics(picture, mask):
         features = backbones.features(backbone, picture, (*measured, *kept), pooling="max", padding="zero")
         found = {}
@@ -305,22 +304,10 @@ _TARGET = Target(tf.TensorSpec((None,), tf.float64), tf.TensorSpec((None, None),
 
 
 @functools.lru_cache(maxsize=32)
-def _targets(layers: tuple[str, ...]) -> tf.types.experimental.PolymorphicFunction:
-    """The graph of Gaussians factored, at these layers, any at once."""
-
-    @tf.function(input_signature=[dict.fromkeys(layers, _GAUSSIAN)])
-    def targets(found):
-        with tf.device(LINEAR_ALGEBRA):
-            return {layer: target(found[layer]) for layer in layers}
-
-    return targets
-
-
-@functools.lru_cache(maxsize=32)
 def _distances(layers: tuple[str, ...]) -> tf.types.experimental.PolymorphicFunction:
     """The graph of squared distances (L, 2) of an out's and a content's Gaussians to a style's, at each of these layers."""
 
-    @tf.function(input_signature=[dict.fromkeys(layers, _GAUSSIAN)] * 2 + [dict.fromkeys(layers, _TARGET)])
+    @tf.function(input_signature=[dict.fromkeys(layers, _GAUSSIAN)] * 2 + [dict.fromkeys(layers, _TARGET)], autograph=False)
     def distances(out, content, style):
         with tf.device(LINEAR_ALGEBRA):
             return tf.stack(
