@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.rows.memory import resident
-from bench.rows.pairs import BIN, environment_of
+from bench.rows.pairs import BIN, environment_of, tutorial_recipe
 from bench.rows.row import ROOT, write_samples
 
 COLUMNS = ("over", "value", "precision", "seconds", "gib")
@@ -53,7 +53,7 @@ def measured(points: Mapping[str, Sequence[int]], size: int, steps: int) -> Iter
                 rows = [f"{content},{style},p{k}" for k in range(pairs)]
                 (folder / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
                 command = [str(BIN / "nst"), "run", str(folder / "m.csv"), "--out", f"{folder}/{precision}{pairs}"]
-                command += ["--recipe", "tf-tutorial", "--precision", precision, "--size", str(size), "--steps", str(steps)]
+                command += ["--recipe", tutorial_recipe(folder, precision), "--size", str(size), "--steps", str(steps)]
                 seconds, gib = _whole(command, environment)
                 yield {"over": "pairs", "value": pairs, "precision": precision, "seconds": seconds, "gib": gib}
 

@@ -33,14 +33,14 @@ def grid(contents: int = 3, styles: int = 4, size: int = 256, steps: int = 50, r
         pictures, environment = write_samples(folder), environment_of(folder)
         chosen = [(pictures[content], pictures[style]) for content in CONTENTS[:contents] for style in STYLES[:styles]]
         (folder / "m.csv").write_text("\n".join(["content,style", *(f"{one},{other}" for one, other in chosen)]) + "\n")
-        options = ["--recipe", "tf-tutorial", "--size", str(size)]
+        options = ["--size", str(size)]
         _nst(folder / "m.csv", folder / "first", [*options, "--steps", "0", "--backbone", "tiny"], environment)
         for turn in range(rounds):
             script = [sys.executable, "-m", "bench.peers.tensorflow_tutorial"]
             rest = [str(folder / "out.png"), "--size", str(size), "--steps", str(steps)]
             theirs.append(sum(_run([*script, str(one), str(other), *rest], environment) for one, other in chosen))
             for precision, of_precision in mine.items():
-                more = [*options, "--steps", str(steps), "--precision", precision]
+                more = [*options, "--steps", str(steps), "--recipe", tutorial_recipe(folder, precision)]
                 of_precision.append(_nst(folder / "m.csv", folder / f"{precision}{turn}", more, environment))
     work = f"{len(chosen)} pairs ({contents} x {styles}), {size} px, {steps} steps, process start to end"
     return [ratio(f"{work}, {each}", "TensorFlow tutorial, a script a pair", 3.0, theirs, mine[each]) for each in mine]
@@ -102,6 +102,13 @@ def _place(folder: Path, s3: bool) -> Iterator[tuple[str, dict[str, str]]]:
             key=keys["AWS_ACCESS_KEY_ID"], secret=keys["AWS_SECRET_ACCESS_KEY"], endpoint_url=server.endpoint
         ).mkdir("bench")
         yield "s3://bench", keys
+
+
+def tutorial_recipe(folder: Path, precision: str) -> str:
+    """A file in the folder with the recipe `tf-tutorial` in this precision."""
+    path = folder / f"{precision}.toml"
+    path.write_text(f'base = "tf-tutorial"\nprecision = "{precision}"\n')
+    return str(path)
 
 
 def environment_of(folder: Path) -> dict[str, str]:
