@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nst_tasks import __version__, presets, quiet, recipe_file, settings, weights
+from nst_tasks.core.method import Precision as PrecisionName
 from nst_tasks.errors import InputError, NstError, at_most, redact
 from nst_tasks.request import Runner
 
@@ -41,6 +42,10 @@ Recipe = Annotated[
 ]
 Size = Annotated[int | None, typer.Option(help="Longest side of the results, in pixels; the recipe's by default.")]
 Steps = Annotated[int | None, typer.Option(help="Optimization steps at full size; the recipe's by default.")]
+Precision = Annotated[
+    PrecisionName | None,
+    typer.Option(help="Of the network: mixed has bfloat16, auto is mixed where that is fast; the recipe's by default."),
+]
 Backbone = Annotated[str, typer.Option(help=f"Network whose features are used: {', '.join(weights.BACKBONES)}.")]
 WeightsFile = Annotated[str | None, typer.Option("--weights", help="Keras weights file for vgg19 or vgg16, path or URI.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Run nothing of a manifest of which any row is rejected.")]
@@ -77,6 +82,7 @@ def run(
     recipe: Recipe = presets.DEFAULT,
     size: Size = None,
     steps: Steps = None,
+    precision: Precision = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     runner: RunnerOption = "threads",
@@ -102,7 +108,7 @@ def run(
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
-        checkpoint_every, pair_timeout, runner,
+        checkpoint_every, pair_timeout, runner, precision,
     )  # fmt: skip
     with _stoppable():
         try:
@@ -122,6 +128,7 @@ def nightly(
     recipe: Recipe = presets.DEFAULT,
     size: Size = None,
     steps: Steps = None,
+    precision: Precision = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     strict: Strict = False,
@@ -138,8 +145,9 @@ def nightly(
         try:
             configured = _configured(inbox=inbox, out=out)
             night = _night(
-                configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner
-            )
+                configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner,
+                precision,
+            )  # fmt: skip
             inboxes.options(night, configured)
             _quiet()
             quiet.import_tensorflow()
@@ -168,6 +176,7 @@ def serve(
     recipe: Recipe = presets.DEFAULT,
     size: Size = None,
     steps: Steps = None,
+    precision: Precision = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     strict: Strict = False,
@@ -182,8 +191,9 @@ def serve(
         try:
             configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
             night = _night(
-                configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner
-            )
+                configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner,
+                precision,
+            )  # fmt: skip
             _quiet(console=False)
             quiet.import_tensorflow()
             from flows import deploy
@@ -206,6 +216,7 @@ def deploy(
     recipe: Recipe = presets.DEFAULT,
     size: Size = None,
     steps: Steps = None,
+    precision: Precision = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     strict: Strict = False,
@@ -218,8 +229,9 @@ def deploy(
     try:
         configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
         night = _night(
-            configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner
-        )
+            configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner,
+            precision,
+        )  # fmt: skip
         _quiet()
         quiet.import_tensorflow()
         from flows import deploy
@@ -238,6 +250,7 @@ def plan(
     recipe: Recipe = presets.DEFAULT,
     size: Size = None,
     steps: Steps = None,
+    precision: Precision = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     upscale: Upscale = False,
@@ -252,7 +265,7 @@ def plan(
 
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
-        storage.absolute(weights_file) if weights_file else None, upscale=upscale,
+        storage.absolute(weights_file) if weights_file else None, upscale=upscale, precision=precision,
     )  # fmt: skip
     with _stoppable():
         try:
@@ -428,6 +441,7 @@ def _night(
     upscale: bool,
     pair_timeout: float | None,
     runner: Runner,
+    precision: PrecisionName | None,
 ) -> Any:
     """What is asked of a sweep, as a request whose manifest is the inbox.
 
@@ -453,6 +467,7 @@ def _night(
         upscale=upscale,
         pair_timeout=pair_timeout,
         runner=runner,
+        precision=precision,
     )
 
 

@@ -21,6 +21,7 @@ from flows import stylize
 from flows.stylize import INTERRUPTED, REFUSED, WITH_FAILURES, BackboneName, Size, Steps
 from flows.watching import plain, taken
 from nst_tasks import claims, inbox, intake, ledger, presets, settings, storage, weights
+from nst_tasks.core.method import Precision
 from nst_tasks.errors import (
     ClusterError,
     InputError,
@@ -80,6 +81,7 @@ def nightly(
     recipe: str = presets.DEFAULT,
     size: Size = None,
     steps: Steps = None,
+    precision: Precision | None = None,
     backbone: BackboneName = weights.DEFAULT,
     weights_file: str | None = None,
     strict: bool = False,
@@ -96,6 +98,8 @@ def nightly(
         recipe: recipe of the rows that name none: one that `nst recipes` lists, or the URI of a TOML file.
         size: longest side of the results in pixels, for rows that name none; the recipe's if empty.
         steps: optimization steps at full size, for rows that name none; the recipe's if empty.
+        precision: of the network, for rows that name none; the recipe's if empty. auto is mixed, with bfloat16, where the
+            flow's machine is fast at that.
         backbone: network whose features are used.
         weights_file: URI of a Keras weights file for vgg19 or vgg16.
         strict: run nothing of a manifest of which any row is rejected.
@@ -117,6 +121,7 @@ def nightly(
         upscale=upscale,
         pair_timeout=pair_timeout,
         runner=runner,
+        precision=precision,
     )
     observer = watch()
     current.set(observer)
@@ -156,6 +161,7 @@ def parameters(request: Request) -> dict[str, Any]:
         "recipe": request.recipe,
         "size": request.size,
         "steps": request.steps,
+        "precision": request.precision,
         "backbone": request.backbone,
         "weights_file": request.weights,
         "strict": request.strict,

@@ -23,7 +23,7 @@ from flows import fanout, runners, watching
 from flows.runners import Workers
 from flows.watching import Follower
 from nst_tasks import claims, intake, outcome, presets, reporting, resume, settings, storage, weights, work
-from nst_tasks.core.method import MAX_STEPS
+from nst_tasks.core.method import MAX_STEPS, Precision
 from nst_tasks.errors import (
     ClusterError,
     InputError,
@@ -92,6 +92,7 @@ def stylize_manifest(
     recipe: str = presets.DEFAULT,
     size: Size = None,
     steps: Steps = None,
+    precision: Precision | None = None,
     backbone: BackboneName = weights.DEFAULT,
     weights_file: str | None = None,
     strict: bool = False,
@@ -111,6 +112,8 @@ def stylize_manifest(
         recipe: recipe of the rows that name none: one that `nst recipes` lists, or the URI of a TOML file.
         size: longest side of the results in pixels, for rows that name none; the recipe's if empty.
         steps: optimization steps at full size, for rows that name none; the recipe's if empty.
+        precision: of the network, for rows that name none; the recipe's if empty. auto is mixed, with bfloat16, where the
+            flow's machine is fast at that.
         backbone: network whose features are used.
         weights_file: URI of a Keras weights file for vgg19 or vgg16.
         strict: run nothing if any row is rejected.
@@ -125,7 +128,7 @@ def stylize_manifest(
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
-        checkpoint_every, pair_timeout, runner,
+        checkpoint_every, pair_timeout, runner, precision,
     )  # fmt: skip
     try:
         state = _carried_out(request)
@@ -179,6 +182,7 @@ def start(request: Request) -> State[Any]:
         recipe=request.recipe,
         size=request.size,
         steps=request.steps,
+        precision=request.precision,
         backbone=request.backbone,
         weights_file=request.weights,
         strict=request.strict,

@@ -166,6 +166,7 @@ def _made(o: Outcome) -> dict[str, str]:
         "recipe": str(o.recipe.get("name", "")),
         "size": f"{o.width} x {o.height}",
         "steps": str(o.steps),
+        "precision": o.precision,
         "seed": str(o.seed),
         "compute": f"{o.seconds:.1f} s",
         "loss": " + ".join(f"{term} {o.losses[term]:.4g}" for term in ("content", "style", "tv") if term in o.losses),

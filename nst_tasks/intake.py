@@ -13,10 +13,11 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from nst_tasks import access, images, manifest, outcome, presets, recipe_file, recipes, storage, weights
+from nst_tasks import access, hardware, images, manifest, outcome, presets, recipe_file, recipes, storage, weights
 from nst_tasks.access import ANYWHERE, Access
 from nst_tasks.batching import Job
 from nst_tasks.core.architecture import check_layers, smallest_side
+from nst_tasks.core.method import Precision
 from nst_tasks.errors import (
     InputError,
     ManifestError,
@@ -41,7 +42,7 @@ class Intake:
     """A manifest that was read, with the identity of its bytes and of the weights that the run will use.
 
     `recipes` holds every recipe that its rows or the request may name, by that name or URI. `exclusive` tells whether the
-    output's store lets only one of several runs claim a pair.
+    output's store lets only one of several runs claim a pair. `auto` is what that precision means on this machine.
     """
 
     manifest: Manifest
@@ -49,6 +50,7 @@ class Intake:
     weights_sha256: str
     recipes: Mapping[str, Recipe]
     exclusive: bool
+    auto: Precision = "float32"
 
     @property
     def manifest_sha256(self) -> str:
@@ -190,7 +192,10 @@ def prepare(request: Request, settings: Settings, *, writing: bool = True) -> In
             problems.append(f"--out: the output cannot be written: {error}")
     if problems or parsed is None:
         raise InputError("\n".join(problems))
-    return Intake(parsed, data, weights_sha256, {**known, request.recipe: recipe}, exclusive)
+    known[request.recipe] = recipe
+    asked = {_precision(pair, request, known) for pair in parsed.pairs}
+    auto = hardware.auto_precision() if "auto" in asked else "float32"  # GPUs are asked only if it matters
+    return Intake(parsed, data, weights_sha256, known, exclusive, auto)
 
 
 def check_options(request: Request, settings: Settings) -> tuple[Recipe, str]:
@@ -359,7 +364,7 @@ def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Req
     refused: list[tuple[Pair, NstError]] = []
     for pair in taken.manifest.pairs:
         try:
-            job = resolve(pair, sources, request, taken.weights_sha256, taken.recipes)
+            job = resolve(pair, sources, request, taken.weights_sha256, taken.recipes, taken.auto)
         except NstError as error:
             refused.append((pair, error))
             continue
@@ -407,10 +412,11 @@ def resolve(
     request: Request,
     weights_sha256: str,
     known: Mapping[str, Recipe] = presets.PRESETS,
+    auto: Precision = "float32",
 ) -> Job:
     """A row's job: its recipe with the run's and its own overrides, its pictures, and the size of its result.
 
-    `known` holds the recipes by the names or URIs that the row and the request use.
+    `known` holds the recipes by the names or URIs that the row and the request use. A precision `auto` is settled as `auto`.
 
     Raises:
         NstError: one of its pictures cannot be read, is too small for the network, or has not the content's proportions.
@@ -431,6 +437,7 @@ def resolve(
                 f"{redact(framed.uri)}: {framed.width} x {framed.height} pixels have not the proportions of the content's "
                 f"{content.width} x {content.height}; give for {column} a picture framed as the content, of any size"
             )
+    asked = _precision(pair, request, known)
     recipe = recipes.override(
         known[pair.recipe or request.recipe],
         size=pair.size if pair.size is not None else request.size,
@@ -439,6 +446,7 @@ def resolve(
         content_weight=pair.content_weight,
         style_weight=pair.style_weight,
         tv_weight=pair.tv_weight,
+        precision=auto if asked == "auto" else asked,
     )
     check_layers(weights.architecture(request.backbone), recipe.method.layers)
     least = smallest_side(recipe.method.layers)
@@ -467,6 +475,11 @@ def resolve(
         width=width,
         weights_sha256=weights_sha256,
     )
+
+
+def _precision(pair: Pair, request: Request, known: Mapping[str, Recipe]) -> Precision:
+    """The precision asked for: by the row, or else by the run, or else by its recipe."""
+    return pair.precision or request.precision or known[pair.recipe or request.recipe].method.precision
 
 
 @dataclass(frozen=True)

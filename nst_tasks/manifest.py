@@ -22,7 +22,7 @@ from functools import partial
 from itertools import product, zip_longest
 from typing import Any
 
-from nst_tasks.core.method import INITS, MAX_STEPS
+from nst_tasks.core.method import INITS, MAX_STEPS, PRECISIONS, Precision
 from nst_tasks.errors import ManifestError, redact, without_secrets
 from nst_tasks.presets import PRESETS
 from nst_tasks.recipe_file import is_file
@@ -60,6 +60,7 @@ COLUMNS: Mapping[str, str] = {
     "content_weight": "weight of the content loss, 0 or more; the recipe's when empty",
     "style_weight": "weight of the style loss, 0 or more; the recipe's when empty",
     "tv_weight": "weight of the total variation, 0 or more; the recipe's when empty",
+    "precision": "of the network: float32, mixed (with bfloat16) or auto (mixed where that is fast); the recipe's when empty",
     "keep_color": "luminance (or true, yes, 1): the luminance alone is stylized; match: the style takes the content's colors; "
     "false, no, 0 or empty: the style's colors",
     "mask": "a picture of the content's proportions: white is stylized, black stays the content; all is stylized when empty",
@@ -91,6 +92,7 @@ class Pair:
     content_weight: float | None = None
     style_weight: float | None = None
     tv_weight: float | None = None
+    precision: Precision | None = None
     keep_color: str = ""
     mask: str | None = None
     format: str = "png"
@@ -438,6 +440,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "content_weight": _weight,
     "style_weight": _weight,
     "tv_weight": _weight,
+    "precision": partial(_choice, what="a precision", choices={name: name for name in PRECISIONS}),
     "keep_color": partial(_choice, what="a way to keep colors", choices=KEEP_COLOR),
     "mask": _uri,
     "format": partial(_choice, what="a format to write", choices={name: name for name in FORMATS}),

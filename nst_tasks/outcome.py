@@ -81,6 +81,12 @@ class Outcome:
     error: str = ""
 
     @property
+    def precision(self) -> str:
+        """In which precision the network computed, if it is known."""
+        method = self.recipe.get("method")
+        return str(method.get("precision", "")) if isinstance(method, dict) else ""
+
+    @property
     def is_broken(self) -> bool:
         """Whether the row came to no picture: it failed or was rejected."""
         return self.status in (Status.FAILED, Status.REJECTED)
@@ -179,7 +185,7 @@ def _is_finite(value: Any) -> bool:
 
 
 SUMMARY_COLUMNS = (
-    "id", "row", "status", "content", "style", "recipe", "backbone", "height", "width", "steps", "seed", "seconds",
+    "id", "row", "status", "content", "style", "recipe", "precision", "backbone", "height", "width", "steps", "seed", "seconds",
     "total", "content_loss", "style_loss", "tv_loss",
     "style_gap", "style_gap_used", "content_cosine", "luminance_ssim", "flags", "image", "history", "key", "run_id", "error",
 )  # fmt: skip
@@ -192,7 +198,7 @@ def summary(outcomes: list[Outcome]) -> pd.DataFrame:
     rows = [
         (
             o.id, o.row, str(o.status), o.content.uri if o.content else "", "|".join(style.uri for style in o.styles),
-            o.recipe.get("name", ""), o.backbone, o.height, o.width, o.steps, o.seed, o.seconds,
+            o.recipe.get("name", ""), o.precision, o.backbone, o.height, o.width, o.steps, o.seed, o.seconds,
             *(o.losses.get(term, float("nan")) for term in LOSSES),
             *(o.quality.get(name, float("nan")) for name in QUALITY), "|".join(o.flags),
             o.image, o.history, o.key, o.run_id, o.error,

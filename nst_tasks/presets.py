@@ -43,6 +43,7 @@ PAINTERLY = Recipe(
         pyramid=Pyramid(smallest=64, ratio=1.6, coarse_steps=60),
         init_noise=0.15,
         padding="replicate",
+        precision="auto",
     ),
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nst_tasks.core.method import MAX_STEPS, Method, Pyramid, as_plain
+from nst_tasks.core.method import MAX_STEPS, Method, Precision, Pyramid, as_plain
 from nst_tasks.errors import SettingsError
 
 MIN_SIZE, MAX_SIZE = 64, 8192
@@ -52,6 +52,7 @@ def override(
     content_weight: float | None = None,
     style_weight: float | None = None,
     tv_weight: float | None = None,
+    precision: Precision | None = None,
 ) -> Recipe:
     """The recipe with a row's settings in place of its own; None keeps the recipe's.
 
@@ -59,7 +60,7 @@ def override(
     `method.INITS`; with `noise`, a recipe without initial noise gets `INIT_NOISE`, so that there is something to start from.
 
     Raises:
-        SettingsError: a number is out of range, or `init` is none of those.
+        SettingsError: a number is out of range, or `init` or `precision` is none that there is.
     """
     method = recipe.method
     if steps is not None:
@@ -76,6 +77,8 @@ def override(
         method = replace(method, style=replace(method.style, weight=style_weight))
     if tv_weight is not None:
         method = replace(method, total_variation=replace(method.total_variation, weight=tv_weight))
+    if precision is not None:
+        method = replace(method, precision=precision)
     return replace(recipe, method=method, size=recipe.size if size is None else size)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from nst_tasks import presets, recipes, weights
 from nst_tasks.core.architecture import check_layers
-from nst_tasks.core.method import MAX_STEPS
+from nst_tasks.core.method import MAX_STEPS, Precision
 from nst_tasks.errors import SettingsError, redact, without_secrets
 from nst_tasks.recipes import Recipe
 
@@ -36,6 +36,7 @@ class Request:
     checkpoint_every: str = "30s"
     pair_timeout: float | None = None
     runner: Runner = "threads"
+    precision: Precision | None = None
 
 
 def unstorable(request: Request) -> list[str]:
@@ -70,7 +71,7 @@ def is_text(name: str) -> bool:
 def option_problems(request: Request, recipe: Recipe) -> list[str]:
     """A line for each option that is out of range, or that does not go with this recipe."""
     problems = []
-    options: list[dict[str, Any]] = [{"size": request.size}, {"steps": request.steps}]
+    options: list[dict[str, Any]] = [{"size": request.size}, {"steps": request.steps}, {"precision": request.precision}]
     for option in options:
         try:
             recipes.override(recipe, **option)

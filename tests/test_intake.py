@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from nst_tasks import intake, outcome, presets, storage, weights
+from nst_tasks import hardware, intake, outcome, presets, recipes, storage, weights
 from nst_tasks.access import Access
 from nst_tasks.core.architecture import smallest_side
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
@@ -438,6 +438,10 @@ PAIR = Pair(2, "cat_oil", CAT.uri, (OIL.uri,), (1.0,))
 SOURCES = {CAT.uri: CAT, OIL.uri: OIL}
 
 
+IN_FLOAT32 = recipes.override(PAINTERLY, precision="float32")
+"""What the default comes to where bfloat16 is not fast."""
+
+
 def resolved(folder: Path, pair: Pair = PAIR, **fields: Any) -> intake.Job:
     return intake.resolve(pair, SOURCES, request_of(folder, **fields), "w")
 
@@ -447,7 +451,7 @@ def test_a_row_becomes_a_job(folder: Path) -> None:
     job = resolved(folder, pair, upscale=True)
     assert (job.id, job.row, job.content, job.styles) == ("cat_oil", 2, CAT, (OIL, CAT))
     assert (job.style_weights, job.seed, job.keep_color, job.format) == ((0.25, 0.75), 7, "match", "jpg")
-    assert (job.recipe, job.upscale, job.weights_sha256) == (PAINTERLY, True, "w")
+    assert (job.recipe, job.upscale, job.weights_sha256) == (IN_FLOAT32, True, "w")
     assert (job.width, job.height) == (512, 384)
     assert (job.init, job.mask) == (None, None)
 
@@ -478,6 +482,50 @@ def test_a_rows_word_goes_before_the_command_lines_and_that_before_the_recipes(
     assert (recipe.name, recipe.size, recipe.method.steps) == expected
 
 
+@pytest.mark.parametrize(
+    ("row", "command_line", "recipe", "asked"),
+    [
+        (None, None, "painterly", "auto"),
+        (None, None, "tf-tutorial", "float32"),
+        (None, "auto", "tf-tutorial", "auto"),
+        ("mixed", "float32", "painterly", "mixed"),
+        ("auto", "mixed", "tf-tutorial", "auto"),
+        (None, "mixed", "painterly", "mixed"),
+    ],
+)
+@pytest.mark.parametrize("auto", ["float32", "mixed"])
+def test_the_precision_is_the_rows_or_the_command_lines_or_the_recipes_and_auto_is_settled(
+    folder: Path, row: Any, command_line: Any, recipe: str, asked: str, auto: Any
+) -> None:
+    pair, request = (
+        replace(PAIR, precision=row, recipe=recipe),
+        request_of(folder, precision=command_line, backbone="vgg16-hed"),
+    )
+    job = intake.resolve(pair, SOURCES, request, "w", auto=auto)
+    assert job.recipe.method.precision == (auto if asked == "auto" else asked)
+
+
+def test_auto_is_what_this_machine_is_fast_at_and_has_the_key_of_what_it_comes_to(folder: Path) -> None:
+    def keys(precision: str) -> list[str]:
+        request = request_of(folder, precision=precision, size=64)
+        found = intake.look(request, intake.prepare(request, SETTINGS), SETTINGS)
+        return [job.key for job in found.rows.to_do]
+
+    assert keys("auto") == keys(hardware.auto_precision())
+    assert not {*keys("float32")} & {*keys("mixed")}
+
+
+def test_a_result_in_one_precision_is_none_in_the_other(folder: Path) -> None:
+    plain, mixed = (resolved(folder, replace(PAIR, precision=precision)) for precision in ("float32", "mixed"))
+    done = {plain.id: Outcome(plain.id, plain.row, Status.SUCCEEDED, key=plain.key)}
+    assert (intake.is_done(plain, done), intake.is_done(mixed, done)) == (True, False)
+
+
+def test_a_precision_that_there_is_none_of_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="^--precision: 'half' is not float32, mixed or auto$"):
+        intake.prepare(request_of(folder, precision="half"), SETTINGS)
+
+
 def test_a_rows_weights_replace_the_recipes(folder: Path) -> None:
     method = resolved(folder, replace(PAIR, content_weight=0.0, style_weight=2.0, tv_weight=3.0)).recipe.method
     assert (method.content.weight, method.style.weight, method.total_variation.weight) == (0.0, 2.0, 3.0)
@@ -492,7 +540,7 @@ def test_a_rows_weights_replace_the_recipes(folder: Path) -> None:
 def test_a_rows_mask_and_initial_picture_go_to_its_job_and_its_word_to_the_recipe(folder: Path) -> None:
     job = framed(folder, init=(120, 160), mask=(30, 40))
     assert (job.init, job.mask) == (replace(SKY, uri="/in/init.png"), replace(SKY, uri="/in/mask.png", height=30, width=40))
-    assert job.recipe == PAINTERLY
+    assert job.recipe == IN_FLOAT32
     plain = resolved(folder)
     assert len({plain.key, job.key, framed(folder, init=(120, 160)).key, framed(folder, mask=(120, 160)).key}) == 4
     started = resolved(folder, replace(PAIR, init="style"))
@@ -593,7 +641,7 @@ def test_a_survey_says_what_a_run_would_do_and_writes_nothing(folder: Path) -> N
 
 
 def test_a_survey_knows_what_is_done(folder: Path) -> None:
-    request = request_of(folder)
+    request = request_of(folder, precision="float32")
     cat, oil = (intake.inspect(str(folder / name), 10_000) for name in ("cat.png", "oil.jpg"))
     pair = intake.prepare(request, SETTINGS).manifest.pairs[0]
     job = intake.resolve(pair, {cat.uri: cat, oil.uri: oil}, request, weights.sha256("tiny", None))

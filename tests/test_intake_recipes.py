@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from flows.terminal import run_flow
-from nst_tasks import intake, manifest, outcome, recipe_file, storage, weights
+from nst_tasks import intake, manifest, outcome, recipe_file, recipes, storage, weights
 from nst_tasks.core.method import LBFGS
 from nst_tasks.errors import InputError, ManifestError, SettingsError, StorageUnavailable
 from nst_tasks.intake import Intake, Triage
@@ -314,7 +314,8 @@ def test_a_job_made_without_a_manifest_knows_the_presets(folder: Path) -> None:
     pair = Pair(2, "a", source.uri, (source.uri,), (1.0,))
     for name in PRESETS:
         request = request_of(folder, recipe=name, backbone="vgg16", upscale=True)
-        assert intake.resolve(pair, {source.uri: source}, request, weights.DEFAULT).recipe == PRESETS[name]
+        job = intake.resolve(pair, {source.uri: source}, request, weights.DEFAULT)
+        assert job.recipe == recipes.override(PRESETS[name], precision="float32")
 
 
 # All the way through the flow

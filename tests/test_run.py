@@ -296,6 +296,21 @@ def test_upscale_enlarges_and_a_pyramid_tells_its_levels(pictures: Path, tmp_pat
     assert told.groupby("level").step.max().tolist() == [4, 3]  # 60 coarse steps for 40 fine ones: 4 for 3
 
 
+def test_a_manifest_may_have_both_precisions_and_a_picture_in_one_is_none_in_the_other(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = "id,content,style,recipe,precision\na,cat.png,oil.png,tf-tutorial,{}\nb,cat.png,oil.png,tf-tutorial,mixed\n"
+    assert run(pictures, rows.format("float32"), out).message.startswith("2 succeeded")
+    plain, mixed = marker(out, "a"), marker(out, "b")
+    assert (plain.precision, mixed.precision) == ("float32", "mixed")
+    assert 0 < abs(plain.losses["total"] / mixed.losses["total"] - 1) < 0.02
+    one, other = (images.decode((out / f"images/{id}.png").read_bytes(), 10**6).rgb for id in "ab")
+    assert np.abs(one - other).mean() < 2 / 255
+    assert run(pictures, rows.format("mixed"), out).message.startswith("1 succeeded, 0 failed, 0 rejected, 1 skipped")
+    assert marker(out, "a").key == mixed.key != plain.key
+    again = images.decode((out / "images/a.png").read_bytes(), 10**6).rgb
+    np.testing.assert_array_equal(again, other)
+
+
 def test_zero_steps_give_the_initial_picture(pictures: Path, tmp_path: Path) -> None:
     rows = "id,content,style,recipe,steps\na,cat.png,oil.png,tf-tutorial,0\n"
     run(pictures, rows, tmp_path / "out")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nst_tasks.errors import SettingsError
 
@@ -95,6 +95,10 @@ class StyleLoss:
         )
         _require(plain or not self.relative, "style relative: only with the normalization hw and the error mse")
 
+
+Precision = Literal["float32", "mixed", "auto"]
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 TV_KINDS = ("l1_sum", "l2_mean", "squared_sum", "power_sum", "nine_point")
 
@@ -229,8 +233,11 @@ class Method:
     output: Literal["last", "best", "average"] = "last"
     """The result of a level: its last image, the one of least loss, or the exponential average of all with `average_decay`."""
     average_decay: float = 0.99
-    precision: Literal["float32", "mixed"] = "float32"
-    """`mixed`: weights and features in bfloat16; images, losses and sums over positions in float32."""
+    precision: Precision = "float32"
+    """`mixed`: weights and features in bfloat16; images, losses and sums over positions in float32.
+
+    `auto` is for whoever knows the hardware to settle; the core takes it for float32.
+    """
 
     def __post_init__(self) -> None:
         _require(0 <= self.steps <= MAX_STEPS, f"steps: {self.steps!r} is not in 0..{MAX_STEPS}")
@@ -241,7 +248,7 @@ class Method:
         _require_one_of("activation", self.activation, ("relu", "linear"))
         _require(0 < self.feature_scale < math.inf, f"feature_scale: {self.feature_scale!r} is not a finite number above 0")
         _require_one_of("style_shape", self.style_shape, ("own", "content"))
-        _require_one_of("precision", self.precision, ("float32", "mixed"))
+        _require_one_of("precision", self.precision, PRECISIONS)
         _require_one_of("output", self.output, ("last", "best", "average"))
         _require(0 <= self.average_decay < 1, f"average_decay: {self.average_decay!r} is not in [0, 1)")
         carries = self.pyramid is not None and self.pyramid.carry

@@ -1,0 +1,46 @@
+"""What `auto` means: bfloat16 where it is fast."""
+
+from __future__ import annotations
+
+import pytest
+
+from nst_tasks import hardware
+
+CPUINFO = """processor\t: 0
+model name\t: A {name} CPU @ 2 GHz, amx_bf16
+flags\t\t: fpu sse2 avx512f {flags}
+bugs\t\t: spectre_v1
+
+processor\t: 1
+flags\t\t: fpu sse2 avx512f {flags}
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        ("avx512_bf16", True),
+        ("amx_tile amx_bf16 amx_int8", True),
+        ("avx512_bf16_maybe", False),
+        ("avx512_vnni amx_int8", False),
+    ],
+)
+def test_a_cpu_is_fast_that_says_so_among_its_flags(flags: str, fast: bool) -> None:
+    assert hardware.is_fast_cpu(CPUINFO.format(name="Fine", flags=flags)) is fast
+
+
+def test_a_cpu_that_lists_no_flags_is_not_fast() -> None:
+    assert not hardware.is_fast_cpu("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+    assert not hardware.is_fast_cpu("")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fast"),
+    [([(8, 0)], True), ([(9, 0), (8, 6)], True), ([(7, 5)], False), ([(8, 0), (7, 0)], False), ([(0, 0)], False)],
+)
+def test_gpus_are_fast_from_capability_8_on_if_all_are(capabilities: list[tuple[int, int]], fast: bool) -> None:
+    assert hardware.are_fast_gpus(capabilities) is fast
+
+
+def test_this_machine_is_one_or_the_other() -> None:
+    assert hardware.auto_precision() in ("float32", "mixed")
