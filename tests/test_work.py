@@ -385,6 +385,57 @@ def test_no_marker_without_its_files_whatever_write_fails(
     assert storage.stat("full://out/" + done.image) is not None
 
 
+class Slow(MemoryFileSystem):
+    """Memory that tells what is asked of it, and takes what belongs to a result once it may."""
+
+    protocol = "slow"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    read, written, may = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("slow://", "memory://"))
+
+    def cat_file(self, path: str, *range: Any, **more: Any) -> bytes:
+        if "/in/" in path:
+            self.read.release()
+        return super().cat_file(path, *range, **more)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        if any(folder in path for folder in ("/images/", "/thumbnails/", "/history/")):
+            self.written.release()
+            self.may.wait(60)
+        super().pipe_file(path, value, mode, **more)
+
+
+def test_reading_and_writing_overlap_with_what_is_computed(trio: list[Job]) -> None:
+    """While the device is another's, a batch's pictures are read; once its result is being written, the device is free."""
+    fsspec.register_implementation("slow", Slow, clobber=True)
+    sources = []
+    for source in (trio[0].content, *trio[0].styles):
+        uri = f"slow://in/{source.name}.png"
+        storage.write(uri, storage.read(source.uri))
+        sources.append(replace(source, uri=uri))
+    batch, done = Batch((replace(trio[0], content=sources[0], styles=tuple(sources[1:])),)), list[outcome.Outcome]()
+    doing = threading.Thread(target=lambda: done.extend(work.stylize(batch, run_into("slow://out"))))
+    with devices.lease(Watch()):
+        doing.start()
+        assert Slow.read.acquire(timeout=60) and Slow.read.acquire(timeout=60)
+        assert not Slow.written.acquire(blocking=False)
+    impatient = Watch()
+    timer = threading.Timer(60, impatient.stop.set)
+    timer.start()
+    assert all(Slow.written.acquire(timeout=60) for _ in range(3))  # all three at once
+    with devices.lease(impatient):
+        timer.cancel()
+        assert doing.is_alive()
+        assert not storage.listing("slow://out/outcomes")  # the marker waits for them
+        Slow.may.set()
+        doing.join(60)
+    assert [one.status for one in done] == [Status.SUCCEEDED]
+
+
 def test_a_batch_that_fails_as_a_whole_leaves_what_was_finished_before(trio: list[Job], full: type[Full]) -> None:
     """The store takes the first pair's files and none of the second's, however often it is tried."""
     full.refused, full.error = "images/p1", errno.EIO
