@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,10 +16,11 @@ import pytest
 
 from bench import growth, ours, profiles, speed
 from bench.peers import keras_example, tensorflow_tutorial
-from bench.rows import arithmetic, row
+from bench.rows import arithmetic, descent, gap, row
 from bench.rows.row import Row
 from nst_tasks import presets, weights
 from nst_tasks.core import backbones
+from nst_tasks.core.method import LBFGS, Pyramid
 
 CONTENT, STYLE = np.random.default_rng(1).random((2, 48, 64, 3), np.float32)
 
@@ -33,6 +35,30 @@ def test_a_peer_has_the_objective_and_the_steps_of_our_recipe(peer: ModuleType, 
     assert theirs[3] != pytest.approx(theirs[0], rel=1e-3)  # the image has moved
     assert loop.image() == pytest.approx(mine.state.image.numpy()[0], abs=1e-3)
     assert loop.loss(CONTENT) == pytest.approx(theirs[0], rel=1e-5)
+
+
+def test_what_is_timed_to_the_peers_loss_reaches_it() -> None:
+    arrays = weights.load("tiny", None)
+    network = backbones.build("tiny", arrays)
+    loop = tensorflow_tutorial.start(arrays, CONTENT, STYLE)
+    coarse = Pyramid(smallest=32, ratio=1.4, coarse_steps=3, levels=2)
+    method = replace(presets.find("tf-tutorial").method, optimizer=LBFGS(), pyramid=coarse, steps=6)
+    reached = loop.loss(descent.transferred(network, method, CONTENT, STYLE, 6)) * (1.0 + 1e-5)
+    assert reached < 0.9 * loop.loss(CONTENT)
+    assert descent.needed_evaluations(network, method, CONTENT, STYLE, loop, reached, most=8) == 6
+    assert descent.needed_evaluations(network, method, CONTENT, STYLE, loop, 0.0, most=2) is None
+    looks = list(gap.transfer_in_time(network, method, CONTENT, STYLE, every=4, shorten=1))
+    assert [image.shape for _, image in looks] == [(34, 46, 3), *[(48, 64, 3)] * 2]  # after 3 steps, then after 4 and 6
+    assert 0.0 < looks[0][0] < looks[1][0] < looks[2][0]
+    assert loop.loss(looks[2][1]) <= reached
+
+
+def test_a_content_has_closed_no_gap_and_a_style_all_of_it() -> None:
+    network = backbones.build("tiny", weights.load("tiny", None))
+    assert gap.measured(network, CONTENT, CONTENT, STYLE) == pytest.approx((0.0, 1.0), abs=1e-3)
+    style, cosine = gap.measured(network, STYLE, CONTENT, STYLE)
+    assert style == pytest.approx(1.0, abs=1e-2)
+    assert cosine < 0.999
 
 
 def test_a_ratio_is_taken_round_by_round_and_must_reach_its_goal() -> None:

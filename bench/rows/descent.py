@@ -27,6 +27,7 @@ from bench.peers.loop import Loop, sized
 from bench.rows.row import Row, alternating, main, ratio, seconds, write_samples
 from nst_tasks import images, weights
 from nst_tasks.core import lbfgs, transfer
+from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import LBFGS, Method, Pyramid
 from nst_tasks.core.pyramid import levels
 from nst_tasks.images import Picture
@@ -57,16 +58,16 @@ def tutorial(size: int = 256, steps: int = 1000, rounds: int = 5, most: int = 30
             loss = loop.step()
         float(loss)
 
-    rows = []
+    rows, network = [], ours.backbone()
     for precision in ("float32", "mixed"):
         for name, pyramid in METHODS.items():
             method = replace(ours.method("tf-tutorial", precision), optimizer=LBFGS(history=20), pyramid=pyramid)
             work = f"to the loss of {steps} steps of Adam, {size} px, L-BFGS {precision}{name}"
-            needed = needed_evaluations(method, content, style, loop, target, most)
+            needed = needed_evaluations(network, method, content, style, loop, target, most)
             if needed is None:
                 rows.append(Row(work, "TensorFlow tutorial's loop", 20.0, 0.0, 0.0, 0.0, "x", f"not in {most} evaluations"))
                 continue
-            mine = functools.partial(transferred, method, content, style, needed)
+            mine = functools.partial(transferred, network, method, content, style, needed)
             taken = alternating(rounds, {"theirs": theirs, "mine": mine})
             whole = [value * steps / stretch for value in taken["theirs"]]
             note = f"{needed} evaluations to {target:.4g} from {first:.4g}; the {steps} steps themselves took {seconds(adam)}"
@@ -74,18 +75,18 @@ def tutorial(size: int = 256, steps: int = 1000, rounds: int = 5, most: int = 30
     return rows
 
 
-def transferred(method: Method, content: np.ndarray, style: np.ndarray, evaluations: int) -> np.ndarray:
+def transferred(network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, evaluations: int) -> np.ndarray:
     """The best image (H, W, 3) after the coarser level and so many evaluations at full size."""
-    side = started(method, content, style)
+    side = started(network, method, content, style)
     side.advance(evaluations)
     return best(side)
 
 
 def needed_evaluations(
-    method: Method, content: np.ndarray, style: np.ndarray, loop: Loop, target: float, most: int
+    network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, loop: Loop, target: float, most: int
 ) -> int | None:
     """How many at full size until the peer's own loss function is at the target; None if `most` do not do."""
-    side = started(method, content, style)
+    side = started(network, method, content, style)
     for evaluations in range(BETWEEN, most + 1, BETWEEN):
         side.advance(BETWEEN)
         if loop.loss(best(side)) <= target:
@@ -93,13 +94,13 @@ def needed_evaluations(
     return None
 
 
-def started(method: Method, content: np.ndarray, style: np.ndarray) -> ours.Ours:
+def started(network: Backbone, method: Method, content: np.ndarray, style: np.ndarray) -> ours.Ours:
     """The transfer before its first step at full size, its coarser levels behind it."""
     side: ours.Ours | None = None
     for level in levels(method, *content.shape[:2]):
         shape = images.fit(*style.shape[:2], max(level.height, level.width), upscale=True)
         shown = images.resize(Picture(content, None), level.height, level.width).rgb
-        following = ours.start(ours.backbone(), method, shown, images.resize(Picture(style, None), *shape).rgb)
+        following = ours.start(network, method, shown, images.resize(Picture(style, None), *shape).rgb)
         if side is not None:
             side.advance(method.pyramid.coarse_steps if method.pyramid else 0)
             following.state = transfer.ascend(method, side.state, tf.constant(best(side)[None]), level)

@@ -24,6 +24,7 @@ from bench.peers.loop import sized
 from bench.rows.row import Row, main, ratio, write_samples
 from nst_tasks import images
 from nst_tasks.core import quality, transfer
+from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import Method
 from nst_tasks.core.pyramid import levels
 from nst_tasks.images import Picture
@@ -33,7 +34,7 @@ PAIRS = (("astronaut", "swirls"), ("rocket", "stipple"), ("chelsea", "dunes"))
 
 def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, shorten: int = 1) -> list[Row]:
     """`painterly` in each precision against `wasserstein`, looked at `every` steps; `shorten` divides the steps of both."""
-    names = ("float32", "mixed")
+    names, network = ("float32", "mixed"), ours.backbone()
     theirs: dict[str, list[float]] = {name: [] for name in names}
     alone: dict[str, list[float]] = {name: [] for name in names}
     mine: dict[str, list[float]] = {name: [] for name in names}
@@ -46,14 +47,14 @@ def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, short
             for name in names:
                 method = ours.method("painterly", name)
                 for _ in range(2):  # the first traces the graphs
-                    *_, (spent, image) = transfer_in_time(method, content, style, 10**9, shorten)
+                    *_, (spent, image) = transfer_in_time(network, method, content, style, 10**9, shorten)
                 mine[name].append(spent)
-                reached[name] = measured(image, content, style)
+                reached[name] = measured(network, image, content, style)
             published = ours.method("wasserstein", "float32")
-            next(transfer_in_time(published, content, style, 1, shorten))
+            next(transfer_in_time(network, published, content, style, 1, shorten))
             seen = [
-                (spent, measured(image, content, style))
-                for spent, image in transfer_in_time(published, content, style, every, shorten)
+                (spent, measured(network, image, content, style))
+                for spent, image in transfer_in_time(network, published, content, style, every, shorten)
             ]
             for name, (gap, cosine) in reached.items():
                 alone[name].append(next((spent for spent, (its_gap, _) in seen if its_gap >= gap), seen[-1][0]))
@@ -74,7 +75,7 @@ def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, short
 
 
 def transfer_in_time(
-    method: Method, content: np.ndarray, style: np.ndarray, every: int, shorten: int
+    network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, every: int, shorten: int
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Seconds so far and the image (H, W, 3), after each `every` steps and at each level's end; waiting costs nothing."""
     spent, began = 0.0, time.perf_counter()
@@ -82,7 +83,7 @@ def transfer_in_time(
     for level in levels(method, *content.shape[:2]):
         shown = images.resize(Picture(content, None), level.height, level.width).rgb
         shape = images.fit(*style.shape[:2], max(level.height, level.width), upscale=True)
-        side = ours.start(ours.backbone(), method, shown, images.resize(Picture(style, None), *shape).rgb)
+        side = ours.start(network, method, shown, images.resize(Picture(style, None), *shape).rgb)
         if state is not None:
             side.state = transfer.ascend(method, state, image, level)
         left = max(1, level.steps // shorten)
@@ -96,10 +97,12 @@ def transfer_in_time(
         state = side.state
 
 
-def measured(out: np.ndarray, content: np.ndarray, style: np.ndarray) -> tuple[float, float]:
+def measured(network: Backbone, out: np.ndarray, content: np.ndarray, style: np.ndarray) -> tuple[float, float]:
     """The share of the style gap closed on held-out layers, and the content's cosine."""
     out, content, style = (_yardstick(picture) for picture in (out, content, style))
-    found = quality.measure(ours.backbone(), (), out, content, [quality.moments(ours.backbone(), style, ())], [1.0])
+    found = quality.measure(
+        network, (), out, quality.content(network, content, ()), [quality.moments(network, style, ())], [1.0]
+    )
     assert found.held_out is not None and found.content_cosine is not None
     return found.held_out, found.content_cosine
 
