@@ -1,3 +1,3 @@
 """What the flows are made of: manifests, pictures, recipes, storage and the style transfer itself."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
