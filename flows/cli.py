@@ -46,6 +46,12 @@ Precision = Annotated[
     PrecisionName | None,
     typer.Option(help="Of the network: mixed has bfloat16, auto is mixed where that is fast; the recipe's by default."),
 ]
+Plateau = Annotated[
+    float | None,
+    typer.Option(
+        help="A level ends once its mean loss falls by less than this share over 20 steps; 0 never; the recipe's by default."
+    ),
+]
 Backbone = Annotated[str, typer.Option(help=f"Network whose features are used: {', '.join(weights.BACKBONES)}.")]
 WeightsFile = Annotated[str | None, typer.Option("--weights", help="Keras weights file for vgg19 or vgg16, path or URI.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Run nothing of a manifest of which any row is rejected.")]
@@ -83,6 +89,7 @@ def run(
     size: Size = None,
     steps: Steps = None,
     precision: Precision = None,
+    plateau: Plateau = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     runner: RunnerOption = "threads",
@@ -108,7 +115,7 @@ def run(
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
-        checkpoint_every, pair_timeout, runner, precision,
+        checkpoint_every, pair_timeout, runner, precision, plateau,
     )  # fmt: skip
     with _stoppable():
         try:
@@ -129,6 +136,7 @@ def nightly(
     size: Size = None,
     steps: Steps = None,
     precision: Precision = None,
+    plateau: Plateau = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     strict: Strict = False,
@@ -146,7 +154,7 @@ def nightly(
             configured = _configured(inbox=inbox, out=out)
             night = _night(
                 configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner,
-                precision,
+                precision, plateau,
             )  # fmt: skip
             inboxes.options(night, configured)
             _quiet()
@@ -177,6 +185,7 @@ def serve(
     size: Size = None,
     steps: Steps = None,
     precision: Precision = None,
+    plateau: Plateau = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     strict: Strict = False,
@@ -192,7 +201,7 @@ def serve(
             configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
             night = _night(
                 configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner,
-                precision,
+                precision, plateau,
             )  # fmt: skip
             _quiet(console=False)
             quiet.import_tensorflow()
@@ -217,6 +226,7 @@ def deploy(
     size: Size = None,
     steps: Steps = None,
     precision: Precision = None,
+    plateau: Plateau = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     strict: Strict = False,
@@ -230,7 +240,7 @@ def deploy(
         configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
         night = _night(
             configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner,
-            precision,
+            precision, plateau,
         )  # fmt: skip
         _quiet()
         quiet.import_tensorflow()
@@ -251,6 +261,7 @@ def plan(
     size: Size = None,
     steps: Steps = None,
     precision: Precision = None,
+    plateau: Plateau = None,
     backbone: Backbone = weights.DEFAULT,
     weights_file: WeightsFile = None,
     upscale: Upscale = False,
@@ -266,6 +277,7 @@ def plan(
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, upscale=upscale, precision=precision,
+        plateau=plateau,
     )  # fmt: skip
     with _stoppable():
         try:
@@ -442,6 +454,7 @@ def _night(
     pair_timeout: float | None,
     runner: Runner,
     precision: PrecisionName | None,
+    plateau: float | None,
 ) -> Any:
     """What is asked of a sweep, as a request whose manifest is the inbox.
 
@@ -468,6 +481,7 @@ def _night(
         pair_timeout=pair_timeout,
         runner=runner,
         precision=precision,
+        plateau=plateau,
     )
 
 

@@ -82,6 +82,7 @@ def nightly(
     size: Size = None,
     steps: Steps = None,
     precision: Precision | None = None,
+    plateau: float | None = None,
     backbone: BackboneName = weights.DEFAULT,
     weights_file: str | None = None,
     strict: bool = False,
@@ -100,6 +101,8 @@ def nightly(
         steps: optimization steps at full size, for rows that name none; the recipe's if empty.
         precision: of the network, for rows that name none; the recipe's if empty. auto is mixed, with bfloat16, where the
             flow's machine is fast at that.
+        plateau: for rows that name none, a level ends once its mean loss falls by less than this share over 20 steps, such as
+            0.01; 0 is never; the recipe's if empty.
         backbone: network whose features are used.
         weights_file: URI of a Keras weights file for vgg19 or vgg16.
         strict: run nothing of a manifest of which any row is rejected.
@@ -122,6 +125,7 @@ def nightly(
         pair_timeout=pair_timeout,
         runner=runner,
         precision=precision,
+        plateau=plateau,
     )
     observer = watch()
     current.set(observer)
@@ -162,6 +166,7 @@ def parameters(request: Request) -> dict[str, Any]:
         "size": request.size,
         "steps": request.steps,
         "precision": request.precision,
+        "plateau": request.plateau,
         "backbone": request.backbone,
         "weights_file": request.weights,
         "strict": request.strict,

@@ -62,7 +62,7 @@ def opened(runner: Runner, settings: Settings) -> Iterator[Workers]:
         SettingsError: the runner's package is not installed, its cluster does not answer, or has no worker that fits.
     """
     if runner == "threads":
-        window, most = len(devices.names()) + AHEAD, devices.most_pairs(settings.batch)
+        window, most = len(devices.names()) + AHEAD, devices.most_pairs(settings.batch, devices.are_gpus())
         yield Workers(lambda task, parameters: task.submit(**parameters), window, most, elsewhere=False)
         return
     if importlib.util.find_spec(f"prefect_{runner}") is None:
@@ -136,10 +136,6 @@ def check_versions(found: dict[str, Any]) -> None:
             raise SettingsError(f"{worker}: that worker has nst {version}, this is {__version__}; install one version on both")
 
 
-def _most_pairs(settings: Settings, on_gpus: bool) -> int:
-    return settings.batch or (devices.PAIRS_ON_GPU if on_gpus else 1)
-
-
 def _leave_interrupts_to_the_run() -> None:
     """Ctrl-C in a terminal reaches the workers too, which stop when the run tells them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -185,7 +181,7 @@ def _dask(address: str, settings: Settings) -> Iterator[Workers]:
                 future: PrefectFuture[Any] = runner.submit(task, parameters=parameters)
             return future
 
-        yield Workers(submit, (gpus or len(found)) + AHEAD, _most_pairs(settings, gpus > 0))
+        yield Workers(submit, (gpus or len(found)) + AHEAD, devices.most_pairs(settings.batch, gpus > 0))
 
 
 def on_nodes(nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, int]]:
@@ -230,4 +226,4 @@ def _ray(address: str, settings: Settings) -> Iterator[Workers]:
                 future: PrefectFuture[Any] = runner.submit(task, parameters=parameters)
             return future
 
-        yield Workers(submit, slots + AHEAD, _most_pairs(settings, "num_gpus" in wants))
+        yield Workers(submit, slots + AHEAD, devices.most_pairs(settings.batch, "num_gpus" in wants))

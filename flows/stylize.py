@@ -93,6 +93,7 @@ def stylize_manifest(
     size: Size = None,
     steps: Steps = None,
     precision: Precision | None = None,
+    plateau: float | None = None,
     backbone: BackboneName = weights.DEFAULT,
     weights_file: str | None = None,
     strict: bool = False,
@@ -114,6 +115,8 @@ def stylize_manifest(
         steps: optimization steps at full size, for rows that name none; the recipe's if empty.
         precision: of the network, for rows that name none; the recipe's if empty. auto is mixed, with bfloat16, where the
             flow's machine is fast at that.
+        plateau: for rows that name none, a level ends once its mean loss falls by less than this share over 20 steps, such as
+            0.01; 0 is never; the recipe's if empty.
         backbone: network whose features are used.
         weights_file: URI of a Keras weights file for vgg19 or vgg16.
         strict: run nothing if any row is rejected.
@@ -128,7 +131,7 @@ def stylize_manifest(
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
         storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
-        checkpoint_every, pair_timeout, runner, precision,
+        checkpoint_every, pair_timeout, runner, precision, plateau,
     )  # fmt: skip
     try:
         state = _carried_out(request)
@@ -183,6 +186,7 @@ def start(request: Request) -> State[Any]:
         size=request.size,
         steps=request.steps,
         precision=request.precision,
+        plateau=request.plateau,
         backbone=request.backbone,
         weights_file=request.weights,
         strict=request.strict,

@@ -83,7 +83,7 @@ def calibrate(
         StorageUnavailable: the pictures' store failed for the moment. StorageUnusable: it lets nobody in.
     """
     names = devices.names()
-    most = devices.most_pairs(settings.batch)
+    most = devices.most_pairs(settings.batch, devices.are_gpus())
     found: dict[Kind, _Found] = {}
     with tempfile.TemporaryDirectory(prefix="nst-plan-") as folder, devices.lease(watch()) as device:
         run = Run("plan", folder, request.backbone, request.weights, weights_sha256, request.history_every, settings)

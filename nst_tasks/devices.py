@@ -29,7 +29,7 @@ CONTENTS_KEPT = 16
 
 
 PAIRS_ON_GPU = 8
-"""The most pairs in a batch where nobody says otherwise; on a CPU, where a batch gains little, it is one."""
+"""The most pairs in a batch on a GPU where nobody says otherwise."""
 
 
 @dataclass
@@ -71,9 +71,18 @@ def names() -> list[str]:
     return [f"/{kind}:{k}" for k in range(len(tf.config.list_logical_devices(kind)))]
 
 
-def most_pairs(asked: int) -> int:
-    """The most pairs in a batch: as asked, or else 8 on a GPU and 1 on a CPU, where a batch gains little."""
-    return asked or (PAIRS_ON_GPU if "GPU" in names()[0] else 1)
+def are_gpus() -> bool:
+    """Whether the devices that batches run on are GPUs."""
+    return "GPU" in names()[0]
+
+
+def most_pairs(asked: int, on_gpus: bool) -> int:
+    """The most pairs in a batch: on GPUs as asked, or else 8; on a CPU 1, whatever is asked.
+
+    A CPU's product over one pair's positions adds them up in another order than that over several pairs', so that its last bits
+    would depend on the neighbours; and a batch gains it little.
+    """
+    return (asked or PAIRS_ON_GPU) if on_gpus else 1
 
 
 @contextlib.contextmanager

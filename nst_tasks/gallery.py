@@ -165,7 +165,7 @@ def _made(o: Outcome) -> dict[str, str]:
         "mask": redact(o.mask.uri) if o.mask else "",
         "recipe": str(o.recipe.get("name", "")),
         "size": f"{o.width} x {o.height}",
-        "steps": str(o.steps),
+        "steps": f"{o.steps_done} of {o.steps}" if 0 < o.steps_done < o.steps else str(o.steps),
         "precision": o.precision,
         "seed": str(o.seed),
         "compute": f"{o.seconds:.1f} s",

@@ -76,6 +76,7 @@ def options(request: Request, settings: Settings) -> dict[str, Any]:
         "size": request.size,
         "steps": request.steps,
         "precision": request.precision,
+        "plateau": request.plateau,
         "auto": hardware.auto_precision(),
         "backbone": request.backbone,
         "weights": weights_sha256,

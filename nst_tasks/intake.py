@@ -447,6 +447,7 @@ def resolve(
         style_weight=pair.style_weight,
         tv_weight=pair.tv_weight,
         precision=auto if asked == "auto" else asked,
+        plateau=pair.plateau if pair.plateau is not None else request.plateau,
     )
     check_layers(weights.architecture(request.backbone), recipe.method.layers)
     least = smallest_side(recipe.method.layers)

@@ -61,6 +61,7 @@ COLUMNS: Mapping[str, str] = {
     "style_weight": "weight of the style loss, 0 or more; the recipe's when empty",
     "tv_weight": "weight of the total variation, 0 or more; the recipe's when empty",
     "precision": "of the network: float32, mixed (with bfloat16) or auto (mixed where that is fast); the recipe's when empty",
+    "plateau": "a level ends once its loss falls by less than this share in 20 steps; 0 never; the recipe's when empty",
     "keep_color": "luminance (or true, yes, 1): the luminance alone is stylized; match: the style takes the content's colors; "
     "false, no, 0 or empty: the style's colors",
     "mask": "a picture of the content's proportions: white is stylized, black stays the content; all is stylized when empty",
@@ -93,6 +94,7 @@ class Pair:
     style_weight: float | None = None
     tv_weight: float | None = None
     precision: Precision | None = None
+    plateau: float | None = None
     keep_color: str = ""
     mask: str | None = None
     format: str = "png"
@@ -408,6 +410,13 @@ def _weight(cell: str) -> float:
     return number
 
 
+def _share(cell: str) -> float:
+    number = _number(cell)
+    if not 0 <= number < 1:  # so written, it refuses NaN too
+        raise _BadCell("is not a share; give a number from 0 to below 1, such as 0.01, or leave the cell empty")
+    return number
+
+
 def _weights(cell: str) -> tuple[float, ...]:
     try:
         values = [_weight(item) for item in cell.split("|")]
@@ -441,6 +450,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "style_weight": _weight,
     "tv_weight": _weight,
     "precision": partial(_choice, what="a precision", choices={name: name for name in PRECISIONS}),
+    "plateau": _share,
     "keep_color": partial(_choice, what="a way to keep colors", choices=KEEP_COLOR),
     "mask": _uri,
     "format": partial(_choice, what="a format to write", choices={name: name for name in FORMATS}),

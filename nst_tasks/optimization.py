@@ -90,7 +90,8 @@ def _standing(loaded: list[Loaded], run: Run, observer: Watch) -> list[tuple[lis
         if at is None:
             fresh.append(ready)
         else:
-            groups.setdefault((at.state.level, at.state.step, at.calmed_from), []).append((ready, at))
+            alike = (at.state.step, at.calmed_from, *map(len, at.terms))  # plateaus may have cut other levels at other steps
+            groups.setdefault(alike, []).append((ready, at))
     standing = [([ready for ready, _ in group], checkpoint.merge([at for _, at in group])) for group in groups.values()]
     for members, at in standing:
         _tell(observer, members, schedule, at)
@@ -98,12 +99,20 @@ def _standing(loaded: list[Loaded], run: Run, observer: Watch) -> list[tuple[lis
 
 
 def _tell(observer: Watch, loaded: list[Loaded], schedule: Sequence[Level], at: Checkpoint) -> None:
-    """Count what was done before."""
-    done = [level.steps for level in schedule[: at.state.level]]
-    if at.state.level < len(schedule):
-        done.append(at.state.step)
-    work = sum(steps * level.height * level.width for steps, level in zip(done, schedule, strict=False))
-    observer.add(steps_done=sum(done) * len(loaded), work_done=work * len(loaded))
+    """Count what was done before, and what a plateau has spared."""
+    for number, (level, terms) in enumerate(zip(schedule, at.terms, strict=False)):
+        ended = number < at.state.level
+        done = len(terms) - ended  # the last row of a level that has ended is its result's
+        pixels = len(loaded) * level.height * level.width
+        observer.add(steps_done=done * len(loaded), work_done=done * pixels)
+        if ended:
+            _spare(observer, loaded, level, done)
+
+
+def _spare(observer: Watch, loaded: list[Loaded], level: Level, done: int) -> None:
+    """Count no longer on those of a level's steps that pairs, having done so many, do without."""
+    if spared := (level.steps - done) * len(loaded):
+        observer.add(steps=-spared, work=-spared * level.height * level.width)
 
 
 def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterator[tuple[Loaded, Result | PairError]]:
@@ -114,11 +123,21 @@ def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterato
         level, method = schedule[at.state.level], _method(loaded[0], at.calmed_from, at.state.level)
         try:
             with tools.observer.compute():
-                at, image = _stepped(loaded, at, method, schedule, tools)
+                at, image, last = _stepped(loaded, at, method, schedule, tools)
         except DeadlineError as error:
             yield from ((ready, error) for ready in loaded)
             loaded = []
             break
+        if going := [k for k in range(len(loaded)) if not _has_ended(method, level, at, k)]:  # past the others' plateau
+            again.append(_carried_out([loaded[k] for k in going], checkpoint.take(at, going), tools))
+            ended = [k for k in range(len(loaded)) if k not in going]
+            loaded, at, image, last = (
+                [loaded[k] for k in ended],
+                checkpoint.take(at, ended),
+                tf.gather(image, ended),
+                last[ended],
+            )
+        at = replace(at, terms=(*at.terms[:-1], np.concatenate([at.terms[-1], last[None]])))
         blown = [_blown_up(method, level, at.state.level, at.terms[-1][:, k]) for k in range(len(loaded))]
         again += [
             _stepped_back(loaded[k], checkpoint.take(at, [k]), why, level, tools)
@@ -131,6 +150,7 @@ def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterato
             break
         if len(healthy) < len(blown):
             at, image = checkpoint.take(at, healthy), tf.gather(image, healthy)
+        _spare(tools.observer, loaded, level, at.state.step)
         at = _ascended(at, image, method, schedule)
     if len(loaded) > 1:  # so that a kill between the first pair's marker and the last one's leaves nothing to do again
         tools.saver.save([ready.job.key for ready in loaded], at)
@@ -144,19 +164,19 @@ def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterato
 
 def _stepped(
     loaded: list[Loaded], at: Checkpoint, method: Method, schedule: Sequence[Level], tools: _Tools
-) -> tuple[Checkpoint, tf.Tensor]:
-    """The rest of a level's steps, fewer where every pair's loss blew up, and the images that the level came to.
+) -> tuple[Checkpoint, tf.Tensor, np.ndarray]:
+    """Steps of a level until it ends for one of the pairs; the images that these came to, and their terms (B, 3).
 
     Raises:
         DeadlineError: the batch took longer than its pairs may. Interrupted: the run was asked to stop.
     """
     run, backbone, observer, saver = tools.run, tools.backbone, tools.observer, tools.saver
     keys = [ready.job.key for ready in loaded]
-    level, before = schedule[at.state.level], sum(level.steps for level in schedule[: at.state.level])
+    level, before = schedule[at.state.level], sum(len(terms) - 1 for terms in at.terms[:-1])
     began = time.monotonic() - at.elapsed
     targets = measuring.targets(loaded, method, level, backbone, tools.device)
     chunk = 1
-    while at.state.step < level.steps and not _all_blown_up(method, level, at):
+    while not _is_over(method, level, at):
         if observer.stop.is_set():
             if before + at.state.step:
                 saver.save(keys, at)
@@ -170,6 +190,8 @@ def _stepped(
             )
         done = before + at.state.step
         chunk = min(chunk, level.steps - at.state.step)
+        if method.plateau is not None:
+            chunk = min(chunk, method.plateau.window - at.state.step % method.plateau.window)
         for every in filter(None, (run.snapshots, run.checkpoint_steps)):
             chunk = min(chunk, every - done % every)
         started = time.monotonic()
@@ -183,8 +205,7 @@ def _stepped(
         if saver.due(done, run):
             saver.save(keys, at)
         chunk = int(np.clip(chunk * CHUNK_SECONDS / max(took, 1e-3), 1, 4 * chunk))
-    image, last = transfer.result(backbone, method, targets, at.state)
-    return replace(at, terms=(*at.terms[:-1], np.concatenate([at.terms[-1], last[None]]))), image
+    return at, *transfer.result(backbone, method, targets, at.state)
 
 
 def _begun(loaded: list[Loaded], method: Method, level: Level) -> Checkpoint:
@@ -259,7 +280,9 @@ def _method(ready: Loaded, calmed_from: int | None, level: int) -> Method:
 def _result(ready: Loaded, at: Checkpoint, seconds: float, schedule: Sequence[Level], tools: _Tools) -> Result:
     histories = []
     for number, level in enumerate(schedule):
-        rates = optimizers.learning_rates(_method(ready, at.calmed_from, number).optimizer, level.steps)
+        rates = optimizers.learning_rates(_method(ready, at.calmed_from, number).optimizer, level.steps)[
+            : len(at.terms[number])
+        ]
         histories.append(LevelHistory(number, level.height, level.width, at.terms[number][:, 0], rates, at.seconds[number]))
     image = np.clip(np.asarray(at.state.image)[0], 0.0, 1.0)
     measured = measuring.quality_of(ready, image, histories, tools.backbone, tools.device)
@@ -279,10 +302,28 @@ def _snapshot(loaded: list[Loaded], batch: np.ndarray, step: int, run: Run) -> N
             storage.write(storage.join(run.out, outcome.snapshot_path(ready.job.id, step)), picture)
 
 
-def _all_blown_up(method: Method, level: Level, at: Checkpoint) -> bool:
+def _is_over(method: Method, level: Level, at: Checkpoint) -> bool:
+    """Whether a level has ended for one of the pairs; where a loss blew up, the others are not kept waiting."""
+    pairs = range(at.terms[-1].shape[1])
+    if at.state.step == level.steps or any(_is_flat(method, at, k) for k in pairs):
+        return True
+    return all(_is_lost(method, level, at, k) for k in pairs)
+
+
+def _has_ended(method: Method, level: Level, at: Checkpoint, k: int) -> bool:
+    return at.state.step == level.steps or _is_flat(method, at, k) or _is_lost(method, level, at, k)
+
+
+def _is_flat(method: Method, at: Checkpoint, k: int) -> bool:
+    totals = at.terms[-1][:, k].sum(axis=1, dtype=np.float64)
+    return method.plateau is not None and method.plateau.is_reached(totals)
+
+
+def _is_lost(method: Method, level: Level, at: Checkpoint, k: int) -> bool:
+    """Whether a pair's loss blew up; L-BFGS may come back from there."""
     if isinstance(method.optimizer, LBFGS):
         return False
-    return all(_blown_up(method, level, at.state.level, at.terms[-1][:, k]) for k in range(at.terms[-1].shape[1]))
+    return _blown_up(method, level, at.state.level, at.terms[-1][:, k]) is not None
 
 
 def _blown_up(method: Method, level: Level, number: int, terms: np.ndarray) -> tuple[int, str] | None:

@@ -66,6 +66,7 @@ class Outcome:
     height: int = 0
     width: int = 0
     steps: int = 0
+    steps_done: int = 0
     seconds: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
@@ -185,7 +186,8 @@ def _is_finite(value: Any) -> bool:
 
 
 SUMMARY_COLUMNS = (
-    "id", "row", "status", "content", "style", "recipe", "precision", "backbone", "height", "width", "steps", "seed", "seconds",
+    "id", "row", "status", "content", "style", "recipe", "precision", "backbone", "height", "width", "steps", "steps_done",
+    "seed", "seconds",
     "total", "content_loss", "style_loss", "tv_loss",
     "style_gap", "style_gap_used", "content_cosine", "luminance_ssim", "flags", "image", "history", "key", "run_id", "error",
 )  # fmt: skip
@@ -198,7 +200,7 @@ def summary(outcomes: list[Outcome]) -> pd.DataFrame:
     rows = [
         (
             o.id, o.row, str(o.status), o.content.uri if o.content else "", "|".join(style.uri for style in o.styles),
-            o.recipe.get("name", ""), o.precision, o.backbone, o.height, o.width, o.steps, o.seed, o.seconds,
+            o.recipe.get("name", ""), o.precision, o.backbone, o.height, o.width, o.steps, o.steps_done, o.seed, o.seconds,
             *(o.losses.get(term, float("nan")) for term in LOSSES),
             *(o.quality.get(name, float("nan")) for name in QUALITY), "|".join(o.flags),
             o.image, o.history, o.key, o.run_id, o.error,

@@ -172,7 +172,7 @@ def plan(manifest: Manifest, found: Findings, settings: Settings, calibration: C
         contents=len({pair.content for pair in pairs}),
         styles=len({style for pair in pairs for style in pair.styles}),
         unknown_pictures=found.unknown_pictures,
-        batches=len(batches) if calibration or settings.batch or not to_do else None,
+        batches=len(batches) if calibration or settings.batch == 1 or not to_do else None,
         memory_gib=settings.device_memory_gib,
         shapes=_shapes(batches, memory),
         estimate=_estimate(batches, calibration) if calibration and calibration.costs else None,

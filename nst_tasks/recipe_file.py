@@ -30,6 +30,7 @@ from nst_tasks.core.method import (
     LayerWeights,
     Method,
     Optimizer,
+    Plateau,
     Pyramid,
     StyleLoss,
     TotalVariation,
@@ -281,6 +282,7 @@ _VALID: Mapping[type, Any] = {
         SGD(1.0),
         LBFGS(),
         Pyramid(smallest=64, ratio=2.0, coarse_steps=1),
+        Plateau(),
     )
 }
 """One of each, with nothing in it that any single value could fail to go with."""

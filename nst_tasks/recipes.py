@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nst_tasks.core.method import MAX_STEPS, Method, Precision, Pyramid, as_plain
+from nst_tasks.core.method import MAX_STEPS, Method, Plateau, Precision, Pyramid, as_plain
 from nst_tasks.errors import SettingsError
 
 MIN_SIZE, MAX_SIZE = 64, 8192
@@ -53,11 +53,13 @@ def override(
     style_weight: float | None = None,
     tv_weight: float | None = None,
     precision: Precision | None = None,
+    plateau: float | None = None,
 ) -> Recipe:
     """The recipe with a row's settings in place of its own; None keeps the recipe's.
 
     `steps` are those of the last (or only) level; a pyramid's coarser levels are scaled in proportion. `init` is one of
     `method.INITS`; with `noise`, a recipe without initial noise gets `INIT_NOISE`, so that there is something to start from.
+    `plateau` is the tolerance of the recipe's `method.Plateau`, or of a usual one; 0 takes it away.
 
     Raises:
         SettingsError: a number is out of range, or `init` or `precision` is none that there is.
@@ -79,6 +81,8 @@ def override(
         method = replace(method, total_variation=replace(method.total_variation, weight=tv_weight))
     if precision is not None:
         method = replace(method, precision=precision)
+    if plateau is not None:
+        method = replace(method, plateau=replace(method.plateau or Plateau(), tolerance=plateau) if plateau else None)
     return replace(recipe, method=method, size=recipe.size if size is None else size)
 
 

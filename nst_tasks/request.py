@@ -37,6 +37,7 @@ class Request:
     pair_timeout: float | None = None
     runner: Runner = "threads"
     precision: Precision | None = None
+    plateau: float | None = None
 
 
 def unstorable(request: Request) -> list[str]:
@@ -71,7 +72,12 @@ def is_text(name: str) -> bool:
 def option_problems(request: Request, recipe: Recipe) -> list[str]:
     """A line for each option that is out of range, or that does not go with this recipe."""
     problems = []
-    options: list[dict[str, Any]] = [{"size": request.size}, {"steps": request.steps}, {"precision": request.precision}]
+    options: list[dict[str, Any]] = [
+        {"size": request.size},
+        {"steps": request.steps},
+        {"precision": request.precision},
+        {"plateau": request.plateau},
+    ]
     for option in options:
         try:
             recipes.override(recipe, **option)

@@ -108,6 +108,7 @@ def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
         run,
         Status.SUCCEEDED,
         seconds=round(result.seconds, 3),
+        steps_done=sum(len(level.terms) - 1 for level in result.levels),
         quality=result.quality.as_plain(),
         flags=(*result.quality.flags, *(["stepped_back"] if result.stepped_back else [])),
         losses={"total": float(last.sum()), **dict(zip(transfer.TERMS, map(float, last), strict=True))},

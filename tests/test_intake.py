@@ -16,6 +16,7 @@ from PIL import Image
 from nst_tasks import hardware, intake, outcome, presets, recipes, storage, weights
 from nst_tasks.access import Access
 from nst_tasks.core.architecture import smallest_side
+from nst_tasks.core.method import Plateau
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
 from nst_tasks.manifest import Pair
 from nst_tasks.outcome import Outcome, Status
@@ -503,6 +504,18 @@ def test_the_precision_is_the_rows_or_the_command_lines_or_the_recipes_and_auto_
     )
     job = intake.resolve(pair, SOURCES, request, "w", auto=auto)
     assert job.recipe.method.precision == (auto if asked == "auto" else asked)
+
+
+def test_a_plateau_is_the_rows_or_the_command_lines_and_0_is_none(folder: Path) -> None:
+    def of(row: float | None, command_line: float | None) -> Plateau | None:
+        return resolved(folder, replace(PAIR, plateau=row), plateau=command_line).recipe.method.plateau
+
+    assert of(None, None) is None
+    assert of(None, 0.02) == Plateau(tolerance=0.02)
+    assert of(0.1, 0.02) == Plateau(tolerance=0.1)
+    assert of(0.0, 0.02) is None
+    with pytest.raises(InputError, match="^--plateau: 1.5 is not a share between 0 and 1$"):
+        intake.prepare(request_of(folder, plateau=1.5), SETTINGS)
 
 
 def test_auto_is_what_this_machine_is_fast_at_and_has_the_key_of_what_it_comes_to(folder: Path) -> None:

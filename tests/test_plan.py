@@ -110,7 +110,8 @@ def test_durations_are_said_as_a_person_would() -> None:
 def test_shapes_come_with_their_memory_and_the_size_that_would_fit() -> None:
     per_pixel = bytes_per_pixel(LIGHT.method)
     large = replace(A, id="b", height=768, width=1024)
-    found = planned(A, replace(A, id="c"), large, settings=Settings(device_memory_gib=1, batch=2))
+    of_two = Calibration(("/GPU:0",), 2, 0.0, ())
+    found = planned(A, replace(A, id="c"), large, settings=Settings(device_memory_gib=1), measured=of_two)
     of_large, of_small = found.shapes
     assert (of_large.width, of_large.height, of_large.pairs, of_large.at_once) == (1024, 768, 1, 1)
     assert of_large.memory_gib == pytest.approx(per_pixel * 768 * 1024 / 2**30, abs=1e-3)
@@ -127,7 +128,8 @@ def test_shapes_come_with_their_memory_and_the_size_that_would_fit() -> None:
 
 def test_a_plan_knows_no_batches_where_it_does_not_know_the_device() -> None:
     assert planned(A).batches is None
-    assert planned(A, settings=Settings(batch=4)).batches == 1
+    assert planned(A, settings=Settings(batch=4)).batches is None  # as many only on a GPU
+    assert planned(A, settings=Settings(batch=1)).batches == 1
     assert planned().batches == 0
 
 

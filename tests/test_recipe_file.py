@@ -22,6 +22,7 @@ from nst_tasks.core.method import (
     ContentLoss,
     Method,
     Optimizer,
+    Plateau,
     Pyramid,
     StyleLoss,
     TotalVariation,
@@ -112,8 +113,9 @@ def test_any_recipe_comes_back_from_its_file(recipe: Recipe) -> None:
 def test_a_file_says_every_field_and_every_optimizer_has_a_kind() -> None:
     assert set(recipe_file.OPTIMIZERS.values()) == set(get_args(Optimizer))
     full = replace(PAINTERLY.method.pyramid, first_steps=1, levels=2)  # type: ignore[type-var]
-    tables = recipe_file.document(replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=full)))
+    tables = recipe_file.document(replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=full, plateau=Plateau())))
     assert {*tables} == {f.name for f in (*fields(Recipe), *fields(Method))} - {"method"}
+    assert {*tables["plateau"]} == {f.name for f in fields(Plateau)}
     for name in ("content", "style", "total_variation", "pyramid"):
         assert {*tables[name]} == {f.name for f in fields(getattr(PAINTERLY.method, name))}
     for kind, optimizer in recipe_file.OPTIMIZERS.items():
@@ -121,6 +123,12 @@ def test_a_file_says_every_field_and_every_optimizer_has_a_kind() -> None:
         table = recipe_file.document(replace(PAINTERLY, method=method))["optimizer"]
         assert {*table} == {"kind"} | {f.name for f in fields(optimizer)}
         assert table["kind"] == kind
+
+
+def test_a_plateau_is_a_table_and_may_be_the_usual_one() -> None:
+    base = 'base = "tf-tutorial"\n[plateau]\n'
+    assert parse(base).method.plateau == Plateau()
+    assert parse(base + "window = 5\ntolerance = 0.001\n").method.plateau == Plateau(5, 0.001)
 
 
 def test_what_has_a_default_may_be_left_out() -> None:
@@ -443,4 +451,13 @@ def test_a_recipe_file_is_told_by_its_ending(name: str, is_file: bool) -> None:
 
 
 def test_a_valid_value_of_every_kind_is_at_hand() -> None:
-    assert {*recipe_file._VALID} == {Recipe, Method, ContentLoss, StyleLoss, TotalVariation, Pyramid, *get_args(Optimizer)}
+    assert {*recipe_file._VALID} == {
+        Recipe,
+        Method,
+        ContentLoss,
+        StyleLoss,
+        TotalVariation,
+        Pyramid,
+        Plateau,
+        *get_args(Optimizer),
+    }

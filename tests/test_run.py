@@ -319,16 +319,19 @@ def test_zero_steps_give_the_initial_picture(pictures: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(made.rgb, given.rgb, atol=0.5 / 255 + 1e-6)
 
 
-def test_batches_of_several_pairs_give_each_its_own(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One picture that breaks while the run is under way fails alone; the others of its batch are as if they were alone."""
-    monkeypatch.setenv("NST_BATCH", "4")
-    rows = "id,content,style,recipe\n" + "".join(f"p{k},{c}.png,{s}.png,tf-tutorial\n" for k, (c, s) in enumerate(
-        [("cat", "oil"), ("dog", "oil"), ("cat", "ink")]))  # fmt: skip
-    assert run(pictures, rows, tmp_path / "batch").message.startswith("3 succeeded")
-    monkeypatch.setenv("NST_BATCH", "1")
-    run(pictures, rows, tmp_path / "single")
-    for k in range(3):
-        one, other = (
-            images.decode((tmp_path / out / f"images/p{k}.png").read_bytes(), 10**6).rgb for out in ("batch", "single")
-        )
-        assert np.abs(one - other).max() <= 2 / 255
+def test_a_pair_is_the_same_whatever_the_batch_and_its_neighbours(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "p0,cat.png,oil.png,tf-tutorial\np1,dog.png,oil.png,tf-tutorial\np2,cat.png,ink.png,tf-tutorial\n".splitlines(True)
+
+    def made(out: Path, batch: str, *chosen: str) -> tuple[bytes, pd.DataFrame]:
+        monkeypatch.setenv("NST_BATCH", batch)
+        run(pictures, "id,content,style,recipe\n" + "".join(chosen), out)
+        told = pd.read_parquet(out / "history/p1.parquet")
+        return (out / "images/p1.png").read_bytes(), told.drop(columns=["seconds", "run_id"])
+
+    image, told = made(tmp_path / "alone", "0", rows[1])
+    for name, batch in (("four", "4"), ("one", "1")):
+        other, as_told = made(tmp_path / name, batch, *rows)
+        assert other == image
+        pd.testing.assert_frame_equal(as_told, told, check_exact=True)

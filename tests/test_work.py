@@ -104,7 +104,7 @@ def test_a_batch_leaves_pictures_histories_and_markers(trio: list[Job], tmp_path
         assert outcome.from_json((out / outcome.marker_path(one.id)).read_bytes()) == done
         data = (out / done.image).read_bytes()
         assert (done.image_bytes, done.image_sha256) == (len(data), hashlib.sha256(data).hexdigest())
-        assert (done.height, done.width, done.steps) == (48, 64, 9)
+        assert (done.height, done.width, done.steps, done.steps_done) == (48, 64, 9, 9)
         assert images.probe((out / done.thumbnail).read_bytes(), 10**6)[0] == 48
         table = pd.read_parquet(out / done.history)
         assert table.pair_id.unique().tolist() == [one.id]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -202,6 +203,29 @@ class Pyramid:
         _require(self.levels is None or self.levels >= 1, f"pyramid levels: {self.levels!r} is not 1 or more")
 
 
+@dataclass(frozen=True)
+class Plateau:
+    """A level ends early where its loss no longer falls: looked at every `window` steps, from the second window's end on.
+
+    It ends once the mean total loss of the last `window` steps is less than `tolerance` (a share) below that of the `window`
+    steps before. Means stand the rises of a line search's trials.
+    """
+
+    window: int = 20
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.window <= MAX_STEPS, f"plateau window: {self.window!r} is not in 1..{MAX_STEPS}")
+        _require(0 < self.tolerance < 1, f"plateau: {self.tolerance!r} is not a share between 0 and 1")
+
+    def is_reached(self, totals: Sequence[float]) -> bool:
+        """Whether a level ends that has these total losses, one for each step done; it does not by one that is not finite."""
+        if len(totals) < 2 * self.window or len(totals) % self.window:
+            return False
+        before, last = math.fsum(totals[-2 * self.window : -self.window]), math.fsum(totals[-self.window :])
+        return math.isfinite(before) and math.isfinite(last) and before - last < self.tolerance * before
+
+
 INITS = ("content", "style", "noise")
 
 
@@ -233,6 +257,8 @@ class Method:
     output: Literal["last", "best", "average"] = "last"
     """The result of a level: its last image, the one of least loss, or the exponential average of all with `average_decay`."""
     average_decay: float = 0.99
+    plateau: Plateau | None = None
+    """When a level ends before its last step; none does by default. A learning rate falls as if it did not."""
     precision: Precision = "float32"
     """`mixed`: weights and features in bfloat16; images, losses and sums over positions in float32.
 
@@ -276,6 +302,7 @@ def structure(method: Method) -> Method:
         optimizer=optimizer if isinstance(optimizer, LBFGS) else replace(optimizer, learning_rate=1.0),
         steps=0,
         pyramid=None,
+        plateau=None,
         init="content",
         init_noise=0.0,
         style_shape="own",

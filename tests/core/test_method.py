@@ -190,6 +190,7 @@ def test_the_plain_form_by_hand() -> None:
         "clip": True,
         "output": "last",
         "average_decay": 0.99,
+        "plateau": None,
         "precision": "float32",
     }
 

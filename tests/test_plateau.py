@@ -1,0 +1,143 @@
+"""Levels that end early: where the rule says, and there whatever the chunks, the batch, checkpoints and interruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import LIGHT, run_into, two_jobs
+
+from nst_tasks import loading, optimization
+from nst_tasks.batching import Job
+from nst_tasks.core.method import LBFGS, Method, Plateau
+from nst_tasks.devices import Device
+from nst_tasks.errors import Interrupted, SettingsError
+from nst_tasks.optimization import Result
+from nst_tasks.progress import Watch
+from nst_tasks.settings import Run
+
+RULE = Plateau(window=3, tolerance=0.06)
+COARSE, FINE = 40, 60
+
+
+def flat(method: Method, **fields: object) -> Method:
+    """The method with many steps on both levels, and a plateau."""
+    assert method.pyramid is not None
+    pyramid = replace(method.pyramid, coarse_steps=COARSE)
+    return replace(method, steps=FINE, pyramid=pyramid, **{"plateau": RULE} | fields)
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return Device("/CPU:0")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Job]:
+    recipe = replace(LIGHT, method=flat(LIGHT.method))
+    return [replace(job, recipe=recipe) for job in two_jobs(tmp_path)]
+
+
+def optimized(jobs: Sequence[Job], run: Run, device: Device, observer: Watch | None = None) -> list[Result]:
+    found = optimization.optimize([loading.load(job, run) for job in jobs], run, device, observer or Watch())
+    assert all(isinstance(result, Result) for result in found)
+    return found  # type: ignore[return-value]
+
+
+def steps(result: Result) -> list[int]:
+    return [len(level.terms) - 1 for level in result.levels]
+
+
+def test_a_level_ends_where_the_mean_of_a_window_is_not_lower_by_the_tolerance() -> None:
+    rule = Plateau(window=2, tolerance=0.1)
+    assert not rule.is_reached([])
+    assert not rule.is_reached([5.0, 5.0])  # no window before
+    assert not rule.is_reached([5.0, 5.0, 5.0])  # between two windows
+    assert rule.is_reached([5.0, 5.0, 5.0, 5.0])
+    assert rule.is_reached([6.0, 4.0, 9.0, 0.25])  # 4.625 is not 10 % below 5
+    assert not rule.is_reached([6.0, 4.0, 8.0, 0.75])  # 4.375 is, though one of them is a rise
+    assert rule.is_reached([1.0, 1.0, 2.0, 2.0])
+    assert not rule.is_reached([5.0, 5.0, np.inf, 5.0])
+    assert not rule.is_reached([np.nan, 5.0, 5.0, 5.0])
+
+
+def test_a_plateau_that_could_never_or_always_be_is_refused() -> None:
+    for tolerance in (0.0, 1.0, float("nan")):
+        with pytest.raises(SettingsError, match="^plateau: .* is not a share between 0 and 1$"):
+            Plateau(tolerance=tolerance)
+    with pytest.raises(SettingsError, match="^plateau window: 0 is not in 1..100000$"):
+        Plateau(window=0)
+
+
+@pytest.mark.parametrize("optimizer", [LIGHT.method.optimizer, LBFGS(history=5)])
+def test_each_level_ends_at_the_first_window_by_which_its_loss_is_flat(
+    two: list[Job], tmp_path: Path, device: Device, optimizer: object
+) -> None:
+    run, observer = run_into(tmp_path), Watch()
+    method = flat(LIGHT.method, optimizer=optimizer)
+    job = replace(two[0], recipe=replace(LIGHT, method=method))
+    observer.add(steps=job.steps, work=job.work)
+    (found,) = optimized([job], run, device, observer)
+    (whole,) = optimized([replace(job, recipe=replace(LIGHT, method=replace(method, plateau=None)))], run, device)
+    totals = [float(terms.sum(dtype=np.float64)) for terms in whole.levels[0].terms[:COARSE]]
+    means = [np.mean(totals[k : k + 3]) for k in range(0, COARSE - 2, 3)]
+    expected = next(3 * (k + 2) for k in range(len(means) - 1) if means[k + 1] > (1 - 0.06) * means[k])
+    coarse, fine = steps(found)
+    assert coarse == expected < COARSE
+    assert fine < FINE
+    assert fine % 3 == 0
+    for level, asked in zip(found.levels, whole.levels, strict=True):
+        rows = len(level.terms)
+        assert (len(level.learning_rate), len(level.seconds)) == (rows, rows)
+        np.testing.assert_array_equal(level.learning_rate, asked.learning_rate[:rows])
+    np.testing.assert_array_equal(found.levels[0].terms[:-1], whole.levels[0].terms[:coarse])
+    # what is not done is not waited for
+    assert observer.steps == observer.steps_done == coarse + fine
+    assert observer.work == observer.work_done == coarse * 32 * 43 + fine * 48 * 64
+
+
+def assert_same(found: Result, expected: Result) -> None:
+    """Bit for bit, but for the seconds."""
+    np.testing.assert_array_equal(found.image, expected.image)
+    for one, other in zip(found.levels, expected.levels, strict=True):
+        np.testing.assert_array_equal(one.terms, other.terms)
+        np.testing.assert_array_equal(one.learning_rate, other.learning_rate)
+
+
+def test_a_level_ends_there_whatever_the_chunks_and_after_an_interruption(
+    two: list[Job], tmp_path: Path, device: Device
+) -> None:
+    job = two[0]
+    (calm,) = optimized([job], run_into(tmp_path / "calm"), device)
+    (cut,) = optimized([job], run_into(tmp_path / "cut", snapshots=7, checkpoint_steps=4), device)
+    assert_same(cut, calm)
+    for stop in (2, steps(calm)[0], sum(steps(calm)) - 1):
+        run = run_into(tmp_path / f"stopped{stop}", checkpoint_steps=1)
+
+        def interrupt(watch: Watch, stop: int = stop) -> None:
+            if watch.steps_done >= stop:
+                watch.stop.set()
+
+        with pytest.raises(Interrupted):
+            optimized([job], run, device, Watch(changed=interrupt))
+        observer = Watch()
+        observer.add(steps=job.steps, work=job.work)
+        (resumed,) = optimized([job], run, device, observer)
+        assert_same(resumed, calm)
+        assert observer.steps == observer.steps_done == sum(steps(calm))
+        assert observer.work == observer.work_done
+
+
+def test_each_pair_of_a_batch_ends_by_its_own_losses(two: list[Job], tmp_path: Path, device: Device) -> None:
+    alone = [optimized([job], run_into(tmp_path), device)[0] for job in two]
+    assert steps(alone[0]) != steps(alone[1])
+    observer = Watch()
+    observer.add(steps=sum(job.steps for job in two), work=sum(job.work for job in two))
+    together = optimized(two, run_into(tmp_path), device, observer)
+    assert observer.steps == observer.steps_done == sum(sum(steps(result)) for result in alone)
+    for one, other in zip(together, alone, strict=True):
+        assert steps(one) == steps(other)
+        np.testing.assert_allclose(one.image, other.image, atol=1e-4)
