@@ -1,5 +1,7 @@
 """All recipes on the same pairs at equal pixel-iterations: style gap closed against content kept, at three style weights each.
 
+In float32, and at each recipe's own weight in mixed precision too.
+
     .venv/bin/pip install -c constraints.txt -e '.[bench]'
     .venv/bin/python bench/quality.py --out bench/results/quality.csv
     .venv/bin/python bench/quality.py --out bench/results/quality.csv --plot docs/quality.png
@@ -37,11 +39,14 @@ from nst_tasks.recipes import Recipe
 FACTORS = (0.25, 1.0, 4.0)
 """Of each recipe's own style weight."""
 
+PLACES = (*(("float32", factor) for factor in FACTORS), ("mixed", 1.0))
+"""Precision and factor of each result."""
+
 PAIRS = (("astronaut", "stipple"), ("rocket", "swirls"), ("poster", "dunes"))
 
 COLUMNS = (
-    "recipe", "factor", "pair", "steps", "pixel_iterations", "style_gap_held_out", "style_gap_used", "content_cosine",
-    "luminance_ssim", "flags", "seconds",
+    "recipe", "precision", "factor", "pair", "steps", "pixel_iterations", "style_gap_held_out", "style_gap_used",
+    "content_cosine", "luminance_ssim", "flags", "seconds",
 )  # fmt: skip
 
 
@@ -131,18 +136,18 @@ def run(args: argparse.Namespace) -> None:
     backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
     pairs = list(listed(args.manifest) if args.manifest else bundled())
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["recipe"], float(row["factor"]), row["pair"]) for row in read(args.out)}
+    done = {(row["recipe"], row["precision"], float(row["factor"]), row["pair"]) for row in read(args.out)}
     with args.out.open("a", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
         if file.tell() == 0:
             table.writeheader()
-        everything = itertools.product(pairs, args.recipes or presets.PRESETS, FACTORS)
-        for (pair, content, style), name, factor in everything:
-            if (name, factor, pair) in done:
+        everything = itertools.product(pairs, args.recipes or presets.PRESETS, PLACES)
+        for (pair, content, style), name, (precision, factor) in everything:
+            if (name, precision, factor, pair) in done:
                 continue
             preset = presets.find(name)
             height, width = images.fit(content.shape[0], content.shape[1], args.size, upscale=True)
-            recipe = recipes.override(preset, style_weight=preset.method.style.weight * factor)
+            recipe = recipes.override(preset, style_weight=preset.method.style.weight * factor, precision=precision)
             method = at_equal_work(recipe, height, width, args.steps).method
             began = time.monotonic()
             out, totals = stylize(backbone, method, content, style, args.size)
@@ -153,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
                 numbers, flags = {key: value for key, value in of.as_plain().items() if key in COLUMNS}, of.flags
             table.writerow(
                 {
-                    "recipe": name, "factor": factor, "pair": pair, "steps": method.steps,
+                    "recipe": name, "precision": precision, "factor": factor, "pair": pair, "steps": method.steps,
                     "pixel_iterations": work(method, height, width), **numbers, "flags": "|".join(flags),
                     "seconds": round(seconds, 1),
                 }
@@ -161,7 +166,7 @@ def run(args: argparse.Namespace) -> None:
             file.flush()
             if args.pictures and numbers:
                 args.pictures.mkdir(parents=True, exist_ok=True)
-                path = args.pictures / f"{name}_{factor:g}_{pair.replace(' ', '')}.png"
+                path = args.pictures / f"{name}_{precision}_{factor:g}_{pair.replace(' ', '')}.png"
                 path.write_bytes(images.encode(out, None, "png", {}))
 
 
@@ -173,18 +178,20 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def means(rows: list[dict[str, str]]) -> dict[str, list[dict[str, float]]]:
+def means(rows: list[dict[str, str]], precision: str) -> dict[str, list[dict[str, float]]]:
     """Recipe -> its means over the pairs, one for each factor, ascending; NaN where one of them came to no picture.
 
-    Pairs that are not done yet by every recipe and factor are left out.
+    Pairs that are not done yet by every recipe and factor, in both precisions once one is in both, are left out.
     """
-    groups: dict[tuple[str, float], dict[str, dict[str, str]]] = defaultdict(dict)
+    groups: dict[tuple[str, str, float], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in rows:
-        groups[row["recipe"], float(row["factor"])][row["pair"]] = row
+        groups[row["recipe"], row["precision"], float(row["factor"])][row["pair"]] = row
     complete = set.intersection(*(set(group) for group in groups.values()))
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     names = ("style_gap_held_out", "style_gap_used", "content_cosine", "luminance_ssim", "seconds")
-    for (recipe, factor), group in sorted(groups.items()):
+    for (recipe, computed_in, factor), group in sorted(groups.items()):
+        if computed_in != precision:
+            continue
         chosen = [group[pair] for pair in sorted(complete)]
         numbers = {name: float(np.mean([float(row[name] or "nan") for row in chosen])) for name in names}
         found[recipe].append({"factor": factor, **numbers})
@@ -206,6 +213,21 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
             numbers = (at["style_gap_held_out"], at["style_gap_used"], at["content_cosine"], at["luminance_ssim"])
             cells = ("diverges" if np.isnan(number) else f"{number:.2f}" for number in numbers)
             lines.append(f"| `{recipe}` | x {at['factor']:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def precisions(plain: dict[str, list[dict[str, float]]], mixed: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: a row for each recipe at its own weight, in float32 and mixed."""
+    names = ("style_gap_held_out", "content_cosine", "seconds")
+    lines = [
+        "| recipe | style gap closed, float32 | mixed | content cosine, float32 | mixed | seconds, float32 | mixed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for recipe in mixed:
+        both = [next(at for at in found[recipe] if at["factor"] == 1.0) for found in (plain, mixed)]
+        numbers = [at[name] for name in names for at in both]
+        cells = ("diverges" if np.isnan(number) else f"{number:.3g}" for number in numbers)
+        lines.append(f"| `{recipe}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -243,8 +265,11 @@ def main() -> None:
     args = parser.parse_args()
     if not args.plot:
         run(args)
-    found = means(read(args.out))
+    rows = read(args.out)
+    found = means(rows, "float32")
     print(table(found))
+    if mixed := means(rows, "mixed"):
+        print(precisions(found, mixed))
     if args.plot:
         plot(found, args.plot)
 
