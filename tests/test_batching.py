@@ -74,6 +74,9 @@ DECIDE = {
     "style shape": job(recipe=with_method(style_shape="content")),
     "clip": job(recipe=with_method(clip=False)),
     "output": job(recipe=with_method(output="average")),
+    "plateau": job(recipe=recipes.override(TF_TUTORIAL, plateau=0.01)),
+    "plateau's tolerance": job(recipe=recipes.override(TF_TUTORIAL, plateau=0.02)),
+    "precision": job(recipe=recipes.override(TF_TUTORIAL, precision="mixed")),
     "average decay": job(recipe=with_method(output="average", average_decay=0.5)),
     "optimizer": job(recipe=with_method(optimizer=SGD(learning_rate=0.02))),
     "seed": job(seed=1),
@@ -131,7 +134,7 @@ def test_a_field_added_to_a_job_or_a_method_is_thought_about_here() -> None:
     ]  # fmt: skip
     assert [field.name for field in fields(methods.Method)] == [
         "content", "style", "total_variation", "optimizer", "steps", "pyramid", "init", "init_noise", "pooling", "padding",
-        "activation", "feature_scale", "style_shape", "clip", "output", "average_decay",
+        "activation", "feature_scale", "style_shape", "clip", "output", "average_decay", "plateau", "precision",
     ]  # fmt: skip
 
 
