@@ -58,7 +58,7 @@ class Settings:
 VARIABLES = {
     "max_megapixels": ("1", "10000", "the largest picture that is decoded, in megapixels"),
     "device_memory_gib": ("0.5", "1000", "memory that one batch may take on a device, in GiB"),
-    "batch": ("0", "256", "the most pairs in one batch on a GPU; 0 is up to 8. On a CPU it is one, whatever is set"),
+    "batch": ("0", "256", "the most pairs in a GPU's batch, 0 chooses 8; a CPU's holds one"),
     "readers": ("1", "64", "pictures read at once when a manifest's pictures are inspected"),
     "retries": ("0", "20", "how often something is tried again after the store failed for the moment"),
     "retry_seconds": ("0", "600", "the delay before the first retry, doubled each time up to 15 s"),
