@@ -17,8 +17,9 @@ import tensorflow as tf
 from nst_tasks import __version__
 from nst_tasks.core.lbfgs import LBFGSState
 from nst_tasks.core.method import NUMERICS_VERSION
+from nst_tasks.core.objective import Nothing
 from nst_tasks.core.optimizers import AdamState, SGDState
-from nst_tasks.core.transfer import Average, Best, Nothing, TransferState
+from nst_tasks.core.transfer import Average, Best, TransferState
 
 KINDS: Mapping[str, Any] = MappingProxyType(
     {kind.__name__: kind for kind in (AdamState, SGDState, LBFGSState, Average, Best, Nothing)}

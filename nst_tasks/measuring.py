@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nst_tasks import images, loading
-from nst_tasks.core import backbones, losses, quality, transfer
+from nst_tasks.core import backbones, losses, objective, quality, transfer
 from nst_tasks.core.method import Method, structure
 from nst_tasks.core.pyramid import Level
 from nst_tasks.core.quality import Quality
@@ -40,7 +40,7 @@ def _recolored(ready: Loaded) -> str:
 
 def targets(
     loaded: list[Loaded], method: Method, level: Level, backbone: backbones.Backbone, device: Device
-) -> transfer.Targets:
+) -> objective.Targets:
     """What the images of a batch are drawn to at a level."""
     size = (level.height, level.width)
     masks = [images.resize_mask(ready.mask, *size) for ready in loaded if ready.mask is not None]

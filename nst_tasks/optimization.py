@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from nst_tasks import checkpoint, images, loading, measuring, outcome, resume, storage, weights
 from nst_tasks.checkpoint import Checkpoint
-from nst_tasks.core import backbones, optimizers, transfer
+from nst_tasks.core import backbones, objective, optimizers, transfer
 from nst_tasks.core.method import LBFGS, Method
 from nst_tasks.core.pyramid import Level, levels
 from nst_tasks.core.quality import Quality
@@ -227,7 +227,7 @@ def _ascended(at: Checkpoint, image: tf.Tensor, method: Method, schedule: Sequen
     """The batch before the next level's first step; after the last level, with its results."""
     following = at.state.level + 1
     if following == len(schedule):
-        return replace(at, state=transfer.TransferState(image, transfer.Nothing(), transfer.Nothing(), following, 0))
+        return replace(at, state=transfer.TransferState(image, objective.Nothing(), objective.Nothing(), following, 0))
     state = transfer.ascend(method, at.state, image, schedule[following])
     return Checkpoint(
         state,
@@ -262,7 +262,7 @@ def _stepped_back(
 
 
 def _no_rows(pairs: int) -> np.ndarray:
-    return np.zeros((0, pairs, len(transfer.TERMS)), np.float32)
+    return np.zeros((0, pairs, len(objective.TERMS)), np.float32)
 
 
 def _schedule(ready: Loaded) -> tuple[Level, ...]:
@@ -334,14 +334,14 @@ def _blown_up(method: Method, level: Level, number: int, terms: np.ndarray) -> t
     where = f"of level {number} ({level.width} x {level.height})"
     if bad.any():
         step, term = np.argwhere(bad)[0]
-        return int(step), f"the {transfer.TERMS[term]} loss is not a finite number at step {step} {where}"
+        return int(step), f"the {objective.TERMS[term]} loss is not a finite number at step {step} {where}"
     total = terms.sum(axis=1, dtype=np.float64)
     high = EXPLODED * total[:10].max(initial=0.0)
     if method.clip or not (exploded := np.flatnonzero(total > high)).size:  # a clipped image is never far from any other
         return None
     step = int(exploded[0])
     term = int(np.argmax(terms[step]))
-    return step, f"the {transfer.TERMS[term]} loss exploded to {terms[step, term]:.3g} at step {step} {where}"
+    return step, f"the {objective.TERMS[term]} loss exploded to {terms[step, term]:.3g} at step {step} {where}"
 
 
 def build_backbone(run: Run) -> backbones.Backbone:

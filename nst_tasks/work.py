@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from nst_tasks import __version__, claims, devices, fitting, history, images, intake, loading, outcome, resume, storage
 from nst_tasks.batching import Batch, Job
-from nst_tasks.core import transfer
+from nst_tasks.core import objective
 from nst_tasks.errors import (
     DeadlineError,
     DivergedError,
@@ -111,7 +111,7 @@ def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
         steps_done=sum(len(level.terms) - 1 for level in result.levels),
         quality=result.quality.as_plain(),
         flags=(*result.quality.flags, *(["stepped_back"] if result.stepped_back else [])),
-        losses={"total": float(last.sum()), **dict(zip(transfer.TERMS, map(float, last), strict=True))},
+        losses={"total": float(last.sum()), **dict(zip(objective.TERMS, map(float, last), strict=True))},
         image=outcome.image_path(job.id, job.format),
         image_bytes=len(picture),
         image_sha256=hashlib.sha256(picture).hexdigest(),

@@ -15,7 +15,7 @@ from transfers import Array, picture
 
 from nst_tasks import images, loading, measuring, optimization, outcome
 from nst_tasks.batching import Job
-from nst_tasks.core import quality, transfer
+from nst_tasks.core import objective, quality, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import SGD, Adam, StyleLoss
 from nst_tasks.devices import Device
@@ -67,7 +67,7 @@ def test_each_level_tells_the_losses_of_every_image(two: list[Job], tmp_path: Pa
         assert isinstance(result, Result)
         assert [(at.level, at.height, at.width, len(at.terms)) for at in result.levels] == [(0, 32, 43, 5), (1, 48, 64, 6)]
         for at, steps in zip(result.levels, (4, 5), strict=True):
-            assert at.terms.shape == (steps + 1, len(transfer.TERMS))
+            assert at.terms.shape == (steps + 1, len(objective.TERMS))
             assert len(at.learning_rate) == len(at.seconds) == steps + 1
             assert np.all(np.diff(at.seconds) >= 0)
             assert at.terms[-1].sum() < at.terms[0].sum()

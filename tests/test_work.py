@@ -22,7 +22,7 @@ from transfers import picture
 
 from nst_tasks import claims, devices, images, manifest, outcome, storage, weights, work
 from nst_tasks.batching import Batch, Job
-from nst_tasks.core import backbones, quality, transfer
+from nst_tasks.core import backbones, objective, quality
 from nst_tasks.core.method import SGD, Adam
 from nst_tasks.devices import CONTENTS_KEPT, STATISTICS_KEPT, Device
 from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
@@ -109,8 +109,10 @@ def test_a_batch_leaves_pictures_histories_and_markers(trio: list[Job], tmp_path
         table = pd.read_parquet(out / done.history)
         assert table.pair_id.unique().tolist() == [one.id]
         last = table.iloc[-1]
-        assert [last.total, *last[list(transfer.TERMS)]] == pytest.approx([done.losses[name] for name in done.losses], rel=1e-6)
-        assert list(done.losses) == ["total", *transfer.TERMS]
+        assert [last.total, *last[list(objective.TERMS)]] == pytest.approx(
+            [done.losses[name] for name in done.losses], rel=1e-6
+        )
+        assert list(done.losses) == ["total", *objective.TERMS]
         # the quality of the picture, in a marker's plain numbers
         assert set(done.quality) == {"style_gap", "style_gap_used", "style_gap_held_out", "content_cosine", "luminance_ssim"}
         assert set(done.quality["style_gap"]) == {"block1_conv1", "block2_conv1", *quality.HELD_OUT}

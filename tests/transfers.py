@@ -11,7 +11,8 @@ import tensorflow as tf
 from nst_tasks.core import backbones, losses, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import Method
-from nst_tasks.core.transfer import Targets, TransferState
+from nst_tasks.core.objective import Targets
+from nst_tasks.core.transfer import TransferState
 
 Array = np.ndarray
 SIZE = (32, 40)

@@ -13,43 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nst_tasks.core import backbones, lbfgs, losses, optimizers
+from nst_tasks.core import backbones, bands, lbfgs, losses, objective, optimizers
 from nst_tasks.core.backbones import Backbone
+from nst_tasks.core.bands import Bands
 from nst_tasks.core.lbfgs import LBFGSState
 from nst_tasks.core.method import LBFGS, Method, StyleLoss, structure
+from nst_tasks.core.objective import TERMS, Mask, Nothing, Numbers, Targets
 from nst_tasks.core.optimizers import AdamState
 from nst_tasks.core.pyramid import Level
-
-TERMS = ("content", "style", "tv")
-"""The weighted terms of the loss, in the order of `advance`'s and `result`'s last axis; they add up to the total."""
-
-
-class Nothing(NamedTuple):
-    """What stands where there is nothing: TensorFlow's signatures take no None."""
-
-
-class Mask(NamedTuple):
-    """Where a batch's pictures are stylized: weight (B, H, W, 1) in [0, 1], over contents (B, H, W, 3) that show elsewhere.
-
-    by_layer: style layer -> weight (B, h, w), how much each position counts in the image's style statistics.
-    """
-
-    weight: tf.Tensor
-    contents: tf.Tensor
-    by_layer: dict[str, tf.Tensor]
-
-
-class Targets(NamedTuple):
-    """What a batch's images are drawn to at one level.
-
-    content: layer -> statistic -> (B, ...). style: layer -> statistic -> (B, S, ...), S styles a pair. style_weights: (B, S).
-    mask: nothing where the whole picture is stylized.
-    """
-
-    content: dict[str, losses.Statistics]
-    style: dict[str, losses.Statistics]
-    style_weights: tf.Tensor
-    mask: Mask | Nothing = Nothing()
 
 
 class Average(NamedTuple):
@@ -66,19 +37,6 @@ class Best(NamedTuple):
     loss: tf.Tensor
 
 
-class Numbers(NamedTuple):
-    """What a method's graphs are given as they run, so that methods which differ in it alone share them: floats.
-
-    terms: what each of the `TERMS` counts, (3,). content, style: what each layer counts in its term, in the method's order.
-    learning_rate: (), before any schedule.
-    """
-
-    terms: tf.Tensor
-    content: tf.Tensor
-    style: tf.Tensor
-    learning_rate: tf.Tensor
-
-
 class TransferState(NamedTuple):
     """All that a resume needs: image (B, H, W, 3) float32, the optimizer's state, what is kept for the result, the place."""
 
@@ -89,10 +47,13 @@ class TransferState(NamedTuple):
     step: int
 
 
-def style_statistics(backbone: Backbone, method: Method, style: np.ndarray) -> dict[str, losses.Statistics]:
+def style_statistics(
+    backbone: Backbone, method: Method, style: np.ndarray, how: Bands = bands.USUAL
+) -> dict[str, losses.Statistics]:
     """Statistics of one style picture (h, w, 3) float32 in [0, 1] at each style layer, leading axis 1."""
-    graphs = _compiled(backbone, structure(method), False)
-    found: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32))
+    cut = _cut(backbone, [layer for layer, _ in method.style.layers], style[None], how)
+    graphs = _compiled(backbone, structure(method), False, len(cut))
+    found: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32), cut)
     return found
 
 
@@ -103,12 +64,14 @@ def targets(
     styles: Sequence[Sequence[dict[str, losses.Statistics]]],
     style_weights: Sequence[Sequence[float]],
     mask: np.ndarray | None = None,
+    how: Bands = bands.USUAL,
 ) -> Targets:
     """Targets of a batch: contents (B, H, W, 3) float32 in [0, 1], and for each pair its styles' statistics and weights.
 
     With a mask (B, H, W) in [0, 1], only where it is 1 the pictures are stylized, and compared with the style.
     """
-    content = _compiled(backbone, structure(method), False).content(tf.constant(contents, tf.float32))
+    cut = _cut(backbone, [layer for layer, _ in method.content.layers], contents, how)
+    content = _compiled(backbone, structure(method), False, len(cut)).content(tf.constant(contents, tf.float32), cut)
     style = {
         layer: {
             name: tf.stack([tf.concat([one[layer][name] for one in pair], axis=0) for pair in styles])  # (B, S, ...)
@@ -182,13 +145,20 @@ def fits(method: Method, state: TransferState, level: Level) -> bool:
 
 
 def advance(
-    backbone: Backbone, method: Method, targets: Targets, state: TransferState, n: int, steps: int
+    backbone: Backbone,
+    method: Method,
+    targets: Targets,
+    state: TransferState,
+    n: int,
+    steps: int,
+    how: Bands = bands.USUAL,
 ) -> tuple[TransferState, np.ndarray]:
     """`n` (1 or more) of a level's `steps` steps: the new state, and the terms (n, B, 3) of the image before each update."""
-    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask))
+    cut = _cut(backbone, method.layers, state.image, how)
+    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(cut))
     place = map(tf.constant, (state.step, n, steps))
     image, optimizer, kept, terms = graphs.advance(
-        state.image, state.optimizer, state.kept, targets, _numbers(method, tf.float32), *place
+        state.image, state.optimizer, state.kept, targets, objective.numbers(method, tf.float32), cut, *place
     )
     return TransferState(image, optimizer, kept, state.level, state.step + n), terms.numpy()
 
@@ -198,79 +168,33 @@ def result(backbone: Backbone, method: Method, targets: Targets, state: Transfer
 
     L-BFGS gives its best image, whatever the output. With a mask, the content shows outside it.
     """
-    image = _shown(targets.mask, state.image)
+    image = objective.shown(targets.mask, state.image)
     terms = measure(backbone, method, targets, image)
     best: Best | None = state.kept if isinstance(state.kept, Best) else None
     if isinstance(state.optimizer, LBFGSState):
         best = Best(*lbfgs.best(state.optimizer))
     if best is not None:
         worse = ~(terms.sum(axis=1) < best.loss.numpy())  # so written, it holds for losses that are not numbers
-        image = tf.where(tf.constant(worse)[:, None, None, None], _shown(targets.mask, best.image), image)
+        image = tf.where(tf.constant(worse)[:, None, None, None], objective.shown(targets.mask, best.image), image)
         terms = measure(backbone, method, targets, image)
     elif isinstance(state.kept, Average):
-        image = _shown(targets.mask, state.kept.image / state.kept.weight)
+        image = objective.shown(targets.mask, state.kept.image / state.kept.weight)
         terms = measure(backbone, method, targets, image)
     return image, terms
 
 
-def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor) -> np.ndarray:
+def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor, how: Bands = bands.USUAL) -> np.ndarray:
     """The weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
-    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask))
-    terms: np.ndarray = graphs.measure(image, targets, _numbers(method, tf.float32)).numpy()
+    cut = _cut(backbone, method.layers, image, how)
+    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(cut))
+    terms: np.ndarray = graphs.measure(image, targets, objective.numbers(method, tf.float32), cut).numpy()
     return terms
 
 
-def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets) -> tf.Tensor:
-    """The weighted terms of the loss, (B, 3): content, style, total variation."""
-    return _loss_terms(backbone, method, image, targets, _numbers(method, image.dtype))
-
-
-def _loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, numbers: Numbers) -> tf.Tensor:
-    image = _shown(targets.mask, image)
-    found = _features(backbone, method, image, method.layers)
-    by_layer = targets.mask.by_layer if isinstance(targets.mask, Mask) else {}
-    content = tf.add_n(
-        [weight * losses.content_distance(method.content, found[layer], targets.content[layer])
-         for weight, (layer, _) in zip(tf.unstack(numbers.content), method.content.layers, strict=True)]
-    )  # fmt: skip
-    style = tf.add_n(
-        [weight * tf.reduce_sum(targets.style_weights * losses.style_distance(
-            method.style, losses.sums(found[layer], by_layer.get(layer)), targets.style[layer], _pixels(image)), axis=1)
-         for weight, (layer, _) in zip(tf.unstack(numbers.style), method.style.layers, strict=True)]
-    )  # fmt: skip
-    varied = method.total_variation.weight > 0.0
-    variation = losses.total_variation(method.total_variation, image) if varied else tf.zeros_like(content)
-    return numbers.terms * tf.stack([content, style, variation], axis=1)
-
-
-def _numbers(method: Method, dtype: tf.DType) -> Numbers:
-    parts = (method.content, method.style, method.total_variation)
-    return Numbers(
-        tf.constant([part.weight for part in parts], dtype),
-        tf.constant([weight for _, weight in method.content.layers], dtype),
-        tf.constant([weight for _, weight in method.style.layers], dtype),
-        tf.constant(method.optimizer.learning_rate, dtype),
-    )
-
-
-def _features(backbone: Backbone, method: Method, image: tf.Tensor, layers: Sequence[str]) -> dict[str, tf.Tensor]:
-    seen = _as_seen(backbone, method.feature_scale, method.precision)
-    return backbones.features(seen, image, layers, method.pooling, method.padding, method.activation)
-
-
-@functools.lru_cache(maxsize=8)
-def _as_seen(backbone: Backbone, scale: float, precision: str) -> Backbone:
-    with tf.init_scope():  # once, and not at each step of the graph that is being traced
-        seen = backbones.scaled(backbone, scale) if scale != 1.0 else backbone
-        return backbones.rounded(seen, tf.bfloat16) if precision == "mixed" else seen
-
-
-def _pixels(image: tf.Tensor) -> tf.Tensor:
-    return tf.shape(image)[1] * tf.shape(image)[2]
-
-
-def _shown(mask: Mask | Nothing, image: tf.Tensor) -> tf.Tensor:
-    return mask.contents + mask.weight * (image - mask.contents) if isinstance(mask, Mask) else image
+def _cut(backbone: Backbone, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, how: Bands) -> tuple[tf.Tensor, ...]:
+    """The bands in which the network is computed for pictures (B, H, W, 3), as far as these layers."""
+    blocks = [(block[0][1].shape[-1], len(block)) for block in backbones.blocks(backbone, layers)]
+    return tuple(tf.constant(of_block) for of_block in bands.cut(pictures.shape[1], pictures.shape[2], blocks, how))
 
 
 def _keep(method: Method, image: tf.Tensor) -> Average | Best | Nothing:
@@ -311,7 +235,7 @@ class _Compiled(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)  # of VGG16 with L-BFGS, which has the largest, each takes about 30 MB
-def _compiled(backbone: Backbone, method: Method, masked: bool) -> _Compiled:
+def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands: int) -> _Compiled:
     """The graphs of one structure, each traced once for pictures of every size: all shapes but the channels are left open."""
     image = tf.TensorSpec((None, None, None, 3))
     kept = _kept_spec(method, image)
@@ -333,28 +257,30 @@ def _compiled(backbone: Backbone, method: Method, masked: bool) -> _Compiled:
     of_content, of_style = (tf.TensorSpec((len(part.layers),)) for part in (method.content, method.style))
     numbers = Numbers(tf.TensorSpec((len(TERMS),)), of_content, of_style, tf.TensorSpec(()))
 
-    @tf.function(input_signature=[image])
-    def style(picture):
-        found = _features(backbone, method, picture, [layer for layer, _ in method.style.layers])
-        return {layer: losses.style_statistics(method.style, losses.sums(x), _pixels(picture)) for layer, x in found.items()}
+    cut = (tf.TensorSpec((None, 4), tf.int32),) * blocks_in_bands
 
-    @tf.function(input_signature=[image])
-    def content(picture):
-        found = _features(backbone, method, picture, [layer for layer, _ in method.content.layers])
-        return {layer: losses.content_statistics(method.content, x) for layer, x in found.items()}
+    @tf.function(input_signature=[image, cut])
+    def style(picture, cut):
+        return objective.style_statistics(backbone, method, picture, cut)
 
-    @tf.function(input_signature=[image, wanted, numbers])
-    def measure(picture, targets, numbers):
-        return _loss_terms(backbone, method, picture, targets, numbers)
+    @tf.function(input_signature=[image, cut])
+    def content(picture, cut):
+        return objective.content_statistics(backbone, method, picture, cut)
 
-    @tf.function(input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, numbers, whole, whole, whole])
-    def advance(picture, optimizer, kept, targets, numbers, step, n, steps):
+    @tf.function(input_signature=[image, wanted, numbers, cut])
+    def measure(picture, targets, numbers, cut):
+        return objective.weighted_terms(backbone, method, picture, targets, numbers, cut)
+
+    @tf.function(
+        input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, numbers, cut, whole, whole, whole]
+    )
+    def advance(picture, optimizer, kept, targets, numbers, cut, step, n, steps):
         rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
         for k in tf.range(n):
             tf.autograph.experimental.set_loop_options(shape_invariants=[(picture, image.shape)])
             with tf.GradientTape() as tape:
                 tape.watch(picture)
-                terms = _loss_terms(backbone, method, picture, targets, numbers)
+                terms = objective.weighted_terms(backbone, method, picture, targets, numbers, cut)
                 total = tf.reduce_sum(terms)
             rows = rows.write(k, terms)
             loss = tf.reduce_sum(terms, axis=1)

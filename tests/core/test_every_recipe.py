@@ -11,11 +11,12 @@ import tensorflow as tf
 from transfers import Array, assert_same, one_pair, picture, targets
 
 from nst_tasks import weights
-from nst_tasks.core import backbones, transfer
+from nst_tasks.core import backbones, objective, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import LBFGS, Method
+from nst_tasks.core.objective import Targets
 from nst_tasks.core.pyramid import Level
-from nst_tasks.core.transfer import Targets, TransferState
+from nst_tasks.core.transfer import TransferState
 from nst_tasks.presets import PRESETS
 
 STEPS = 6
@@ -51,7 +52,7 @@ def test_it_stays_finite_and_in_range_and_its_loss_falls(case: Case) -> None:
     aims, first = one_pair(backbone, method)
     state, rows = advance(case, aims, first, 40, 40)
     image, terms = transfer.result(backbone, method, aims, state)
-    assert rows.shape == (40, 1, len(transfer.TERMS))
+    assert rows.shape == (40, 1, len(objective.TERMS))
     assert np.all(np.isfinite(rows))
     assert np.all(rows >= 0.0)
     for found in (state.image, image):
@@ -89,7 +90,7 @@ def test_a_pair_in_a_batch_of_three_is_as_it_is_alone(case: Case) -> None:
     seeds = [5, 6, 7]
     first = transfer.start(method, np.stack(contents), seeds)
     together, rows = advance(case, targets(backbone, method, contents, styles), first, STEPS)
-    assert rows.shape == (STEPS, 3, len(transfer.TERMS))
+    assert rows.shape == (STEPS, 3, len(objective.TERMS))
     for k in range(3):
         first = transfer.start(method, contents[k][None], seeds[k : k + 1])
         aims = targets(backbone, method, contents[k : k + 1], styles[k : k + 1])

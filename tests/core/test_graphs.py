@@ -53,7 +53,7 @@ def carried_out(backbone: Backbone, method: Method, pairs: int = 1, styles: int 
 def traced(backbone: Backbone, *methods: Method) -> list[int]:
     """How often each graph of these methods was traced."""
     kinds = {structure(method): None for method in methods}
-    return [graph.experimental_get_tracing_count() for kind in kinds for graph in transfer._compiled(backbone, kind, False)]
+    return [graph.experimental_get_tracing_count() for kind in kinds for graph in transfer._compiled(backbone, kind, False, 0)]
 
 
 def test_a_graph_is_traced_once_for_all_sizes_batches_and_numbers_of_styles(own: Backbone) -> None:

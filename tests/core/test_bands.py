@@ -1,0 +1,207 @@
+"""Bands: their rows by their properties, and every loss and gradient the same in bands as at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transfers import Array, picture, targets, targets64
+
+from nst_tasks import weights
+from nst_tasks.core import backbones, bands, objective, transfer
+from nst_tasks.core.backbones import Backbone
+from nst_tasks.core.bands import Bands, cut
+from nst_tasks.core.method import Adam, ContentLoss, Method, StyleLoss, TotalVariation
+from nst_tasks.errors import SettingsError
+from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
+
+VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+FEW = Bands(2500)
+"""Of the tiny network a picture of some forty rows has then a few bands in each of the first blocks."""
+
+LAYERS = (("block1_conv1", 1.0), ("block2_conv2", 0.5), ("block3_conv1", 2.0))
+PLAIN = Method(
+    content=ContentLoss((("block2_conv1", 1.0), ("block3_conv2", 0.5)), 10.0),
+    style=StyleLoss(LAYERS, 1000.0),
+    total_variation=TotalVariation(1.0, "l2_mean"),
+    optimizer=Adam(0.05, epsilon=1e-3),
+    steps=3,
+)
+RELATIVE = replace(PLAIN, content=replace(PLAIN.content, relative=True), style=StyleLoss(LAYERS, 1000.0, relative=True))
+GRAMS = [
+    replace(PLAIN, style=StyleLoss(LAYERS, 1000.0, normalization=normalization, error=error))
+    for normalization in ("none", "hw", "chw", "sqrt_chw", "image_hw")
+    for error in ("mse", "sse")
+]
+METHODS = {
+    **{f"{method.style.normalization}-{method.style.error}": method for method in GRAMS},
+    "relative": RELATIVE,
+    "wasserstein": replace(PLAIN, style=StyleLoss(LAYERS, 1000.0, "wasserstein")),
+    "wasserstein-relative": replace(RELATIVE, style=StyleLoss(LAYERS, 1000.0, "wasserstein", relative=True)),
+    "content-sse": replace(PLAIN, content=replace(PLAIN.content, error="sse")),
+    "average": replace(PLAIN, pooling="average"),
+    "replicate": replace(PLAIN, padding="replicate"),
+    "linear": replace(PLAIN, activation="linear"),
+    "scaled": replace(PLAIN, feature_scale=255.0),
+}
+
+
+# --- where they lie ---
+
+
+@given(
+    height=st.integers(32, 700),
+    width=st.integers(16, 90),
+    blocks=st.lists(st.tuples(st.integers(1, 16), st.integers(1, 4)), min_size=1, max_size=5),
+    most=st.integers(1, 20_000),
+)
+def test_bands_own_each_row_once_and_look_far_enough(height: int, width: int, blocks: list[tuple[int, int]], most: int) -> None:
+    found = cut(height, width, blocks, Bands(most))
+    assert all((height >> k) * (width >> k) * channels > most for k, (channels, _) in enumerate(blocks[: len(found)]))
+    for k, table in enumerate(found):
+        rows, convolutions = height >> k, blocks[k][1]
+        top, bottom, first, last = table.T
+        assert (top[0], bottom[-1]) == (0, rows)
+        np.testing.assert_array_equal(top[1:], bottom[:-1])
+        assert (top % 2 == 0).all() and (bottom > top).all()
+        assert (first <= np.maximum(top - convolutions, 0)).all() and (first >= 0).all()
+        assert (last >= np.minimum(bottom + convolutions, rows)).all() and (last <= rows).all()
+        assert len(set(last - first)) == 1
+
+
+def test_the_size_of_a_picture_decides_which_blocks_are_in_bands() -> None:
+    bounds = Bands(2**20)
+    assert cut(128, 128, VGG16, bounds) == ()  # 2^20 values in the first block: not more
+    assert [len(table) for table in cut(130, 128, VGG16, bounds)] == [2]
+    assert [len(table) for table in cut(512, 512, VGG16, bounds)] == [16, 8, 4, 2]
+    first = cut(130, 128, VGG16, bounds)[0]
+    np.testing.assert_array_equal(first, [[0, 64, 0, 70], [64, 130, 60, 130]])
+
+
+def test_bands_of_nothing_are_refused() -> None:
+    with pytest.raises(SettingsError, match="bands: 0 values are fewer than 1"):
+        Bands(0)
+
+
+# --- in bands as at once ---
+
+
+def tables(backbone: Backbone, method: Method, image: tf.Tensor, how: Bands = FEW) -> tuple[Array, ...]:
+    blocks = [(block[0][1].shape[-1], len(block)) for block in backbones.blocks(backbone, method.layers)]
+    return cut(image.shape[1], image.shape[2], blocks, how)
+
+
+def measured(
+    backbone: Backbone, method: Method, image: tf.Tensor, aims: objective.Targets, cut: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    """The terms (B, 3), and the gradient of the sum of their logarithms, in which none outweighs the others."""
+    with tf.GradientTape() as tape:
+        tape.watch(image)
+        terms = objective.loss_terms(backbone, method, image, aims, cut)
+    return terms.numpy(), tape.gradient(terms, image, output_gradients=1.0 / terms).numpy()
+
+
+def assert_alike(ours: tuple[Array, Array], theirs: tuple[Array, Array], rtol: float) -> None:
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=rtol)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=rtol * np.abs(theirs[1]).max())
+
+
+@pytest.mark.parametrize("method", [pytest.param(method, id=name) for name, method in METHODS.items()])
+def test_losses_and_gradient_in_bands_are_those_at_once(tiny64: Backbone, method: Method) -> None:
+    content, image = picture(1, 45, 37), tf.constant(picture(3, 45, 37)[None], tf.float64)
+    aims = targets64(tiny64, method, content, picture(2, 36, 33))
+    cut = tables(tiny64, method, image)
+    assert [len(table) for table in cut] == [4, 2]
+    assert_alike(measured(tiny64, method, image, aims, cut), measured(tiny64, method, image, aims, ()), 1e-10)
+
+
+@pytest.mark.parametrize("size", [(32, 40), (33, 32), (47, 34), (63, 48), (64, 33)])
+@pytest.mark.parametrize("most", [800, 4000])
+def test_every_height_of_picture_and_band(tiny64: Backbone, size: tuple[int, int], most: int) -> None:
+    method, image = METHODS["replicate"], tf.constant(picture(3, *size)[None], tf.float64)
+    aims = targets64(tiny64, method, picture(1, *size), picture(2, 36, 33))
+    cut = tables(tiny64, method, image, Bands(most))
+    assert cut
+    assert_alike(measured(tiny64, method, image, aims, cut), measured(tiny64, method, image, aims, ()), 1e-10)
+
+
+def masked_batch(backbone: Backbone, method: Method, how: Bands = bands.USUAL) -> tuple[objective.Targets, tf.Tensor]:
+    """Two pairs of two styles each, stylized in part; and an image for each."""
+    contents = [picture(1, 45, 37), picture(4, 45, 37)]
+    styles = [[picture(2, 36, 33), picture(5, 40, 32)], [picture(6), picture(7, 36, 33)]]
+    statistics = [[transfer.style_statistics(backbone, method, style, how) for style in pair] for pair in styles]
+    mask = np.stack([np.linspace(0, 1, 45)[:, None] * np.ones((45, 37)), np.ones((45, 37))]).astype(np.float32)
+    weights = [[0.3, 0.7], [0.5, 0.5]]
+    aims = transfer.targets(backbone, method, np.stack(contents), statistics, weights, mask, how)
+    return aims, tf.constant(np.stack([picture(8, 45, 37), picture(9, 45, 37)]))
+
+
+@pytest.mark.parametrize("name", ["relative", "wasserstein-relative", "image_hw-sse"])
+def test_masks_styles_and_batches_in_bands(tiny: Backbone, name: str) -> None:
+    method = METHODS[name]
+    (banded, image), (whole, _) = masked_batch(tiny, method, FEW), masked_batch(tiny, method)
+    for ours, theirs in zip(tf.nest.flatten(banded), tf.nest.flatten(whole), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+    cut = tables(tiny, method, image)
+    assert_alike(measured(tiny, method, image, whole, cut), measured(tiny, method, image, whole, ()), 1e-5)
+    terms = transfer.measure(tiny, method, banded, image, FEW)
+    np.testing.assert_allclose(terms, transfer.measure(tiny, method, whole, image), rtol=1e-5)
+
+
+def test_steps_in_bands_are_the_steps_at_once(tiny: Backbone) -> None:
+    method = METHODS["wasserstein-relative"]
+    aims, image = masked_batch(tiny, method)
+    first = transfer.start(method, image.numpy(), [0, 1])
+    (ours, rows), (theirs, expected) = (transfer.advance(tiny, method, aims, first, 3, 3, how) for how in (FEW, bands.USUAL))
+    np.testing.assert_allclose(rows, expected, rtol=1e-5)
+    np.testing.assert_allclose(ours.image, theirs.image, atol=1e-4)
+
+
+def test_no_seam_where_bands_meet(tiny64: Backbone) -> None:
+    """Beside the bands' borders the gradient is exact; without the rows that a band looks at beyond its own it is not."""
+    method, image = RELATIVE, tf.constant(picture(3, 64, 33)[None], tf.float64)
+    aims = targets64(tiny64, method, picture(1, 64, 33), picture(2, 36, 33))
+    cut = tables(tiny64, method, image)
+    borders = {row + near for row in cut[0][1:, 0] for near in range(-2, 2)}
+    (_, ours), (_, theirs) = measured(tiny64, method, image, aims, cut), measured(tiny64, method, image, aims, ())
+    apart = np.abs(ours - theirs).max(axis=(0, 2, 3)) / np.abs(theirs).max()  # by row
+    assert apart[sorted(borders)].max() < 1e-12
+    blind = tuple(np.stack([top, bottom, top, bottom], axis=1) for top, bottom, _, _ in (table.T for table in cut))
+    (_, wrong) = measured(tiny64, method, image, aims, blind)
+    assert np.abs(wrong - theirs).max() > 1e-3 * np.abs(theirs).max()
+
+
+@settings(max_examples=15, deadline=None)
+@given(k=st.integers(0, 2), row=st.integers(0, 40), most=st.integers(300, 3000))
+def test_what_a_band_does_not_look_at_does_not_matter_to_it(tiny64: Backbone, k: int, row: int, most: int) -> None:
+    """A band's own rows are the whole's, though it sees no others than those it looks at."""
+    block = backbones.blocks(tiny64, ["block3_conv3"])[k]
+    x = tf.constant(np.random.default_rng(row).standard_normal((1, 41, 12, block[0][1].shape[2])))
+    y, _ = backbones.through(block, x)
+    (table,) = cut(41, 12, [(block[0][1].shape[-1], len(block))], Bands(most)) or (np.array([[0, 41, 0, 41]], np.int32),)
+    for top, bottom, first, last in table:
+        ours, _ = backbones.through(block, x[:, first:last])
+        np.testing.assert_allclose(ours[:, top - first : bottom - first], y[:, top:bottom], atol=1e-12)
+
+
+def test_mixed_precision_in_bands(tiny: Backbone) -> None:
+    """Bands add up in float32: no farther from the picture at once than its own rounding to bfloat16."""
+    method = replace(TF_TUTORIAL.method, precision="mixed")
+    image = tf.constant(picture(3, 45, 37)[None])
+    aims = targets(tiny, method, [picture(1, 45, 37)], [[picture(2, 36, 33)]])
+    cut = tables(tiny, method, image)
+    assert_alike(measured(tiny, method, image, aims, cut), measured(tiny, method, image, aims, ()), 2e-2)
+
+
+def test_the_real_network_in_bands() -> None:
+    """In float64: in float32 the roots of near singular covariances carry the order of summation into the fifth digit."""
+    hed = backbones.build("hed64", weights.load("vgg16-hed", None), tf.float64)
+    method, image = PAINTERLY.method, tf.constant(picture(3, 66, 48)[None], tf.float64)
+    aims = targets64(hed, method, picture(1, 66, 48), picture(2, 64, 64))
+    cut = tables(hed, method, image, Bands(2**16))
+    assert [len(table) for table in cut] == [4, 2]
+    assert_alike(measured(hed, method, image, aims, cut), measured(hed, method, image, aims, ()), 1e-8)
