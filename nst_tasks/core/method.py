@@ -19,6 +19,12 @@ NUMERICS_VERSION = 3
 
 MAX_STEPS = 100_000
 
+LARGE = 2**22
+"""Pixels of an image; of a larger one, L-BFGS's differences are what takes the most memory, 24 bytes a pixel each."""
+
+LARGE_HISTORY = 5
+"""How many L-BFGS then remembers; 3 to 20 are customary (Nocedal and Wright 2006, section 7.2)."""
+
 LayerWeights = tuple[tuple[str, float], ...]
 """Layer names (Keras's, such as `block4_conv2`) with their weights."""
 
@@ -288,6 +294,14 @@ class Method:
     def layers(self) -> tuple[str, ...]:
         """Every layer whose features the losses need, sorted by name (which is also their order in the network)."""
         return tuple(sorted({name for name, _ in self.content.layers + self.style.layers}))
+
+
+def sized(method: Method, height: int, width: int) -> Method:
+    """The method for an image of so many pixels: of one of more than `LARGE`, L-BFGS remembers `LARGE_HISTORY` at most."""
+    optimizer = method.optimizer
+    if height * width <= LARGE or not isinstance(optimizer, LBFGS) or optimizer.history <= LARGE_HISTORY:
+        return method
+    return replace(method, optimizer=replace(optimizer, history=LARGE_HISTORY))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -17,7 +17,7 @@ from nst_tasks.core import backbones, bands, lbfgs, losses, objective, optimizer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.bands import Bands
 from nst_tasks.core.lbfgs import LBFGSState
-from nst_tasks.core.method import LBFGS, Method, StyleLoss, structure
+from nst_tasks.core.method import LBFGS, Method, StyleLoss, sized, structure
 from nst_tasks.core.objective import TERMS, Mask, Nothing, Numbers, Targets
 from nst_tasks.core.optimizers import AdamState
 from nst_tasks.core.pyramid import Level
@@ -110,7 +110,7 @@ def start(method: Method, images: np.ndarray, seeds: Sequence[int | None]) -> Tr
         ]
         first = np.clip(first + np.float32(method.init_noise) * np.stack(draws), 0.0, 1.0)
     image = tf.constant(first)
-    return TransferState(image, optimizers.init(method.optimizer, image), _keep(method, image), level=0, step=0)
+    return TransferState(image, _begun(method, image), _keep(method, image), level=0, step=0)
 
 
 def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level) -> TransferState:
@@ -123,19 +123,20 @@ def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level)
     if method.pyramid is not None and method.pyramid.carry and isinstance(state.optimizer, AdamState):
         optimizer: optimizers.State = optimizers.resized(state.optimizer, *size)
     else:
-        optimizer = optimizers.init(method.optimizer, image)
+        optimizer = _begun(method, image)
     return TransferState(image, optimizer, _keep(method, image), level=state.level + 1, step=0)
 
 
 def restart(method: Method, state: TransferState, image: tf.Tensor) -> TransferState:
     """The level's state before its first step, from this image (B, H, W, 3), with an optimizer that remembers nothing."""
-    return TransferState(image, optimizers.init(method.optimizer, image), _keep(method, image), state.level, step=0)
+    return TransferState(image, _begun(method, image), _keep(method, image), state.level, step=0)
 
 
 def fits(method: Method, state: TransferState, level: Level) -> bool:
     """Whether a state of one pair is one of this method at this level, by its structure, shapes and dtypes."""
     image = tf.TensorSpec((1, level.height, level.width, 3))
-    specs = (image, optimizers.spec(method.optimizer, image), _kept_spec(method, image))
+    optimizer = sized(method, level.height, level.width).optimizer
+    specs = (image, optimizers.spec(optimizer, image), _kept_spec(method, image))
     found = (state.image, state.optimizer, state.kept)
     try:
         tf.nest.assert_same_structure(specs, found)
@@ -155,6 +156,7 @@ def advance(
 ) -> tuple[TransferState, np.ndarray]:
     """`n` (1 or more) of a level's `steps` steps: the new state, and the terms (n, B, 3) of the image before each update."""
     cut = _cut(backbone, method.layers, state.image, how)
+    method = sized(method, *state.image.shape[1:3])
     graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(cut))
     place = map(tf.constant, (state.step, n, steps))
     image, optimizer, kept, terms = graphs.advance(
@@ -195,6 +197,10 @@ def _cut(backbone: Backbone, layers: Sequence[str], pictures: tf.Tensor | np.nda
     """The bands in which the network is computed for pictures (B, H, W, 3), as far as these layers."""
     blocks = [(block[0][1].shape[-1], len(block)) for block in backbones.blocks(backbone, layers)]
     return tuple(tf.constant(of_block) for of_block in bands.cut(pictures.shape[1], pictures.shape[2], blocks, how))
+
+
+def _begun(method: Method, image: tf.Tensor) -> optimizers.State:
+    return optimizers.init(sized(method, *image.shape[1:3]).optimizer, image)
 
 
 def _keep(method: Method, image: tf.Tensor) -> Average | Best | Nothing:

@@ -459,3 +459,17 @@ def test_a_masked_pair_in_a_batch_is_as_it_is_alone(tiny: Backbone) -> None:
         alone, row = transfer.advance(tiny, LIGHT, aims, transfer.start(LIGHT, contents[k][None], [0]), 5, 5)
         np.testing.assert_allclose(together.image[k], alone.image[0], atol=1e-3)
         np.testing.assert_allclose(rows[:, k], row[:, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_of_a_large_image_lbfgs_remembers_less(tiny: Backbone) -> None:
+    """Its history is what takes the most memory; the image's size alone decides, so that a resumed pair has the same."""
+    method = replace(LIGHT, optimizer=LBFGS(history=9), pyramid=None)
+    largest, larger = Level(1024, 4096, 1), Level(1024, 4097, 1)
+    for level, history in ((largest, 9), (larger, 5)):
+        image = np.zeros((1, level.height, level.width, 3), np.float32)
+        state = transfer.start(method, image, [0])
+        assert state.optimizer.s.shape[1] == history
+        assert transfer.fits(method, state, level)
+        assert transfer.restart(method, state, state.image).optimizer.s.shape[1] == history
+    few = replace(method, optimizer=LBFGS(history=3))
+    assert transfer.start(few, image, [0]).optimizer.s.shape[1] == 3
