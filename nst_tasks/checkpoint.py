@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tensorflow as tf
@@ -79,13 +79,14 @@ def merge(parts: Sequence[Checkpoint]) -> Checkpoint:
 
 def on_host(at: Checkpoint) -> Checkpoint:
     """The same in NumPy arrays, which no device needs to be asked for."""
-    state = tf.nest.map_structure(lambda leaf: leaf.numpy() if isinstance(leaf, tf.Tensor) else leaf, at.state)
+    # not by `numpy`, which copies: of a large picture that is gigabytes
+    state = tf.nest.map_structure(lambda leaf: np.asarray(leaf) if isinstance(leaf, tf.Tensor) else leaf, at.state)
     return replace(at, state=state, first=np.asarray(at.first))
 
 
 def _rows(leaf: Any, chosen: list[int]) -> Any:
     """Of what leads with the batch axis; a number is the whole batch's."""
-    if not _is_batched(leaf):
+    if not _is_batched(leaf) or chosen == list(range(leaf.shape[0])):
         return leaf
     return leaf[chosen] if isinstance(leaf, np.ndarray) else tf.gather(leaf, chosen)
 
@@ -100,6 +101,13 @@ def _is_batched(leaf: Any) -> bool:
 
 def encode(at: Checkpoint, key: str) -> bytes:
     """The bytes of a checkpoint of one pair of this key."""
+    file = io.BytesIO()
+    write(at, key, file)
+    return file.getvalue()
+
+
+def write(at: Checkpoint, key: str, file: IO[bytes]) -> None:
+    """Write the bytes of a checkpoint of one pair of this key into a file, without a copy of them in memory."""
     facts = {
         **MADE_BY,
         "key": key,
@@ -119,9 +127,7 @@ def encode(at: Checkpoint, key: str) -> bytes:
         **{f"terms.{k}": terms for k, terms in enumerate(at.terms)},
         **{f"seconds.{k}": seconds for k, seconds in enumerate(at.seconds)},
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, sha256=_digest(arrays), **arrays)
-    return buffer.getvalue()
+    np.savez(file, allow_pickle=False, sha256=_digest(arrays), **arrays)
 
 
 def decode(data: bytes, key: str) -> Checkpoint:

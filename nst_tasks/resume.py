@@ -7,6 +7,7 @@ before the last one of any is removed, so that after a kill at any moment all ha
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -135,7 +136,8 @@ class Saver:
         try:
             held = replace(checkpoint.on_host(at), companions=tuple(keys))
             for k, key in enumerate(keys):
-                storage.write(uri(self.out, key, place), checkpoint.encode(checkpoint.take(held, [k]), key))
+                one = checkpoint.take(held, [k])
+                storage.write(uri(self.out, key, place), functools.partial(checkpoint.write, one, key))
             places = listed(self.out, keys)
             for key in keys:
                 for older in set(places.get(key, ())) - {place}:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import threading
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import fsspec
 
@@ -48,7 +49,11 @@ def read(uri: str) -> bytes:
         return data
 
 
-def write(uri: str, data: bytes) -> None:
+Content = bytes | Callable[[IO[bytes]], None]
+"""What is to be written, or a function that writes it into a file: on a local disk it is then never in memory as a whole."""
+
+
+def write(uri: str, data: Content) -> None:
     """Write an object whole or not at all, folders included.
 
     Raises:
@@ -60,7 +65,15 @@ def write(uri: str, data: bytes) -> None:
         if _is_local(fs):
             _write_local(path, data)
         else:
-            fs.pipe_file(path, data)  # one request, or a multipart upload completed at its end
+            fs.pipe_file(path, _bytes(data))  # one request, or a multipart upload completed at its end
+
+
+def _bytes(data: Content) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    file = io.BytesIO()
+    data(file)
+    return file.getvalue()
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -279,13 +292,16 @@ _TEMPORARY = ".nst.tmp"
 """How the name of a file ends that is not yet what it is to be; it begins with a dot, which listings leave out."""
 
 
-def _write_local(path: str, data: bytes, place: Callable[[str, str], None] = os.replace, lasting: bool = True) -> None:
+def _write_local(path: str, data: Content, place: Callable[[str, str], None] = os.replace, lasting: bool = True) -> None:
     parent, _, name = path.rpartition("/")
     os.makedirs(parent or "/", exist_ok=True)
     temporary = f"{parent}/.{name[:50]}.{secrets.token_hex(4)}{_TEMPORARY}"  # in the same folder: a rename stays on its disk
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                data(file)
             if lasting:
                 file.flush()
                 os.fsync(file.fileno())

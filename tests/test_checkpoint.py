@@ -178,3 +178,13 @@ def test_another_pairs_and_another_versions_are_told_apart(written: bytes) -> No
 def test_the_same_state_gives_the_same_content(standing: Callable[[Method, int], Checkpoint], written: bytes) -> None:
     again = checkpoint.encode(checkpoint.on_host(standing(METHODS["adam"], 1)), KEY)
     assert members(again) == members(written)
+
+
+def test_a_checkpoint_is_written_from_where_it_lies(standing: Callable[[Method, int], Checkpoint]) -> None:
+    """Of a large picture it has gigabytes: neither bringing it to the host nor taking the only pair of a batch copies it."""
+    at = standing(METHODS["lbfgs"], 1)
+    held = checkpoint.on_host(at)
+    taken = checkpoint.take(held, [0])
+    assert np.shares_memory(held.state.image, np.asarray(at.state.image))
+    assert all(ours is theirs for ours, theirs in zip(taken.state.optimizer, held.state.optimizer, strict=True))
+    assert not np.shares_memory(checkpoint.take(held, [0, 0]).state.image, held.state.image)

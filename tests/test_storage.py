@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import aiohttp
 import botocore.exceptions
@@ -50,6 +50,29 @@ def test_what_is_written_is_read_folders_included(base: str) -> None:
     storage.write(place, b"two, longer")
     assert storage.read(place) == b"two, longer"
     assert list(storage.listing(storage.join(base, "new", "deep"))) == ["a.bin"]
+
+
+def test_what_a_function_writes_into_a_file_is_read(base: str) -> None:
+    uri = storage.join(base, "written", "by.parts")
+
+    def parts(file: IO[bytes]) -> None:
+        for part in (b"one ", b"after ", b"another"):
+            file.write(part)
+
+    storage.write(uri, parts)
+    assert storage.read(uri) == b"one after another"
+
+
+def test_a_function_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
+    def broken(file: IO[bytes]) -> None:
+        file.write(b"new")
+        raise ZeroDivisionError
+
+    storage.write(str(tmp_path / "a"), b"old")
+    with pytest.raises(ZeroDivisionError):
+        storage.write(str(tmp_path / "a"), broken)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_nothing_can_be_read_where_nothing_is(base: str) -> None:
