@@ -1,29 +1,31 @@
-"""Peak memory of a few steps over the picture's pixels: the figure behind `batching.BYTES_PER_PIXEL`.
+"""Peak memory of a few steps over the picture's pixels: the figures behind `batching.memory`.
 
     .venv/bin/python bench/memory.py
 
 Each size runs in a process of its own, because a process's peak never falls. Prints bytes per pixel between neighbouring
-sizes: the slope, free of what TensorFlow takes anyway.
+sizes: the slope, free of what TensorFlow takes anyway. From 384 px on, pictures are computed in bands (core/bands.py).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
-SIZES = (256, 384, 512, 768)
+SIZES = (256, 352, 512, 1024, 2048)
 
 
-def measure(recipe: str, size: int) -> None:
+def measure(recipe: str, size: int, precision: str) -> None:
     """Run three steps of a recipe at one size and print this process's peak in bytes."""
     import numpy as np
 
     from nst_tasks import presets, weights
     from nst_tasks.core import backbones, transfer
 
-    method = presets.find(recipe).method
+    method = replace(presets.find(recipe).method, precision=precision)
     backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
     contents = np.random.default_rng(0).random((1, size, size, 3), np.float32)
     style = transfer.style_statistics(backbone, method, contents[0, ::-1])
@@ -34,20 +36,20 @@ def measure(recipe: str, size: int) -> None:
 
 def main() -> None:
     """Print the table."""
-    for recipe in ("painterly", "tf-tutorial"):
+    for recipe, precision in itertools.product(("painterly", "tf-tutorial"), ("float32", "mixed")):
         before = None
         for size in SIZES:
-            command = [sys.executable, __file__, recipe, str(size)]
+            command = [sys.executable, __file__, recipe, str(size), precision]
             environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
             peak = int(done.stdout)
             slope = "" if before is None else f"{(peak - before[1]) / (size**2 - before[0] ** 2):8.0f} bytes per pixel"
-            print(f"{recipe:12} {size:4} px  peak {peak / 2**30:5.2f} GiB {slope}", flush=True)
+            print(f"{recipe:12} {precision:8} {size:4} px  peak {peak / 2**30:5.2f} GiB {slope}", flush=True)
             before = size, peak
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        measure(sys.argv[1], int(sys.argv[2]))
+    if len(sys.argv) == 4:
+        measure(sys.argv[1], int(sys.argv[2]), sys.argv[3])
     else:
         main()

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from nst_tasks.core.method import LBFGS, NUMERICS_VERSION, Method, as_plain
+from nst_tasks.core.method import LBFGS, NUMERICS_VERSION, Method, as_plain, sized
 from nst_tasks.core.pyramid import levels
 from nst_tasks.recipes import MIN_SIZE, Recipe
 from nst_tasks.source import Source
 
-BYTES_PER_PIXEL = 4_000
-"""Peak memory of one step for each pixel: at most 3,250 bytes were measured on a CPU (bench/memory.py), and some room."""
+AT_ONCE = 3_000
+"""Peak bytes of a step for each pixel of a picture that is computed as a whole, in float32, and some room (bench/memory.py)."""
+
+BAND = 2**29
+"""Peak bytes, in float32, of what is in memory of a large picture's features at a time: of one band of rows (core/bands.py)."""
+
+IN_BANDS = 440
+"""Peak bytes for each pixel of a picture in bands: the image, its gradient, Adam's moments, what lies between two blocks."""
+
+UPDATE = 280
+"""Peak bytes for each pixel while L-BFGS makes an update, besides its history."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +99,30 @@ class Batch:
         return self.jobs[0].name + more
 
 
-def bytes_per_pixel(method: Method) -> int:
-    """Peak memory of one step for each pixel: the features', and for L-BFGS its history, two float32 images for each pair."""
-    history = method.optimizer.history if isinstance(method.optimizer, LBFGS) else 0
-    return BYTES_PER_PIXEL + history * 2 * 3 * 4
+def memory(method: Method, height: int, width: int) -> int:
+    """Peak bytes of one step of one pair of so many pixels, over what the process takes anyway.
+
+    A large picture's features are computed in bands; with `mixed` they take two thirds. Each difference of L-BFGS's history is
+    two float32 images, and while an update is made there are two of it.
+    """
+    pixels, optimizer = height * width, sized(method, height, width).optimizer
+    features = min(AT_ONCE * pixels, BAND + IN_BANDS * pixels)
+    if method.precision == "mixed":
+        features = features * 2 // 3
+    if not isinstance(optimizer, LBFGS):
+        return features
+    history = optimizer.history * 2 * 3 * 4 * pixels
+    return max(features + history, UPDATE * pixels + 2 * history)
 
 
 def fitting_size(method: Method, height: int, width: int, memory_bytes: float) -> int:
     """About the longest side, in pixels, of a picture of these proportions that fits into a memory alone."""
-    side = max(height, width) * math.sqrt(memory_bytes / (bytes_per_pixel(method) * height * width))
-    return max(MIN_SIZE, int(side) // 16 * 16)
+    longest = max(height, width)
+    sides = range(MIN_SIZE, 1 << 16, 16)
+    fitting = bisect.bisect_right(
+        sides, memory_bytes, key=lambda side: memory(method, round(height * side / longest), round(width * side / longest))
+    )
+    return sides[max(fitting - 1, 0)]
 
 
 def batches(jobs: Iterable[Job], most: int, memory_bytes: float) -> list[Batch]:
@@ -114,7 +137,7 @@ def batches(jobs: Iterable[Job], most: int, memory_bytes: float) -> list[Batch]:
         groups.setdefault(alike, []).append(job)
     found = []
     for group in groups.values():
-        fitting = int(memory_bytes // (bytes_per_pixel(group[0].recipe.method) * group[0].height * group[0].width))
+        fitting = int(memory_bytes // memory(group[0].recipe.method, group[0].height, group[0].width))
         at_once = max(1, min(most, fitting))
         found += [Batch(tuple(group[k : k + at_once])) for k in range(0, len(group), at_once)]
     return sorted(found, key=lambda batch: batch.jobs[0].row)

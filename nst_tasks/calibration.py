@@ -133,7 +133,7 @@ def _measure(group: list[Batch], found: _Found, bench: _Bench) -> None:
         for size in sizes if members else ():
             jobs, pixels = _sized(members, size), len(members) * size[0] * size[1]
             too_long = found.step and not bench.affords(STEPS * planning.at(_samples(found.step), pixels))
-            if too_long or pixels * batching.bytes_per_pixel(jobs[0].recipe.method) > bench.memory:
+            if too_long or len(members) * batching.memory(jobs[0].recipe.method, *size) > bench.memory:
                 break
             reached = jobs
             if all(not 0.5 < pixels / measured < 2 for measured in found.step):

@@ -45,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _too_small(ready: Loaded, run: Run, device: Device) -> MemoryTooSmall:
     job = ready.job
     # half of what was tried, at most: that is too much, whatever the estimate says
-    tried = batching.bytes_per_pixel(job.recipe.method) * job.height * job.width
+    tried = batching.memory(job.recipe.method, job.height, job.width)
     room = min(run.settings.device_memory_gib * 2**30, tried / 2)
     side = batching.fitting_size(job.recipe.method, job.height, job.width, room)
     return MemoryTooSmall(

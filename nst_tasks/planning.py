@@ -193,10 +193,9 @@ def _shapes(batches: Iterable[Batch], memory_bytes: float) -> tuple[Shape, ...]:
     alike: dict[tuple[int, int, int], list[Batch]] = {}
     for batch in batches:
         job = batch.jobs[0]
-        alike.setdefault((job.height, job.width, batching.bytes_per_pixel(job.recipe.method)), []).append(batch)
+        alike.setdefault((job.height, job.width, batching.memory(job.recipe.method, job.height, job.width)), []).append(batch)
     found = []
-    for (height, width, per_pixel), members in alike.items():
-        alone = per_pixel * height * width
+    for (height, width, alone), members in alike.items():
         at_once = max(len(batch.jobs) for batch in members)
         fitting = None
         if alone > memory_bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nst_tasks import presets, recipes
-from nst_tasks.batching import BYTES_PER_PIXEL, Batch, Job, batches, bytes_per_pixel
+from nst_tasks.batching import AT_ONCE, BAND, UPDATE, Batch, Job, batches, fitting_size, memory
 from nst_tasks.core import method as methods
 from nst_tasks.core.method import LBFGS, SGD, Pyramid
 from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
@@ -198,8 +198,8 @@ def test_batches_run_in_the_order_of_their_first_rows() -> None:
 
 @pytest.mark.parametrize(("pairs", "at_once"), [(0.5, 1), (1.0, 1), (2.0, 2), (2.99, 2), (3.0, 3), (100, 5)])
 def test_memory_bounds_a_batch_but_one_pair_is_always_tried(pairs: float, at_once: int) -> None:
-    memory = pairs * bytes_per_pixel(job().recipe.method) * 60 * 80
-    found = batches([job(row=row) for row in range(2, 7)], 8, memory)
+    room = pairs * memory(job().recipe.method, 60, 80)
+    found = batches([job(row=row) for row in range(2, 7)], 8, room)
     assert len(found[0].jobs) == at_once
     assert sum(len(batch.jobs) for batch in found) == 5
 
@@ -207,15 +207,41 @@ def test_memory_bounds_a_batch_but_one_pair_is_always_tried(pairs: float, at_onc
 def test_the_history_of_lbfgs_takes_memory() -> None:
     method = presets.find("gatys-2016").method
     assert isinstance(method.optimizer, LBFGS)
-    assert bytes_per_pixel(method) == BYTES_PER_PIXEL + 100 * 2 * 12  # a hundred pairs of float32 images of three channels
-    assert bytes_per_pixel(replace(method, optimizer=LBFGS(history=1))) == BYTES_PER_PIXEL + 24
-    assert bytes_per_pixel(presets.find("tf-tutorial").method) == BYTES_PER_PIXEL
+    pixels = 60 * 80
+    # a hundred pairs of float32 images of three channels
+    assert memory(method, 60, 80) == (AT_ONCE + 100 * 2 * 12) * pixels
+    assert memory(replace(method, optimizer=LBFGS(history=1)), 60, 80) == (AT_ONCE + 24) * pixels
+    # where the features take less, an update has two of them
+    assert memory(method, 2048, 2048) == (UPDATE + 2 * 100 * 2 * 12) * 2048**2
+    assert memory(presets.find("tf-tutorial").method, 60, 80) == AT_ONCE * pixels
+
+
+def test_features_in_bfloat16_take_less() -> None:
+    method = presets.find("tf-tutorial").method
+    for size in ((60, 80), (3072, 4096)):
+        assert memory(replace(method, precision="mixed"), *size) == memory(method, *size) * 2 // 3
+
+
+def test_of_a_large_picture_only_a_band_is_in_memory() -> None:
+    method = presets.find("tf-tutorial").method
+    side = 4096
+    assert memory(method, side, side) < AT_ONCE * side**2 / 5
+    assert memory(method, side, 2 * side) - BAND == 2 * (memory(method, side, side) - BAND)
+    assert memory(PAINTERLY.method, 3072, 4096) < 8 * 2**30  # the default device memory
+
+
+def test_the_size_that_fits_is_the_largest_that_does() -> None:
+    for method in (PAINTERLY.method, TF_TUTORIAL.method):
+        for room in (2**28, 2**30, 2**33):
+            side = fitting_size(method, 300, 400, room)
+            assert memory(method, side * 3 // 4, side) <= room < memory(method, (side + 16) * 3 // 4, side + 16)
+    assert fitting_size(TF_TUTORIAL.method, 300, 400, 1) == recipes.MIN_SIZE
 
 
 def test_memory_is_counted_by_the_pictures_own_size() -> None:
-    memory = 4 * bytes_per_pixel(job().recipe.method) * 60 * 80
+    room = 4 * memory(job().recipe.method, 60, 80)
     jobs = [job(row=2 + k, height=60 * (1 + k % 2), width=80) for k in range(8)]
-    assert rows(batches(jobs, 8, memory)) == [[2, 4, 6, 8], [3, 5], [7, 9]]
+    assert rows(batches(jobs, 8, room)) == [[2, 4, 6, 8], [3, 5], [7, 9]]
 
 
 def test_nothing_to_do_is_no_batch() -> None:
