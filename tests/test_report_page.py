@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from nst_tasks import gallery, history, images, outcome, reporting, storage
 from nst_tasks.history import LevelHistory
@@ -195,7 +195,7 @@ def looked(page: Page, id: str) -> Locator:
 
 def colors(page: Page) -> list[tuple[int, ...]]:
     """At an eighth, three eighths, five and seven eighths of the width of what the slider divides."""
-    page.wait_for_function("[...document.querySelectorAll('.stage img')].every((image) => image.complete)")
+    page.locator(".stage img").evaluate_all("images => Promise.all(images.map((image) => image.decode().catch(() => {})))")
     picture = Image.open(io.BytesIO(page.locator(".stage").screenshot())).convert("RGB")
     places = [(picture.width * k // 8, picture.height // 2) for k in (1, 3, 5, 7)]
     return [tuple(round(value / 255) for value in picture.getpixel(place)) for place in places]  # type: ignore[union-attr]
@@ -253,7 +253,7 @@ def test_the_dialog_is_used_by_keyboard_alone(page: Page) -> None:
     assert page.get_by_role("button", name="Next").is_disabled()  # of those that the search has left
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")
-    page.wait_for_function("document.activeElement.textContent === 'cat_ink'")  # told of the end after it is hidden
+    expect(page.locator("a.name", has_text="cat_ink")).to_be_focused()  # told of the end after it is hidden
     assert view(page) == {"search": "cat"}
 
 
