@@ -185,7 +185,11 @@ def measure(
 def gaussian(x: tf.Tensor, weight: tf.Tensor | None = None) -> Gaussian:
     """Mean and covariance of features (h, w, C), each position counting by its weight (h, w), or alike for None."""
     flat = tf.reshape(tf.cast(x, tf.float64), (-1, x.shape[-1]))  # (h*w, C)
-    part = tf.ones_like(flat[:, :1]) if weight is None else tf.reshape(tf.cast(weight, tf.float64), (-1, 1))  # (h*w, 1)
+    if weight is None:  # without the weights, of which each would be a pass over all features
+        mean = tf.reduce_mean(flat, axis=0)
+        rows = flat - mean
+        return Gaussian(mean, tf.matmul(rows, rows, transpose_a=True) / tf.cast(tf.shape(flat)[0], tf.float64))
+    part = tf.reshape(tf.cast(weight, tf.float64), (-1, 1))  # (h*w, 1)
     part = part / tf.reduce_sum(part)
     mean = tf.reduce_sum(part * flat, axis=0)
     rows = tf.sqrt(part) * (flat - mean)
@@ -253,11 +257,15 @@ def luminance_ssim(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = Non
 
 def _blurred(x: np.ndarray) -> np.ndarray:
     """(H, W) -> (H, W) under the window, mirrored at the border."""
-    taps = np.exp(-0.5 * np.square((np.arange(WINDOW) - WINDOW // 2) / SIGMA))
-    taps /= taps.sum()
+    half = WINDOW // 2
+    taps = np.exp(-0.5 * np.square(np.arange(-half, 1) / SIGMA))
+    taps /= 2 * taps.sum() - taps[-1]
     for _ in range(2):  # along one axis, then along the other
-        padded = np.pad(x, ((WINDOW // 2, WINDOW // 2), (0, 0)), "symmetric")
-        x = sum(tap * padded[k : k + len(x)] for k, tap in enumerate(taps)).T
+        padded = np.pad(x, ((half, half), (0, 0)), "symmetric")
+        blurred = taps[half] * x
+        for k, tap in enumerate(taps[:half]):  # what lies as far on either side weighs the same
+            blurred += tap * (padded[k : k + len(x)] + padded[WINDOW - 1 - k : WINDOW - 1 - k + len(x)])
+        x = blurred.T
     return x
 
 
