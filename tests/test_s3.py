@@ -14,6 +14,7 @@ from servers import S3, nst, picture
 
 from nst_tasks import claims, images, outcome, storage
 from nst_tasks.errors import StorageError, StorageUnavailable
+from nst_tasks.settings import Run
 
 ROWS = "id,content,style,recipe\na,in/cat.png,in/oil.png,\nb,in/dog.png,s3://nst-in/in/ink.png,tf-tutorial\nbad,in/gone.png,in/oil.png,\n"
 
@@ -137,16 +138,16 @@ def test_listings_are_never_stale_and_writes_are_whole(bucket: str) -> None:
 def test_claims_hold_on_s3(bucket: str) -> None:
     out = f"{bucket}/claims-{os.getpid()}"
     assert storage.honours_create(out)
-    run = run_into(out, exclusive=True)
+    runs = [run_into(out, id=f"run{k}", exclusive=True) for k in range(6)]  # one run's own claims are no obstacle to it
     got: list[str] = []
     together = threading.Barrier(6)
     with ExitStack() as stack:
 
-        def attempt() -> None:
+        def attempt(run: Run) -> None:
             together.wait()
             got.extend(stack.enter_context(claims.taken(["k1", "k2"], run)))
 
-        threads = [threading.Thread(target=attempt) for _ in range(6)]
+        threads = [threading.Thread(target=attempt, args=(run,)) for run in runs]
         for thread in threads:
             thread.start()
         for thread in threads:
