@@ -10,23 +10,22 @@ import contextlib
 import functools
 import logging
 import queue
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import tensorflow as tf
 
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.errors import Interrupted
+from nst_tasks.kept import Kept
 from nst_tasks.progress import Watch
 
-STATISTICS_KEPT = 256
-"""Style statistics kept on a device, the least recently used given up first; one of VGG16's is about 5 MB."""
+STATISTICS_BYTES = 2**30
+"""For style statistics on a device; those of one style at one size are about 5 MB of VGG16."""
 
-CONTENTS_KEPT = 16
-"""Contents' moments kept, likewise; one of VGG16's is about 10 MB, and a grid's rows share one with their neighbours."""
-
+CONTENTS_BYTES = 2**28
+"""For what is kept of contents on a device, likewise: about 10 MB at 256 pixels, which a grid's rows share with their
+neighbours."""
 
 PAIRS_ON_GPU = 8
 """The most pairs in a batch on a GPU where nobody says otherwise."""
@@ -38,31 +37,14 @@ class Device:
 
     name: str
     backbones: dict[str, Backbone] = field(default_factory=dict)
-    statistics: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
-    contents: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
+    statistics: Kept = field(default_factory=lambda: Kept(STATISTICS_BYTES))
+    contents: Kept = field(default_factory=lambda: Kept(CONTENTS_BYTES))
 
     def backbone(self, sha256: str, make: Callable[[], Backbone]) -> Backbone:
         """The backbone with weights of this SHA-256, made at first use."""
         if sha256 not in self.backbones:
             self.backbones[sha256] = make()
         return self.backbones[sha256]
-
-    def style(self, key: Any, make: Callable[[], Any]) -> Any:
-        """A style's statistics by a key that says all they depend on, made at first use."""
-        return _kept(self.statistics, key, make, STATISTICS_KEPT)
-
-    def content(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What results are measured against of a content, likewise."""
-        return _kept(self.contents, key, make, CONTENTS_KEPT)
-
-
-def _kept(found: OrderedDict[Any, Any], key: Any, make: Callable[[], Any], most: int) -> Any:
-    if key not in found:
-        found[key] = make()
-    found.move_to_end(key)
-    if len(found) > most:
-        found.popitem(last=False)
-    return found[key]
 
 
 def names() -> list[str]:

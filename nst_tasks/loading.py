@@ -5,6 +5,7 @@ What the network is shown is not always what the files hold: with `keep_color` i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -19,10 +20,14 @@ from nst_tasks.core.backbones import MEAN_RGB
 from nst_tasks.core.method import Method
 from nst_tasks.errors import PictureError
 from nst_tasks.images import Picture
+from nst_tasks.kept import Kept
 from nst_tasks.settings import Run
 from nst_tasks.source import Source
 
 T = TypeVar("T")
+
+PICTURES_BYTES = 2**28
+"""For decoded pictures, which the pairs of a grid share: 20 of 1024 x 1024 pixels."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def load(job: Job, run: Run) -> Loaded:
     Raises:
         PictureError: one is not a picture, or has changed since it was inspected. StorageError: one cannot be read.
     """
-    content = images.resize(_picture(job.content, run), job.height, job.width)
+    content = _picture(job.content, run, (job.height, job.width))
     styles = tuple(_matched(job, _picture(style, run), content) for style in job.styles)
     mask = None
     if job.mask is not None:
@@ -122,8 +127,24 @@ def _matched(job: Job, style: Picture, content: Picture) -> Picture:
     return Picture(np.clip(matched, 0.0, 1.0), None)
 
 
-def _picture(source: Source, run: Run) -> Picture:
-    return _read(source, run, images.decode)
+@functools.cache
+def _pictures() -> Kept:
+    return Kept(PICTURES_BYTES)
+
+
+def _picture(source: Source, run: Run, size: tuple[int, int] | None = None) -> Picture:
+    """A picture, at this (height, width) or as it is: decoded once for those who ask for it at about the same time."""
+
+    def make() -> Picture:
+        found = _read(source, run, images.decode)
+        picture = images.resize(found, *size) if size else found
+        for plane in (picture.rgb, picture.alpha):
+            if plane is not None:
+                plane.flags.writeable = False  # several threads look at it
+        return picture
+
+    kept: Picture = _pictures().get((source.uri, source.sha256, size), make)
+    return kept
 
 
 def _read(source: Source, run: Run, decode: Callable[[bytes, int], T]) -> T:

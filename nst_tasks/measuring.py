@@ -28,7 +28,7 @@ def styles(ready: Loaded, level: tuple[int, int], backbone: backbones.Backbone, 
 
         size = loading.style_size(job, picture.rgb.shape[0], picture.rgb.shape[1], level)
         key = (source.sha256, size, structure(job.recipe.method), job.weights_sha256, _recolored(ready))
-        found.append(device.style(key, measure))
+        found.append(device.statistics.get(key, measure))
     return found
 
 
@@ -38,19 +38,32 @@ def _recolored(ready: Loaded) -> str:
     return f"{job.keep_color} {job.content.sha256} {ready.content.rgb.shape}" if job.keep_color else ""
 
 
+def _content(ready: Loaded) -> tuple[str | int, ...]:
+    """What the pixels of a content depend on."""
+    return ready.job.content.sha256, ready.job.height, ready.job.width, ready.job.keep_color
+
+
 def targets(
     loaded: list[Loaded], method: Method, level: Level, backbone: backbones.Backbone, device: Device
 ) -> objective.Targets:
     """What the images of a batch are drawn to at a level."""
     size = (level.height, level.width)
+
+    def measure() -> tuple[np.ndarray, dict[str, losses.Statistics]]:
+        contents = np.stack([loading.network_content(ready, *size) for ready in loaded])  # (B, h, w, 3)
+        return contents, transfer.content_statistics(backbone, method, contents)
+
+    seen = tuple((*_content(ready), ready.job.weights_sha256) for ready in loaded)
+    contents, statistics = device.contents.get(("targets", seen, size, structure(method)), measure)
     masks = [images.resize_mask(ready.mask, *size) for ready in loaded if ready.mask is not None]
     return transfer.targets(
         backbone,
         method,
-        np.stack([loading.network_content(ready, *size) for ready in loaded]),  # (B, h, w, 3)
+        contents,
         [styles(ready, size, backbone, device) for ready in loaded],
         [ready.job.style_weights for ready in loaded],
         np.stack(masks) if masks else None,  # a batch is masked as a whole or not at all
+        content=statistics,
     )
 
 
@@ -74,13 +87,12 @@ def quality_of(
             return quality.moments(backbone, images.on_white(sized.rgb, sized.alpha), layers)
 
         key = ("quality", source.sha256, layers, job.weights_sha256, _recolored(ready))
-        found.append(device.style(key, measure))
-    content = (job.content.sha256, job.height, job.width, job.keep_color, job.mask and job.mask.sha256)
+        found.append(device.statistics.get(key, measure))
     return quality.measure(
         backbone,
         layers,
         images.resize(Picture(image, None), height, width).rgb,
-        device.content((*content, layers, job.weights_sha256), of_content),
+        device.contents.get((*_content(ready), job.mask and job.mask.sha256, layers, job.weights_sha256), of_content),
         found,
         job.style_weights,
         [level.terms.sum(axis=1) for level in of_pair],

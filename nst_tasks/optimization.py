@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,7 +37,8 @@ EXPLODED = 1e4
 class Result:
     """What the optimization gave for one pair: the network's image (H, W, 3), history, quality, its share of seconds.
 
-    `stepped_back` tells whether its loss blew up once, and a level was gone through again at a lower rate.
+    `stepped_back` tells whether its loss blew up once, and a level was gone through again at a lower rate; `has_checkpoints`,
+    whether any may lie in the output.
     """
 
     image: np.ndarray
@@ -45,6 +46,7 @@ class Result:
     quality: Quality
     seconds: float
     stepped_back: bool
+    has_checkpoints: bool
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class _Tools:
     backbone: backbones.Backbone
     observer: Watch
     saver: resume.Saver
+    places: Mapping[str, list[resume.Place]]
 
 
 def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -> list[Result | PairError]:
@@ -67,13 +70,14 @@ def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) ->
     backbone = device.backbone(run.weights_sha256, lambda: build_backbone(run))
     results: dict[str, Result | PairError] = {}
     with resume.Saver(run.out, observer.warn) as saver:
-        tools = _Tools(run, device, backbone, observer, saver)
-        for members, at in _standing(loaded, run, observer):
+        places = resume.listed(run.out, [ready.job.key for ready in loaded])
+        tools = _Tools(run, device, backbone, observer, saver, places)
+        for members, at in _standing(loaded, tools):
             results |= {ready.job.id: result for ready, result in _carried_out(members, at, tools)}
     return [results[ready.job.id] for ready in loaded]
 
 
-def _standing(loaded: list[Loaded], run: Run, observer: Watch) -> list[tuple[list[Loaded], Checkpoint]]:
+def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], Checkpoint]]:
     """The batch by where its pairs stand, so that those who go on together are at the same step."""
     method, schedule = loaded[0].job.recipe.method, _schedule(loaded[0])
 
@@ -83,7 +87,8 @@ def _standing(loaded: list[Loaded], run: Run, observer: Watch) -> list[tuple[lis
             return tuple(at.state.image.shape) == (1, schedule[-1].height, schedule[-1].width, 3)
         return k < len(schedule) and at.state.step <= schedule[k].steps and transfer.fits(method, at.state, schedule[k])
 
-    found = resume.resumed(run.out, [ready.job.key for ready in loaded], fits, observer.warn)
+    keys, observer = [ready.job.key for ready in loaded], tools.observer
+    found = resume.resumed(tools.run.out, keys, tools.places, fits, observer.warn)
     groups: dict[object, list[tuple[Loaded, Checkpoint]]] = {}
     fresh = []
     for ready, at in zip(loaded, found, strict=True):
@@ -286,7 +291,8 @@ def _result(ready: Loaded, at: Checkpoint, seconds: float, schedule: Sequence[Le
         histories.append(LevelHistory(number, level.height, level.width, at.terms[number][:, 0], rates, at.seconds[number]))
     image = np.clip(np.asarray(at.state.image)[0], 0.0, 1.0)
     measured = measuring.quality_of(ready, image, histories, tools.backbone, tools.device)
-    return Result(image, histories, measured, seconds, at.calmed_from is not None)
+    has_checkpoints = tools.saver.has_saved or ready.job.key in tools.places
+    return Result(image, histories, measured, seconds, at.calmed_from is not None, has_checkpoints)
 
 
 def _start(loaded: list[Loaded], method: Method, level: Level) -> transfer.TransferState:

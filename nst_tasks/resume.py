@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -50,9 +50,13 @@ def listed(out: str, keys: Sequence[str] = ()) -> dict[str, list[Place]]:
 
 
 def resumed(
-    out: str, keys: Sequence[str], fits: Callable[[Checkpoint], bool], warn: Callable[[str], None]
+    out: str,
+    keys: Sequence[str],
+    places: Mapping[str, Sequence[Place]],
+    fits: Callable[[Checkpoint], bool],
+    warn: Callable[[str], None],
 ) -> list[Checkpoint | None]:
-    """Each pair's checkpoint to go on from: of the furthest place that all of them have, or else each pair's furthest.
+    """Each pair's checkpoint to go on from, of the `listed` ones: of the furthest place that all have, or else its furthest.
 
     A checkpoint counts only if the companions that are here again were saved as well: alone a pair's last bits are others than
     in a batch, and a kill that comes while a batch's first checkpoints are written costs no more than that interval. One that
@@ -61,9 +65,6 @@ def resumed(
     Raises:
         StorageUnavailable: the store failed for the moment.
     """
-    places = listed(out, keys)
-    if not any(key in places for key in keys):
-        return [None] * len(keys)
 
     def load(key: str, place: Place) -> Checkpoint | None:
         at = uri(out, key, place)
@@ -112,6 +113,11 @@ class Saver:
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
     _last: Future[None] | None = None
     _saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def has_saved(self) -> bool:
+        """Whether one was written, or is being."""
+        return self._last is not None
 
     @property
     def idle(self) -> bool:

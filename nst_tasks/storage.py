@@ -208,6 +208,9 @@ def each(function: Callable[[T], R], items: Iterable[T], readers: int) -> list[R
         except NstError as error:
             return error
 
+    items = list(items)
+    if min(readers, len(items)) < 2:
+        return [attempt(item) for item in items]
     with ThreadPoolExecutor(max_workers=readers) as pool:
         return list(pool.map(attempt, items))
 

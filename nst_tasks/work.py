@@ -70,8 +70,7 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
                 results = fitting.optimized(loaded, run, device, observer)
             for ready, result in zip(loaded, results, strict=True):
                 outcomes[ready.job.id] = publish(ready, result, run)
-            late = {ready.job.key for ready, result in zip(loaded, results, strict=True) if isinstance(result, DeadlineError)}
-            resume.remove(run.out, {ready.job.key for ready in loaded} - late)
+            resume.remove(run.out, {ready.job.key for ready, result in zip(loaded, results, strict=True) if _is_left(result)})
     observer.finish(outcomes)
     return [outcomes[job.id] for job in ours]
 
@@ -130,6 +129,11 @@ def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
             raise
         return failure(job.id, job.row, error, run.id)
     return done
+
+
+def _is_left(result: Result | PairError) -> bool:
+    """Whether checkpoints may lie in the output that nobody goes on from."""
+    return result.has_checkpoints if isinstance(result, Result) else not isinstance(result, DeadlineError)
 
 
 def _quarantined(job: Job) -> QuarantinedError:

@@ -126,10 +126,10 @@ def test_one_that_is_too_large_does_not_cost_its_neighbours(
     """A pair whose style is too much for the memory, whatever the batch."""
     really = transfer.targets
 
-    def targets(backbone: Any, method: Any, contents: Any, styles: Any, style_weights: Any, mask: Any = None) -> Any:
+    def targets(backbone: Any, method: Any, contents: Any, styles: Any, style_weights: Any, mask: Any, **more: Any) -> Any:
         if any(weights == (7.0,) for weights in style_weights):
             raise EXHAUSTED
-        return really(backbone, method, contents, styles, style_weights, mask)
+        return really(backbone, method, contents, styles, style_weights, mask, **more)
 
     monkeypatch.setattr(transfer, "targets", targets)
     jobs = (four[0], replace(four[1], style_weights=(7.0,)), four[2])

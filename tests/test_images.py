@@ -851,6 +851,24 @@ def test_strip_bears_absurd_aspects():
     assert probe(images.strip(rows, 32, 4), LIMIT) == (32, 96 + 4 + 1)
 
 
+def test_a_high_strip_holds_a_small_one_that_need_not_be_made_from_its_pixels():
+    rows = [np.full((160, 240, 3), shade, np.float32) for shade in (0.2, 0.5, 0.8)]
+    strip = images.strip(rows, 160, 4)
+    small = images.shrunk(strip, 128, LIMIT)
+    assert small in strip
+    assert probe(small, LIMIT) == (128, round((3 * 240 + 8) * 128 / 160))
+    colours = decode(small, LIMIT).rgb[64, [90, 290, 490]]
+    np.testing.assert_allclose(colours, np.repeat([[0.2], [0.5], [0.8]], 3, axis=1), atol=0.02)
+    assert images.shrunk(strip, 140, LIMIT) == small
+    lower = images.shrunk(strip, 100, LIMIT)  # than the one that is at hand
+    assert probe(lower, LIMIT)[0] == 100
+    assert images.shrunk(images.strip(rows, 128, 4), 128, LIMIT).count(b"RIFF") == 1
+    with pytest.raises(PictureError):  # what is no picture is not handed out
+        images.shrunk(strip.replace(small, b"hunter2" + small[7:]), 128, LIMIT)
+    with Image.open(io.BytesIO(strip)) as image:
+        assert image.getexif().get_ifd(ExifTags.IFD.IFD1)[0x202] == len(small)
+
+
 def test_a_strip_is_shrunk_to_a_height_and_nothing_but_a_strip_is():
     noise = np.random.default_rng(0).random((30, 90, 3), np.float32)
     strip = images.strip([noise], 64, 4)

@@ -86,6 +86,20 @@ def test_a_picture_that_changed_since_it_was_inspected_is_refused(tmp_path: Path
         loading.load(asked, run_into(tmp_path))
 
 
+def test_pairs_that_share_a_picture_decode_it_once(tmp_path: Path) -> None:
+    asked, run = whole(tmp_path), run_into(tmp_path)
+    first = loading.load(asked, run)
+    for name in ("content", "style"):
+        (tmp_path / f"{name}.png").unlink()
+    again = loading.load(replace(asked, id="b", seed=7), run)
+    assert again.content is first.content
+    assert again.styles[0] is first.styles[0]
+    with pytest.raises(ValueError, match="read-only"):
+        again.content.rgb[0] = 0.0
+    with pytest.raises(StorageError, match=r"content\.png"):
+        loading.load(replace(asked, height=30, width=40), run)  # at another size it is another
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_a_picture_that_is_gone_is_told_by_its_name(tmp_path: Path, name: str) -> None:
     asked = whole(tmp_path)

@@ -293,16 +293,19 @@ def test_the_quality_is_that_of_what_the_network_was_shown(
 
 
 def test_a_content_is_looked_at_once_for_all_its_results(two: list[Job], tmp_path: Path) -> None:
-    """But once for each size and each mask: it is measured as its results are."""
+    """For its targets, and for what they are measured against: once for each size and each mask, as its results are."""
     fresh = Device("/CPU:0")
     other_style = replace(two[0], id="b", styles=two[1].styles)
-    alike = succeeded([two[0], other_style], run_into(tmp_path), fresh)
-    assert len(fresh.contents) == 1
-    assert alike[1].quality == succeeded([other_style], run_into(tmp_path), Device("/CPU:0"))[0].quality
-    for another in (replace(two[0], height=36, width=48), masked(two, tmp_path)[0], replace(two[0], keep_color="luminance")):
+    alike = [succeeded([one], run_into(tmp_path), fresh)[0] for one in (two[0], other_style)]
+    assert len(fresh.contents) == 3  # two levels and the quality
+    (alone,) = succeeded([other_style], run_into(tmp_path), Device("/CPU:0"))
+    assert alike[1].quality == alone.quality
+    np.testing.assert_array_equal(alike[1].image, alone.image)
+    smaller, gray = replace(two[0], height=36, width=48), replace(two[0], keep_color="luminance")
+    for another, more in ((smaller, 2), (masked(two, tmp_path)[0], 1), (gray, 3)):  # a mask changes no target
         before = len(fresh.contents)
         succeeded([another], run_into(tmp_path), fresh)
-        assert len(fresh.contents) == before + 1
+        assert len(fresh.contents) == before + more
 
 
 def test_steps_that_go_nowhere_are_flagged(two: list[Job], tmp_path: Path, device: Device) -> None:

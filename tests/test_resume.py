@@ -116,6 +116,9 @@ def test_interrupted_again_and_again_it_comes_to_the_same_bytes(
             assert len(files(tmp_path / "cut")) == pairs
     assert interruptions >= 2
     assert_same(found, calm)
+    # whether there is anything to remove; a batch of several pairs ends with checkpoints of what it has come to
+    assert [result.has_checkpoints for result in calm if isinstance(result, Result)] == [pairs > 1] * pairs
+    assert all(result.has_checkpoints for result in found if isinstance(result, Result))
 
 
 class Recorded(MemoryFileSystem):

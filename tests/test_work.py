@@ -24,7 +24,7 @@ from nst_tasks import claims, devices, images, manifest, outcome, storage, weigh
 from nst_tasks.batching import Batch, Job
 from nst_tasks.core import backbones, objective, quality
 from nst_tasks.core.method import SGD, Adam
-from nst_tasks.devices import CONTENTS_KEPT, STATISTICS_KEPT, Device
+from nst_tasks.devices import Device
 from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
 from nst_tasks.outcome import Status
 from nst_tasks.progress import WARNINGS_KEPT, Watch, current, watch
@@ -60,15 +60,6 @@ def test_waiting_for_a_device_ends_when_the_run_is_asked_to_stop() -> None:
     stopping.stop.set()
     with devices.lease(Watch()), pytest.raises(Interrupted), devices.lease(stopping):
         pass
-
-
-@pytest.mark.parametrize(("kind", "most"), [("style", STATISTICS_KEPT), ("content", CONTENTS_KEPT)])
-def test_a_device_makes_each_thing_once_and_forgets_the_oldest_statistics(kind: str, most: int) -> None:
-    device, made = Device("/CPU:0"), []
-    for key in [*range(most), 0, most, 0, 1, 0]:
-        assert getattr(device, kind)(key, lambda key=key: made.append(key) or str(key)) == str(key)
-    # 0 was used again and so is kept; 1 was the oldest when one more came, and is made anew
-    assert made == [*range(most), most, 1]
 
 
 def test_a_device_keeps_its_backbone() -> None:

@@ -69,6 +69,8 @@ def spread(picture: np.ndarray, weight: np.ndarray | None = None) -> float:
 def clipped(picture: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Share of values (H, W, 3) in [0, 1] that 8 bits hold as 0 or 255; weight (H, W) of the pixels, or None for 1."""
     at_end = (picture < 0.5 / 255) | (picture > 254.5 / 255)
+    if weight is None:
+        return float(np.count_nonzero(at_end) / at_end.size)
     return float(np.average(at_end, weights=_over_channels(picture, weight)))
 
 

@@ -99,14 +99,14 @@ def init(lbfgs: LBFGS, image: tf.Tensor) -> LBFGSState:
     def zeros(*shape: tf.Tensor | list[int]) -> tf.Tensor:
         return tf.zeros(tf.concat([batch, *shape], axis=0), image.dtype)
 
-    none = tf.zeros(batch, tf.int32)
+    none, blank, memory = tf.zeros(batch, tf.int32), zeros(size), zeros([lbfgs.history], size)
     infinite = tf.fill(batch, tf.constant(float("inf"), image.dtype))
     return LBFGSState(
-        point=image, loss=infinite, gradient=zeros(size),
-        direction=zeros(size), slope=zeros(), step=zeros(),
+        point=image, loss=infinite, gradient=blank,
+        direction=blank, slope=zeros(), step=zeros(),
         high=infinite, high_loss=infinite, high_slope=infinite,
         trials=none, restarts=none, begun=none > 0, settled=none > 0,
-        s=zeros([lbfgs.history], size), y=zeros([lbfgs.history], size), rho=zeros([lbfgs.history]), count=none, place=none,
+        s=memory, y=memory, rho=zeros([lbfgs.history]), count=none, place=none,
         best=image, best_loss=infinite,
     )  # fmt: skip
 

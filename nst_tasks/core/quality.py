@@ -71,6 +71,14 @@ class Moments:
     clipped: float
 
 
+class Luminance(NamedTuple):
+    """A picture's luminance (H, W), and its mean and variance under the window about each pixel."""
+
+    value: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Content:
     """What is kept of a content picture (H, W, 3): the moments of its features, and those at `CONTENT`, (h, w, C) or None.
@@ -79,6 +87,7 @@ class Content:
     """
 
     picture: np.ndarray
+    luminance: Luminance
     layers: Mapping[str, Gaussian]
     features: np.ndarray | None
     mask: np.ndarray | None
@@ -131,7 +140,7 @@ def content(backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask
     Raises:
         ValueError: the mask is 0 everywhere.
     """
-    return Content(picture, *_statistics(backbone, picture, layers, mask), mask)
+    return Content(picture, luminance(picture), *_statistics(backbone, picture, layers, mask), mask)
 
 
 def measure(
@@ -177,7 +186,7 @@ def measure(
         used=_mean(gaps, used),
         held_out=_mean(gaps, HELD_OUT),
         content_cosine=kept,
-        luminance_ssim=luminance_ssim(out, content.picture, weight),
+        luminance_ssim=luminance_ssim(luminance(out), content.luminance, weight),
         flags=flags.find(out, content.picture, [style.clipped for style in styles], losses, weight),
     )
 
@@ -185,7 +194,11 @@ def measure(
 def gaussian(x: tf.Tensor, weight: tf.Tensor | None = None) -> Gaussian:
     """Mean and covariance of features (h, w, C), each position counting by its weight (h, w), or alike for None."""
     flat = tf.reshape(tf.cast(x, tf.float64), (-1, x.shape[-1]))  # (h*w, C)
-    part = tf.ones_like(flat[:, :1]) if weight is None else tf.reshape(tf.cast(weight, tf.float64), (-1, 1))  # (h*w, 1)
+    if weight is None:  # without the weights, of which each would be a pass over all features
+        mean = tf.reduce_mean(flat, axis=0)
+        rows = flat - mean
+        return Gaussian(mean, tf.matmul(rows, rows, transpose_a=True) / tf.cast(tf.shape(flat)[0], tf.float64))
+    part = tf.reshape(tf.cast(weight, tf.float64), (-1, 1))  # (h*w, 1)
     part = part / tf.reduce_sum(part)
     mean = tf.reduce_sum(part * flat, axis=0)
     rows = tf.sqrt(part) * (flat - mean)
@@ -236,28 +249,38 @@ def cosine(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> fl
     return float(np.sum(share * x * y) / norms) if norms > 0 else None
 
 
-def luminance_ssim(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Mean structural similarity of the luminances of two pictures (H, W, 3) in [0, 1] (Wang et al. 2004).
+def luminance(picture: np.ndarray) -> Luminance:
+    """What `luminance_ssim` compares of a picture (H, W, 3) in [0, 1]."""
+    x = picture.astype(np.float64) @ LUMA
+    mean = _blurred(x)
+    return Luminance(x, mean, _blurred(x * x) - mean**2)
+
+
+def luminance_ssim(x: Luminance, y: Luminance, weight: np.ndarray | None = None) -> float:
+    """Mean structural similarity of the luminances of two pictures of one size (Wang et al. 2004).
 
     `(2 m_a m_b + C1) (2 s_ab + C2) / ((m_a^2 + m_b^2 + C1) (s_a^2 + s_b^2 + C2))` over a Gaussian window of 11 x 11 pixels,
     sigma 1.5, with `C1 = 0.01^2` and `C2 = 0.03^2`. Unlike the paper's, the mean runs over every pixel, mirrored at the border,
     so that pictures smaller than the window and masks have one too; weight (H, W), or None for 1.
     """
-    x, y = a.astype(np.float64) @ LUMA, b.astype(np.float64) @ LUMA  # (H, W)
-    mean_x, mean_y = _blurred(x), _blurred(y)
-    var_x, var_y, covariance = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2, _blurred(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    same = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    product = x.mean * y.mean
+    covariance = _blurred(x.value * y.value) - product
+    same = (2 * product + c1) * (2 * covariance + c2) / ((x.mean**2 + y.mean**2 + c1) * (x.variance + y.variance + c2))
     return float(np.average(same, weights=weight))
 
 
 def _blurred(x: np.ndarray) -> np.ndarray:
     """(H, W) -> (H, W) under the window, mirrored at the border."""
-    taps = np.exp(-0.5 * np.square((np.arange(WINDOW) - WINDOW // 2) / SIGMA))
-    taps /= taps.sum()
+    half = WINDOW // 2
+    taps = np.exp(-0.5 * np.square(np.arange(-half, 1) / SIGMA))
+    taps /= 2 * taps.sum() - taps[-1]
     for _ in range(2):  # along one axis, then along the other
-        padded = np.pad(x, ((WINDOW // 2, WINDOW // 2), (0, 0)), "symmetric")
-        x = sum(tap * padded[k : k + len(x)] for k, tap in enumerate(taps)).T
+        padded = np.pad(x, ((half, half), (0, 0)), "symmetric")
+        blurred = taps[half] * x
+        for k, tap in enumerate(taps[:half]):  # what lies as far on either side weighs the same
+            blurred += tap * (padded[k : k + len(x)] + padded[WINDOW - 1 - k : WINDOW - 1 - k + len(x)])
+        x = blurred.T
     return x
 
 
@@ -304,7 +327,7 @@ _TARGET = Target(tf.TensorSpec((None,), tf.float64), tf.TensorSpec((None, None),
 
 
 @functools.lru_cache(maxsize=32)
-def _distances(layers: tuple[str, ...]) -> tf.types.experimental.PolymorphicFunction:
+def _distances(layers: tuple[str, ...]) -> tf.types.experimental.ConcreteFunction:
     """The graph of squared distances (L, 2) of an out's and a content's Gaussians to a style's, at each of these layers."""
 
     @tf.function(input_signature=[dict.fromkeys(layers, _GAUSSIAN)] * 2 + [dict.fromkeys(layers, _TARGET)], autograph=False)
@@ -319,7 +342,7 @@ def _distances(layers: tuple[str, ...]) -> tf.types.experimental.PolymorphicFunc
                 ]
             )
 
-    return distances
+    return distances.get_concrete_function()  # to bind some 40 tensors takes it half as long
 
 
 def _some(mask: np.ndarray) -> np.ndarray:

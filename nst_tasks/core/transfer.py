@@ -57,6 +57,16 @@ def style_statistics(
     return found
 
 
+def content_statistics(
+    backbone: Backbone, method: Method, contents: np.ndarray, how: Bands = bands.USUAL
+) -> dict[str, losses.Statistics]:
+    """Statistics of a batch's contents (B, H, W, 3) float32 in [0, 1] at each content layer."""
+    cut = _cut(backbone, [layer for layer, _ in method.content.layers], contents, how)
+    graphs = _compiled(backbone, structure(method), False, len(cut))
+    found: dict[str, losses.Statistics] = graphs.content(tf.constant(contents, tf.float32), cut)
+    return found
+
+
 def targets(
     backbone: Backbone,
     method: Method,
@@ -65,13 +75,14 @@ def targets(
     style_weights: Sequence[Sequence[float]],
     mask: np.ndarray | None = None,
     how: Bands = bands.USUAL,
+    content: dict[str, losses.Statistics] | None = None,
 ) -> Targets:
     """Targets of a batch: contents (B, H, W, 3) float32 in [0, 1], and for each pair its styles' statistics and weights.
 
-    With a mask (B, H, W) in [0, 1], only where it is 1 the pictures are stylized, and compared with the style.
+    With a mask (B, H, W) in [0, 1], only where it is 1 the pictures are stylized, and compared with the style. `content` are
+    the contents' `content_statistics`, where they are known.
     """
-    cut = _cut(backbone, [layer for layer, _ in method.content.layers], contents, how)
-    content = _compiled(backbone, structure(method), False, len(cut)).content(tf.constant(contents, tf.float32), cut)
+    content = content_statistics(backbone, method, contents, how) if content is None else content
     style = {
         layer: {
             name: tf.stack([tf.concat([one[layer][name] for one in pair], axis=0) for pair in styles])  # (B, S, ...)
@@ -177,6 +188,8 @@ def result(backbone: Backbone, method: Method, targets: Targets, state: Transfer
         best = Best(*lbfgs.best(state.optimizer))
     if best is not None:
         worse = ~(terms.sum(axis=1) < best.loss.numpy())  # so written, it holds for losses that are not numbers
+        if not worse.any():
+            return image, terms
         image = tf.where(tf.constant(worse)[:, None, None, None], objective.shown(targets.mask, best.image), image)
         terms = measure(backbone, method, targets, image)
     elif isinstance(state.kept, Average):

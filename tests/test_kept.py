@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nst_tasks import kept
+from nst_tasks.core.quality import Gaussian, Moments, Target
+from nst_tasks.kept import Kept
+
+
+def test_the_least_recently_used_is_given_up_for_what_takes_its_bytes() -> None:
+    room, made = Kept(100), []
+
+    def ask(key: str, bytes: int) -> np.ndarray:
+        return room.get(key, lambda: made.append(key) or np.zeros(bytes, np.uint8))
+
+    first = ask("a", 40)
+    ask("b", 40)
+    assert ask("a", 40) is first
+    ask("c", 60)  # b was used before a
+    assert ask("a", 40) is first
+    assert made == ["a", "b", "c"]
+    ask("b", 61)
+    assert len(room) == 1  # both others had to go
+    ask("c", 1)
+    assert made == ["a", "b", "c", "b", "c"]
+
+
+def test_what_is_larger_than_the_room_takes_nobodys_place() -> None:
+    room = Kept(10)
+    room.get("small", lambda: np.zeros(10, np.uint8))
+    assert len(room.get("large", lambda: np.zeros(11, np.uint8))) == 11
+    assert len(room) == 1
+    assert room.get("small", lambda: pytest.fail("made anew")).nbytes == 10
+    room.clear()
+    assert len(room) == 0
+    assert room.get("small", lambda: np.ones(10, np.uint8)).all()
+
+
+def test_the_bytes_of_arrays_and_tensors_are_found_wherever_they_are() -> None:
+    array, tensor = np.zeros((2, 3), np.float64), tf.zeros((4, 5), tf.bfloat16)
+    assert (kept.size(array), kept.size(tensor)) == (48, 40)
+    gaussian = Gaussian(tf.zeros(2, tf.float64), tf.zeros((2, 2), tf.float64))
+    assert kept.size({"a": [gaussian], "b": (array, None, "text", 1.0)}) == 48 + 48
+    assert kept.size(Moments({"block1_conv1": Target(*gaussian)}, 0.5)) == 48
