@@ -13,7 +13,7 @@ import tensorflow as tf
 from nst_tasks import checkpoint, images, loading, measuring, outcome, resume, storage, weights
 from nst_tasks.checkpoint import Checkpoint
 from nst_tasks.core import backbones, objective, optimizers, transfer
-from nst_tasks.core.method import LBFGS, Method
+from nst_tasks.core.method import LARGE, LBFGS, Method
 from nst_tasks.core.pyramid import Level, levels
 from nst_tasks.core.quality import Quality
 from nst_tasks.devices import Device
@@ -61,6 +61,13 @@ class _Tools:
     places: Mapping[str, list[resume.Place]]
 
 
+@dataclass
+class _Place:
+    """Where a batch stands. The one reference to it: whoever kept the state before would keep gigabytes of a large picture."""
+
+    at: Checkpoint
+
+
 def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -> list[Result | PairError]:
     """Carry out the method on a batch from its last checkpoint: results in order, a pair's own error in place of its result.
 
@@ -72,12 +79,12 @@ def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) ->
     with resume.Saver(run.out, observer.warn) as saver:
         places = resume.listed(run.out, [ready.job.key for ready in loaded])
         tools = _Tools(run, device, backbone, observer, saver, places)
-        for members, at in _standing(loaded, tools):
-            results |= {ready.job.id: result for ready, result in _carried_out(members, at, tools)}
+        for members, place in _standing(loaded, tools):
+            results |= {ready.job.id: result for ready, result in _carried_out(members, place, tools)}
     return [results[ready.job.id] for ready in loaded]
 
 
-def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], Checkpoint]]:
+def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _Place]]:
     """The batch by where its pairs stand, so that those who go on together are at the same step."""
     method, schedule = loaded[0].job.recipe.method, _schedule(loaded[0])
 
@@ -97,10 +104,10 @@ def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], C
         else:
             alike = (at.state.step, at.calmed_from, *map(len, at.terms))  # plateaus may have cut other levels at other steps
             groups.setdefault(alike, []).append((ready, at))
-    standing = [([ready for ready, _ in group], checkpoint.merge([at for _, at in group])) for group in groups.values()]
-    for members, at in standing:
-        _tell(observer, members, schedule, at)
-    return standing + ([(fresh, _begun(fresh, method, schedule[0]))] if fresh else [])
+    standing = [([ready for ready, _ in group], _Place(checkpoint.merge([at for _, at in group]))) for group in groups.values()]
+    for members, place in standing:
+        _tell(observer, members, schedule, place.at)
+    return standing + ([(fresh, _Place(_begun(fresh, method, schedule[0])))] if fresh else [])
 
 
 def _tell(observer: Watch, loaded: list[Loaded], schedule: Sequence[Level], at: Checkpoint) -> None:
@@ -120,32 +127,30 @@ def _spare(observer: Watch, loaded: list[Loaded], level: Level, done: int) -> No
         observer.add(steps=-spared, work=-spared * level.height * level.width)
 
 
-def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterator[tuple[Loaded, Result | PairError]]:
+def _carried_out(loaded: list[Loaded], place: _Place, tools: _Tools) -> Iterator[tuple[Loaded, Result | PairError]]:
     """Each pair with what becomes of it, from where the batch stands to its end; those that step back come last."""
     schedule = _schedule(loaded[0])
     again: list[Iterator[tuple[Loaded, Result | PairError]]] = []
-    while at.state.level < len(schedule):
-        level, method = schedule[at.state.level], _method(loaded[0], at.calmed_from, at.state.level)
+    while place.at.state.level < len(schedule):
+        number = place.at.state.level
+        level, method = schedule[number], _method(loaded[0], place.at.calmed_from, number)
         try:
             with tools.observer.compute():
-                at, image, last = _stepped(loaded, at, method, schedule, tools)
+                image, last = _stepped(loaded, place, method, schedule, tools)
         except DeadlineError as error:
             yield from ((ready, error) for ready in loaded)
             loaded = []
             break
-        if going := [k for k in range(len(loaded)) if not _has_ended(method, level, at, k)]:  # past the others' plateau
-            again.append(_carried_out([loaded[k] for k in going], checkpoint.take(at, going), tools))
+        if going := [k for k in range(len(loaded)) if not _has_ended(method, level, place.at, k)]:  # past the others' plateau
+            again.append(_carried_out([loaded[k] for k in going], _Place(checkpoint.take(place.at, going)), tools))
             ended = [k for k in range(len(loaded)) if k not in going]
-            loaded, at, image, last = (
-                [loaded[k] for k in ended],
-                checkpoint.take(at, ended),
-                tf.gather(image, ended),
-                last[ended],
-            )
-        at = replace(at, terms=(*at.terms[:-1], np.concatenate([at.terms[-1], last[None]])))
-        blown = [_blown_up(method, level, at.state.level, at.terms[-1][:, k]) for k in range(len(loaded))]
+            loaded, image, last = [loaded[k] for k in ended], tf.gather(image, ended), last[ended]
+            place.at = checkpoint.take(place.at, ended)
+        terms = np.concatenate([place.at.terms[-1], last[None]])
+        place.at = replace(place.at, terms=(*place.at.terms[:-1], terms))
+        blown = [_blown_up(method, level, number, terms[:, k]) for k in range(len(loaded))]
         again += [
-            _stepped_back(loaded[k], checkpoint.take(at, [k]), why, level, tools)
+            _stepped_back(loaded[k], checkpoint.take(place.at, [k]), why, level, tools)
             for k, why in enumerate(blown)
             if why is not None
         ]
@@ -154,22 +159,22 @@ def _carried_out(loaded: list[Loaded], at: Checkpoint, tools: _Tools) -> Iterato
         if not loaded:
             break
         if len(healthy) < len(blown):
-            at, image = checkpoint.take(at, healthy), tf.gather(image, healthy)
-        _spare(tools.observer, loaded, level, at.state.step)
-        at = _ascended(at, image, method, schedule)
+            place.at, image = checkpoint.take(place.at, healthy), tf.gather(image, healthy)
+        _spare(tools.observer, loaded, level, place.at.state.step)
+        place.at = _ascended(place.at, image, method, schedule)
     if len(loaded) > 1:  # so that a kill between the first pair's marker and the last one's leaves nothing to do again
-        tools.saver.save([ready.job.key for ready in loaded], at)
+        tools.saver.save([ready.job.key for ready in loaded], place.at)
     for k, ready in enumerate(loaded):
         with tools.observer.compute():
-            result = _result(ready, checkpoint.take(at, [k]), at.elapsed / len(loaded), schedule, tools)
+            result = _result(ready, checkpoint.take(place.at, [k]), place.at.elapsed / len(loaded), schedule, tools)
         yield ready, result
     for pairs in again:
         yield from pairs
 
 
 def _stepped(
-    loaded: list[Loaded], at: Checkpoint, method: Method, schedule: Sequence[Level], tools: _Tools
-) -> tuple[Checkpoint, tf.Tensor, np.ndarray]:
+    loaded: list[Loaded], place: _Place, method: Method, schedule: Sequence[Level], tools: _Tools
+) -> tuple[tf.Tensor, np.ndarray]:
     """Steps of a level until it ends for one of the pairs; the images that these came to, and their terms (B, 3).
 
     Raises:
@@ -177,40 +182,42 @@ def _stepped(
     """
     run, backbone, observer, saver = tools.run, tools.backbone, tools.observer, tools.saver
     keys = [ready.job.key for ready in loaded]
-    level, before = schedule[at.state.level], sum(len(terms) - 1 for terms in at.terms[:-1])
-    began = time.monotonic() - at.elapsed
+    level, before = schedule[place.at.state.level], sum(len(terms) - 1 for terms in place.at.terms[:-1])
+    began = time.monotonic() - place.at.elapsed
     targets = measuring.targets(loaded, method, level, backbone, tools.device)
     chunk = 1
-    while not _is_over(method, level, at):
+    while not _is_over(method, level, place.at):
         if observer.stop.is_set():
-            if before + at.state.step:
-                saver.save(keys, at)
+            if before + place.at.state.step:
+                saver.save(keys, place.at)
             raise Interrupted("interrupted between two chunks of steps")
-        if run.pair_timeout and at.elapsed > run.pair_timeout * len(loaded):
-            saver.save(keys, at)
+        if run.pair_timeout and place.at.elapsed > run.pair_timeout * len(loaded):
+            saver.save(keys, place.at)
             raise DeadlineError(
-                f"not done after --pair-timeout {run.pair_timeout:g} seconds, at step {at.state.step} of {level.steps} of "
-                f"level {at.state.level} ({level.width} x {level.height}); raise it, and the pair goes on from there, or lower "
-                "size or steps"
+                f"not done after --pair-timeout {run.pair_timeout:g} seconds, at step {place.at.state.step} of {level.steps} "
+                f"of level {place.at.state.level} ({level.width} x {level.height}); raise it, and the pair goes on from there, "
+                "or lower size or steps"
             )
-        done = before + at.state.step
-        chunk = min(chunk, level.steps - at.state.step)
+        done = before + place.at.state.step
+        chunk = min(chunk, level.steps - place.at.state.step)
         if method.plateau is not None:
-            chunk = min(chunk, method.plateau.window - at.state.step % method.plateau.window)
+            chunk = min(chunk, method.plateau.window - place.at.state.step % method.plateau.window)
         for every in filter(None, (run.snapshots, run.checkpoint_steps)):
             chunk = min(chunk, every - done % every)
         started = time.monotonic()
-        state, more = transfer.advance(backbone, method, targets, at.state, chunk, level.steps)  # (n, B, 3)
+        state, more = transfer.advance(backbone, method, targets, place.at.state, chunk, level.steps)  # (n, B, 3)
         took = time.monotonic() - started
-        at = _extended(at, state, more, started - began + took * np.arange(1, chunk + 1) / chunk)
+        place.at = _extended(place.at, state, more, started - began + took * np.arange(1, chunk + 1) / chunk)
         done += chunk
         observer.add(steps_done=chunk * len(loaded), work_done=chunk * len(loaded) * level.height * level.width)
         if run.snapshots and done % run.snapshots == 0:
-            _snapshot(loaded, transfer.result(backbone, method, targets, state)[0].numpy(), done, run)
+            _snapshot(loaded, transfer.result(backbone, method, targets, place.at.state)[0].numpy(), done, run)
+        if level.height * level.width > LARGE:
+            saver.settle()  # what is still being written would be a third state, besides this one and the next
         if saver.due(done, run):
-            saver.save(keys, at)
+            saver.save(keys, place.at)
         chunk = int(np.clip(chunk * CHUNK_SECONDS / max(took, 1e-3), 1, 4 * chunk))
-    return at, *transfer.result(backbone, method, targets, at.state)
+    return transfer.result(backbone, method, targets, place.at.state)
 
 
 def _begun(loaded: list[Loaded], method: Method, level: Level) -> Checkpoint:
@@ -263,7 +270,7 @@ def _stepped_back(
         (*at.seconds[:-1], np.array([at.elapsed])),
         at.state.level,
     )
-    yield from _carried_out([ready], first, tools)
+    yield from _carried_out([ready], _Place(first), tools)
 
 
 def _no_rows(pairs: int) -> np.ndarray:

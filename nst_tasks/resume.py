@@ -124,6 +124,11 @@ class Saver:
         """Whether none is being written."""
         return self._last is None or self._last.done()
 
+    def settle(self) -> None:
+        """Wait until what is being written is written, and its memory given back."""
+        if self._last is not None:
+            wait([self._last])
+
     def due(self, done: int, run: Run) -> bool:
         """Whether it is time for a checkpoint after `done` steps; not while the last one is still being written."""
         if not self.idle:
