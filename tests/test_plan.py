@@ -153,7 +153,7 @@ def larger(jobs: list[Job], *, times: int) -> list[Job]:
 
 
 def test_steps_and_pairs_are_measured_from_small_sizes_up_to_the_jobs_own(tmp_path: Path) -> None:
-    measured = calibrated(tmp_path, larger(two_jobs(tmp_path), times=2))
+    measured = calibrated(tmp_path, larger(two_jobs(tmp_path), times=2), seconds=600.0)  # enough on a busy machine as well
     (costs,) = measured.costs
     assert costs.kind == KIND
     assert [sample.pixels for sample in costs.step] == [48 * 64, 96 * 128]
