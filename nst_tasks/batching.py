@@ -17,14 +17,14 @@ from nst_tasks.source import Source
 AT_ONCE = 3_000
 """Peak bytes of a step for each pixel of a picture that is computed as a whole, in float32, and some room (bench/memory.py)."""
 
-BAND = 2**29
+BAND = 3 * 2**28
 """Peak bytes, in float32, of what is in memory of a large picture's features at a time: of one band of rows (core/bands.py)."""
 
-IN_BANDS = 440
+IN_BANDS = 490
 """Peak bytes for each pixel of a picture in bands: the image, its gradient, Adam's moments, what lies between two blocks."""
 
-UPDATE = 280
-"""Peak bytes for each pixel while L-BFGS makes an update, besides its history."""
+UPDATE = 420
+"""Peak bytes for each pixel while L-BFGS makes an update, besides its history; some is kept from coarser levels."""
 
 
 @dataclass(frozen=True)
