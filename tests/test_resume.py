@@ -435,6 +435,22 @@ def test_the_steps_do_not_wait_for_a_checkpoint_to_be_written(
     assert len(storage.listing("slow://out/checkpoints")) == 1  # one at a time: the others were not due meanwhile
 
 
+def test_a_saver_settles_once_its_checkpoint_is_written(
+    two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory]
+) -> None:
+    with pytest.raises(Interrupted):
+        optimized(two[:1], run_into(tmp_path), device, stopping_after(1))
+    (name,) = files(tmp_path)
+    key = name.partition(".")[0]
+    with resume.Saver("slow://out", lambda sentence: None) as saver:
+        saver.settle()  # nothing is being written
+        saver.save([key], checkpoint.decode((tmp_path / "checkpoints" / name).read_bytes(), key))
+        threading.Timer(0.2, slow.may.set).start()
+        saver.settle()
+        assert saver.idle
+        assert list(storage.listing("slow://out/checkpoints")) == [name]
+
+
 def test_a_run_that_is_asked_to_stop_waits_for_its_checkpoint_no_longer_than_it_may(
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
