@@ -208,13 +208,13 @@ def _at(
 
 def _blank(block: Sequence[Convolution], last: bool, wanted: _Wanted, x: tf.Tensor) -> _Found:
     """What a block has found before its first band."""
-    shape, channels = tf.shape(x), block[0][1].shape[-1]
+    shape, channels = tf.shape(x), block[0].kernel.shape[-1]
     batch, height, width = shape[0], shape[1], shape[2]
     exact = tf.float32 if x.dtype == tf.bfloat16 else x.dtype
     found = _Found({}, {}, {})
     if not last:
         found.rows[_POOLED] = tf.zeros((batch, height // 2, width // 2, channels), x.dtype)
-    for layer, _, _ in block:
+    for layer in (one.layer for one in block):
         if layer in wanted.kept:
             found.rows[layer] = tf.zeros((batch, height, width, channels), x.dtype)
         if layer in wanted.styles:
@@ -306,4 +306,4 @@ def _pixels(image: tf.Tensor) -> tf.Tensor:
 def _as_seen(backbone: Backbone, scale: float, precision: str) -> Backbone:
     with tf.init_scope():  # once, and not at each step of the graph that is being traced
         seen = backbones.scaled(backbone, scale) if scale != 1.0 else backbone
-        return backbones.rounded(seen, tf.bfloat16) if precision == "mixed" else seen
+        return backbones.rounded(seen, tf.bfloat16) if precision == "mixed" else backbones.turned(seen)

@@ -208,7 +208,7 @@ def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tens
 
 def _cut(backbone: Backbone, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, how: Bands) -> tuple[tf.Tensor, ...]:
     """The bands in which the network is computed for pictures (B, H, W, 3), as far as these layers."""
-    blocks = [(block[0][1].shape[-1], len(block)) for block in backbones.blocks(backbone, layers)]
+    blocks = [(block[0].kernel.shape[-1], len(block)) for block in backbones.blocks(backbone, layers)]
     return tuple(tf.constant(of_block) for of_block in bands.cut(pictures.shape[1], pictures.shape[2], blocks, how))
 
 
@@ -290,6 +290,16 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
     def measure(picture, targets, numbers, cut):
         return objective.weighted_terms(backbone, method, picture, targets, numbers, cut)
 
+    # a call of its own and not within the loop: TensorFlow gives a pooling's gradient to oneDNN if it meets the pooling first,
+    # and in the cycle that a loop is, it may meet either; its other kernel runs on one core and took 40 of 80 ms (256 px, mixed)
+    @tf.function(input_signature=[image, wanted, numbers, cut], experimental_attributes={"_noinline": True})
+    def slope(picture, targets, numbers, cut):
+        with tf.GradientTape() as tape:
+            tape.watch(picture)
+            terms = objective.weighted_terms(backbone, method, picture, targets, numbers, cut)
+            total = tf.reduce_sum(terms)
+        return terms, tape.gradient(total, picture)
+
     @tf.function(
         input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, numbers, cut, whole, whole, whole]
     )
@@ -297,14 +307,10 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
         rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
         for k in tf.range(n):
             tf.autograph.experimental.set_loop_options(shape_invariants=[(picture, image.shape)])
-            with tf.GradientTape() as tape:
-                tape.watch(picture)
-                terms = objective.weighted_terms(backbone, method, picture, targets, numbers, cut)
-                total = tf.reduce_sum(terms)
+            terms, gradient = slope(picture, targets, numbers, cut)
             rows = rows.write(k, terms)
             loss = tf.reduce_sum(terms, axis=1)
             rate = numbers.learning_rate * optimizers.schedule(method.optimizer, step + k, steps)
-            gradient = tape.gradient(total, picture)
             optimizer, following = optimizers.update(method.optimizer, optimizer, picture, loss, gradient, rate, method.clip)
             kept = _kept(method, kept, picture, loss, following)
             picture = following

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from nst_tasks import weights
 from nst_tasks.core import architecture, backbones
-from nst_tasks.core.backbones import Backbone
+from nst_tasks.core.backbones import Backbone, Convolution
 from nst_tasks.errors import SettingsError
 
 
@@ -42,9 +42,9 @@ def test_vgg16_features_are_those_of_keras() -> None:
 def test_nothing_is_computed_below_the_deepest_layer_asked_for(tiny: Backbone) -> None:
     image = picture(2, 16, 16)
     expected = backbones.features(tiny, image, architecture.layer_names("vgg16"))["block2_conv1"]
-    cut = next(k for k, (layer, _, _) in enumerate(tiny.convolutions) if layer == "block2_conv1") + 1
+    cut = next(k for k, one in enumerate(tiny.convolutions) if one.layer == "block2_conv1") + 1
     misfit = tf.zeros((1, 1, 1, 1)), tf.zeros((1,))  # no convolution of these features can use it
-    poisoned = tuple((layer, *misfit) for layer, _, _ in tiny.convolutions[cut:])
+    poisoned = tuple(Convolution(one.layer, *misfit) for one in tiny.convolutions[cut:])
     for rest in (poisoned, ()):
         backbone = replace(tiny, convolutions=tiny.convolutions[:cut] + rest)
         found = backbones.features(backbone, image, ["block2_conv1", "block1_conv2"])
@@ -110,12 +110,32 @@ def test_padding_changes_nothing_but_the_border(tiny: Backbone) -> None:
     np.testing.assert_allclose(zero[:, 1:-1, 1:-1], replicate[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-5)
 
 
+def test_wide_convolutions_by_turned_kernels_are_the_same() -> None:
+    random = np.random.default_rng(0)
+    shapes = {"block1_conv1": (3, 8), "block1_conv2": (8, backbones.TURNED_FROM), "block2_conv1": (backbones.TURNED_FROM, 16)}
+    kernels = {layer: random.standard_normal((3, 3, *shape), np.float32) / 50 for layer, shape in shapes.items()}
+    plain = backbones.build("own", {layer: (kernel, kernel[0, 0, 0]) for layer, kernel in kernels.items()})
+    turned = backbones.turned(plain)
+    assert [one.turned is not None for one in turned.convolutions] == [False, False, True]
+    found = {}
+    for name, backbone in (("plain", plain), ("turned", turned)):
+        image = picture(9, 10, 14)
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            features = backbones.features(backbone, image, shapes)["block2_conv1"]
+            total = tf.reduce_sum(features**2)
+        found[name] = features.numpy(), tape.gradient(total, image).numpy()
+        assert np.abs(found[name][1]).max() > 0
+    for one, other in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+
+
 def test_layers_are_named_as_keras_names_them() -> None:
     blocks = {"vgg16": [2, 2, 3, 3, 3], "vgg19": [2, 2, 4, 4, 4]}
     for name, counts in blocks.items():
         expected = [f"block{b}_conv{k}" for b, count in enumerate(counts, 1) for k in range(1, count + 1)]
         assert list(architecture.layer_names(name)) == expected
-    assert [layer for layer, _, _ in backbones.build("tiny", weights.load("tiny", None)).convolutions] == list(
+    assert [one.layer for one in backbones.build("tiny", weights.load("tiny", None)).convolutions] == list(
         architecture.layer_names("vgg16")
     )
 

@@ -91,7 +91,7 @@ def test_bands_of_nothing_are_refused() -> None:
 
 
 def tables(backbone: Backbone, method: Method, image: tf.Tensor, how: Bands = FEW) -> tuple[Array, ...]:
-    blocks = [(block[0][1].shape[-1], len(block)) for block in backbones.blocks(backbone, method.layers)]
+    blocks = [(block[0].kernel.shape[-1], len(block)) for block in backbones.blocks(backbone, method.layers)]
     return cut(image.shape[1], image.shape[2], blocks, how)
 
 
@@ -180,9 +180,9 @@ def test_no_seam_where_bands_meet(tiny64: Backbone) -> None:
 def test_what_a_band_does_not_look_at_does_not_matter_to_it(tiny64: Backbone, k: int, row: int, most: int) -> None:
     """A band's own rows are the whole's, though it sees no others than those it looks at."""
     block = backbones.blocks(tiny64, ["block3_conv3"])[k]
-    x = tf.constant(np.random.default_rng(row).standard_normal((1, 41, 12, block[0][1].shape[2])))
+    x = tf.constant(np.random.default_rng(row).standard_normal((1, 41, 12, block[0].kernel.shape[2])))
     y, _ = backbones.through(block, x)
-    (table,) = cut(41, 12, [(block[0][1].shape[-1], len(block))], Bands(most)) or (np.array([[0, 41, 0, 41]], np.int32),)
+    (table,) = cut(41, 12, [(block[0].kernel.shape[-1], len(block))], Bands(most)) or (np.array([[0, 41, 0, 41]], np.int32),)
     for top, bottom, first, last in table:
         ours, _ = backbones.through(block, x[:, first:last])
         np.testing.assert_allclose(ours[:, top - first : bottom - first], y[:, top:bottom], atol=1e-12)
