@@ -291,7 +291,7 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
         return objective.weighted_terms(backbone, method, picture, targets, numbers, cut)
 
     # a call of its own and not within the loop: TensorFlow gives a pooling's gradient to oneDNN if it meets the pooling first,
-    # and in the cycle that a loop is, it may meet either; its other kernel runs on one core and took 40 of 80 ms (256 px, mixed)
+    # and in the cycle that a loop is, it may meet either. Its other kernel has one core: 40 of a mixed step's 80 ms at 256 px
     @tf.function(input_signature=[image, wanted, numbers, cut], experimental_attributes={"_noinline": True})
     def slope(picture, targets, numbers, cut):
         with tf.GradientTape() as tape:
