@@ -16,6 +16,7 @@ import numpy as np
 
 from nst_tasks import images, storage
 from nst_tasks.batching import Job
+from nst_tasks.core.architecture import smallest_side
 from nst_tasks.core.backbones import MEAN_RGB
 from nst_tasks.core.method import Method
 from nst_tasks.errors import PictureError
@@ -72,10 +73,12 @@ def network_style(ready: Loaded, style: Picture, level: tuple[int, int]) -> np.n
 
 
 def style_size(job: Job, height: int, width: int, level: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) of a style of this size at a level of that one."""
-    if job.recipe.method.style_shape == "content":
+    """The (height, width) of a style of this size at a level of that one, at least what the network can see of it."""
+    method = job.recipe.method
+    if method.style_shape == "content":
         return level
-    return images.fit(height, width, max(level), job.upscale)
+    least = math.ceil(smallest_side(method.layers) * max(height, width) / min(height, width))
+    return images.fit(height, width, max(*level, least), job.upscale)
 
 
 def initial(ready: Loaded, method: Method, height: int, width: int) -> np.ndarray:

@@ -160,6 +160,15 @@ def test_a_small_style_is_enlarged_only_if_asked(shape: str, upscale: bool, expe
     assert loading.style_size(shown.job, 20, 10, (30, 40)) == expected
 
 
+def test_a_narrow_style_is_no_smaller_on_a_coarse_level_than_the_network_can_see() -> None:
+    """Of the light recipe's layers the deepest needs 4 pixels; what is large enough at the recipe's size stays that."""
+    shown = ready(picture(1, 60, 80), Picture(picture(2, 300, 15)))
+    sizes = {longest: loading.style_size(shown.job, 300, 15, (30, longest)) for longest in (60, 80, 100)}
+    assert sizes == {60: (80, 4), 80: (80, 4), 100: (100, 5)}
+    shown = ready(picture(1, 60, 80), Picture(picture(2, 60, 3)), upscale=True)
+    assert loading.style_size(shown.job, 60, 3, (30, 40)) == (80, 4)
+
+
 def test_a_style_is_seen_on_white() -> None:
     clear = Picture(picture(2), np.zeros((32, 40), np.float32))
     np.testing.assert_array_equal(loading.network_style(ready(picture(1), clear), clear, (32, 40)), np.ones((32, 40, 3)))
