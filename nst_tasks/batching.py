@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -116,13 +115,16 @@ def memory(method: Method, height: int, width: int) -> int:
 
 
 def fitting_size(method: Method, height: int, width: int, memory_bytes: float) -> int:
-    """About the longest side, in pixels, of a picture of these proportions that fits into a memory alone."""
+    """About the longest side, in pixels, to which a picture of this size must be scaled down to fit into a memory alone."""
     longest = max(height, width)
-    sides = range(MIN_SIZE, 1 << 16, 16)
-    fitting = bisect.bisect_right(
-        sides, memory_bytes, key=lambda side: memory(method, round(height * side / longest), round(width * side / longest))
+    sides = range(MIN_SIZE, longest, 16)
+    # one by one, for where L-BFGS begins to remember less, a larger picture takes less
+    fitting = (
+        side
+        for side in reversed(sides)
+        if memory(method, round(height * side / longest), round(width * side / longest)) <= memory_bytes
     )
-    return sides[max(fitting - 1, 0)]
+    return next(fitting, MIN_SIZE)
 
 
 def batches(jobs: Iterable[Job], most: int, memory_bytes: float) -> list[Batch]:

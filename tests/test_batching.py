@@ -233,9 +233,19 @@ def test_of_a_large_picture_only_a_band_is_in_memory() -> None:
 def test_the_size_that_fits_is_the_largest_that_does() -> None:
     for method in (PAINTERLY.method, TF_TUTORIAL.method):
         for room in (2**28, 2**30, 2**33):
-            side = fitting_size(method, 300, 400, room)
+            side = fitting_size(method, 6000, 8000, room)
             assert memory(method, side * 3 // 4, side) <= room < memory(method, (side + 16) * 3 // 4, side + 16)
     assert fitting_size(TF_TUTORIAL.method, 300, 400, 1) == recipes.MIN_SIZE
+
+
+def test_no_larger_size_is_said_to_fit_though_lbfgs_remembers_less_there() -> None:
+    method = presets.find("gatys-2016").method  # a hundred differences, and five of more than 4 megapixels
+    room = memory(method, 2800, 2800)
+    assert memory(method, 2000, 2000) > room
+    side = fitting_size(method, 2000, 2000, room)
+    assert side < 2000
+    assert memory(method, side, side) <= room < memory(method, side + 16, side + 16)
+    assert 2784 <= fitting_size(method, 4000, 4000, room) <= 2800
 
 
 def test_memory_is_counted_by_the_pictures_own_size() -> None:
