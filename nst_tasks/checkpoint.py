@@ -36,10 +36,10 @@ class Checkpoint:
     """A batch of B pairs between two chunks of steps; level and step are the state's.
 
     state: as the core has it. first: the images (B, H, W, 3) that its level began with. terms, seconds: of every level begun,
-    the rows of its history so far, (n, B, 3) and (n + 1,), and both (n,) of a finished one; seconds of compute since the pair
-    began. calmed_from: the level from which the learning rate is lower, because the loss blew up there; None if it did not.
-    companions: keys of the pairs that share the batch. After the last level `state.level` is one more than there are, and its
-    image the result.
+    the rows of its history so far, (n, B, 3) and (n + 1,), and both (n,) of a finished one; seconds of compute that the pairs
+    took together since they began. calmed_from: the level from which the learning rate is lower, because the loss blew up
+    there; None if it did not. companions: keys of the pairs that share the batch. After the last level `state.level` is one
+    more than there are, and its image the result.
     """
 
     state: TransferState
@@ -51,29 +51,31 @@ class Checkpoint:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of compute that it took to come here."""
+        """Seconds of compute that the pairs took together to come here."""
         return float(self.seconds[-1][-1])
 
 
 def take(at: Checkpoint, pairs: Sequence[int]) -> Checkpoint:
-    """The pairs of these indices alone, in this order."""
+    """The pairs of these indices alone, in this order, with their share of the seconds."""
     chosen = list(pairs)
+    share = len(chosen) / at.first.shape[0]
     return replace(
         at,
         state=tf.nest.map_structure(lambda leaf: _rows(leaf, chosen), at.state),
         first=_rows(at.first, chosen),
         terms=tuple(terms[:, chosen] for terms in at.terms),
+        seconds=tuple(share * seconds for seconds in at.seconds),
     )
 
 
 def merge(parts: Sequence[Checkpoint]) -> Checkpoint:
-    """One batch of pairs that stand at the same level and step; its seconds are the longest that one of them took."""
-    longest = max(parts, key=lambda part: part.elapsed)
+    """One batch of pairs that stand at the same level and step."""
     return replace(
-        longest,
+        parts[0],
         state=tf.nest.map_structure(_joined, *(part.state for part in parts)),
         first=tf.concat([part.first for part in parts], axis=0),
         terms=tuple(np.concatenate(terms, axis=1) for terms in zip(*(part.terms for part in parts), strict=True)),
+        seconds=tuple(np.sum(seconds, axis=0) for seconds in zip(*(part.seconds for part in parts), strict=True)),
     )
 
 

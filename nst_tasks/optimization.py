@@ -166,7 +166,7 @@ def _carried_out(loaded: list[Loaded], place: _Place, tools: _Tools) -> Iterator
         tools.saver.save([ready.job.key for ready in loaded], place.at)
     for k, ready in enumerate(loaded):
         with tools.observer.compute():
-            result = _result(ready, checkpoint.take(place.at, [k]), place.at.elapsed / len(loaded), schedule, tools)
+            result = _result(ready, checkpoint.take(place.at, [k]), schedule, tools)
         yield ready, result
     for pairs in again:
         yield from pairs
@@ -289,7 +289,7 @@ def _method(ready: Loaded, calmed_from: int | None, level: int) -> Method:
     return replace(method, optimizer=replace(method.optimizer, learning_rate=CALMER * method.optimizer.learning_rate))
 
 
-def _result(ready: Loaded, at: Checkpoint, seconds: float, schedule: Sequence[Level], tools: _Tools) -> Result:
+def _result(ready: Loaded, at: Checkpoint, schedule: Sequence[Level], tools: _Tools) -> Result:
     histories = []
     for number, level in enumerate(schedule):
         rates = optimizers.learning_rates(_method(ready, at.calmed_from, number).optimizer, level.steps)[
@@ -299,7 +299,7 @@ def _result(ready: Loaded, at: Checkpoint, seconds: float, schedule: Sequence[Le
     image = np.clip(np.asarray(at.state.image)[0], 0.0, 1.0)
     measured = measuring.quality_of(ready, image, histories, tools.backbone, tools.device)
     has_checkpoints = tools.saver.has_saved or ready.job.key in tools.places
-    return Result(image, histories, measured, seconds, at.calmed_from is not None, has_checkpoints)
+    return Result(image, histories, measured, at.elapsed, at.calmed_from is not None, has_checkpoints)
 
 
 def _start(loaded: list[Loaded], method: Method, level: Level) -> transfer.TransferState:

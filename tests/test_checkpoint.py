@@ -45,7 +45,7 @@ def standing() -> Callable[[Method, int], Checkpoint]:
         first = transfer.start(method, contents, list(range(pairs)))
         state, terms = transfer.advance(tiny, method, aims, first, 2, 5)
         earlier = np.arange(3 * pairs * 3, dtype=np.float32).reshape(3, pairs, 3)
-        return Checkpoint(state, first.image, (earlier, terms), (np.arange(3.0), np.array([2.0, 2.5, 3.25])), None)
+        return Checkpoint(state, first.image, (earlier, terms), (np.arange(3.0), np.array([2.0, 2.5, 3.0])), None)
 
     return make
 
@@ -67,7 +67,7 @@ def test_everything_that_a_resume_needs_comes_back(
     at = replace(standing(method, 1), calmed_from=calmed_from)
     back = checkpoint.decode(checkpoint.encode(checkpoint.on_host(at), KEY), KEY)
     assert same(at, back)
-    assert back.elapsed == 3.25
+    assert back.elapsed == 3.0
     assert transfer.fits(method, back.state, Level(32, 40, 5))
     assert not transfer.fits(method, back.state, Level(32, 41, 5))
     others = [other for other in METHODS.values() if other is not method]
@@ -83,8 +83,11 @@ def test_a_batch_is_taken_apart_and_put_together(standing: Callable[[Method, int
         assert all(part.state.image.shape == (1, 32, 40, 3) == part.first.shape for part in parts)
         assert same(checkpoint.merge(parts), at)
         assert same(checkpoint.merge(parts[::-1]), checkpoint.take(at, [2, 1, 0]))
-    late = replace(parts[1], seconds=(parts[1].seconds[0], np.array([2.0, 2.5, 9.0])))
-    assert checkpoint.merge([parts[0], late, parts[2]]).elapsed == 9.0
+        # the seconds are shared out, and the shares add up
+        assert [part.elapsed for part in parts] == [1.0] * 3
+        assert checkpoint.take(at, [0, 2]).elapsed == 2.0
+    late = replace(parts[1], seconds=(parts[1].seconds[0], np.array([0.5, 0.75, 9.0])))
+    assert checkpoint.merge([parts[0], late, parts[2]]).elapsed == 11.0
 
 
 @pytest.fixture(scope="module")

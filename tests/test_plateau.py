@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jobs import LIGHT, run_into, two_jobs
 
-from nst_tasks import loading, optimization
+from nst_tasks import checkpoint, loading, optimization
 from nst_tasks.batching import Job
 from nst_tasks.core.method import LBFGS, Method, Plateau
 from nst_tasks.devices import Device
@@ -141,3 +141,15 @@ def test_each_pair_of_a_batch_ends_by_its_own_losses(two: list[Job], tmp_path: P
     for one, other in zip(together, alone, strict=True):
         assert steps(one) == steps(other)
         np.testing.assert_allclose(one.image, other.image, atol=1e-4)
+
+
+def test_a_pair_that_ends_early_takes_its_share_of_the_time_along(two: list[Job], tmp_path: Path, device: Device) -> None:
+    """What the others of its batch took is not held against it, nor told of it."""
+    with pytest.raises(Interrupted):
+        optimized(two, run_into(tmp_path), device, Watch(changed=lambda watch: watch.stop.set() if watch.steps_done else None))
+    for job in two:
+        path = tmp_path / "checkpoints" / f"{job.key}.0-000001.npz"
+        at = checkpoint.decode(path.read_bytes(), job.key)
+        path.write_bytes(checkpoint.encode(replace(at, seconds=(np.array([0.0, 1000.0]),)), job.key))
+    for result in optimized(two, run_into(tmp_path, pair_timeout=1500.0), device):
+        assert 1000 < result.levels[-1].seconds[-1] == result.seconds < 1500
