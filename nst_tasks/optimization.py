@@ -141,9 +141,9 @@ def _carried_out(loaded: list[Loaded], place: _Place, tools: _Tools) -> Iterator
             yield from ((ready, error) for ready in loaded)
             loaded = []
             break
-        if going := [k for k in range(len(loaded)) if not _has_ended(method, level, place.at, k)]:  # past the others' plateau
+        ended = _ended(method, level, place.at)
+        if going := [k for k in range(len(loaded)) if k not in ended]:  # past the others' plateau
             again.append(_carried_out([loaded[k] for k in going], _Place(checkpoint.take(place.at, going)), tools))
-            ended = [k for k in range(len(loaded)) if k not in going]
             loaded, image, last = [loaded[k] for k in ended], tf.gather(image, ended), last[ended]
             place.at = checkpoint.take(place.at, ended)
         terms = np.concatenate([place.at.terms[-1], last[None]])
@@ -186,7 +186,7 @@ def _stepped(
     began = time.monotonic() - place.at.elapsed
     targets = measuring.targets(loaded, method, level, backbone, tools.device)
     chunk = 1
-    while not _is_over(method, level, place.at):
+    while not _ended(method, level, place.at):
         if observer.stop.is_set():
             if before + place.at.state.step:
                 saver.save(keys, place.at)
@@ -315,16 +315,12 @@ def _snapshot(loaded: list[Loaded], batch: np.ndarray, step: int, run: Run) -> N
             storage.write(storage.join(run.out, outcome.snapshot_path(ready.job.id, step)), picture)
 
 
-def _is_over(method: Method, level: Level, at: Checkpoint) -> bool:
-    """Whether a level has ended for one of the pairs; where a loss blew up, the others are not kept waiting."""
+def _ended(method: Method, level: Level, at: Checkpoint) -> list[int]:
+    """The pairs whose level is over, none while all go on; pairs whose loss blew up go along until another's level is over."""
     pairs = range(at.terms[-1].shape[1])
-    if at.state.step == level.steps or any(_is_flat(method, at, k) for k in pairs):
-        return True
-    return all(_is_lost(method, level, at, k) for k in pairs)
-
-
-def _has_ended(method: Method, level: Level, at: Checkpoint, k: int) -> bool:
-    return at.state.step == level.steps or _is_flat(method, at, k) or _is_lost(method, level, at, k)
+    through = {k for k in pairs if at.state.step == level.steps or _is_flat(method, at, k)}
+    lost = {k for k in pairs if _is_lost(method, level, at, k)}
+    return sorted(through | lost) if through or len(lost) == len(pairs) else []
 
 
 def _is_flat(method: Method, at: Checkpoint, k: int) -> bool:
