@@ -213,7 +213,7 @@ def _stepped(
         if run.snapshots and done % run.snapshots == 0:
             _snapshot(loaded, transfer.result(backbone, method, targets, place.at.state)[0].numpy(), done, run)
         if level.height * level.width > LARGE:
-            saver.settle()  # what is still being written would be a third state, besides this one and the next
+            saver.settle(observer.stop)  # what is still being written would be a third state, besides this one and the next
         if saver.due(done, run):
             saver.save(keys, place.at)
         chunk = int(np.clip(chunk * CHUNK_SECONDS / max(took, 1e-3), 1, 4 * chunk))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -124,10 +125,10 @@ class Saver:
         """Whether none is being written."""
         return self._last is None or self._last.done()
 
-    def settle(self) -> None:
-        """Wait until what is being written is written, and its memory given back."""
-        if self._last is not None:
-            wait([self._last])
+    def settle(self, stop: threading.Event) -> None:
+        """Wait until what is being written is written, and its memory given back; no longer than until the run is to stop."""
+        while self._last is not None and not self._last.done() and not stop.is_set():
+            wait([self._last], 0.2)
 
     def due(self, done: int, run: Run) -> bool:
         """Whether it is time for a checkpoint after `done` steps; not while the last one is still being written."""
@@ -153,8 +154,9 @@ class Saver:
             for key in keys:
                 for older in set(places.get(key, ())) - {place}:
                     storage.delete(uri(self.out, key, older))
-        except StorageError as error:
-            self.warn(f"no checkpoint was written at level {place[0]}, step {place[1]}: {error}")
+        except (StorageError, MemoryError) as error:
+            why = "out of memory" if isinstance(error, MemoryError) else error
+            self.warn(f"no checkpoint was written at level {place[0]}, step {place[1]}: {why}")
 
     def __enter__(self) -> Saver:
         return self

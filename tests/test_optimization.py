@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +106,20 @@ def test_a_run_that_is_asked_to_stop_stops(two: list[Job], tmp_path: Path, devic
     with pytest.raises(Interrupted, match="between two chunks of steps"):
         optimized(two, run_into(tmp_path), device, observer)
     assert observer.steps_done == 2  # the first chunk is one step, of two pairs
+
+
+def test_the_states_before_are_let_go(two: list[Job], tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While steps are taken, only the state that they are taken from is there: of a large picture each has gigabytes."""
+    really, seen, alive = transfer.advance, [], []
+
+    def advance(*given: Any) -> Any:
+        alive.append([k for k, before in enumerate(seen) if before() is not None])
+        seen.append(weakref.ref(given[3].optimizer.mean))
+        return really(*given)
+
+    monkeypatch.setattr(transfer, "advance", advance)
+    succeeded(two[:1], run_into(tmp_path, snapshots=1, checkpoint_seconds=0.0), device)  # each chunk is one step
+    assert alive == [[]] * STEPS
 
 
 def test_a_weights_file_that_changed_is_refused(two: list[Job], tmp_path: Path) -> None:

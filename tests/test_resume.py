@@ -395,7 +395,7 @@ class SlowMemory(MemoryFileSystem):
     store: dict[str, Any] = {}
     pseudo_dirs: list[str] = [""]
     may = threading.Event()
-    broken = False
+    broken: BaseException | None = None
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -403,7 +403,7 @@ class SlowMemory(MemoryFileSystem):
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
         if self.broken:
-            raise OSError(5, "the store is away")
+            raise self.broken
         self.may.wait(30)
         super().pipe_file(path, value, mode, **more)
 
@@ -413,10 +413,10 @@ def slow() -> Iterator[type[SlowMemory]]:
     fsspec.register_implementation("slow", SlowMemory, clobber=True)
     SlowMemory.store.clear()
     SlowMemory.may.clear()
-    SlowMemory.broken = False
+    SlowMemory.broken = None
     yield SlowMemory
     SlowMemory.may.set()
-    SlowMemory.broken = False
+    SlowMemory.broken = None
 
 
 def test_the_steps_do_not_wait_for_a_checkpoint_to_be_written(
@@ -443,12 +443,28 @@ def test_a_saver_settles_once_its_checkpoint_is_written(
     (name,) = files(tmp_path)
     key = name.partition(".")[0]
     with resume.Saver("slow://out", lambda sentence: None) as saver:
-        saver.settle()  # nothing is being written
+        saver.settle(threading.Event())  # nothing is being written
         saver.save([key], checkpoint.decode((tmp_path / "checkpoints" / name).read_bytes(), key))
         threading.Timer(0.2, slow.may.set).start()
-        saver.settle()
+        saver.settle(threading.Event())
         assert saver.idle
         assert list(storage.listing("slow://out/checkpoints")) == [name]
+
+
+def test_of_a_large_picture_no_second_step_is_taken_while_a_checkpoint_is_being_written(
+    two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large is the fine level here. Of the coarse one all four steps are taken while the first write still waits."""
+    monkeypatch.setattr(optimization, "LARGE", 48 * 64 - 1)
+    written: dict[int, bool] = {}
+
+    def changed(watch: Watch) -> None:
+        if watch.steps_done == 5 and 5 not in written:
+            threading.Timer(0.3, slow.may.set).start()
+        written.setdefault(watch.steps_done, bool(storage.listing("slow://out/checkpoints")))
+
+    optimized(two[:1], run_into("slow://out", checkpoint_steps=1), device, Watch(changed=changed))
+    assert [written[steps] for steps in (4, 5, 6, STEPS)] == [False, False, True, True]
 
 
 def test_a_run_that_is_asked_to_stop_waits_for_its_checkpoint_no_longer_than_it_may(
@@ -460,14 +476,33 @@ def test_a_run_that_is_asked_to_stop_waits_for_its_checkpoint_no_longer_than_it_
     assert not slow.may.is_set()  # the write still waits: it was left behind
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing(
-    two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory]
+def test_a_run_that_is_asked_to_stop_does_not_settle_first(
+    two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow.broken = True
+    """It is asked while steps of a large picture wait for the checkpoint of the step before."""
+    monkeypatch.setattr(resume, "FAREWELL_SECONDS", 0.1)
+    monkeypatch.setattr(optimization, "LARGE", 0)
+
+    def changed(watch: Watch) -> None:
+        if watch.steps_done == 2:
+            threading.Timer(0.1, watch.stop.set).start()
+
+    with pytest.raises(Interrupted):
+        optimized(two[:1], run_into("slow://out", checkpoint_steps=1), device, Watch(changed=changed))
+    assert not storage.listing("slow://out/checkpoints")  # the write still waits: it was left behind
+
+
+@pytest.mark.parametrize(
+    ("error", "why"), [(OSError(5, "the store is away"), "slow://out/checkpoints/"), (MemoryError(), "out of memory")]
+)
+def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing(
+    two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], error: BaseException, why: str
+) -> None:
+    slow.broken = error
     observer = Watch()
     calm = optimized(two[:1], run_into(tmp_path / "calm"), device)
     assert_same(optimized(two[:1], run_into("slow://out", checkpoint_steps=4), device, observer), calm)
-    assert observer.warnings[0].startswith("no checkpoint was written at level 0, step 4: slow://out/checkpoints/")
+    assert observer.warnings[0].startswith(f"no checkpoint was written at level 0, step 4: {why}")
 
 
 def test_only_checkpoints_of_the_pairs_asked_for_are_removed(tmp_path: Path) -> None:
