@@ -44,7 +44,7 @@ def cut(height: int, width: int, blocks: Sequence[tuple[int, int]], bands: Bands
         count = -(-rows * columns * channels // bands.most)
         if count <= 1:
             break
-        pairs = rows // 2
+        pairs = max(rows // 2, 1)
         count = min(count, pairs)
         edges = np.array([2 * (pairs * k // count) for k in range(count)] + [rows])
         top, bottom = edges[:-1], edges[1:]

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from transfers import picture, targets
+import tensorflow as tf
+from transfers import SIZE, picture, targets
 
 from nst_tasks import weights
-from nst_tasks.core import backbones, transfer
+from nst_tasks.core import backbones, bands, transfer
 from nst_tasks.core.backbones import Backbone
+from nst_tasks.core.bands import Bands
 from nst_tasks.core.method import (
     LBFGS,
     SGD,
@@ -62,6 +64,18 @@ def test_a_graph_is_traced_once_for_all_sizes_batches_and_numbers_of_styles(own:
     for pairs, styles in ((2, 1), (3, 2), (1, 3)):
         carried_out(own, PLAIN, pairs, styles)
     assert traced(own, PLAIN) == [1, 1, 1, 1]
+
+
+def test_in_bands_a_graph_is_traced_for_each_number_of_blocks_and_not_for_each_of_bands(own: Backbone) -> None:
+    content = picture(1)
+    aims = targets(own, PLAIN, [content], [[picture(2)]])
+    blocks = [(block[0][1].shape[-1], len(block)) for block in backbones.blocks(own, PLAIN.layers)]
+    for most, counts in ((4000, [2]), (3000, [3]), (2000, [4, 2]), (1000, [8, 3])):
+        assert [len(table) for table in bands.cut(*SIZE, blocks, Bands(most))] == counts
+        transfer.measure(own, PLAIN, aims, tf.constant(content[None]), Bands(most))
+    for in_bands in (1, 2):
+        graphs = transfer._compiled(own, structure(PLAIN), False, in_bands)
+        assert graphs.measure.experimental_get_tracing_count() == 1
 
 
 def numbered(k: int, precision: str) -> Method:
