@@ -143,6 +143,24 @@ def test_each_pair_of_a_batch_ends_by_its_own_losses(two: list[Job], tmp_path: P
         np.testing.assert_allclose(one.image, other.image, atol=1e-4)
 
 
+def test_pairs_whose_coarse_levels_ended_at_different_steps_go_on_apart(two: list[Job], tmp_path: Path, device: Device) -> None:
+    """Though both stand at the same step of the fine level."""
+    calm = [optimized([job], run_into(tmp_path / "calm"), device)[0] for job in two]
+    coarse = [steps(result)[0] for result in calm]
+    assert coarse[0] != coarse[1]
+    run = run_into(tmp_path / "cut", checkpoint_steps=1)
+    for job, before in zip(two, coarse, strict=True):
+
+        def interrupt(watch: Watch, last: int = before + 2) -> None:
+            if watch.steps_done == last:
+                watch.stop.set()
+
+        with pytest.raises(Interrupted):
+            optimized([job], run, device, Watch(changed=interrupt))
+    for found, expected in zip(optimized(two, run, device), calm, strict=True):
+        assert_same(found, expected)
+
+
 def test_a_pair_that_ends_early_takes_its_share_of_the_time_along(two: list[Job], tmp_path: Path, device: Device) -> None:
     """What the others of its batch took is not held against it, nor told of it."""
     with pytest.raises(Interrupted):
