@@ -70,6 +70,8 @@ def take(at: Checkpoint, pairs: Sequence[int]) -> Checkpoint:
 
 def merge(parts: Sequence[Checkpoint]) -> Checkpoint:
     """One batch of pairs that stand at the same level and step."""
+    if len(parts) == 1:
+        return parts[0]
     return replace(
         parts[0],
         state=tf.nest.map_structure(_joined, *(part.state for part in parts)),

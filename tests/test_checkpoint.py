@@ -184,10 +184,11 @@ def test_the_same_state_gives_the_same_content(standing: Callable[[Method, int],
 
 
 def test_a_checkpoint_is_written_from_where_it_lies(standing: Callable[[Method, int], Checkpoint]) -> None:
-    """Of a large picture it has gigabytes: neither bringing it to the host nor taking the only pair of a batch copies it."""
+    """Of a large picture it has gigabytes: to bring it to the host, to take a batch's only pair or to merge one copies none."""
     at = standing(METHODS["lbfgs"], 1)
     held = checkpoint.on_host(at)
     taken = checkpoint.take(held, [0])
     assert np.shares_memory(held.state.image, np.asarray(at.state.image))
     assert all(ours is theirs for ours, theirs in zip(taken.state.optimizer, held.state.optimizer, strict=True))
+    assert checkpoint.merge([at]) is at
     assert not np.shares_memory(checkpoint.take(held, [0, 0]).state.image, held.state.image)
