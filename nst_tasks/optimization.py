@@ -62,7 +62,7 @@ class _Tools:
 
 
 @dataclass
-class _Place:
+class _Cursor:
     """Where a batch stands. The one reference to it: whoever kept the state before would keep gigabytes of a large picture."""
 
     at: Checkpoint
@@ -79,12 +79,12 @@ def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) ->
     with resume.Saver(run.out, observer.warn) as saver:
         places = resume.listed(run.out, [ready.job.key for ready in loaded])
         tools = _Tools(run, device, backbone, observer, saver, places)
-        for members, place in _standing(loaded, tools):
-            results |= {ready.job.id: result for ready, result in _carried_out(members, place, tools)}
+        for members, cursor in _standing(loaded, tools):
+            results |= {ready.job.id: result for ready, result in _carried_out(members, cursor, tools)}
     return [results[ready.job.id] for ready in loaded]
 
 
-def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _Place]]:
+def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _Cursor]]:
     """The batch by where its pairs stand, so that those who go on together are at the same step."""
     method, schedule = loaded[0].job.recipe.method, _schedule(loaded[0])
 
@@ -104,10 +104,12 @@ def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _
         else:
             alike = (at.state.step, at.calmed_from, *map(len, at.terms))  # plateaus may have cut other levels at other steps
             groups.setdefault(alike, []).append((ready, at))
-    standing = [([ready for ready, _ in group], _Place(checkpoint.merge([at for _, at in group]))) for group in groups.values()]
-    for members, place in standing:
-        _tell(observer, members, schedule, place.at)
-    return standing + ([(fresh, _Place(_begun(fresh, method, schedule[0])))] if fresh else [])
+    standing = [
+        ([ready for ready, _ in group], _Cursor(checkpoint.merge([at for _, at in group]))) for group in groups.values()
+    ]
+    for members, cursor in standing:
+        _tell(observer, members, schedule, cursor.at)
+    return standing + ([(fresh, _Cursor(_begun(fresh, method, schedule[0])))] if fresh else [])
 
 
 def _tell(observer: Watch, loaded: list[Loaded], schedule: Sequence[Level], at: Checkpoint) -> None:
@@ -127,30 +129,30 @@ def _spare(observer: Watch, loaded: list[Loaded], level: Level, done: int) -> No
         observer.add(steps=-spared, work=-spared * level.height * level.width)
 
 
-def _carried_out(loaded: list[Loaded], place: _Place, tools: _Tools) -> Iterator[tuple[Loaded, Result | PairError]]:
+def _carried_out(loaded: list[Loaded], cursor: _Cursor, tools: _Tools) -> Iterator[tuple[Loaded, Result | PairError]]:
     """Each pair with what becomes of it, from where the batch stands to its end; those that step back come last."""
     schedule = _schedule(loaded[0])
     again: list[Iterator[tuple[Loaded, Result | PairError]]] = []
-    while place.at.state.level < len(schedule):
-        number = place.at.state.level
-        level, method = schedule[number], _method(loaded[0], place.at.calmed_from, number)
+    while cursor.at.state.level < len(schedule):
+        number = cursor.at.state.level
+        level, method = schedule[number], _method(loaded[0], cursor.at.calmed_from, number)
         try:
             with tools.observer.compute():
-                image, last = _stepped(loaded, place, method, schedule, tools)
+                image, last = _stepped(loaded, cursor, method, schedule, tools)
         except DeadlineError as error:
             yield from ((ready, error) for ready in loaded)
             loaded = []
             break
-        ended = _ended(method, level, place.at)
+        ended = _ended(method, level, cursor.at)
         if going := [k for k in range(len(loaded)) if k not in ended]:  # past the others' plateau
-            again.append(_carried_out([loaded[k] for k in going], _Place(checkpoint.take(place.at, going)), tools))
+            again.append(_carried_out([loaded[k] for k in going], _Cursor(checkpoint.take(cursor.at, going)), tools))
             loaded, image, last = [loaded[k] for k in ended], tf.gather(image, ended), last[ended]
-            place.at = checkpoint.take(place.at, ended)
-        terms = np.concatenate([place.at.terms[-1], last[None]])
-        place.at = replace(place.at, terms=(*place.at.terms[:-1], terms))
+            cursor.at = checkpoint.take(cursor.at, ended)
+        terms = np.concatenate([cursor.at.terms[-1], last[None]])
+        cursor.at = replace(cursor.at, terms=(*cursor.at.terms[:-1], terms))
         blown = [_blown_up(method, level, number, terms[:, k]) for k in range(len(loaded))]
         again += [
-            _stepped_back(loaded[k], checkpoint.take(place.at, [k]), why, level, tools)
+            _stepped_back(loaded[k], checkpoint.take(cursor.at, [k]), why, level, tools)
             for k, why in enumerate(blown)
             if why is not None
         ]
@@ -159,21 +161,21 @@ def _carried_out(loaded: list[Loaded], place: _Place, tools: _Tools) -> Iterator
         if not loaded:
             break
         if len(healthy) < len(blown):
-            place.at, image = checkpoint.take(place.at, healthy), tf.gather(image, healthy)
-        _spare(tools.observer, loaded, level, place.at.state.step)
-        place.at = _ascended(place.at, image, method, schedule)
+            cursor.at, image = checkpoint.take(cursor.at, healthy), tf.gather(image, healthy)
+        _spare(tools.observer, loaded, level, cursor.at.state.step)
+        cursor.at = _ascended(cursor.at, image, method, schedule)
     if len(loaded) > 1:  # so that a kill between the first pair's marker and the last one's leaves nothing to do again
-        tools.saver.save([ready.job.key for ready in loaded], place.at)
+        tools.saver.save([ready.job.key for ready in loaded], cursor.at)
     for k, ready in enumerate(loaded):
         with tools.observer.compute():
-            result = _result(ready, checkpoint.take(place.at, [k]), schedule, tools)
+            result = _result(ready, checkpoint.take(cursor.at, [k]), schedule, tools)
         yield ready, result
     for pairs in again:
         yield from pairs
 
 
 def _stepped(
-    loaded: list[Loaded], place: _Place, method: Method, schedule: Sequence[Level], tools: _Tools
+    loaded: list[Loaded], cursor: _Cursor, method: Method, schedule: Sequence[Level], tools: _Tools
 ) -> tuple[tf.Tensor, np.ndarray]:
     """Steps of a level until it ends for one of the pairs; the images that these came to, and their terms (B, 3).
 
@@ -182,42 +184,42 @@ def _stepped(
     """
     run, backbone, observer, saver = tools.run, tools.backbone, tools.observer, tools.saver
     keys = [ready.job.key for ready in loaded]
-    level, before = schedule[place.at.state.level], sum(len(terms) - 1 for terms in place.at.terms[:-1])
-    began = time.monotonic() - place.at.elapsed
+    level, before = schedule[cursor.at.state.level], sum(len(terms) - 1 for terms in cursor.at.terms[:-1])
+    began = time.monotonic() - cursor.at.elapsed
     targets = measuring.targets(loaded, method, level, backbone, tools.device)
     chunk = 1
-    while not _ended(method, level, place.at):
+    while not _ended(method, level, cursor.at):
         if observer.stop.is_set():
-            if before + place.at.state.step:
-                saver.save(keys, place.at)
+            if before + cursor.at.state.step:
+                saver.save(keys, cursor.at)
             raise Interrupted("interrupted between two chunks of steps")
-        if run.pair_timeout and place.at.elapsed > run.pair_timeout * len(loaded):
-            saver.save(keys, place.at)
+        if run.pair_timeout and cursor.at.elapsed > run.pair_timeout * len(loaded):
+            saver.save(keys, cursor.at)
             raise DeadlineError(
-                f"not done after --pair-timeout {run.pair_timeout:g} seconds, at step {place.at.state.step} of {level.steps} "
-                f"of level {place.at.state.level} ({level.width} x {level.height}); raise it, and the pair goes on from there, "
-                "or lower size or steps"
+                f"not done after --pair-timeout {run.pair_timeout:g} seconds, at step {cursor.at.state.step} of {level.steps} "
+                f"of level {cursor.at.state.level} ({level.width} x {level.height}); raise it, and the pair goes on from "
+                "there, or lower size or steps"
             )
-        done = before + place.at.state.step
-        chunk = min(chunk, level.steps - place.at.state.step)
+        done = before + cursor.at.state.step
+        chunk = min(chunk, level.steps - cursor.at.state.step)
         if method.plateau is not None:
-            chunk = min(chunk, method.plateau.window - place.at.state.step % method.plateau.window)
+            chunk = min(chunk, method.plateau.window - cursor.at.state.step % method.plateau.window)
         for every in filter(None, (run.snapshots, run.checkpoint_steps)):
             chunk = min(chunk, every - done % every)
         started = time.monotonic()
-        state, more = transfer.advance(backbone, method, targets, place.at.state, chunk, level.steps)  # (n, B, 3)
+        state, more = transfer.advance(backbone, method, targets, cursor.at.state, chunk, level.steps)  # (n, B, 3)
         took = time.monotonic() - started
-        place.at = _extended(place.at, state, more, started - began + took * np.arange(1, chunk + 1) / chunk)
+        cursor.at = _extended(cursor.at, state, more, started - began + took * np.arange(1, chunk + 1) / chunk)
         done += chunk
         observer.add(steps_done=chunk * len(loaded), work_done=chunk * len(loaded) * level.height * level.width)
         if run.snapshots and done % run.snapshots == 0:
-            _snapshot(loaded, transfer.result(backbone, method, targets, place.at.state)[0].numpy(), done, run)
+            _snapshot(loaded, transfer.result(backbone, method, targets, cursor.at.state)[0].numpy(), done, run)
         if level.height * level.width > LARGE:
             saver.settle(observer.stop)  # what is still being written would be a third state, besides this one and the next
         if saver.due(done, run):
-            saver.save(keys, place.at)
+            saver.save(keys, cursor.at)
         chunk = int(np.clip(chunk * CHUNK_SECONDS / max(took, 1e-3), 1, 4 * chunk))
-    return transfer.result(backbone, method, targets, place.at.state)
+    return transfer.result(backbone, method, targets, cursor.at.state)
 
 
 def _begun(loaded: list[Loaded], method: Method, level: Level) -> Checkpoint:
@@ -270,7 +272,7 @@ def _stepped_back(
         (*at.seconds[:-1], np.array([at.elapsed])),
         at.state.level,
     )
-    yield from _carried_out([ready], _Place(first), tools)
+    yield from _carried_out([ready], _Cursor(first), tools)
 
 
 def _no_rows(pairs: int) -> np.ndarray:
