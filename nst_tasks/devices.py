@@ -1,7 +1,7 @@
 """Devices of this process, leased one batch at a time, each with what was already computed on it.
 
 Threads and leases, not processes: a process pool breaks whole when one worker dies. A device keeps its backbone's weights and
-the statistics of style pictures, so that one style at one size is measured once per run and not once per pair.
+the statistics of pictures, so that a style or a content at one size is measured once and not once per pair.
 """
 
 from __future__ import annotations

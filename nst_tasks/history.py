@@ -24,7 +24,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LevelHistory:
-    """A pair's losses at one level: terms (steps + 1, 3): content, style, tv; learning rates and seconds (steps + 1,)."""
+    """A pair's losses at one level of n steps done: terms (n + 1, 3), content, style, tv; learning rates and seconds (n + 1,).
+
+    Seconds are of compute since the pair began: its share of those of its batch.
+    """
 
     level: int
     height: int

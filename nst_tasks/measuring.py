@@ -1,4 +1,4 @@
-"""What a batch is measured against and by: statistics of styles, kept on the device, targets, and the quality of a result."""
+"""What a batch is measured against and by: statistics of pictures, kept on the device, targets, and the quality of a result."""
 
 from __future__ import annotations
 
