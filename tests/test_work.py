@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +30,11 @@ from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
 from nst_tasks.outcome import Status
 from nst_tasks.progress import WARNINGS_KEPT, Watch, current, watch
 from nst_tasks.source import Source
+
+
+def test_scatters_do_not_go_through_the_host_for_an_order_that_they_have() -> None:
+    with devices.lease(Watch()):
+        assert os.environ["TF_DISABLE_SCATTER_OP_DETERMINISM"] == "1"
 
 
 def test_a_device_is_leased_to_one_at_a_time() -> None:
