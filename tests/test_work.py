@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from flaky import FlakyFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import LIGHT, job, run_into, saved
+from jobs import LIGHT, check_two_rows_of_one_pair, job, run_into, saved
 from transfers import picture
 
 from nst_tasks import claims, devices, images, manifest, outcome, storage, weights, work
@@ -376,6 +376,10 @@ def test_no_marker_without_its_files_whatever_write_fails(
     (done,) = work.stylize(Batch(trio[:1]), run_into("full://out"))
     assert done.status is Status.SUCCEEDED
     assert storage.stat("full://out/" + done.image) is not None
+
+
+def test_two_rows_of_one_pair_at_once_come_to_the_same_bytes(tmp_path: Path) -> None:
+    check_two_rows_of_one_pair(tmp_path, str(tmp_path / "out"))
 
 
 class Slow(MemoryFileSystem):
