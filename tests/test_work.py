@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jobs import LIGHT, check_two_rows_of_one_pair, job, run_into, saved
 from transfers import picture
 
-from nst_tasks import claims, devices, images, manifest, outcome, storage, weights, work
+from nst_tasks import claims, devices, images, manifest, outcome, reporting, storage, weights, work
 from nst_tasks.batching import Batch, Job
 from nst_tasks.core import backbones, objective, quality
 from nst_tasks.core.method import SGD, Adam
@@ -28,6 +28,7 @@ from nst_tasks.devices import Device
 from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
 from nst_tasks.outcome import Status
 from nst_tasks.progress import WARNINGS_KEPT, Watch, current, watch
+from nst_tasks.settings import Settings
 from nst_tasks.source import Source
 
 
@@ -81,6 +82,18 @@ def trio(tmp_path: Path) -> list[Job]:
 
 def stored(out: Path, path: str) -> np.ndarray:
     return images.decode((out / path).read_bytes(), 10**6).rgb
+
+
+def test_what_a_run_shows_it_does_not_read_back(trio: list[Job], tmp_path: Path) -> None:
+    token = current.set(Watch())
+    outcomes = work.stylize(Batch(tuple(trio)), run_into(tmp_path))
+    for one in outcomes:
+        for path in (one.thumbnail, one.history):
+            (tmp_path / path).unlink()
+    shown = [seen(str(tmp_path), outcomes, Settings()) for seen in (reporting.thumbnails, reporting.curves)]
+    current.reset(token)
+    assert [sorted(found) for found in shown] == [["p0", "p1", "p2"]] * 2
+    assert reporting.thumbnails(str(tmp_path), outcomes, Settings()) == {}  # another run finds what is there
 
 
 def test_a_batch_leaves_pictures_histories_and_markers(trio: list[Job], tmp_path: Path) -> None:
