@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -389,6 +389,47 @@ def test_no_marker_without_its_files_whatever_write_fails(
     (done,) = work.stylize(Batch(trio[:1]), run_into("full://out"))
     assert done.status is Status.SUCCEEDED
     assert storage.stat("full://out/" + done.image) is not None
+
+
+class Counted(MemoryFileSystem):
+    """Memory that tells what is asked of it."""
+
+    protocol = "counted"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    asked: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("counted://", "memory://"))
+
+    def _ask(self, what: str, path: str) -> None:
+        self.asked.append(f"{what} {path.split('/')[2]}")
+
+    def ls(self, path: str, detail: bool = True, **more: Any) -> Any:
+        self._ask("list", path)
+        return super().ls(path, detail, **more)
+
+    def cat_file(self, path: str, *range: Any, **more: Any) -> bytes:
+        self._ask("read", path)
+        return super().cat_file(path, *range, **more)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        self._ask(mode, path)
+        super().pipe_file(path, value, mode, **more)
+
+    def rm_file(self, path: str) -> None:
+        self._ask("delete", path)
+        super().rm_file(path)
+
+
+def test_a_pair_costs_nine_requests_beside_its_pictures(trio: list[Job]) -> None:
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    work.stylize(Batch((trio[0],)), run_into("counted://out", exclusive=True))
+    asked = Counted.asked
+    assert asked[:4] == ["create claims", "list claims", "read outcomes", "list checkpoints"]
+    assert sorted(asked[4:7]) == ["overwrite history", "overwrite images", "overwrite thumbnails"]  # at once
+    assert asked[7:] == ["overwrite outcomes", "delete claims"]
 
 
 def test_two_rows_of_one_pair_at_once_come_to_the_same_bytes(tmp_path: Path) -> None:
