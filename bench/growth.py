@@ -50,8 +50,8 @@ def measured(points: Mapping[str, Sequence[int]], size: int, steps: int) -> Iter
                     seconds, gib = _whole(command, environment)
                     yield {"over": over, "value": value, "precision": precision, "seconds": seconds, "gib": gib}
             for pairs in points["pairs"]:
-                rows = [f"{content},{style},p{k}" for k in range(pairs)]
-                (folder / "m.csv").write_text("\n".join(["content,style,id", *rows]) + "\n")
+                rows = [f"{content},{style},p{k},{k}" for k in range(pairs)]  # of one seed they would be one pair
+                (folder / "m.csv").write_text("\n".join(["content,style,id,seed", *rows]) + "\n")
                 command = [str(BIN / "nst"), "run", str(folder / "m.csv"), "--out", f"{folder}/{precision}{pairs}"]
                 command += ["--recipe", tutorial_recipe(folder, precision), "--size", str(size), "--steps", str(steps)]
                 seconds, gib = _whole(command, environment)

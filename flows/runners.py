@@ -38,7 +38,7 @@ CORES = 4
 
 
 AHEAD = 1
-"""What is handed over beyond what can compute at once: it reads its pictures meanwhile, or waits where the next is free."""
+"""What is handed to a cluster beyond what it can compute at once: it waits where the next is free."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def opened(runner: Runner, settings: Settings) -> Iterator[Workers]:
         SettingsError: the runner's package is not installed, its cluster does not answer, or has no worker that fits.
     """
     if runner == "threads":
-        window, most = len(devices.names()) + AHEAD, devices.most_pairs(settings.batch, devices.are_gpus())
+        window = 2 * len(devices.names())  # one that each device computes, and one whose pictures are read or written meanwhile
+        most = devices.most_pairs(settings.batch, devices.are_gpus())
         yield Workers(lambda task, parameters: task.submit(**parameters), window, most, elsewhere=False)
         return
     if importlib.util.find_spec(f"prefect_{runner}") is None:

@@ -104,7 +104,8 @@ class Follower:
 
     def _show(self, o: Outcome, task_run_id: UUID) -> None:
         try:
-            stored = storage.read(storage.join(self.run.out, o.thumbnail))
+            uri = storage.join(self.run.out, o.thumbnail)
+            stored = self.observer.written.get(uri, lambda: storage.read(uri))
             strip = images.shrunk(stored, PICTURE_HEIGHT, self.run.settings.max_pixels)
         except NstError:
             return  # the picture itself is safe, and the report shows it too

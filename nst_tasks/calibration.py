@@ -200,6 +200,7 @@ def _measure_pair(jobs: list[Job], found: _Found, bench: _Bench) -> None:
     stepless = [replace(job, recipe=replace(job.recipe, method=_without_steps(job.recipe.method))) for job in jobs]
     took = []
     for styles_known in (False, False, True):
+        bench.device.contents.clear()  # a pair's is its own, more often than not
         if not styles_known:
             bench.device.statistics.clear()
         began = time.monotonic()

@@ -109,7 +109,9 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
         before: dict[str, Claim] = {}
         left = list(dict.fromkeys(keys))
         for _ in range(2):  # as if nobody held any of them, which is so as a rule; then those that somebody does or did
-            mine |= {key: claim for key in left if (claim := _take(key, before.get(key), run))}
+            for key in left:
+                if claim := _take(key, before.get(key), run):
+                    mine[key] = claim  # before the next is taken: should the store fail then, this one is released
             newest = _generations(run.out, left) if run.exclusive and left else {}
             for key in [key for key, claim in mine.items() if newest.get(key, 0) > claim.generation]:
                 release(run.out, mine.pop(key))

@@ -47,6 +47,11 @@ class Device:
             self.backbones[sha256] = make()
         return self.backbones[sha256]
 
+    def forget(self) -> None:
+        """Give up what can be measured again: when memory is short, up to 1.25 GiB of it."""
+        self.statistics.clear()
+        self.contents.clear()
+
 
 def names() -> list[str]:
     """The devices that batches run on: all GPUs, or else the CPU, or each of several that it was divided into."""

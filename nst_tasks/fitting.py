@@ -28,6 +28,7 @@ def optimized(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -
         if not is_out_of_memory(error):
             raise
     # here, and not inside the handler: its traceback would hold on to what was allocated
+    device.forget()
     if len(loaded) == 1:
         return [_too_small(loaded[0], run, device)]
     half = len(loaded) // 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ def encode(rgb: np.ndarray, alpha: np.ndarray | None, format: str, text: Mapping
             chunks = PngImagePlugin.PngInfo()
             for key, value in sorted(text.items()):
                 chunks.add_text(key, value)
-            image.save(file, "PNG", pnginfo=chunks, compress_level=3)  # two thirds of Pillow's own time, for 3 % more bytes
+            image.save(file, "PNG", pnginfo=chunks, compress_type=zlib.Z_RLE)  # as small as Pillow's own, in half the time
         elif format == "jpg":
             image.save(file, "JPEG", quality=95, subsampling=0, comment=note.encode() if text else b"")
         else:
@@ -314,7 +315,8 @@ def strip(pictures: Sequence[Picture | np.ndarray], height: int, gap: int) -> by
         left += part.width + gap
     if height <= SMALL_HEIGHT:
         return _webp(strip)
-    return _webp(strip, _with_thumbnail(_webp(_lowered(strip, SMALL_HEIGHT))))
+    small = _webp(_lowered(strip, SMALL_HEIGHT))
+    return _webp(strip, method=0, exif=_with_thumbnail(small))  # two thirds of the time; a page holds the small one only
 
 
 def shrunk(strip: bytes, height: int, max_pixels: int) -> bytes:
@@ -341,9 +343,9 @@ def _lowered(image: Image.Image, height: int) -> Image.Image:
     return image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.HAMMING)
 
 
-def _webp(image: Image.Image, exif: bytes = b"") -> bytes:
+def _webp(image: Image.Image, method: int = 2, exif: bytes = b"") -> bytes:
     file = io.BytesIO()
-    image.save(file, "WEBP", quality=70, method=2, exif=exif)  # half as long as Pillow's own 4, for 4 % more bytes
+    image.save(file, "WEBP", quality=70, method=method, exif=exif)  # 2: half as long as Pillow's own 4, for 4 % more bytes
     return file.getvalue()
 
 

@@ -29,6 +29,11 @@ class Kept:
                 self._values.move_to_end(key)
                 return self._values[key][0]
         value = make()
+        self.keep(key, value)
+        return value
+
+    def keep(self, key: Hashable, value: Any) -> None:
+        """Keep a value of which nobody needs to ask how it is made, unless there is one."""
         taken = size(value)
         with self._lock:
             if key not in self._values and taken <= self.most_bytes:
@@ -36,7 +41,6 @@ class Kept:
                 self._bytes += taken
                 while self._bytes > self.most_bytes:
                     self._bytes -= self._values.popitem(last=False)[1][1]
-        return value
 
     def clear(self) -> None:
         """Give all of them up."""
@@ -49,7 +53,9 @@ class Kept:
 
 
 def size(value: Any) -> int:
-    """Bytes of the arrays and tensors in a value: in sequences, mappings and dataclasses, however deep."""
+    """Bytes of the bytes, arrays and tensors in a value: in sequences, mappings and dataclasses, however deep."""
+    if isinstance(value, bytes):
+        return len(value)
     if is_dataclass(value):
         return sum(size(getattr(value, of.name)) for of in fields(value))
     if isinstance(value, Mapping):

@@ -12,13 +12,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from nst_tasks.kept import Kept
+
 WARNINGS_KEPT = 1000
 """Of a run, at most: what goes wrong for every pair may do so a hundred thousand times."""
+
+WRITTEN_BYTES = 2**26
+"""For the thumbnails and histories of about a thousand pairs."""
 
 
 @dataclass
 class Watch:
-    """Counts of a run in progress; `work` is in pixel-steps (pixels times steps), the unit in which time passes evenly."""
+    """Counts of a run in progress; `work` is in pixel-steps (pixels times steps), the unit in which time passes evenly.
+
+    `written` holds by URI what this process has just written and will show: it need not be read back from the store.
+    """
 
     changed: Callable[[Watch], None] = lambda watch: None
     pairs: int = 0
@@ -31,6 +39,7 @@ class Watch:
     stop: threading.Event = field(default_factory=threading.Event)
     warnings: list[str] = field(default_factory=list)
     whole: Watch | None = None
+    written: Kept = field(default_factory=lambda: Kept(WRITTEN_BYTES))
     _finished: set[str] = field(default_factory=set)
     _warned: set[str] = field(default_factory=set)
     _not_kept: int = 0

@@ -17,6 +17,7 @@ from nst_tasks.errors import NstError, StorageError, is_transient, redact
 from nst_tasks.intake import Intake, read_outcomes
 from nst_tasks.manifest import rejected_csv
 from nst_tasks.outcome import Outcome, Status
+from nst_tasks.progress import watch
 from nst_tasks.request import Request
 from nst_tasks.settings import Run, Settings
 
@@ -170,9 +171,11 @@ def curves(out: str, outcomes: list[Outcome], settings: Settings) -> dict[str, l
 def _of_each(paths: Mapping[str, str], out: str, settings: Settings, seen: Callable[[bytes], T]) -> dict[str, T]:
     """What is `seen` in each of the files, by pair id; those that are not what they should be are left out."""
     named = [(id, path) for id, path in paths.items() if path]
+    written = watch().written
 
     def read(entry: tuple[str, str]) -> T:
-        data = storage.read(storage.join(out, entry[1]))
+        uri = storage.join(out, entry[1])
+        data = written.get(uri, lambda: storage.read(uri))
         try:
             return seen(data)
         except ValueError as error:

@@ -128,6 +128,8 @@ def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
         if not is_pairs_own(error):
             raise
         return failure(job.id, job.row, error, run.id)
+    for path in (done.thumbnail, done.history):
+        watch().written.keep(storage.join(run.out, path), files[path])
     return done
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transfers import picture
 
-from nst_tasks import images, weights
-from nst_tasks.batching import Job
+from nst_tasks import claims, devices, images, resume, storage, weights, work
+from nst_tasks.batching import Batch, Job
 from nst_tasks.core.method import Adam, ContentLoss, Method, Pyramid, StyleLoss, TotalVariation
+from nst_tasks.outcome import Outcome, Status
+from nst_tasks.progress import Watch
 from nst_tasks.recipes import Recipe
 from nst_tasks.settings import Run, Settings
 from nst_tasks.source import Source
@@ -65,3 +70,28 @@ def two_jobs(folder: Path) -> list[Job]:
     contents = [saved(folder, f"content{k}", picture(k, 48, 64)) for k in (1, 2)]
     styles = [saved(folder, f"style{k}", picture(k, 72, 60)) for k in (3, 4)]
     return [job(content, style, id=id) for id, content, style in zip("ab", contents, styles, strict=True)]
+
+
+def check_two_rows_of_one_pair(folder: Path, out: str) -> None:
+    """Two rows of one pair that a run does at the same time: both succeed with the same picture, and nothing is left behind."""
+    first = two_jobs(folder)[0]
+    run = run_into(out, exclusive=True, checkpoint_steps=1)
+
+    def made(id: str) -> Outcome:
+        while not (outcomes := work.stylize(Batch((replace(first, id=id),)), run)):
+            time.sleep(0.1)  # the other one has the claim just now: the flow, too, tries it again
+        return outcomes[0]
+
+    with ThreadPoolExecutor(2) as threads:
+        with devices.lease(Watch()):  # which both wait for, each with its claim
+            doing = [threads.submit(made, id) for id in "ab"]
+            until = time.monotonic() + 60
+            while not (found := claims.standing(out)) or found[first.key].generation < 1:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        done = [future.result(timeout=60) for future in doing]
+    assert [(one.id, one.status, one.error) for one in done] == [(id, Status.SUCCEEDED, "") for id in "ab"]
+    one, other = (images.decode(storage.read(storage.join(out, each.image)), 10**6).rgb for each in done)
+    np.testing.assert_array_equal(one, other)
+    assert done[0].losses == done[1].losses
+    assert storage.listing(storage.join(out, claims.FOLDER)) == storage.listing(storage.join(out, resume.FOLDER)) == {}

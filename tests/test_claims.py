@@ -20,6 +20,7 @@ from jobs import run_into
 
 from nst_tasks import claims, storage
 from nst_tasks.claims import Claim
+from nst_tasks.errors import StorageError
 from nst_tasks.settings import Run, Settings
 
 
@@ -84,6 +85,12 @@ def test_of_many_at_once_one_gets_the_pair(run: Run, dead: bool) -> None:
 def test_an_interrupted_batch_releases_its_pairs(run: Run) -> None:
     with pytest.raises(KeyboardInterrupt), claims.taken(["k"], run):
         raise KeyboardInterrupt
+    assert held(run) == {}
+
+
+def test_what_was_taken_before_the_store_failed_is_released(run: Run) -> None:
+    with pytest.raises(StorageError, match="too long"), claims.taken(["k", "n" * 300], run):
+        pass
     assert held(run) == {}
 
 

@@ -78,6 +78,17 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     ]
 
 
+def test_what_can_be_measured_again_is_given_up_where_memory_ends(
+    four: list[Job], tmp_path: Path, room: Callable[..., list[int]]
+) -> None:
+    device = Device("/CPU:0")
+    for kept in (device.statistics, device.contents):
+        kept.get("from before", list)
+    room(0)
+    optimized(four[:1], run_into(tmp_path), device)
+    assert (len(device.statistics), len(device.contents)) == (0, 0)
+
+
 def test_the_halves_go_on_from_the_checkpoint(
     four: list[Job], tmp_path: Path, device: Device, room: Callable[..., list[int]]
 ) -> None:

@@ -172,6 +172,13 @@ def test_a_picture_tells_all_that_made_it_and_no_secret() -> None:
     ) in words
 
 
+def test_a_picture_tells_its_precision_and_the_steps_that_a_plateau_left() -> None:
+    recipe = {"name": "painterly", "method": {"precision": "mixed"}}
+    for steps, told in ((4, "4 of 9"), (9, "9"), (0, "9")):  # what older runs left does not say how many were taken
+        words = Read(page("Run 1", {}, [replace(MADE, recipe=recipe, steps_done=steps)], {}, "")).words()
+        assert f"size 2000 x 1000 steps {told} precision mixed seed 7" in words
+
+
 def test_a_reader_may_filter_by_what_is_there_with_its_counts() -> None:
     outcomes = [MADE, replace(FLAGGED, recipe={"name": "gatys-2016"}), FAILED, REJECTED]
     text = page("Run 1", {}, outcomes, {}, "")

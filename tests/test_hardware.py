@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import tensorflow as tf
 
 from nst_tasks import hardware
 
@@ -42,5 +45,16 @@ def test_gpus_are_fast_from_capability_8_on_if_all_are(capabilities: list[tuple[
     assert hardware.are_fast_gpus(capabilities) is fast
 
 
-def test_this_machine_is_one_or_the_other() -> None:
-    assert hardware.auto_precision() in ("float32", "mixed")
+def test_auto_is_what_this_machines_processor_is_fast_at_where_it_has_no_gpu() -> None:
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("this machine has a GPU")
+    fast = hardware.is_fast_cpu(Path("/proc/cpuinfo").read_text())
+    assert hardware.auto_precision() == ("mixed" if fast else "float32")
+
+
+def test_auto_is_what_this_machines_gpus_are_fast_at() -> None:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        pytest.skip("this machine has no GPU")
+    found = [tf.config.experimental.get_device_details(gpu)["compute_capability"] for gpu in gpus]
+    assert hardware.auto_precision() == ("mixed" if min(found) >= (8, 0) else "float32")

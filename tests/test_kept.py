@@ -38,6 +38,15 @@ def test_what_is_larger_than_the_room_takes_nobodys_place() -> None:
     assert room.get("small", lambda: np.ones(10, np.uint8)).all()
 
 
+def test_what_is_kept_already_stays() -> None:
+    room = Kept(10)
+    room.keep("a", b"first")
+    room.keep("a", b"second")
+    assert room.get("a", bytes) == b"first"
+    room.keep("b", b"sixsix")
+    assert len(room) == 1
+
+
 def test_the_bytes_of_arrays_and_tensors_are_found_wherever_they_are() -> None:
     array, tensor = np.zeros((2, 3), np.float64), tf.zeros((4, 5), tf.bfloat16)
     assert (kept.size(array), kept.size(tensor)) == (48, 40)

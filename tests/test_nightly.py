@@ -330,12 +330,14 @@ def test_every_result_is_counted_in_the_message() -> None:
 @pytest.mark.usefixtures("flow_api")
 def test_the_command_sweeps_once(pictures: Path, tmp_path: Path) -> None:
     (pictures / "good.csv").write_text(GOOD)
-    options = ["--backbone", "tiny", "--size", "64", "--steps", "1", "--json"]
+    options = ["--backbone", "tiny", "--size", "64", "--steps", "1", "--precision", "mixed", "--plateau", "0.5", "--json"]
     places = {"NST_INBOX": str(pictures), "NST_OUT": str(tmp_path / "out")}
     done = CliRunner().invoke(app, ["nightly", *options], env=places)
     assert done.exit_code == 0, done.stderr
     said = json.loads(done.stdout)
     assert (said["state"], said["unchanged"], said["manifests"]["good.csv"]["result"]) == ("Completed", 0, "good")
+    method = json.loads((tmp_path / "out/good/outcomes/a.json").read_text())["recipe"]["method"]
+    assert (method["precision"], method["plateau"]["tolerance"]) == ("mixed", 0.5)
     (pictures / "broken.csv").write_text("content,stile\ncat.png,oil.png\n")
     done = CliRunner().invoke(app, ["nightly", *options[:-1]], env=places)
     assert done.exit_code == 1
@@ -373,10 +375,11 @@ def test_a_work_pool_gets_both_deployments_and_one_that_is_not_there_is_refused(
         client.create_work_pool(WorkPoolCreate(name="gpus", type="process"))
         done = CliRunner().invoke(app, ["deploy", "--pool", "gpus", "--image", "nst:1"], env=places)
         assert "--image: the work pool 'gpus' starts no containers" in done.stderr
-        done = CliRunner().invoke(app, ["deploy", "--pool", "gpus"], env=places)
+        done = CliRunner().invoke(app, ["deploy", "--pool", "gpus", "--precision", "mixed", "--plateau", "0.5"], env=places)
         assert done.stdout == "nightly/nightly on gpus\nstylize-manifest/stylize-manifest on gpus\n", done.stderr
         registered = client.read_deployment_by_name("nightly/nightly")
         assert (registered.work_pool_name, registered.entrypoint) == ("gpus", "flows.nightly.nightly")
+        assert [registered.parameters[name] for name in ("precision", "plateau", "runner")] == ["mixed", 0.5, "threads"]
         for deployment in client.read_deployments():
             client.delete_deployment(deployment.id)  # other tests serve them
 

@@ -25,7 +25,11 @@ DONE = Outcome(
     content=CAT,
     styles=(OIL, INK),
     style_weights=(0.25, 0.75),
-    recipe={"name": "painterly", "size": 512, "method": {"pyramid": None, "layers": [["block1_conv1", 1.0]]}},
+    recipe={
+        "name": "painterly",
+        "size": 512,
+        "method": {"pyramid": None, "precision": "mixed", "layers": [["block1_conv1", 1.0]]},
+    },
     seed=3,
     init=INK,
     keep_color="luminance",
@@ -36,6 +40,7 @@ DONE = Outcome(
     height=30,
     width=40,
     steps=9,
+    steps_done=4,
     seconds=1.5,
     losses={"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0},
     quality={
@@ -190,13 +195,14 @@ def test_the_summary_has_a_row_for_each_outcome_in_the_manifests_order() -> None
     done = table.iloc[2]
     assert (done["content"], done["style"]) == ("s3://b/cat.png", "/data/oil.jpg|/data/tusche schön.jpg")
     assert (done["recipe"], done["backbone"], done["height"], done["width"]) == ("painterly", "tiny", 30, 40)
+    assert (done["precision"], done["steps"], done["steps_done"]) == ("mixed", 9, 4)
     assert [done[name] for name in ("total", "content_loss", "style_loss", "tv_loss")] == [6.0, 1.0, 2.0, 3.0]
     quality = ("style_gap", "style_gap_used", "content_cosine", "luminance_ssim")
     assert [done[name] for name in quality] == [-0.25, 0.9, 0.5, 0.75]
     assert done["flags"] == "blank|no_progress"
     assert (done["image"], done["history"]) == ("images/cat_oil.png", "history/cat_oil.parquet")
     failed = table.iloc[0]
-    assert (failed["id"], failed["error"], failed["content"]) == ("dog", "cannot be read", "")
+    assert (failed["id"], failed["error"], failed["content"], failed["precision"]) == ("dog", "cannot be read", "", "")
     assert math.isnan(failed["total"])
     assert all(math.isnan(failed[name]) for name in quality)
     assert failed["flags"] == ""

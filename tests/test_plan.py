@@ -16,12 +16,13 @@ from jobs import LIGHT, TINY_SHA256, job, two_jobs
 from typer.testing import CliRunner
 
 from flows.cli import app
-from nst_tasks import calibration, intake, outcome, planning, recipes, storage
+from nst_tasks import calibration, devices, intake, outcome, planning, recipes, storage
 from nst_tasks.batching import Job, fitting_size, memory
 from nst_tasks.intake import Findings, Triage
 from nst_tasks.manifest import Manifest
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.planning import Calibration, Costs, Estimate, Plan, Sample
+from nst_tasks.progress import Watch
 from nst_tasks.request import Request
 from nst_tasks.settings import Settings
 from nst_tasks.source import Source
@@ -162,6 +163,14 @@ def test_steps_and_pairs_are_measured_from_small_sizes_up_to_the_jobs_own(tmp_pa
     assert costs.method > 0  # graphs were traced
     assert (measured.devices, measured.most) == (("/CPU:0",), 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pair_is_measured_with_its_content_unknown(tmp_path: Path) -> None:
+    with devices.lease(Watch()) as device:
+        device.contents.get("known before", list)
+    calibrated(tmp_path, two_jobs(tmp_path), seconds=0)
+    with devices.lease(Watch()) as device:
+        assert device.contents.get("known before", lambda: "made anew") == "made anew"
 
 
 def test_what_there_is_no_time_or_no_memory_for_is_not_measured(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import json
 import os
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from jobs import run_into
+from jobs import check_two_rows_of_one_pair, run_into
 from servers import S3, nst, picture
 
 from nst_tasks import claims, images, outcome, storage
@@ -155,3 +156,7 @@ def test_claims_hold_on_s3(bucket: str) -> None:
         assert sorted(got) == ["k1", "k2"]
         assert sorted(claims.standing(out)) == ["k1", "k2"]
     assert claims.standing(out) == {}
+
+
+def test_two_rows_of_one_pair_at_once_come_to_the_same_bytes_on_s3(tmp_path: Path, bucket: str) -> None:
+    check_two_rows_of_one_pair(tmp_path, f"{bucket}/twice-{os.getpid()}")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -18,10 +18,10 @@ import pandas as pd
 import pytest
 from flaky import FlakyFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import LIGHT, job, run_into, saved
+from jobs import LIGHT, check_two_rows_of_one_pair, job, run_into, saved
 from transfers import picture
 
-from nst_tasks import claims, devices, images, manifest, outcome, storage, weights, work
+from nst_tasks import claims, devices, images, manifest, outcome, reporting, storage, weights, work
 from nst_tasks.batching import Batch, Job
 from nst_tasks.core import backbones, objective, quality
 from nst_tasks.core.method import SGD, Adam
@@ -29,6 +29,7 @@ from nst_tasks.devices import Device
 from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
 from nst_tasks.outcome import Status
 from nst_tasks.progress import WARNINGS_KEPT, Watch, current, watch
+from nst_tasks.settings import Settings
 from nst_tasks.source import Source
 
 
@@ -87,6 +88,18 @@ def trio(tmp_path: Path) -> list[Job]:
 
 def stored(out: Path, path: str) -> np.ndarray:
     return images.decode((out / path).read_bytes(), 10**6).rgb
+
+
+def test_what_a_run_shows_it_does_not_read_back(trio: list[Job], tmp_path: Path) -> None:
+    token = current.set(Watch())
+    outcomes = work.stylize(Batch(tuple(trio)), run_into(tmp_path))
+    for one in outcomes:
+        for path in (one.thumbnail, one.history):
+            (tmp_path / path).unlink()
+    shown = [seen(str(tmp_path), outcomes, Settings()) for seen in (reporting.thumbnails, reporting.curves)]
+    current.reset(token)
+    assert [sorted(found) for found in shown] == [["p0", "p1", "p2"]] * 2
+    assert reporting.thumbnails(str(tmp_path), outcomes, Settings()) == {}  # another run finds what is there
 
 
 def test_a_batch_leaves_pictures_histories_and_markers(trio: list[Job], tmp_path: Path) -> None:
@@ -382,6 +395,51 @@ def test_no_marker_without_its_files_whatever_write_fails(
     (done,) = work.stylize(Batch(trio[:1]), run_into("full://out"))
     assert done.status is Status.SUCCEEDED
     assert storage.stat("full://out/" + done.image) is not None
+
+
+class Counted(MemoryFileSystem):
+    """Memory that tells what is asked of it."""
+
+    protocol = "counted"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    asked: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("counted://", "memory://"))
+
+    def _ask(self, what: str, path: str) -> None:
+        self.asked.append(f"{what} {path.split('/')[2]}")
+
+    def ls(self, path: str, detail: bool = True, **more: Any) -> Any:
+        self._ask("list", path)
+        return super().ls(path, detail, **more)
+
+    def cat_file(self, path: str, *range: Any, **more: Any) -> bytes:
+        self._ask("read", path)
+        return super().cat_file(path, *range, **more)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        self._ask(mode, path)
+        super().pipe_file(path, value, mode, **more)
+
+    def rm_file(self, path: str) -> None:
+        self._ask("delete", path)
+        super().rm_file(path)
+
+
+def test_a_pair_costs_nine_requests_beside_its_pictures(trio: list[Job]) -> None:
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    work.stylize(Batch((trio[0],)), run_into("counted://out", exclusive=True))
+    asked = Counted.asked
+    assert asked[:4] == ["create claims", "list claims", "read outcomes", "list checkpoints"]
+    assert sorted(asked[4:7]) == ["overwrite history", "overwrite images", "overwrite thumbnails"]  # at once
+    assert asked[7:] == ["overwrite outcomes", "delete claims"]
+
+
+def test_two_rows_of_one_pair_at_once_come_to_the_same_bytes(tmp_path: Path) -> None:
+    check_two_rows_of_one_pair(tmp_path, str(tmp_path / "out"))
 
 
 class Slow(MemoryFileSystem):

@@ -154,10 +154,13 @@ import sys
 import tensorflow as tf
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from flows import stylize
+from flows import runners, stylize
 from nst_tasks import devices
 from nst_tasks.progress import Watch, current
 from nst_tasks.request import Request
+from nst_tasks.settings import Settings
+with runners.opened("threads", Settings()) as workers:
+    print(workers.window, end=" ")
 at_once = []
 current.set(Watch(changed=lambda watch: at_once.append(watch.computing)))
 state = stylize.start(Request(sys.argv[1], sys.argv[2], backbone="tiny", size=96, steps=int(sys.argv[3])))
@@ -170,7 +173,7 @@ def test_two_devices_of_one_process_compute_at_once_and_give_the_bytes_of_one(fl
     two = [sys.executable, "-c", TWO_DEVICES, write_manifest(str(tmp_path / "in")), str(out), str(STEPS)]
     environment = {**os.environ, "PREFECT_API_URL": flow_api}
     ended = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert ended.stdout == "['/CPU:0', '/CPU:1'] 2 COMPLETED\n", ended.stderr
+    assert ended.stdout == "4 ['/CPU:0', '/CPU:1'] 2 COMPLETED\n", ended.stderr
     assert_nothing_lost(str(out))
     assert_same_results(str(out), calm)
 
