@@ -22,6 +22,10 @@ def measure(recipe: str, size: int, precision: str) -> None:
     """Run three steps of a recipe at one size and print this process's peak in bytes."""
     import numpy as np
 
+    from nst_tasks import quiet
+
+    quiet.import_tensorflow()
+
     from nst_tasks import presets, weights
     from nst_tasks.core import backbones, transfer
 

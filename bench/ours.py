@@ -12,6 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from nst_tasks import quiet
+
+quiet.import_tensorflow()
+
 from bench.peers.loop import sized
 from nst_tasks import images, presets, weights
 from nst_tasks.core import backbones, transfer

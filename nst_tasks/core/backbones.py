@@ -82,10 +82,16 @@ def _is_wide(convolution: Convolution) -> bool:
     return kernel.dtype == tf.float32 and kernel.shape[2] >= TURNED_FROM and "GPU" not in kernel.device
 
 
+def cut(backbone: Backbone, deepest: str) -> Backbone:
+    """The backbone as far as a layer."""
+    names = [one.layer for one in backbone.convolutions]
+    return Backbone(backbone.name, backbone.convolutions[: 1 + names.index(deepest)])
+
+
 def blocks(backbone: Backbone, layers: Iterable[str]) -> tuple[tuple[Convolution, ...], ...]:
     """The network's convolutions, block by block, up to the deepest of `layers`."""
     names = [one.layer for one in backbone.convolutions]
-    used = backbone.convolutions[: 1 + max(names.index(layer) for layer in layers)]
+    used = cut(backbone, max(layers, key=names.index)).convolutions
     return tuple(tuple(block) for _, block in itertools.groupby(used, lambda convolution: convolution.layer.partition("_")[0]))
 
 

@@ -160,7 +160,8 @@ class _Found(NamedTuple):
 
 def _found(backbone: Backbone, image: tf.Tensor, wanted: _Wanted, cut: Cut) -> _Found:
     """What the network finds in an image (B, H, W, 3)."""
-    seen = _as_seen(backbone, wanted.method.feature_scale, wanted.method.precision)
+    method = wanted.method
+    seen = _as_seen(backbone, method.layers[-1], method.feature_scale, method.precision)
     found = _Found({}, {}, {})
     x = backbones.centred(seen, image)
     blocks = backbones.blocks(seen, (*wanted.styles, *wanted.contents, *wanted.kept))
@@ -303,7 +304,8 @@ def _pixels(image: tf.Tensor) -> tf.Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _as_seen(backbone: Backbone, scale: float, precision: str) -> Backbone:
+def _as_seen(backbone: Backbone, deepest: str, scale: float, precision: str) -> Backbone:
     with tf.init_scope():  # once, and not at each step of the graph that is being traced
-        seen = backbones.scaled(backbone, scale) if scale != 1.0 else backbone
+        seen = backbones.cut(backbone, deepest)
+        seen = backbones.scaled(seen, scale) if scale != 1.0 else seen
         return backbones.rounded(seen, tf.bfloat16) if precision == "mixed" else backbones.turned(seen)

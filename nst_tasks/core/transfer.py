@@ -48,20 +48,20 @@ class TransferState(NamedTuple):
 
 
 def style_statistics(
-    backbone: Backbone, method: Method, style: np.ndarray, how: Bands = bands.USUAL
+    backbone: Backbone, method: Method, style: np.ndarray, how: Bands | None = None
 ) -> dict[str, losses.Statistics]:
     """Statistics of one style picture (h, w, 3) float32 in [0, 1] at each style layer, leading axis 1."""
-    cut = _cut(backbone, [layer for layer, _ in method.style.layers], style[None], how)
+    cut = _cut(backbone, method, [layer for layer, _ in method.style.layers], style[None], how)
     graphs = _compiled(backbone, structure(method), False, len(cut))
     found: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32), cut)
     return found
 
 
 def content_statistics(
-    backbone: Backbone, method: Method, contents: np.ndarray, how: Bands = bands.USUAL
+    backbone: Backbone, method: Method, contents: np.ndarray, how: Bands | None = None
 ) -> dict[str, losses.Statistics]:
     """Statistics of a batch's contents (B, H, W, 3) float32 in [0, 1] at each content layer."""
-    cut = _cut(backbone, [layer for layer, _ in method.content.layers], contents, how)
+    cut = _cut(backbone, method, [layer for layer, _ in method.content.layers], contents, how)
     graphs = _compiled(backbone, structure(method), False, len(cut))
     found: dict[str, losses.Statistics] = graphs.content(tf.constant(contents, tf.float32), cut)
     return found
@@ -74,7 +74,7 @@ def targets(
     styles: Sequence[Sequence[dict[str, losses.Statistics]]],
     style_weights: Sequence[Sequence[float]],
     mask: np.ndarray | None = None,
-    how: Bands = bands.USUAL,
+    how: Bands | None = None,
     content: dict[str, losses.Statistics] | None = None,
 ) -> Targets:
     """Targets of a batch: contents (B, H, W, 3) float32 in [0, 1], and for each pair its styles' statistics and weights.
@@ -163,10 +163,10 @@ def advance(
     state: TransferState,
     n: int,
     steps: int,
-    how: Bands = bands.USUAL,
+    how: Bands | None = None,
 ) -> tuple[TransferState, np.ndarray]:
     """`n` (1 or more) of a level's `steps` steps: the new state, and the terms (n, B, 3) of the image before each update."""
-    cut = _cut(backbone, method.layers, state.image, how)
+    cut = _cut(backbone, method, method.layers, state.image, how)
     method = sized(method, *state.image.shape[1:3])
     graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(cut))
     place = map(tf.constant, (state.step, n, steps))
@@ -198,16 +198,19 @@ def result(backbone: Backbone, method: Method, targets: Targets, state: Transfer
     return image, terms
 
 
-def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor, how: Bands = bands.USUAL) -> np.ndarray:
+def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor, how: Bands | None = None) -> np.ndarray:
     """The weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
-    cut = _cut(backbone, method.layers, image, how)
+    cut = _cut(backbone, method, method.layers, image, how)
     graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(cut))
     terms: np.ndarray = graphs.measure(image, targets, objective.numbers(method, tf.float32), cut).numpy()
     return terms
 
 
-def _cut(backbone: Backbone, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, how: Bands) -> tuple[tf.Tensor, ...]:
+def _cut(
+    backbone: Backbone, method: Method, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, how: Bands | None
+) -> tuple[tf.Tensor, ...]:
     """The bands in which the network is computed for pictures (B, H, W, 3), as far as these layers."""
+    how = how or (bands.MIXED if method.precision == "mixed" else bands.USUAL)
     blocks = [(block[0].kernel.shape[-1], len(block)) for block in backbones.blocks(backbone, layers)]
     return tuple(tf.constant(of_block) for of_block in bands.cut(pictures.shape[1], pictures.shape[2], blocks, how))
 

@@ -1,0 +1,24 @@
+"""TensorFlow as nst imports it: in a process of its own, since here it is imported already."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+from nst_tasks import quiet
+quiet.import_tensorflow()
+import tensorflow as tf
+assert tf.reduce_sum(tf.ones((2, 3))).numpy() == 6.0
+assert "keras" not in sys.modules
+print(tf.keras.layers.Dense.__name__)
+import keras
+print(keras.layers.Dense.__name__)
+"""
+
+
+def test_tensorflow_comes_without_a_word_and_without_keras_which_can_be_had_later() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert done.stdout == "Dense\nDense\n"
+    assert done.stderr == ""
