@@ -20,7 +20,8 @@ def levels(method: Method, height: int, width: int) -> tuple[Level, ...]:
     """The levels of a picture of this final size, coarsest first; the last has the final size exactly.
 
     Sizes go down from the final one by the pyramid's `ratio` while the longest side stays at or above `smallest` (and the
-    shorter one at or above 32 px, below which the deep layers see nothing), for at most its number of `levels`.
+    shorter one at or above 32 px, below which the deep layers see nothing), for at most its number of `levels`. Those without
+    steps, but for the last, are left out: all that they do is to blur the initial image.
     """
     found = [Level(height, width, method.steps)]
     pyramid = method.pyramid
@@ -34,4 +35,5 @@ def levels(method: Method, height: int, width: int) -> tuple[Level, ...]:
         scale /= pyramid.ratio
     if pyramid.first_steps is not None and len(found) > 1:
         found[-1] = replace(found[-1], steps=pyramid.first_steps)
-    return tuple(reversed(found))
+    last, *coarser = found
+    return (*(level for level in reversed(coarser) if level.steps), last)
