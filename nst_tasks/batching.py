@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from nst_tasks.core.method import LBFGS, NUMERICS_VERSION, Method, as_plain, sized
+from nst_tasks.core.method import LARGE, LBFGS, NUMERICS_VERSION, Method, as_plain, sized
 from nst_tasks.core.pyramid import levels
 from nst_tasks.recipes import MIN_SIZE, Recipe
 from nst_tasks.source import Source
@@ -21,6 +21,9 @@ BAND = 3 * 2**28
 
 IN_BANDS = 490
 """Peak bytes for each pixel of a picture in bands: the image, its gradient, Adam's moments, what lies between two blocks."""
+
+BESIDE = 340
+"""Peak bytes for each pixel, in a picture of `LARGE` at most, that L-BFGS takes beside features and history."""
 
 UPDATE = 420
 """Peak bytes for each pixel while L-BFGS makes an update, besides its history; some is kept from coarser levels."""
@@ -99,19 +102,21 @@ class Batch:
 
 
 def memory(method: Method, height: int, width: int) -> int:
-    """Peak bytes of one step of one pair of so many pixels, over what the process takes anyway.
+    """Peak bytes of one step of one pair of so many pixels, over what the process takes anyway (bench/memory.py).
 
-    A large picture's features are computed in bands; with `mixed` they take two thirds. Each difference of L-BFGS's history is
-    two float32 images, and while an update is made there are two of it.
+    A large picture's features are computed in bands, half as large with `mixed`; of the rest, that takes two thirds. Each
+    difference of L-BFGS's history is two float32 images, and while an update is made there are two of it.
     """
     pixels, optimizer = height * width, sized(method, height, width).optimizer
-    features = min(AT_ONCE * pixels, BAND + IN_BANDS * pixels)
     if method.precision == "mixed":
-        features = features * 2 // 3
+        features = min(AT_ONCE * pixels * 2 // 3, BAND // 2 + IN_BANDS * pixels * 2 // 3)
+    else:
+        features = min(AT_ONCE * pixels, BAND + IN_BANDS * pixels)
     if not isinstance(optimizer, LBFGS):
         return features
     history = optimizer.history * 2 * 3 * 4 * pixels
-    return max(features + history, UPDATE * pixels + 2 * history)
+    beside = BESIDE * pixels if pixels <= LARGE else 0
+    return max(features + history + beside, UPDATE * pixels + 2 * history)
 
 
 def fitting_size(method: Method, height: int, width: int, memory_bytes: float) -> int:

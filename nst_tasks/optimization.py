@@ -186,6 +186,8 @@ def _stepped(
     keys = [ready.job.key for ready in loaded]
     level, before = schedule[cursor.at.state.level], sum(len(terms) - 1 for terms in cursor.at.terms[:-1])
     began = time.monotonic() - cursor.at.elapsed
+    if level.height * level.width > LARGE:
+        tools.device.contents.clear()  # of coarser levels: what they take is wanted here
     targets = measuring.targets(loaded, method, level, backbone, tools.device)
     chunk = 1
     while not _ended(method, level, cursor.at):

@@ -19,7 +19,7 @@ from nst_tasks import images, loading, measuring, optimization, outcome
 from nst_tasks.batching import Job
 from nst_tasks.core import objective, quality, transfer
 from nst_tasks.core.backbones import Backbone
-from nst_tasks.core.method import SGD, Adam, StyleLoss
+from nst_tasks.core.method import SGD, Adam, StyleLoss, TotalVariation
 from nst_tasks.devices import Device
 from nst_tasks.errors import DivergedError, Interrupted, StorageError
 from nst_tasks.images import Picture
@@ -147,7 +147,11 @@ def test_noise_is_each_pairs_own_and_spares_a_chosen_picture(two: list[Job], tmp
 def test_the_optimization_starts_at_the_coarsest_level_where_it_is_told(
     two: list[Job], tmp_path: Path, device: Device, init: str
 ) -> None:
-    still = replace(LIGHT.method, steps=0, init=init, pyramid=replace(LIGHT.method.pyramid, coarse_steps=0))
+    light = LIGHT.method
+    still = replace(  # a step down a loss that is nothing moves nothing
+        light, steps=0, init=init, pyramid=replace(light.pyramid, coarse_steps=1), total_variation=TotalVariation(0.0),
+        content=replace(light.content, weight=0.0), style=replace(light.style, weight=0.0), optimizer=Adam(0.1),
+    )  # fmt: skip
     asked = replace(two[0], recipe=replace(LIGHT, method=still))
     run = run_into(tmp_path)
     result = succeeded([asked], run, device)[0]

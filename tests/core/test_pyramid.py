@@ -53,8 +53,13 @@ def test_the_coarsest_level_may_have_steps_of_its_own() -> None:
     assert levels(method, 150, 198) == (Level(150, 198, 60),)
     # the first of two levels is both the coarsest and the last but one
     assert levels(method, 150, 200) == (Level(75, 100, 200), Level(150, 200, 60))
+
+
+def test_a_level_without_steps_is_left_out_but_for_the_last() -> None:
     none = replace(FLAT, pyramid=Pyramid(100, 2.0, 80, first_steps=0))
-    assert levels(none, 150, 200) == (Level(75, 100, 0), Level(150, 200, 60))
+    assert levels(none, 150, 200) == (Level(150, 200, 60),)
+    assert levels(none, 300, 400) == (Level(150, 200, 80), Level(300, 400, 60))
+    assert levels(replace(FLAT, steps=0, pyramid=Pyramid(100, 2.0, 0)), 300, 400) == (Level(300, 400, 0),)
 
 
 def test_levels_are_at_most_as_many_as_given() -> None:
