@@ -240,7 +240,7 @@ def test_the_size_that_fits_is_the_largest_that_does() -> None:
 
 
 def test_no_larger_size_is_said_to_fit_though_lbfgs_remembers_less_there() -> None:
-    method = presets.find("gatys-2016").method  # a hundred differences, and five of more than 4 megapixels
+    method = presets.find("gatys-2016").method  # a hundred differences, and two of more than 4 megapixels
     room = memory(method, 2800, 2800)
     assert memory(method, 2000, 2000) > room
     side = fitting_size(method, 2000, 2000, room)

@@ -22,8 +22,8 @@ MAX_STEPS = 100_000
 LARGE = 2**22
 """Pixels of an image; of a larger one, L-BFGS's differences are what takes the most memory, 24 bytes a pixel each."""
 
-LARGE_HISTORY = 5
-"""How many L-BFGS then remembers; 3 to 20 are customary (Nocedal and Wright 2006, section 7.2)."""
+LARGE_HISTORY = 2
+"""How many L-BFGS then remembers: `painterly` at 192 px ends 1 to 2 % above its loss with the 20 that it has."""
 
 LayerWeights = tuple[tuple[str, float], ...]
 """Layer names (Keras's, such as `block4_conv2`) with their weights."""
