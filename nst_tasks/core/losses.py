@@ -59,62 +59,76 @@ def gram(x: tf.Tensor, weight: tf.Tensor | None = None) -> tf.Tensor:
     return _mean(sums(x, weight))
 
 
-def style_statistics(loss: StyleLoss, style: Sums, pixels: tf.Tensor) -> Statistics:
-    """What `style_distance` needs to know of a style picture, from its features' sums at one layer; `pixels` are its H W."""
+def style_statistics(loss: StyleLoss, style: Sums, pixels: tf.Tensor, dtype: tf.DType = tf.float64) -> Statistics:
+    """What `style_distance` needs to know of a style picture, from its features' sums at one layer; `pixels` are its H W.
+
+    A root is computed in `dtype`, and kept in the type of the sums.
+    """
+    given = style.second.dtype
+    if loss.statistic == "wasserstein":
+        style = _cast(style, dtype)
     second = _mean(style)
     mean_square = tf.linalg.trace(second) / _channels(second)  # (B,)
     if loss.statistic == "gram":
         return {"gram": second * _gram_factor(loss, style, pixels), "mean_square": mean_square}
-    scale = tf.math.rsqrt(mean_square + 1e-12) if loss.relative else tf.ones_like(mean_square)
-    mean, covariance = _moments(style, scale[:, None])
+    mean, covariance = _moments(style, _scale(loss, mean_square)[:, None])
     values, vectors = tf.linalg.eigh(covariance[:, 0])
     root = tf.matmul(vectors * tf.sqrt(tf.maximum(values, 0.0))[..., None, :], vectors, transpose_b=True)
-    return {"mean": mean[:, 0], "trace": tf.linalg.trace(covariance[:, 0]), "root": root, "mean_square": mean_square}
+    found = {"mean": mean[:, 0], "trace": tf.linalg.trace(covariance[:, 0]), "root": root, "mean_square": mean_square}
+    return {name: tf.cast(value, given) for name, value in found.items()}
 
 
-def style_distance(loss: StyleLoss, image: Sums, style: Statistics, pixels: tf.Tensor) -> tf.Tensor:
+def style_distance(
+    loss: StyleLoss, image: Sums, style: Statistics, pixels: tf.Tensor, dtype: tf.DType = tf.float64
+) -> tf.Tensor:
     """Distance of an image, by its features' sums, from the statistics of S styles (B, S, ...) at one layer -> (B, S).
 
     Gram: mean or sum of `(G - G*)^2`, relative: divided by mean(style^2)^2. Wasserstein: `(|m - m*|^2 + tr(K + K* - 2 (K*^1/2
     K K*^1/2)^1/2)) / C` over means m and covariances K (Olkin and Pukelsheim 1982), of features divided by rms(style) if
-    relative. `pixels` are the image's H W.
+    relative, computed in `dtype`: in float32, roots of small eigenvalues keep half its digits. `pixels` are the image's H W.
     """
-    mean_square = style["mean_square"]  # (B, S)
     if loss.statistic == "gram":
         difference = (_mean(image) * _gram_factor(loss, image, pixels))[:, None] - style["gram"]  # (B, S, C, C)
         reduce = tf.reduce_mean if loss.error == "mse" else tf.reduce_sum
         distance = reduce(tf.square(difference), axis=(2, 3))  # (B, S)
-        return distance / (tf.square(mean_square) + 1e-12) if loss.relative else distance
-    scale = tf.math.rsqrt(mean_square + 1e-12) if loss.relative else tf.ones_like(mean_square)  # (B, S)
-    mean, covariance = _moments(image, scale)
-    root = style["root"]
-    cross = trace_of_root(tf.matmul(root, tf.matmul(covariance, root)))  # (B, S)
-    bures = tf.linalg.trace(covariance) + style["trace"] - 2.0 * cross
-    return (tf.reduce_sum(tf.square(mean - style["mean"]), axis=-1) + bures) / _channels(covariance)
+        return distance / (tf.square(style["mean_square"]) + 1e-12) if loss.relative else distance
+    of_style = {name: tf.cast(style[name], dtype) for name in ("mean", "trace", "mean_square")}
+    mean, covariance = _moments(_cast(image, dtype), _scale(loss, of_style["mean_square"]))
+    bures = tf.linalg.trace(covariance) + of_style["trace"] - 2.0 * trace_of_root(covariance, style["root"])  # (B, S)
+    distance = (tf.reduce_sum(tf.square(mean - of_style["mean"]), axis=-1) + bures) / _channels(covariance)
+    return tf.cast(distance, image.second.dtype)
 
 
-@tf.custom_gradient
-def trace_of_root(matrix: tf.Tensor) -> tuple[tf.Tensor, object]:
-    """`tr(M^1/2)` of symmetric positive matrices (..., C, C) -> (...), with the gradient `1/2 M^-1/2`.
+def trace_of_root(matrix: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+    """`tr((R M R)^1/2)` of symmetric positive M and R, `side`, (..., C, C) -> (...), with the gradient `1/2 R (R M R)^-1/2 R`.
 
     The gradient through the eigenvectors, as automatic differentiation has it, divides by differences of eigenvalues and
-    so is not finite for repeated ones; this one needs none.
+    so is not finite for repeated ones; this one needs none. Its products are made in the type of `side`, the eigenvalues in
+    that of `matrix`.
     """
-    # on a CPU, eigh refuses the whole batch for one pair that has left the finite numbers: that pair alone gets NaN
-    symmetric = (matrix + tf.linalg.matrix_transpose(matrix)) / 2.0
-    finite = tf.reduce_all(tf.math.is_finite(symmetric), axis=(-2, -1))
-    values, vectors = tf.linalg.eigh(tf.where(finite[..., None, None], symmetric, 0.0))
-    roots = tf.sqrt(tf.maximum(values, RIDGE**2))  # both factors are at least RIDGE
-    roots = tf.where(finite[..., None], roots, np.nan)
-    # an eigenvalue below the rounding error of the largest is noise, even in sign: the gradient must not divide by it
-    noise = np.finfo(values.dtype.as_numpy_dtype).eps * values[..., -1:]
 
-    def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        safe = tf.maximum(roots, tf.sqrt(tf.maximum(noise, 0.0)))
-        inverse = tf.matmul(vectors / safe[..., None, :], vectors, transpose_b=True)
-        return 0.5 * upstream[..., None, None] * inverse
+    @tf.custom_gradient
+    def trace(matrix: tf.Tensor) -> tuple[tf.Tensor, object]:
+        sides = tf.cast(side, matrix.dtype)
+        product = tf.matmul(sides, tf.matmul(matrix, sides))
+        # on a CPU, eigh refuses the whole batch for one pair that has left the finite numbers: that pair alone gets NaN
+        symmetric = (product + tf.linalg.matrix_transpose(product)) / 2.0
+        finite = tf.reduce_all(tf.math.is_finite(symmetric), axis=(-2, -1))
+        values, vectors = tf.linalg.eigh(tf.where(finite[..., None, None], symmetric, 0.0))
+        roots = tf.sqrt(tf.maximum(values, RIDGE**2))  # both factors are at least RIDGE
+        roots = tf.where(finite[..., None], roots, np.nan)
+        # what is below the rounding of the largest, of sums in the type of `side`, is noise: no gradient may divide by it
+        noise = np.finfo(side.dtype.as_numpy_dtype).eps * values[..., -1:]
 
-    return tf.reduce_sum(roots, axis=-1), gradient
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            safe = tf.maximum(roots, tf.sqrt(tf.maximum(noise, 0.0)))
+            half = tf.matmul(side, tf.cast(vectors, side.dtype)) * tf.cast(tf.math.rsqrt(safe), side.dtype)[..., None, :]
+            return 0.5 * upstream[..., None, None] * tf.cast(tf.matmul(half, half, transpose_b=True), matrix.dtype)
+
+        return tf.reduce_sum(roots, axis=-1), gradient
+
+    found: tf.Tensor = trace(matrix)
+    return found
 
 
 def content_statistics(loss: ContentLoss, x: tf.Tensor) -> Statistics:
@@ -226,6 +240,15 @@ def _moments(x: Sums, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     covariance = _mean(x) - mean[:, :, None] * mean[:, None, :]
     scaled = covariance[:, None] * tf.square(scale)[..., None, None]
     return mean[:, None] * scale[..., None], scaled + RIDGE * tf.eye(tf.shape(scaled)[-1], dtype=scaled.dtype)
+
+
+def _scale(loss: StyleLoss, mean_square: tf.Tensor) -> tf.Tensor:
+    """What features are multiplied by before their moments are compared."""
+    return tf.math.rsqrt(mean_square + 1e-12) if loss.relative else tf.ones_like(mean_square)
+
+
+def _cast(x: Sums, dtype: tf.DType) -> Sums:
+    return Sums(*(tf.cast(part, dtype) for part in x))
 
 
 def _channels(matrix: tf.Tensor) -> tf.Tensor:

@@ -89,7 +89,7 @@ def weighted_terms(
     )  # fmt: skip
     style = tf.add_n(
         [weight * tf.reduce_sum(targets.style_weights * losses.style_distance(
-            method.style, found.style[layer], targets.style[layer], _pixels(image)), axis=1)
+            method.style, found.style[layer], targets.style[layer], _pixels(image), _roots_in(method)), axis=1)
          for weight, (layer, _) in zip(tf.unstack(numbers.style), method.style.layers, strict=True)]
     )  # fmt: skip
     return numbers.terms * tf.stack([content, style, variation], axis=1)
@@ -126,7 +126,8 @@ def numbers(method: Method, dtype: tf.DType) -> Numbers:
 def style_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, cut: Cut = ()) -> dict[str, losses.Statistics]:
     """Statistics of a style picture (1, h, w, 3) at each style layer."""
     found = _found(backbone, picture, _Wanted(method, _layers(method.style)), cut)
-    return {layer: losses.style_statistics(method.style, x, _pixels(picture)) for layer, x in found.style.items()}
+    look = _pixels(picture), _roots_in(method)
+    return {layer: losses.style_statistics(method.style, x, *look) for layer, x in found.style.items()}
 
 
 def content_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, cut: Cut = ()) -> dict[str, losses.Statistics]:
@@ -297,6 +298,12 @@ def _rows(x: tf.Tensor | None, band: tf.Tensor | None) -> tf.Tensor | None:
 
 def _layers(loss: ContentLoss | StyleLoss) -> tuple[str, ...]:
     return tuple(layer for layer, _ in loss.layers)
+
+
+def _roots_in(method: Method) -> tf.DType:
+    """The type in which moments and roots of covariances are computed."""
+    # beside features rounded to bfloat16, float64 would tell no more, and make a whole step take two thirds longer
+    return tf.float32 if method.precision == "mixed" else tf.float64
 
 
 def _pixels(image: tf.Tensor) -> tf.Tensor:

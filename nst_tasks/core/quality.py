@@ -243,10 +243,13 @@ def gap_closed(distances: Sequence[np.ndarray], styles: Sequence[Target], style_
 
 def cosine(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> float | None:
     """Cosine `<a, b> / (|a| |b|)` of features (h, w, C), each position counting by its weight (h, w); None if one is all 0."""
-    share = 1.0 if weight is None else weight[..., None]
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    norms = np.sqrt(np.sum(share * x * x) * np.sum(share * y * y))
-    return float(np.sum(share * x * y) / norms) if norms > 0 else None
+
+    def product(x: np.ndarray, y: np.ndarray) -> float:
+        by_position = np.vecdot(x, y)  # (h, w)
+        return float(np.sum(by_position if weight is None else weight * by_position, dtype=np.float64))
+
+    norms = np.sqrt(product(a, a) * product(b, b))
+    return float(product(a, b) / norms) if norms > 0 else None
 
 
 def luminance(picture: np.ndarray) -> Luminance:
@@ -273,14 +276,12 @@ def luminance_ssim(x: Luminance, y: Luminance, weight: np.ndarray | None = None)
 def _blurred(x: np.ndarray) -> np.ndarray:
     """(H, W) -> (H, W) under the window, mirrored at the border."""
     half = WINDOW // 2
-    taps = np.exp(-0.5 * np.square(np.arange(-half, 1) / SIGMA))
-    taps /= 2 * taps.sum() - taps[-1]
+    taps = np.exp(-0.5 * np.square(np.arange(-half, half + 1) / SIGMA))
+    taps /= taps.sum()
     for _ in range(2):  # along one axis, then along the other
-        padded = np.pad(x, ((half, half), (0, 0)), "symmetric")
-        blurred = taps[half] * x
-        for k, tap in enumerate(taps[:half]):  # what lies as far on either side weighs the same
-            blurred += tap * (padded[k : k + len(x)] + padded[WINDOW - 1 - k : WINDOW - 1 - k + len(x)])
-        x = blurred.T
+        padded = np.pad(x, ((0, 0), (half, half)), "symmetric")
+        # all rows as one: where the window reaches into the next lies what is cut off
+        x = np.convolve(padded.ravel(), taps, "same").reshape(padded.shape)[:, half:-half].T
     return x
 
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from transfers import Array, picture, targets
 
-from nst_tasks.core import quality, transfer
+from nst_tasks.core import objective, quality, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import Method
 from nst_tasks.presets import PRESETS
@@ -32,6 +32,15 @@ def test_a_pictures_losses_are_those_of_float32_to_a_hundredth(hed: Backbone, na
         found.append(transfer.measure(hed, method, aims, between)[0])
         assert transfer.measure(hed, method, aims, tf.constant(CONTENT[None]))[0, 0] == 0.0  # the content is itself
     np.testing.assert_allclose(found[1], found[0], rtol=0.01)
+
+
+@pytest.mark.parametrize(("precision", "of_roots"), [("float32", tf.float64), ("mixed", tf.float32)])
+def test_roots_take_float64_only_beside_float32(tiny: Backbone, precision: str, of_roots: tf.DType) -> None:
+    """In bfloat16 the features' own rounding is larger by far, and a step's time would be spent on roots."""
+    method = of("painterly", precision)
+    image, aims = tf.constant(CONTENT[None]), targets(tiny, method, [CONTENT], [[STYLE]])
+    graph = tf.function(lambda: objective.loss_terms(tiny, method, image, aims), autograph=False).get_concrete_function().graph
+    assert {one.get_attr("T") for one in graph.get_operations() if one.type == "SelfAdjointEigV2"} == {of_roots}
 
 
 @pytest.mark.parametrize("name", ["painterly", "tf-tutorial"])
