@@ -35,6 +35,17 @@ app = typer.Typer(
 LINES = 100
 """Of a run's warnings, failures and flags, each, on the terminal."""
 
+OWN_SERVER = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # each pair's task run is told in three events: recorded singly, as by default, they take most of the server's time
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    # it ends with the run, so nobody looks at its events, and no automation waits for them
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+}
+"""Settings of the server that Prefect starts for a run where no API is configured; another server has its own environment."""
+
 Inbox = Annotated[str | None, typer.Option(help="Folder or prefix whose manifests are run; NST_INBOX by default.")]
 SweepOut = Annotated[str | None, typer.Option(help="Folder below which each manifest has its output; NST_OUT by default.")]
 Recipe = Annotated[
@@ -486,11 +497,14 @@ def _night(
 
 
 def _quiet(console: bool = True) -> None:
-    """Have Prefect and TensorFlow say on the console only what a person there needs; the Prefect API gets every line."""
-    if console:  # its lines would run into the progress bar; an operator's setting wins
+    """Have Prefect say on the console only what a person there needs, and do only what a run does; the API gets every line.
+
+    What an operator sets wins.
+    """
+    if console:  # its lines would run into the progress bar
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    for name, value in {**OWN_SERVER, "DO_NOT_TRACK": "1"}.items():
+        os.environ.setdefault(name, value)
 
 
 def _run(request: Any, as_json: bool) -> NoReturn:

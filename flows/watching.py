@@ -40,7 +40,7 @@ PROGRESS_SECONDS = 5.0
 TOLD_SINGLY = 4
 """Pairs of one task run that are each a line of the log; more are one line together."""
 
-PICTURE_HEIGHT = 160
+PICTURE_HEIGHT = 128
 """Of an image artifact, in pixels: the server keeps it, and the UI shows it small."""
 
 REASONS_TOLD = 50
@@ -111,7 +111,7 @@ class Follower:
             return  # the picture itself is safe, and the report shows it too
         facts = f"{o.recipe['name']}, {o.width} x {o.height}, {o.steps} steps, {o.seconds:.0f} s{_flags(o)}"
         artifact = ImageArtifact(  # without a key: the API's page of all artifacts is not for thousands of pairs
-            image_url="data:image/webp;base64," + base64.b64encode(strip).decode(),
+            image_url="data:image/jpeg;base64," + base64.b64encode(strip).decode(),
             description=f"**{plain(o.id)}**: content, style and result; {plain(facts)}",
             task_run_id=task_run_id,
         )

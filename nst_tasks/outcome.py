@@ -111,7 +111,7 @@ def history_path(id: str) -> str:
 
 def thumbnail_path(id: str) -> str:
     """Where a pair's thumbnail strip (content, styles, result) lies below the output."""
-    return f"thumbnails/{id}.webp"
+    return f"thumbnails/{id}.jpg"
 
 
 def snapshot_path(id: str, step: int) -> str:
@@ -159,7 +159,8 @@ def from_json(data: bytes) -> Outcome:
     except (KeyError, TypeError) as error:
         raise ValueError("an outcome marker with missing or wrong fields") from error
     # its paths are opened and linked to: one that somebody else wrote must not lead elsewhere
-    own = {history_path(found.id), thumbnail_path(found.id)} | {image_path(found.id, format) for format in FORMATS}
+    thumbnails = {thumbnail_path(found.id), f"thumbnails/{found.id}.webp"}  # before 0.5 it was a WebP
+    own = {history_path(found.id)} | thumbnails | {image_path(found.id, format) for format in FORMATS}
     if not {found.image, found.history, found.thumbnail} <= own | {""} or "/" in found.id:
         raise ValueError("an outcome marker that names files other than its own")
     return found

@@ -146,7 +146,7 @@ def _page(title: str, facts: dict[str, str], outcomes: list[Outcome], out: str, 
 def thumbnails(out: str, outcomes: list[Outcome], settings: Settings) -> dict[str, str]:
     """Thumbnail strips as `data:` URIs by pair id, of the pairs that have one.
 
-    What is no WebP is left out: a page that is passed on must not carry whatever a link in its place leads to.
+    What is no such picture is left out: a page that is passed on must not carry whatever a link in its place leads to.
 
     Raises:
         StorageUnavailable: the store failed for the moment; one that is gone for good is left out.
@@ -154,7 +154,7 @@ def thumbnails(out: str, outcomes: list[Outcome], settings: Settings) -> dict[st
 
     def embedded(data: bytes) -> str:
         strip = images.shrunk(data, THUMBNAIL_HEIGHT, settings.max_pixels)
-        return "data:image/webp;base64," + base64.b64encode(strip).decode()
+        return "data:image/jpeg;base64," + base64.b64encode(strip).decode()
 
     return _of_each({o.id: o.thumbnail for o in outcomes}, out, settings, embedded)
 

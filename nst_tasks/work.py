@@ -38,7 +38,7 @@ THUMBNAIL_HEIGHT = 320
 """Of the strip that the report shows, in pixels, at most; that of a lower result is as high as it."""
 
 STYLES_SHOWN = 8
-"""In that strip, at most: more would be too small to see, and a WebP has at most 16383 pixels a side."""
+"""In that strip, at most: more would be too small to see."""
 
 
 def stylize(batch: Batch, run: Run) -> list[Outcome]:

@@ -87,23 +87,23 @@ def test_failures_come_first_and_every_outcome_is_there() -> None:
 
 
 def test_links_lead_from_the_page_to_the_output() -> None:
-    thumbnails = {"cat_oil": "data:image/webp;base64,AAAA"}
-    read = Read(page("Run 1", {}, [replace(DONE, thumbnail="thumbnails/cat_oil.webp"), SKIPPED], thumbnails, "../../"))
+    thumbnails = {"cat_oil": "data:image/jpeg;base64,AAAA"}
+    read = Read(page("Run 1", {}, [replace(DONE, thumbnail="thumbnails/cat_oil.jpg"), SKIPPED], thumbnails, "../../"))
     assert read.links() == [
         "../../images/cat_oil.png",
-        "data:image/webp;base64,AAAA",
+        "data:image/jpeg;base64,AAAA",
         "../../images/cat_oil.png",
         "../../images/dog_oil.png",
     ]
     (strip,) = [attrs for _, attrs in read.tags if "data-strip" in attrs]
-    assert strip["data-strip"] == "../../thumbnails/cat_oil.webp"
+    assert strip["data-strip"] == "../../thumbnails/cat_oil.jpg"
     (picture,) = [attrs for tag, attrs in read.tags if tag == "img" and "src" in attrs]
     assert picture["alt"] == "cat_oil: content, style and result side by side"
     assert Read(page("All", {}, [DONE], {}, "")).links() == ["images/cat_oil.png"]
 
 
 def test_the_page_asks_nobody_for_anything() -> None:
-    text = page("Run 1", {"manifest": "https://host/m.csv"}, [DONE, FAILED], {"cat_oil": "data:image/webp;base64,AAAA"}, "")
+    text = page("Run 1", {"manifest": "https://host/m.csv"}, [DONE, FAILED], {"cat_oil": "data:image/jpeg;base64,AAAA"}, "")
     read = Read(text)
     assert not [link for link in read.links() if not link.startswith(("data:", "images/"))]
     assert not {tag for tag, _ in read.tags} & {"link", "iframe", "object", "embed", "base", "form"}
@@ -290,11 +290,11 @@ HOSTILE = "<script>alert(1)</script>\"' onmouseover='x' & {{ 7 * 7 }} {% raw %}"
 
 
 def test_hostile_texts_stay_texts() -> None:
-    done = replace(DONE, id=HOSTILE, recipe={"name": f"r{HOSTILE}"}, image=f"images/{HOSTILE}", thumbnail="thumbnails/x.webp")
+    done = replace(DONE, id=HOSTILE, recipe={"name": f"r{HOSTILE}"}, image=f"images/{HOSTILE}", thumbnail="thumbnails/x.jpg")
     done = replace(done, flags=(f"g{HOSTILE}",))
     failed = replace(FAILED, id=f"f{HOSTILE}", error=f"e{HOSTILE}")
-    text = page(f"t{HOSTILE}", {f"n{HOSTILE}": f"v{HOSTILE}"}, [done, failed], {HOSTILE: "data:image/webp;base64,AA"}, "")
-    plain = Read(page("t", {"n": "v"}, [replace(DONE, flags=("g",)), FAILED], {"cat_oil": "data:image/webp;base64,AA"}, ""))
+    text = page(f"t{HOSTILE}", {f"n{HOSTILE}": f"v{HOSTILE}"}, [done, failed], {HOSTILE: "data:image/jpeg;base64,AA"}, "")
+    plain = Read(page("t", {"n": "v"}, [replace(DONE, flags=("g",)), FAILED], {"cat_oil": "data:image/jpeg;base64,AA"}, ""))
     read = Read(text)
     assert [tag for tag, _ in read.tags] == [tag for tag, _ in plain.tags]
     assert [list(attrs) for _, attrs in read.tags] == [list(attrs) for _, attrs in plain.tags]

@@ -245,7 +245,7 @@ def test_pairs_that_another_run_is_doing_are_waited_for(pictures: Path, tmp_path
         storage.write(str(out / "claims" / f"{keys[id]}.0.json"), json.dumps(vars(claim)).encode())
 
     def finish() -> None:
-        for path in ("images/a.png", "history/a.parquet", "thumbnails/a.webp", "outcomes/a.json"):
+        for path in ("images/a.png", "history/a.parquet", "thumbnails/a.jpg", "outcomes/a.json"):
             storage.write(str(out / path), (other / path).read_bytes())
         storage.delete(str(out / "claims" / f"{keys['a']}.0.json"))
 

@@ -56,7 +56,7 @@ DONE = Outcome(
     image_sha256="i" * 64,
     history="history/cat_oil.parquet",
     history_bytes=12,
-    thumbnail="thumbnails/cat_oil.webp",
+    thumbnail="thumbnails/cat_oil.jpg",
 )
 FAILED = Outcome(id="dog", row=2, status=Status.FAILED, error="cannot be read")
 
@@ -176,6 +176,10 @@ def test_a_marker_that_names_files_other_than_its_own_is_no_marker(field: str, p
         from_json(changed(**{field: path}))
 
 
+def test_an_older_markers_strip_is_a_webp() -> None:
+    assert from_json(changed(thumbnail="thumbnails/cat_oil.webp")).thumbnail == "thumbnails/cat_oil.webp"
+
+
 def test_paths_below_the_output() -> None:
     paths = (
         outcome.image_path("a", "jpg"),
@@ -183,7 +187,7 @@ def test_paths_below_the_output() -> None:
         outcome.thumbnail_path("a"),
         outcome.marker_path("a"),
     )
-    assert paths == ("images/a.jpg", "history/a.parquet", "thumbnails/a.webp", "outcomes/a.json")
+    assert paths == ("images/a.jpg", "history/a.parquet", "thumbnails/a.jpg", "outcomes/a.json")
 
 
 def test_the_summary_has_a_row_for_each_outcome_in_the_manifests_order() -> None:

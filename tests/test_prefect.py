@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +171,15 @@ def test_without_a_server_the_run_starts_its_own(pictures: Path, tmp_path: Path)
     assert done.stdout.startswith("Completed: 1 succeeded")
     assert "Traceback" not in done.stderr
     assert (tmp_path / "out/images/a.png").exists()
+    with closing(sqlite3.connect(tmp_path / "prefect/prefect.db")) as kept:
+        runs = dict(kept.execute("SELECT name, state_name FROM task_run"))
+        states = [state for (state,) in kept.execute("SELECT type FROM task_run_state")]
+        artifacts = [kind for (kind,) in kept.execute("SELECT type FROM artifact")]
+        (events,) = kept.execute("SELECT count(*) FROM events").fetchone()
+    assert runs == {"inspect pictures 1-2 of 2": "Completed", "cat x oil": "Completed"}
+    assert Counter(states) == dict.fromkeys(("PENDING", "RUNNING", "COMPLETED"), 2)
+    assert sorted(artifacts) == ["image", "markdown", "progress"]
+    assert events == 0  # which nobody would see: keeping them takes time for each pair
 
 
 def test_an_api_that_does_not_answer_is_one_sentence_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_a_slider_divides_content_and_result_by_keyboard_and_by_mouse(page: Page
     dialog = looked(page, "cat_oil")
     slider = dialog.get_by_role("slider", name="content shown beside the result")
     assert slider.input_value() == "50"
-    dialog.locator(".before img[src$='thumbnails/cat_oil.webp']").wait_for()  # which has more pixels than the page's own
+    dialog.locator(".before img[src$='thumbnails/cat_oil.jpg']").wait_for()  # which has more pixels than the page's own
     assert colors(page) == [C, C, R, R]
     page.keyboard.press("End")  # it has the focus
     assert colors(page) == [C, C, C, C]
@@ -339,7 +339,7 @@ def test_it_is_printed_with_every_picture(page: Page) -> None:
 
 
 def test_a_thousand_pairs_are_there_but_not_their_thumbnails(chromium: Browser, tmp_path: Path) -> None:
-    many = [pair(f"cat_{k}", k, thumbnail="thumbnails/cat.webp", image="images/cat.png", history="") for k in range(1000)]
+    many = [pair(f"cat_{k}", k, thumbnail="thumbnails/cat.jpg", image="images/cat.png", history="") for k in range(1000)]
     with opened(chromium, written(tmp_path, many)) as page:
         assert page.get_by_role("status").inner_text() == "1000 of 1000 rows shown"
         assert 0 < page.locator(".strip img").count() < 50

@@ -26,7 +26,7 @@ from nst_tasks.source import Source
 
 SETTINGS = Settings(readers=4)
 STRIP = images.strip([np.full((20, 30, 3), 0.5, np.float32)] * 3, 20, 4)
-EMBEDDED = "data:image/webp;base64," + base64.b64encode(STRIP).decode()
+EMBEDDED = "data:image/jpeg;base64," + base64.b64encode(STRIP).decode()
 LOSSES = {"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0}
 
 
@@ -34,7 +34,7 @@ def done(id: str = "cat_oil", row: int = 2, **fields: Any) -> Outcome:
     defaults: dict[str, Any] = {
         "id": id, "row": row, "status": Status.SUCCEEDED, "recipe": {"name": "painterly"}, "losses": LOSSES,
         "content": Source("/in/cat.png", "c", "1", 60, 80), "styles": (Source("/in/oil.jpg", "o", "1", 5, 5),),
-        "image": f"images/{id}.png", "thumbnail": f"thumbnails/{id}.webp", "history": f"history/{id}.parquet",
+        "image": f"images/{id}.png", "thumbnail": f"thumbnails/{id}.jpg", "history": f"history/{id}.parquet",
     }  # fmt: skip
     return Outcome(**defaults | fields)
 
@@ -58,7 +58,7 @@ def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path
     rejected = Outcome(id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below the smallest size, 64")
     failed = Outcome(id="dog_oil", row=4, status=Status.FAILED, error="/in/dog.png: does not exist")
     skipped = done("elk_oil", 5, status=Status.SKIPPED)
-    storage.write(storage.join(out, "thumbnails/cat_oil.webp"), STRIP)
+    storage.write(storage.join(out, "thumbnails/cat_oil.jpg"), STRIP)
     report, folder = written(tmp_path, out, [skipped, failed, done(), rejected], rows)
 
     assert sorted(storage.listing(folder)) == ["rejected.csv", "report.html", "run.json", "summary.parquet"]
@@ -164,7 +164,7 @@ def test_rebuild_shows_the_pairs_of_all_runs(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert 'href="images/cat_oil.png"' in page
     assert 'href="images/dog_oil.png"' in page
-    assert page.count("data:image/webp;base64,") == 2
+    assert page.count("data:image/jpeg;base64,") == 2
     assert "/in/elk.png: does not exist" in page
     assert '"cat_oil":[{"height":20,"width":30,"step":[0,1,2],"content":[3.0,2.0,1.0]' in page
     assert '"dog_oil":[{' in page
@@ -208,9 +208,9 @@ def test_rebuild_of_a_folder_that_is_no_output(tmp_path: Path) -> None:
 
 
 def test_a_report_holds_thumbnails_of_the_pictures_that_it_shows(tmp_path: Path) -> None:
-    outcomes = [done(f"pair-{k}", k + 2, thumbnail="thumbnails/one.webp", history="") for k in range(gallery.MOST + 1)]
+    outcomes = [done(f"pair-{k}", k + 2, thumbnail="thumbnails/one.jpg", history="") for k in range(gallery.MOST + 1)]
     outcomes[-1] = replace(outcomes[-1], flags=("blank",))
-    storage.write(f"{tmp_path}/out/thumbnails/one.webp", STRIP)
+    storage.write(f"{tmp_path}/out/thumbnails/one.jpg", STRIP)
     _, folder = written(tmp_path, f"{tmp_path}/out", outcomes)
     page = storage.read(f"{folder}/report.html").decode()
     assert page.count(EMBEDDED) == gallery.MOST
@@ -227,14 +227,14 @@ def test_a_thumbnail_that_is_gone_is_left_out(memory: str) -> None:
 def test_what_is_no_thumbnail_is_not_put_into_the_report(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hunter2")
     (tmp_path / "out" / "thumbnails").mkdir(parents=True)
-    (tmp_path / "out" / "thumbnails" / "cat_oil.webp").symlink_to(tmp_path / "secret")
-    storage.write(f"{tmp_path}/out/thumbnails/dog_oil.webp", STRIP)
+    (tmp_path / "out" / "thumbnails" / "cat_oil.jpg").symlink_to(tmp_path / "secret")
+    storage.write(f"{tmp_path}/out/thumbnails/dog_oil.jpg", STRIP)
     found = reporting.thumbnails(str(tmp_path / "out"), [done(), done("dog_oil", 3)], SETTINGS)
     assert list(found) == ["dog_oil"]
 
 
 def test_a_report_holds_strips_of_a_bounded_height(memory: str) -> None:
-    storage.write(f"{memory}/thumbnails/cat_oil.webp", images.strip([np.full((400, 600, 3), 0.5, np.float32)] * 3, 320, 4))
+    storage.write(f"{memory}/thumbnails/cat_oil.jpg", images.strip([np.full((400, 600, 3), 0.5, np.float32)] * 3, 320, 4))
     (found,) = reporting.thumbnails(memory, [done()], SETTINGS).values()
     assert images.probe(base64.b64decode(found.partition(",")[2]), 10**6) == (128, 579)
 

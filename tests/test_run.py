@@ -50,7 +50,7 @@ def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures
         assert done.recipe["name"] == recipe
         assert len(done.weights_sha256) == 64
         assert set(done.versions) == {"nst", "python", "tensorflow", "numpy", "pillow"}
-        assert images.probe((out / f"thumbnails/{id}.webp").read_bytes(), 10**6)[0] == 48
+        assert images.probe((out / f"thumbnails/{id}.jpg").read_bytes(), 10**6)[0] == 48
 
     told = pd.read_parquet(out / "history")
     assert tuple(told.columns) == history.COLUMNS
@@ -71,7 +71,7 @@ def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures
     record = json.loads((folder / "run.json").read_text())
     assert record["counts"] == {"succeeded": 2, "failed": 0, "rejected": 0, "skipped": 0}
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/webp;base64,") == 2
+    assert page.count("data:image/jpeg;base64,") == 2
     assert not list(out.rglob("*.tmp"))
     assert not list(out.glob("checkpoints/*"))
 
@@ -90,7 +90,7 @@ def test_a_rerun_skips_what_is_done_without_opening_it_and_does_again_what_chang
     assert {id: (out / f"images/{id}.png").stat().st_mtime_ns for id in "abc"} == before
     assert again.report is not None
     page = (out / "runs" / again.report.run_id / "report.html").read_text()
-    assert page.count("data:image/webp;base64,") == 3  # skipped pairs are shown all the same
+    assert page.count("data:image/jpeg;base64,") == 3  # skipped pairs are shown all the same
 
     # an atomic replacement by the same bytes is another version: opened, found the same, skipped
     (pictures / "new.png").write_bytes(kept)

@@ -58,7 +58,7 @@ def test_a_manifest_on_s3_becomes_pictures_on_s3(s3: S3, prefect_api: str, bucke
     assert sorted(told.pair_id.unique()) == ["a", "b"]
     summary = pd.read_parquet(report["files"]["summary"])
     assert summary.set_index("id").status.to_dict() == {"a": "succeeded", "b": "succeeded", "bad": "failed"}
-    assert b"data:image/webp" in storage.read(report["files"]["report"])
+    assert b"data:image/jpeg" in storage.read(report["files"]["report"])
     assert storage.listing(out) == {}  # nothing but folders at the top
 
     written_texts = [f"{out}/outcomes/a.json", f"{out}/outcomes/bad.json", report["files"]["run"], report["files"]["report"]]

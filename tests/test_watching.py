@@ -93,8 +93,8 @@ def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, 
     for name, pair in (("cat x oil", "a"), ("dog x ink", "b")):
         (shown,) = (one for one in found["image"] if one["task_run_id"] == task_runs[name]["id"])
         assert shown["description"].startswith(f"**{pair}**: content, style and result; painterly, 64 x 48, ")
-        data = shown["data"].removeprefix("data:image/webp;base64,")
-        assert base64.b64decode(data) == (tmp_path / f"out/thumbnails/{pair}.webp").read_bytes()
+        data = shown["data"].removeprefix("data:image/jpeg;base64,")
+        assert base64.b64decode(data) == (tmp_path / f"out/thumbnails/{pair}.jpg").read_bytes()
         width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
         assert width > 3 * height  # three pictures side by side
     (report,) = found["markdown"]
