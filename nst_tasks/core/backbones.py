@@ -63,23 +63,23 @@ def rounded(backbone: Backbone, dtype: tf.DType) -> Backbone:
     return Backbone(backbone.name, tuple(weights))
 
 
-def turned(backbone: Backbone) -> Backbone:
-    """The backbone with its wide float32 kernels half turned as well, where it is on a CPU; it computes the same.
+def turned(backbone: Backbone, least: int = TURNED_FROM) -> Backbone:
+    """The backbone with its float32 kernels of `least` channels half turned as well, where it is on a CPU; it computes the same.
 
     A convolution is the gradient, with respect to its input, of the one by the turned kernel. TensorFlow's CPU kernel for the
     gradient puts the weights in blocks first; that for the convolution does so only with constants within the graph, and takes
-    up to twice as long for 512 channels.
+    up to twice as long for 512 channels (bench/convolutions.py).
     """
     convolutions = (
-        one._replace(turned=tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))) if _is_wide(one) else one
+        one._replace(turned=tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))) if _is_wide(one, least) else one
         for one in backbone.convolutions
     )
     return Backbone(backbone.name, tuple(convolutions))
 
 
-def _is_wide(convolution: Convolution) -> bool:
+def _is_wide(convolution: Convolution, least: int) -> bool:
     kernel = convolution.kernel
-    return kernel.dtype == tf.float32 and kernel.shape[2] >= TURNED_FROM and "GPU" not in kernel.device
+    return kernel.dtype == tf.float32 and kernel.shape[2] >= least and "GPU" not in kernel.device
 
 
 def cut(backbone: Backbone, deepest: str) -> Backbone:
