@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 
@@ -33,13 +34,17 @@ def main() -> None:
     for usual, other in zip(plain.convolutions, backbones.turned(plain, least=1).convolutions, strict=True):
         side, channels = asked.size >> (int(usual.layer[5]) - 1), usual.kernel.shape[2]
         x = tf.random.uniform((1, side, side, channels))
-        calls = {name: tf.function(lambda x, one=one: backbones.through([one], x)[0]) for name, one in
-                 (("usual", usual), ("turned", other))}  # fmt: skip
-        alternating(2, {name: lambda call=call: call(x) for name, call in calls.items()})
-        taken = alternating(asked.rounds, {name: lambda call=call: call(x) for name, call in calls.items()})
+        sides = {"usual": usual, "turned": other}
+        calls = {name: functools.partial(tf.function(functools.partial(_output, one)), x) for name, one in sides.items()}
+        alternating(2, calls)  # traces them
+        taken = alternating(asked.rounds, calls)
         ratio = statistics.median(a / b for a, b in zip(taken["usual"], taken["turned"], strict=True))
         before, after = (1e3 * statistics.median(taken[name]) for name in ("usual", "turned"))
         print(f"| {usual.layer} | {channels} | {before:.1f} | {after:.1f} | {ratio:.2f} |", flush=True)
+
+
+def _output(convolution: backbones.Convolution, x: tf.Tensor) -> tf.Tensor:
+    return backbones.through([convolution], x)[0]
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def rounded(backbone: Backbone, dtype: tf.DType) -> Backbone:
 
 
 def turned(backbone: Backbone, least: int = TURNED_FROM) -> Backbone:
-    """The backbone with its float32 kernels of `least` channels half turned as well, where it is on a CPU; it computes the same.
+    """The backbone, on a CPU with its float32 kernels of `least` channels half turned as well; it computes the same.
 
     A convolution is the gradient, with respect to its input, of the one by the turned kernel. TensorFlow's CPU kernel for the
     gradient puts the weights in blocks first; that for the convolution does so only with constants within the graph, and takes
