@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from flows import server
 from nst_tasks import __version__, presets, quiet, recipe_file, settings, weights
 from nst_tasks.core.method import Precision as PrecisionName
 from nst_tasks.errors import InputError, NstError, at_most, redact
@@ -34,17 +35,6 @@ app = typer.Typer(
 
 LINES = 100
 """Of a run's warnings, failures and flags, each, on the terminal."""
-
-OWN_SERVER = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # each pair's task run is told in three events: recorded singly, as by default, they take most of the server's time
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-    # it ends with the run, so nobody looks at its events, and no automation waits for them
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
-}
-"""Settings of the server that Prefect starts for a run where no API is configured; another server has its own environment."""
 
 Inbox = Annotated[str | None, typer.Option(help="Folder or prefix whose manifests are run; NST_INBOX by default.")]
 SweepOut = Annotated[str | None, typer.Option(help="Folder below which each manifest has its output; NST_OUT by default.")]
@@ -169,8 +159,9 @@ def nightly(
             )  # fmt: skip
             inboxes.options(night, configured)
             _quiet()
-            quiet.import_tensorflow()
-            from flows.terminal import run_sweep
+            with server.starting():
+                quiet.import_tensorflow()
+                from flows.terminal import run_sweep
 
             ended, swept = run_sweep(night)
         except NstError as error:
@@ -503,7 +494,7 @@ def _quiet(console: bool = True) -> None:
     """
     if console:  # its lines would run into the progress bar
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
-    for name, value in {**OWN_SERVER, "DO_NOT_TRACK": "1"}.items():
+    for name, value in {**server.SETTINGS, "DO_NOT_TRACK": "1"}.items():
         os.environ.setdefault(name, value)
 
 
@@ -511,8 +502,9 @@ def _run(request: Any, as_json: bool) -> NoReturn:
     """Run the flow under a progress bar and end with its exit code."""
     _quiet()
     try:
-        quiet.import_tensorflow()
-        from flows.terminal import run_flow
+        with server.starting():
+            quiet.import_tensorflow()
+            from flows.terminal import run_flow
 
         ended = run_flow(request)
     except NstError as error:

@@ -62,7 +62,7 @@ def opened(runner: Runner, settings: Settings) -> Iterator[Workers]:
         SettingsError: the runner's package is not installed, its cluster does not answer, or has no worker that fits.
     """
     if runner == "threads":
-        window = 2 * len(devices.names())  # one that each device computes, and one whose pictures are read or written meanwhile
+        window = 3 * len(devices.names())  # one that each device computes, one that is being read and one that is being written
         most = devices.most_pairs(settings.batch, devices.are_gpus())
         yield Workers(lambda task, parameters: task.submit(**parameters), window, most, elsewhere=False)
         return

@@ -309,7 +309,8 @@ def _result(ready: Loaded, at: Checkpoint, schedule: Sequence[Level], tools: _To
 def _start(loaded: list[Loaded], method: Method, level: Level) -> transfer.TransferState:
     firsts = np.stack([loading.initial(ready, method, level.height, level.width) for ready in loaded])
     # a picture that somebody chose to start from is taken as it is, without the recipe's noise
-    return transfer.start(method, firsts, [ready.job.seed if ready.initial is None else None for ready in loaded])
+    seeds = [ready.job.seed if ready.initial is None else None for ready in loaded]
+    return transfer.start(method, firsts, seeds, level.steps)
 
 
 def _snapshot(loaded: list[Loaded], batch: np.ndarray, step: int, run: Run) -> None:

@@ -68,6 +68,18 @@ def write(uri: str, data: Content) -> None:
             fs.pipe_file(path, _bytes(data))  # one request, or a multipart upload completed at its end
 
 
+def write_all(files: Mapping[str, bytes]) -> None:
+    """Write some objects, each whole or not at all: one after the other to a local disk, which is quicker, or all at once.
+
+    Raises:
+        StorageError, StorageUnavailable, StorageUnusable: as for `write`, of the first that could not be written.
+    """
+    local = not files or _is_local(_open(next(iter(files)))[0])
+    for written in each(lambda uri: write(uri, files[uri]), files, 1 if local else len(files)):
+        if isinstance(written, StorageError):
+            raise written
+
+
 def _bytes(data: Content) -> bytes:
     if isinstance(data, bytes):
         return data

@@ -118,18 +118,18 @@ def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
         history_bytes=len(losses),
         thumbnail=outcome.thumbnail_path(job.id),
     )
-    files = {done.image: picture, done.thumbnail: strip, done.history: losses}
+    files = {storage.join(run.out, path): data for path, data in
+             ((done.image, picture), (done.thumbnail, strip), (done.history, losses))}  # fmt: skip
     try:
-        for written in storage.each(lambda path: storage.write(storage.join(run.out, path), files[path]), files, len(files)):
-            if isinstance(written, StorageError):
-                raise written
+        storage.write_all(files)
         storage.write(storage.join(run.out, outcome.marker_path(job.id)), outcome.to_json(done))
     except StorageError as error:
         if not is_pairs_own(error):
             raise
         return failure(job.id, job.row, error, run.id)
     for path in (done.thumbnail, done.history):
-        watch().written.keep(storage.join(run.out, path), files[path])
+        uri = storage.join(run.out, path)
+        watch().written.keep(uri, files[uri])
     return done
 
 

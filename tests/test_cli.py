@@ -16,7 +16,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from flows.cli import OWN_SERVER, app
+from flows import server
+from flows.cli import app
 from nst_tasks import __version__, outcome, recipe_file, storage
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.presets import PRESETS
@@ -65,7 +66,7 @@ def files(place: Path) -> list[str]:
 
 WATCHED = """
 import json, sys
-from flows.cli import OWN_SERVER, app
+from flows.cli import app
 try:
     app(sys.argv[1:], standalone_mode=True)
 except SystemExit as end:
@@ -94,7 +95,7 @@ def test_what_an_operator_sets_of_prefect_wins() -> None:
     own = {"PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true", "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "7"}
     others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     ended = subprocess.run([sys.executable, "-c", code], env=others | own, capture_output=True, timeout=60, check=True)
-    assert json.loads(ended.stdout).items() >= (OWN_SERVER | own).items()
+    assert json.loads(ended.stdout).items() >= (server.SETTINGS | own).items()
 
 
 def test_the_command_is_installed_under_its_name() -> None:

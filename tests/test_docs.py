@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from flows.cli import OWN_SERVER, app
+from flows import server
+from flows.cli import app
 from nst_tasks import history, manifest, outcome, presets, settings, weights
 from nst_tasks.core import flags, method
 
@@ -116,7 +117,7 @@ def test_every_setting_of_prefect_that_is_shipped_or_told_of_exists() -> None:
     from prefect.settings.legacy import _get_settings_fields
 
     files = ["README.md", ".env.example", "Dockerfile", "flows/prefect-server.env", *sorted(ROOT.glob("docs/*.md"))]
-    told = {name for file in files for name in re.findall(r"\bPREFECT_\w+", (ROOT / file).read_text())} | {*OWN_SERVER}
+    told = {name for file in files for name in re.findall(r"\bPREFECT_\w+", (ROOT / file).read_text())} | {*server.SETTINGS}
     assert "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE" in told
     assert told <= {*_get_settings_fields(Settings)}  # Prefect ignores what it does not know
 

@@ -63,6 +63,17 @@ def test_what_a_function_writes_into_a_file_is_read(base: str) -> None:
     assert storage.read(uri) == b"one after another"
 
 
+def test_several_objects_are_written_and_the_first_failure_is_told(base: str) -> None:
+    files = {storage.join(base, "a", f"{k}.bin"): bytes([k]) for k in range(3)}
+    storage.write_all(files)
+    assert {uri: storage.read(uri) for uri in files} == files
+    storage.write_all({})
+    if "memory" in base:
+        return
+    with pytest.raises(StorageError, match="0.bin/x: a file is in the way"):
+        storage.write_all({storage.join(base, "a", "0.bin", "x"): b"", storage.join(base, "a", "9.bin"): b""})
+
+
 def test_a_function_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
     def broken(file: IO[bytes]) -> None:
         file.write(b"new")

@@ -195,9 +195,10 @@ def gaussian(x: tf.Tensor, weight: tf.Tensor | None = None) -> Gaussian:
     """Mean and covariance of features (h, w, C), each position counting by its weight (h, w), or alike for None."""
     flat = tf.reshape(tf.cast(x, tf.float64), (-1, x.shape[-1]))  # (h*w, C)
     if weight is None:  # without the weights, of which each would be a pass over all features
+        # nor subtract the mean: features are 0 or more, and so their means not far above their deviations
         mean = tf.reduce_mean(flat, axis=0)
-        rows = flat - mean
-        return Gaussian(mean, tf.matmul(rows, rows, transpose_a=True) / tf.cast(tf.shape(flat)[0], tf.float64))
+        square = tf.matmul(flat, flat, transpose_a=True) / tf.cast(tf.shape(flat)[0], tf.float64)
+        return Gaussian(mean, square - mean[:, None] * mean)
     part = tf.reshape(tf.cast(weight, tf.float64), (-1, 1))  # (h*w, 1)
     part = part / tf.reduce_sum(part)
     mean = tf.reduce_sum(part * flat, axis=0)

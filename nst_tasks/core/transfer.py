@@ -85,7 +85,7 @@ def targets(
     content = content_statistics(backbone, method, contents, how) if content is None else content
     style = {
         layer: {
-            name: tf.stack([tf.concat([one[layer][name] for one in pair], axis=0) for pair in styles])  # (B, S, ...)
+            name: _stacked([[one[layer][name] for one in pair] for pair in styles])  # (B, S, ...)
             for name in styles[0][0][layer]
         }
         for layer, _ in method.style.layers
@@ -97,6 +97,13 @@ def targets(
     return Targets(content, style, weights, shown)
 
 
+def _stacked(pairs: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
+    """Of each pair the same number of parts (1, ...), as (B, S, ...); a single one is not copied."""
+    if len(pairs) == len(pairs[0]) == 1:
+        return tf.expand_dims(pairs[0][0], 0)
+    return tf.stack([tf.concat(parts, axis=0) for parts in pairs])
+
+
 def _mask(method: Method, weight: tf.Tensor, contents: tf.Tensor) -> Mask:
     by_layer: dict[str, tf.Tensor] = {}
     at = weight
@@ -106,10 +113,10 @@ def _mask(method: Method, weight: tf.Tensor, contents: tf.Tensor) -> Mask:
     return Mask(weight, contents, by_layer)
 
 
-def start(method: Method, images: np.ndarray, seeds: Sequence[int | None]) -> TransferState:
-    """The state before the first step: images (B, H, W, 3) in [0, 1], with the method's noise from each pair's own seed.
+def start(method: Method, images: np.ndarray, seeds: Sequence[int | None], steps: int = 1) -> TransferState:
+    """The state before the first of `steps` steps: images (B, H, W, 3) in [0, 1], with the method's noise from each seed.
 
-    A pair whose seed is None starts from its image as it is.
+    A pair whose seed is None starts from its image as it is. Where no step is to be taken there is no optimizer.
     """
     first = np.asarray(images, np.float32)
     if method.init_noise:
@@ -121,7 +128,7 @@ def start(method: Method, images: np.ndarray, seeds: Sequence[int | None]) -> Tr
         ]
         first = np.clip(first + np.float32(method.init_noise) * np.stack(draws), 0.0, 1.0)
     image = tf.constant(first)
-    return TransferState(image, _begun(method, image), _keep(method, image), level=0, step=0)
+    return TransferState(image, _begun(method, image, steps), _keep(method, image), level=0, step=0)
 
 
 def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level) -> TransferState:
@@ -132,15 +139,15 @@ def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level)
     size = (level.height, level.width)
     image = tf.clip_by_value(tf.image.resize(image, size, "bicubic"), 0.0, 1.0)
     if method.pyramid is not None and method.pyramid.carry and isinstance(state.optimizer, AdamState):
-        optimizer: optimizers.State = optimizers.resized(state.optimizer, *size)
+        optimizer: optimizers.State | Nothing = optimizers.resized(state.optimizer, *size)
     else:
-        optimizer = _begun(method, image)
+        optimizer = _begun(method, image, level.steps)
     return TransferState(image, optimizer, _keep(method, image), level=state.level + 1, step=0)
 
 
 def restart(method: Method, state: TransferState, image: tf.Tensor) -> TransferState:
     """The level's state before its first step, from this image (B, H, W, 3), with an optimizer that remembers nothing."""
-    return TransferState(image, _begun(method, image), _keep(method, image), state.level, step=0)
+    return TransferState(image, _begun(method, image, 1), _keep(method, image), state.level, step=0)
 
 
 def fits(method: Method, state: TransferState, level: Level) -> bool:
@@ -215,7 +222,9 @@ def _cut(
     return tuple(tf.constant(of_block) for of_block in bands.cut(pictures.shape[1], pictures.shape[2], blocks, how))
 
 
-def _begun(method: Method, image: tf.Tensor) -> optimizers.State:
+def _begun(method: Method, image: tf.Tensor, steps: int) -> optimizers.State | Nothing:
+    if not steps:  # L-BFGS's history of blank differences takes longer than all else of a pair without steps
+        return Nothing()
     return optimizers.init(sized(method, *image.shape[1:3]).optimizer, image)
 
 

@@ -291,6 +291,19 @@ def test_a_pair_without_a_seed_starts_from_its_image_as_it_is() -> None:
     assert np.abs(state.image[1] - images[1]).mean() > 0.05
 
 
+@pytest.mark.parametrize("optimizer", [Adam(0.05), LBFGS()], ids=["adam", "l_bfgs"])
+def test_where_no_step_is_to_be_taken_the_first_image_is_the_result(tiny: Backbone, optimizer: Optimizer) -> None:
+    method = replace(LIGHT, optimizer=optimizer)
+    aims, first = one_pair(tiny, method)
+    state = transfer.start(method, first.image.numpy(), [0], steps=0)
+    assert state.optimizer == Nothing()  # of L-BFGS, 40 images of zeros
+    image, terms = transfer.result(tiny, method, aims, state)
+    np.testing.assert_array_equal(image, first.image)
+    np.testing.assert_array_equal(terms, transfer.measure(tiny, method, aims, first.image))
+    assert transfer.ascend(method, state, image, Level(*SIZE, 0)).optimizer == Nothing()
+    assert transfer.ascend(method, state, image, Level(*SIZE, 1)).optimizer.count is not None  # type: ignore[union-attr]
+
+
 def test_a_start_keeps_what_the_output_asks_for() -> None:
     image = picture(30)[None]
     best = transfer.start(replace(LIGHT, output="best"), image, [0]).kept

@@ -1,0 +1,46 @@
+"""The server of a run's own, in processes of their own: here an API is configured."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+STARTED = """
+import sys
+from flows import server
+with server.starting():
+    pass
+from prefect.client.orchestration import get_client
+started = sys.modules["prefect.server.api.server"].SubprocessASGIServer().server_process
+with get_client(sync_client=True) as client:
+    assert client.api_healthcheck() is None
+    assert str(client.api_url).startswith("http://127.0.0.1:")
+assert sys.modules["prefect.server.api.server"].SubprocessASGIServer().server_process is started
+print(started.pid)
+"""
+
+CONFIGURED = """
+import sys
+from flows import server
+with server.starting():
+    pass
+print("prefect.server.api.server" in sys.modules)
+"""
+
+
+def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {**others, "PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", **more}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+
+
+def test_it_answers_when_the_other_work_is_done_is_the_one_that_prefect_uses_and_ends_with_the_process(tmp_path: Path) -> None:
+    pid = int(ended(STARTED, tmp_path).stdout)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_where_an_api_is_configured_or_a_server_of_ones_own_forbidden_none_is_started(tmp_path: Path) -> None:
+    assert ended(CONFIGURED, tmp_path, PREFECT_API_URL="http://127.0.0.1:1/api").stdout == "False\n"
+    assert ended(CONFIGURED, tmp_path, PREFECT_SERVER_EPHEMERAL_ENABLED="false").stdout == "False\n"
