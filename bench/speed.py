@@ -63,9 +63,9 @@ def measured(command: Sequence[str], folder: Path) -> list[Row]:
         [sys.executable, "-m", f"bench.rows.{row}", "--keep", str(file), *rest], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     if done.returncode or not file.exists():
-        said = done.stderr.strip().splitlines() or ["nothing was said"]
-        print(said[-1], file=sys.stderr)
-        return [Row(" ".join(command), "", None, float("nan"), float("nan"), float("nan"), "", f"not measured: {said[-1]}")]
+        print(done.stderr[-2000:], file=sys.stderr)  # and not into what is kept: it may name anything
+        why = f"not measured: exit code {done.returncode}"
+        return [Row(" ".join(command), "", None, float("nan"), float("nan"), float("nan"), "", why)]
     return [Row.from_plain(row) for row in json.loads(file.read_text())]
 
 
