@@ -173,7 +173,7 @@ def test_two_devices_of_one_process_compute_at_once_and_give_the_bytes_of_one(fl
     two = [sys.executable, "-c", TWO_DEVICES, write_manifest(str(tmp_path / "in")), str(out), str(STEPS)]
     environment = {**os.environ, "PREFECT_API_URL": flow_api}
     ended = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert ended.stdout == "4 ['/CPU:0', '/CPU:1'] 2 COMPLETED\n", ended.stderr
+    assert ended.stdout == "6 ['/CPU:0', '/CPU:1'] 2 COMPLETED\n", ended.stderr
     assert_nothing_lost(str(out))
     assert_same_results(str(out), calm)
 

@@ -90,8 +90,8 @@ def test_a_store_killed_in_the_middle_and_started_again_costs_no_pair(
 
 def test_credentials_that_expire_in_the_middle_end_the_run_and_renewed_ones_finish_it(way: Proxy, calm: str) -> None:
     manifest, out = write_manifest("s3://nst-faults/expired/in"), "s3://nst-faults/expired/out"
-    second = Once("PUT", "/thumbnails/coarse")
-    way.decide = lambda method, path: Fault.EXPIRED_TOKEN if second(method, path) else None
+    last = Once("PUT", "/thumbnails/falling")  # three are in flight, so that it begins only once another is done
+    way.decide = lambda method, path: Fault.EXPIRED_TOKEN if last(method, path) else None
     ended = run(manifest, out)
     way.decide = lambda method, path: None
     assert ended.exit_code == 1
