@@ -99,7 +99,8 @@ def transfer_in_time(
 
 def measured(network: Backbone, out: np.ndarray, content: np.ndarray, style: np.ndarray) -> tuple[float, float]:
     """The share of the style gap closed on held-out layers, and the content's cosine."""
-    out, content, style = (_yardstick(picture) for picture in (out, content, style))
+    content, style = (_yardstick(picture) for picture in (content, style))
+    out = images.resize(Picture(out, None), *content.shape[:2]).rgb  # that of a coarser level is smaller
     found = quality.measure(
         network, (), out, quality.content(network, content, ()), [quality.moments(network, style, ())], [1.0]
     )

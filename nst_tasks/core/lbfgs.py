@@ -47,10 +47,11 @@ class LBFGSState(NamedTuple):
     point, loss, gradient: the accepted image (B, H, W, 3), its loss (B,) and gradient.
     direction, slope, step: the line that is searched, `point + step * direction`, and the loss's slope (B,) at its start.
     high, high_loss, high_slope: the shortest step (B,) known to be too long, infinity if none, and what was found there.
-    trials, restarts: how often (B,) int32 this line was tried, and the search begun again after a loss that was not finite.
+    trials, restarts: how often (B,) int64 this line was tried, and the search begun again after a loss that was not finite.
     begun, settled: whether (B,) the first loss has been seen, and whether the pair stays where it is.
     s, y: ring buffers (B, m, H, W, 3) of the differences of points and gradients; rho: (B, m) their 1 / (s.y);
-    count, place: how many are remembered and where the next one goes, (B,) int32.
+    count, place: how many are remembered and where the next one goes, (B,) int64: a GPU keeps int32 with its host, which would
+    wait for them.
     best, best_loss: the evaluated image of least loss, and that loss.
     """
 
@@ -80,7 +81,7 @@ def spec(lbfgs: LBFGS, image: tf.TensorSpec) -> LBFGSState:
     """The shapes and dtypes of a state for images (B, H, W, 3) of this spec, whose sizes may be open."""
     batch, *size = image.shape
     scalar = tf.TensorSpec((batch,), image.dtype)
-    whole, flag = tf.TensorSpec((batch,), tf.int32), tf.TensorSpec((batch,), tf.bool)
+    whole, flag = tf.TensorSpec((batch,), tf.int64), tf.TensorSpec((batch,), tf.bool)
     buffer = tf.TensorSpec((batch, lbfgs.history, *size), image.dtype)
     return LBFGSState(
         point=image, loss=scalar, gradient=image,
@@ -99,7 +100,7 @@ def init(lbfgs: LBFGS, image: tf.Tensor) -> LBFGSState:
     def zeros(*shape: tf.Tensor | list[int]) -> tf.Tensor:
         return tf.zeros(tf.concat([batch, *shape], axis=0), image.dtype)
 
-    none, blank, memory = tf.zeros(batch, tf.int32), zeros(size), zeros([lbfgs.history], size)
+    none, blank, memory = tf.zeros(batch, tf.int64), zeros(size), zeros([lbfgs.history], size)
     infinite = tf.fill(batch, tf.constant(float("inf"), image.dtype))
     return LBFGSState(
         point=image, loss=infinite, gradient=blank,
@@ -117,11 +118,18 @@ def best(state: LBFGSState) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def update(
-    lbfgs: LBFGS, state: LBFGSState, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, clip: bool
+    lbfgs: LBFGS,
+    state: LBFGSState,
+    image: tf.Tensor,
+    loss: tf.Tensor,
+    gradient: tf.Tensor,
+    clip: bool,
+    step: tf.Tensor | None = None,
 ) -> tuple[LBFGSState, tf.Tensor]:
     """The next state and the image (B, H, W, 3) to evaluate next, from the loss (B,) and gradient of the last one.
 
-    A pair that has settled is given its best image again and again; so is one whose first loss is not finite.
+    A pair that has settled is given its best image again and again; so is one whose first loss is not finite. `step`: () int32,
+    how many updates came before, if it is known; as many differences are looked at as there can be by then.
     """
     finite = tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(gradient), axis=(1, 2, 3))
     better = finite & (loss < state.best_loss)
@@ -130,7 +138,8 @@ def update(
         state, renewed = _fixed(state, image, loss, gradient, finite)
     else:
         state, renewed = _decrease(state, image, loss, gradient, finite, clip)
-    state = _aimed(lbfgs, state, renewed, clip)
+    most = lbfgs.history if step is None else tf.minimum(step, lbfgs.history)
+    state = _aimed(lbfgs, state, renewed, clip, most)
     following = _within(state.point + _pixels(state.step) * state.direction, clip)
     return state, tf.where(_pixels(state.begun & ~state.settled), following, state.best)
 
@@ -141,9 +150,9 @@ def _fixed(
     """Every trial with a finite loss is accepted; after another the pair begins again at its best image, more carefully."""
     accepted, lost = finite & ~state.settled, ~finite & ~state.settled
     state = _accepted(state, image, loss, gradient, accepted, remembered=accepted & state.begun)
-    restarts = state.restarts + tf.cast(lost, tf.int32)
+    restarts = state.restarts + tf.cast(lost, tf.int64)
     return state._replace(
-        count=tf.where(lost, 0, state.count),
+        count=_unless(lost, state.count),
         restarts=restarts,
         begun=(state.begun | accepted) & ~lost,
         settled=state.settled | (restarts >= TRIALS),
@@ -193,7 +202,7 @@ def _decrease(
         trials=trials,
         begun=begun,
         settled=settled,
-        count=tf.where(given_up, 0, state.count),
+        count=_unless(given_up, state.count),
     ), renewed & ~settled
 
 
@@ -214,37 +223,41 @@ def _accepted(
     curvature = _dot(s, y)
     rho = 1.0 / curvature
     remembered &= (curvature > CURVATURE * tf.sqrt(_dot(s, s)) * tf.sqrt(_dot(y, y))) & tf.math.is_finite(rho)
-    pairs = tf.where(remembered)[:, 0]  # (k,)
-    at = tf.stack([pairs, tf.cast(tf.gather(state.place, pairs), tf.int64)], axis=1)  # (k, 2)
-    history, new = state.rho.shape[1], tf.cast(remembered, tf.int32)
+    at = tf.stack([tf.cast(tf.range(tf.shape(rho)[0]), state.place.dtype), state.place], axis=1)  # (B, 2)
+    history, new = state.rho.shape[1], tf.cast(remembered, tf.int64)
     return state._replace(
         point=tf.where(_pixels(accepted), image, state.point),
         loss=tf.where(accepted, loss, state.loss),
         gradient=tf.where(_pixels(accepted), gradient, state.gradient),
-        s=_written(state.s, at, tf.gather(s, pairs)),
-        y=_written(state.y, at, tf.gather(y, pairs)),
-        rho=tf.tensor_scatter_nd_update(state.rho, at, tf.gather(rho, pairs)),
+        s=_written(state.s, at, s, remembered),
+        y=_written(state.y, at, y, remembered),
+        rho=tf.where(
+            remembered[:, None] & (tf.range(history, dtype=tf.int64) == state.place[:, None]), rho[:, None], state.rho
+        ),
         count=tf.minimum(state.count + new, history),
         place=(state.place + new) % history,
     )
 
 
-def _written(buffer: tf.Tensor, at: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """The buffer (B, m, H, W, 3) with these rows (k, H, W, 3) at the places (k, 2), exactly: -a + a = 0, and 0 + b = b."""
+def _written(buffer: tf.Tensor, at: tf.Tensor, rows: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+    """The buffer (B, m, H, W, 3) with the rows (B, H, W, 3) of the pairs (B,) where it is wanted, at the places (B, 2).
+
+    It is exact: -a + a = 0, and 0 + b = b.
+    """
     # an update by tf.tensor_scatter_nd_update copies the whole buffer on a CPU; these sums are done in place inside a loop,
-    # where nothing else holds the buffer
-    add = tf.raw_ops.ScatterNdNonAliasingAdd
-    emptied = add(input=buffer, indices=at, updates=-tf.gather_nd(buffer, at))
-    return add(input=emptied, indices=at, updates=rows)
+    # where nothing else holds the buffer. All pairs are written: to find out which would make a GPU's host wait
+    add, old = tf.raw_ops.ScatterNdNonAliasingAdd, tf.gather_nd(buffer, at)
+    emptied = add(input=buffer, indices=at, updates=-old)
+    return add(input=emptied, indices=at, updates=tf.where(_pixels(wanted), rows, old))
 
 
-def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool) -> LBFGSState:
+def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool, most: tf.Tensor | int) -> LBFGSState:
     """The state with a new line for the renewed pairs; a pair for which no line leads down has settled."""
     downhill = -state.gradient
     free = _free(state.point, downhill) if clip else None
     if free is not None:
         downhill *= free
-    newton, steepest = _newton(state, downhill, free, tf.where(renewed, state.count, 0)), downhill
+    newton, steepest = _newton(state, downhill, free, _unless(~renewed, state.count), most), downhill
     if lbfgs.line_search == "fixed":
         newton *= lbfgs.learning_rate
         first = 1.0 / tf.maximum(_sum(tf.abs(downhill)), 1.0) * lbfgs.learning_rate
@@ -264,23 +277,26 @@ def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool) -> L
         slope=tf.where(renewed, slope, state.slope),
         step=tf.where(renewed, one, state.step),
         high=tf.where(renewed, infinite, state.high),
-        trials=tf.where(renewed, 0, state.trials),
+        trials=_unless(renewed, state.trials),
         settled=state.settled | (renewed & ~(slope < 0.0)),
     )
 
 
-def _newton(state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, count: tf.Tensor) -> tf.Tensor:
+def _newton(
+    state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, count: tf.Tensor, most: tf.Tensor | int
+) -> tf.Tensor:
     """`H downhill` (B, H, W, 3) for the inverse Hessian H that the newest `count` differences tell of; 0 if there are none.
 
     Nocedal and Wright, algorithm 7.4, with `H0 = (s.y) / (y.y)` of the newest. `free` (B, H, W, 3) is 0 where a variable is
-    left out: then s.y is measured without it, and differences that have no curvature left are passed over.
+    left out: then s.y is measured without it, and differences that have no curvature left are passed over. No count is above
+    `most`, which the host of a GPU knows: it need not wait to be told how often to go round.
     """
-    places = tf.range(state.rho.shape[1])
-    alphas = rhos = tf.zeros_like(state.rho)  # (B, m), the newest first
-    scale = tf.zeros_like(state.loss)
-    q = downhill
-    longest = tf.reduce_max(count)
-    for j in tf.range(longest):
+    places = tf.range(state.rho.shape[1], dtype=tf.int64)
+
+    def forth(
+        k: tf.Tensor, q: tf.Tensor, alphas: tf.Tensor, rhos: tf.Tensor, newest: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        j = tf.cast(k, count.dtype)
         (s, y, rho), used = _difference(state, j), j < count
         if free is not None:
             y *= free
@@ -291,15 +307,24 @@ def _newton(state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, coun
         alpha = rho * _dot(s, q)
         q -= _pixels(alpha) * y
         alphas, rhos = tf.where(places == j, alpha[:, None], alphas), tf.where(places == j, rho[:, None], rhos)
-        newest = used & (scale == 0.0)
-        if tf.reduce_any(newest):
-            scale = tf.where(newest, 1.0 / (rho * _dot(y, y)), scale)
-    q *= _pixels(scale)
-    for j in tf.range(longest - 1, -1, -1):
-        s, y, _ = _difference(state, j)
-        weight = alphas[:, j] - rhos[:, j] * _dot(y, q)  # 0 - 0 where j is not used
-        q += _pixels(weight) * (s if free is None else s * free)
-    return q
+        return k + 1, q, alphas, rhos, tf.where(used & (newest < 0), j, newest)
+
+    def back(k: tf.Tensor, q: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        s, y, _ = _difference(state, tf.cast(k, count.dtype))
+        weight = alphas[:, k] - rhos[:, k] * _dot(y, q)  # 0 - 0 where it is not used
+        return k - 1, q + _pixels(weight) * (s if free is None else s * free)
+
+    blank = tf.zeros_like(state.rho)  # (B, m), the newest first
+    start = tf.constant(0), downhill, blank, blank, -tf.ones_like(count)
+    # loops by `for` would count their rounds by operations that run on a GPU
+    _, q, alphas, rhos, newest = tf.while_loop(lambda k, *_: k < most, forth, start, parallel_iterations=1)
+    _, y, _ = _difference(state, newest)
+    if free is not None:
+        y *= free
+    rho = tf.reduce_sum(tf.where(places == newest[:, None], rhos, 0.0), axis=1)
+    q *= _pixels(_unless(newest < 0, 1.0 / (rho * _dot(y, y))))
+    last = tf.convert_to_tensor(most) - 1
+    return tf.while_loop(lambda k, _: k >= 0, back, (last, q), parallel_iterations=1)[1]
 
 
 def _difference(state: LBFGSState, j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -316,6 +341,11 @@ def _free(image: tf.Tensor, direction: tf.Tensor) -> tf.Tensor:
 
 def _within(image: tf.Tensor, clip: bool) -> tf.Tensor:
     return tf.clip_by_value(image, 0.0, 1.0) if clip else image
+
+
+def _unless(at: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """The numbers (B,), but 0 for the pairs (B,) at which that holds."""
+    return tf.where(at, tf.zeros_like(number), number)
 
 
 def _pixels(x: tf.Tensor) -> tf.Tensor:

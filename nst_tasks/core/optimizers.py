@@ -52,15 +52,23 @@ def spec(optimizer: Optimizer, image: tf.TensorSpec) -> State:
 
 
 def update(
-    optimizer: Optimizer, state: State, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, rate: tf.Tensor, clip: bool
+    optimizer: Optimizer,
+    state: State,
+    image: tf.Tensor,
+    loss: tf.Tensor,
+    gradient: tf.Tensor,
+    rate: tf.Tensor,
+    clip: bool,
+    step: tf.Tensor | None = None,
 ) -> tuple[State, tf.Tensor]:
     """One update from the loss (B,) and gradient of an image (B, H, W, 3): the new state, and the next image.
 
-    With `clip` the image stays in [0, 1]. `rate` is that of `learning_rate`; L-BFGS finds its own steps.
+    With `clip` the image stays in [0, 1]. `rate` is that of `learning_rate`; L-BFGS finds its own steps. `step`: () int32, how
+    many updates came before, if it is known.
     """
     if isinstance(state, LBFGSState):
         assert isinstance(optimizer, LBFGS)
-        return lbfgs.update(optimizer, state, image, loss, gradient, clip)
+        return lbfgs.update(optimizer, state, image, loss, gradient, clip, step)
     count = state.count + 1
     moved: State
     if isinstance(state, AdamState):

@@ -323,7 +323,9 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
             rows = rows.write(k, terms)
             loss = tf.reduce_sum(terms, axis=1)
             rate = numbers.learning_rate * optimizers.schedule(method.optimizer, step + k, steps)
-            optimizer, following = optimizers.update(method.optimizer, optimizer, picture, loss, gradient, rate, method.clip)
+            optimizer, following = optimizers.update(
+                method.optimizer, optimizer, picture, loss, gradient, rate, method.clip, step + k
+            )
             kept = _kept(method, kept, picture, loss, following)
             picture = following
         return picture, optimizer, kept, rows.stack()

@@ -1,0 +1,148 @@
+"""That between two steps a GPU's host waits for nothing, without a GPU: by the kernels that TensorFlow has for one.
+
+What the device computes is followed through the graph of `advance`. Where an operation has no kernel for a GPU, or that kernel
+takes an argument from the host's memory, and where a loop or a branch depends on it, it must come to the host first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import kernels
+
+from nst_tasks.core import transfer
+from nst_tasks.core.backbones import Backbone
+from nst_tasks.core.method import Precision, structure
+from nst_tasks.presets import PRESETS
+
+IN_BANDS = 2
+"""Blocks of a large picture that are computed in bands."""
+
+SHAPES = ("Shape", "ShapeN", "Size", "Rank")
+"""Operations that tell of a tensor what the host knows."""
+
+
+@functools.cache
+def registered(kind: str) -> list[Any]:
+    """The kernels of an operation that run on a GPU, or beside it."""
+    return [kernel for kernel in kernels.get_registered_kernels_for_op(kind).kernel if kernel.device_type in ("GPU", "DEFAULT")]
+
+
+def kernel_of(op: tf.Operation) -> Any:
+    """The kernel that would be taken for an operation on a GPU, by its types; None if there is none."""
+
+    def fits(constraint: Any) -> bool:
+        allowed = constraint.allowed_values.list.type
+        found = op.get_attr(constraint.name) if allowed else []
+        return all(tf.as_dtype(one).as_datatype_enum in allowed for one in (found if isinstance(found, list) else [found]))
+
+    return next((kernel for kernel in registered(op.type) if all(map(fits, kernel.constraint))), None)
+
+
+def named(op: tf.Operation, arguments: Iterable[Any]) -> list[str]:
+    """The name of the argument that each of an operation's inputs, or outputs, belongs to."""
+    names: list[str] = []
+    for argument in arguments:
+        many = op.get_attr(argument.number_attr) if argument.number_attr else 1
+        names += [argument.name] * (len(op.get_attr(argument.type_list_attr)) if argument.type_list_attr else many)
+    return names
+
+
+def function(graph: Any, op: tf.Operation, attribute: str) -> Any:
+    """The graph of a function that an operation calls."""
+    name = op.get_attr(attribute).name
+    while name not in graph._functions:
+        graph = graph.outer_graph
+    return graph._functions[name].graph
+
+
+class Followed:
+    """What waits in a graph for what a device computes, if these of its inputs are on the device; `outputs`: which are."""
+
+    def __init__(self, graph: Any, inputs: Iterable[bool]) -> None:
+        self.graph, self.waits = graph, list[str]()
+        self.computed = {x.ref() for x, is_computed in zip(graph.inputs, inputs, strict=True) if is_computed}
+        for op in graph.get_operations():
+            if op.type not in ("Placeholder", "Const", *SHAPES):
+                self.follow(op, [x.ref() in self.computed for x in op.inputs])
+        self.outputs = [x.ref() in self.computed for x in graph.outputs]
+
+    def follow(self, op: tf.Operation, computed: list[bool]) -> None:
+        attributes = {attribute.name for attribute in op.op_def.attr}
+        if "then_branch" in attributes:
+            self.waits += [f"{op.type} {op.name}"] if computed[0] else []
+            self.add(op.outputs)
+        elif "body" in attributes:
+            self.loop(op, computed)
+        elif "f" in attributes:
+            called = Followed(function(self.graph, op, "f"), computed)
+            self.waits += called.waits
+            self.add(x for x, is_computed in zip(op.outputs, called.outputs, strict=True) if is_computed)
+        else:
+            self.compute(op, computed)
+
+    def loop(self, op: tf.Operation, computed: list[bool]) -> None:
+        body = function(self.graph, op, "body")
+        while (more := [a or b for a, b in zip(computed, Followed(body, computed).outputs, strict=True)]) != computed:
+            computed = more
+        self.waits += [f"a round of {op.name}: {wait}" for wait in Followed(body, computed).waits]
+        condition = Followed(function(self.graph, op, "cond"), computed)
+        self.waits += [f"the end of {op.name}"] if condition.waits or any(condition.outputs) else []
+        self.add(x for x, is_computed in zip(op.outputs, computed, strict=True) if is_computed)
+
+    def compute(self, op: tf.Operation, computed: list[bool]) -> None:
+        kernel = kernel_of(op)
+        on_host = set(kernel.host_memory_arg) if kernel else {*named(op, op.op_def.input_arg), *named(op, op.op_def.output_arg)}
+        arguments = zip(named(op, op.op_def.input_arg), computed, strict=True)
+        self.waits += [f"{op.type} {op.name}: {name}" for name, is_computed in arguments if is_computed and name in on_host]
+        if any(computed) or op.type == "Cast":  # casts run on the device, even those of what the host knows
+            results = zip(named(op, op.op_def.output_arg), op.outputs, strict=True)
+            self.add(x for name, x in results if name not in on_host)
+
+    def add(self, tensors: Iterable[tf.Tensor]) -> None:
+        self.computed |= {x.ref() for x in tensors}
+
+
+def waits(graph: Any) -> list[str]:
+    """What waits in a graph whose inputs are all on the device but for those of int32, which TensorFlow keeps on the host."""
+    return Followed(graph, [x.dtype != tf.int32 for x in graph.inputs]).waits
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _gpu_kernels() -> None:
+    if not any(kernel.device_type == "GPU" for kernel in registered("Conv2D")):
+        pytest.skip("this TensorFlow has no kernels for a GPU: that of Linux on x86 has")
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_between_two_steps_no_host_waits_for_its_gpu(tiny: Backbone, name: str, precision: Precision) -> None:
+    method = structure(replace(PRESETS[name].method, precision=precision))
+    advance = transfer._compiled(tiny, method, False, IN_BANDS).advance.get_concrete_function()
+    assert [wait for wait in waits(advance.graph) if wait.startswith(("a round", "the end"))] == []
+
+
+def test_what_waits_is_found() -> None:
+    @tf.function(input_signature=[tf.TensorSpec((None,)), tf.TensorSpec((), tf.int32)])
+    def several(x, n):
+        for _ in tf.range(n):
+            if tf.reduce_any(x < 0.0):
+                x += 1.0
+            for _ in tf.range(tf.cast(x[0], tf.int32)):
+                x *= 2.0
+        return tf.gather(x, tf.where(x > 0.0))
+
+    found = "\n".join(waits(several.get_concrete_function().graph))
+    assert "a round of while: StatelessIf" in found
+    assert "a round of while: the end of while/while" in found
+
+    @tf.function(input_signature=[tf.TensorSpec((None,)), tf.TensorSpec((), tf.int32)])
+    def none(x, n):
+        return tf.while_loop(lambda k, _: k < n, lambda k, x: (k + 1, tf.where(x < 0.0, x + 1.0, x)), (tf.constant(0), x))[1]
+
+    assert waits(none.get_concrete_function().graph) == []
