@@ -248,7 +248,7 @@ def test_a_dry_run_as_json(folder: Path) -> None:
         (["--recipe", "paintrly"], "--recipe: 'paintrly' is not known; did you mean painterly?"),
         (["--size", "9"], "--size: 9 is not in 64..8192 pixels"),
         (["--steps", "-1"], "--steps: -1 is not in 0..100000"),
-        (["--plateau", "1.5"], "--plateau: 1.5 is not a share between 0 and 1"),
+        (["--plateau", "1.5"], "--plateau: 1.5 is not a share between 0 and 1; take one such as 0.01"),
         (
             ["--max-failures", "5%%"],
             "--max-failures: '5%%' is not a whole number such as 10, or a percentage such as 5%",

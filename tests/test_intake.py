@@ -514,7 +514,7 @@ def test_a_plateau_is_the_rows_or_the_command_lines_and_0_is_none(folder: Path) 
     assert of(None, 0.02) == Plateau(tolerance=0.02)
     assert of(0.1, 0.02) == Plateau(tolerance=0.1)
     assert of(0.0, 0.02) is None
-    with pytest.raises(InputError, match="^--plateau: 1.5 is not a share between 0 and 1$"):
+    with pytest.raises(InputError, match="^--plateau: 1.5 is not a share between 0 and 1; take one such as 0.01$"):
         intake.prepare(request_of(folder, plateau=1.5), SETTINGS)
 
 

@@ -66,7 +66,7 @@ def test_a_level_ends_where_the_mean_of_a_window_is_not_lower_by_the_tolerance()
 
 def test_a_plateau_that_could_never_or_always_be_is_refused() -> None:
     for tolerance in (0.0, 1.0, float("nan")):
-        with pytest.raises(SettingsError, match="^plateau: .* is not a share between 0 and 1$"):
+        with pytest.raises(SettingsError, match="^plateau: .* is not a share between 0 and 1; take one such as 0.01$"):
             Plateau(tolerance=tolerance)
     with pytest.raises(SettingsError, match="^plateau window: 0 is not in 1..100000$"):
         Plateau(window=0)

@@ -222,7 +222,7 @@ class Plateau:
 
     def __post_init__(self) -> None:
         _require(1 <= self.window <= MAX_STEPS, f"plateau window: {self.window!r} is not in 1..{MAX_STEPS}")
-        _require(0 < self.tolerance < 1, f"plateau: {self.tolerance!r} is not a share between 0 and 1")
+        _require(0 < self.tolerance < 1, f"plateau: {self.tolerance!r} is not a share between 0 and 1; take one such as 0.01")
 
     def is_reached(self, totals: Sequence[float]) -> bool:
         """Whether a level ends that has these total losses, one for each step done; it does not by one that is not finite."""
