@@ -36,8 +36,10 @@ def starting() -> Iterator[None]:
     server = SubprocessASGIServer()
 
     def start() -> None:
-        with contextlib.suppress(Exception):
+        try:
             server.start()
+        except Exception:  # of which Prefect would start another beside it, and at the end stop that one alone
+            server.stop()
 
     thread = threading.Thread(target=start, name="server", daemon=True)
     thread.start()

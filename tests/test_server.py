@@ -21,6 +21,18 @@ assert sys.modules["prefect.server.api.server"].SubprocessASGIServer().server_pr
 print(started.pid)
 """
 
+SLOW = """
+import os, sys
+from flows import server
+with server.starting():
+    pass
+assert "prefect.server.api.server" in sys.modules
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("none is left")
+"""
+
 CONFIGURED = """
 import sys
 from flows import server
@@ -39,6 +51,10 @@ def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[
 def test_it_answers_when_the_other_work_is_done_is_the_one_that_prefect_uses_and_ends_with_the_process(tmp_path: Path) -> None:
     pid = int(ended(STARTED, tmp_path).stdout)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_one_that_does_not_answer_in_time_is_stopped_before_prefect_tries_once_more(tmp_path: Path) -> None:
+    assert ended(SLOW, tmp_path, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="0").stdout == "none is left\n"
 
 
 def test_where_an_api_is_configured_or_a_server_of_ones_own_forbidden_none_is_started(tmp_path: Path) -> None:
