@@ -91,7 +91,7 @@ def curves(data: bytes, points: int) -> list[dict[str, Any]]:
         ValueError: the bytes are no history.
     """
     try:
-        found = parquet.ParquetFile(io.BytesIO(data)).read(CURVES)
+        found = parquet.ParquetFile(io.BytesIO(data)).read(CURVES, use_threads=False)
         columns = {name: found[name].to_numpy() for name in CURVES}
         levels = []
         for level in np.unique(columns["level"]):

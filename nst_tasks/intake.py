@@ -279,23 +279,24 @@ def read_outcomes(out: str, names: Iterable[str], readers: int) -> tuple[list[Ou
         StorageUnavailable: the store failed for the moment. StorageUnusable: it lets nobody in.
     """
 
-    def load(name: str) -> Outcome:
-        try:
-            found = outcome.from_json(storage.read(storage.join(out, "outcomes", name)))
-            if f"{found.id}.json" != name:
-                raise ValueError(f"it is the marker of {found.id}")
-        except ValueError as error:
-            raise NstError(f"outcomes/{name}: ignored, {error}") from error
-        return found
-
+    names = list(names)
+    found = storage.each(lambda name: storage.read(storage.join(out, "outcomes", name)), names, readers)
     outcomes, warnings = [], []
-    for result in storage.each(load, names, readers):
-        if isinstance(result, NstError):
-            if not is_pairs_own(result):
-                raise result
-            warnings.append(str(result))
+    for name, data in zip(names, found, strict=True):
+        try:
+            if isinstance(data, NstError):
+                raise data
+            done = outcome.from_json(data)
+            if f"{done.id}.json" != name:
+                raise ValueError(f"it is the marker of {done.id}")
+        except ValueError as error:
+            warnings.append(f"outcomes/{name}: ignored, {error}")
+        except NstError as error:
+            if not is_pairs_own(error):
+                raise
+            warnings.append(str(error))
         else:
-            outcomes.append(result)
+            outcomes.append(done)
     return outcomes, warnings
 
 

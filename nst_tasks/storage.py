@@ -223,8 +223,12 @@ def each(function: Callable[[T], R], items: Iterable[T], readers: int) -> list[R
     items = list(items)
     if min(readers, len(items)) < 2:
         return [attempt(item) for item in items]
+    some = max(
+        1, min(64, len(items) // (4 * readers))
+    )  # at a time: handing one over takes as long as to read a small local file
+    parts = [items[first : first + some] for first in range(0, len(items), some)]
     with ThreadPoolExecutor(max_workers=readers) as pool:
-        return list(pool.map(attempt, items))
+        return [result for part in pool.map(lambda part: [*map(attempt, part)], parts) for result in part]
 
 
 def patiently(function: Callable[[], T], settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> T:
