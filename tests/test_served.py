@@ -145,7 +145,7 @@ def test_a_served_night(
             "NST_TIMEZONE": "Europe/Berlin",
             "NST_RETRY_SECONDS": "0",
         }
-        command = [str(Path(sys.executable).parent / "nst"), "serve"]
+        command = [str(Path(sys.executable).parent / "nst"), "serve", "--precision", "mixed", "--plateau", "0.5"]
         log = tmp_path / "log"
         with log.open("wb") as to:
             serving = subprocess.Popen(command, env=environment, stdout=to, stderr=to, cwd=tmp_path)
@@ -177,6 +177,7 @@ def _a_night_and_the_next(
     nightly = until(deployment)
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert nightly["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
+    assert (nightly["parameters"]["precision"], nightly["parameters"]["plateau"]) == ("mixed", 0.5)
     with pytest.raises(urllib.error.HTTPError, match="409"):  # the form's own check
         api(f"{url}/deployments/{nightly['id']}/create_flow_run", "POST", parameters={"backbone": "vgg91"})
 

@@ -50,13 +50,12 @@ def sums(x: tf.Tensor, weight: tf.Tensor | None = None) -> Sums:
     return Sums(_second(flat, by_position), first, tf.reduce_sum(by_position, axis=(1, 2)), count)
 
 
-def gram(x: tf.Tensor, weight: tf.Tensor | None = None) -> tf.Tensor:
-    """Gram matrix `F^T F / (h w)` of features: (B, h, w, C) -> (B, C, C) (Gatys et al. 2015, arXiv 1508.06576).
+def gram(x: Sums) -> tf.Tensor:
+    """Gram matrix `F^T F / (h w)`, (B, C, C), the mean over positions of `f f^T` (Gatys et al. 2015, arXiv 1508.06576).
 
-    With a weight (B, h, w) it is the weighted mean over positions `F^T W F / tr W`, the guided Gram matrix of Gatys et al. 2017
-    (arXiv 1611.07865).
+    Of weighted sums it is `F^T W F / tr W`, the guided Gram matrix of Gatys et al. 2017 (arXiv 1611.07865).
     """
-    return _mean(sums(x, weight))
+    return x.second / tf.maximum(x.weight, 1e-12)[:, None, None]
 
 
 def style_statistics(loss: StyleLoss, style: Sums, pixels: tf.Tensor, dtype: tf.DType = tf.float64) -> Statistics:
@@ -67,7 +66,7 @@ def style_statistics(loss: StyleLoss, style: Sums, pixels: tf.Tensor, dtype: tf.
     given = style.second.dtype
     if loss.statistic == "wasserstein":
         style = _cast(style, dtype)
-    second = _mean(style)
+    second = gram(style)
     mean_square = tf.linalg.trace(second) / _channels(second)  # (B,)
     if loss.statistic == "gram":
         return {"gram": second * _gram_factor(loss, style, pixels), "mean_square": mean_square}
@@ -88,7 +87,7 @@ def style_distance(
     relative, computed in `dtype`: in float32, roots of small eigenvalues keep half its digits. `pixels` are the image's H W.
     """
     if loss.statistic == "gram":
-        difference = (_mean(image) * _gram_factor(loss, image, pixels))[:, None] - style["gram"]  # (B, S, C, C)
+        difference = (gram(image) * _gram_factor(loss, image, pixels))[:, None] - style["gram"]  # (B, S, C, C)
         reduce = tf.reduce_mean if loss.error == "mse" else tf.reduce_sum
         distance = reduce(tf.square(difference), axis=(2, 3))  # (B, S)
         return distance / (tf.square(style["mean_square"]) + 1e-12) if loss.relative else distance
@@ -229,15 +228,10 @@ def _exact(x: tf.Tensor) -> tf.DType:
     return tf.float32 if x.dtype == tf.bfloat16 else x.dtype
 
 
-def _mean(x: Sums) -> tf.Tensor:
-    """The mean over positions of `f f^T`, (B, C, C)."""
-    return x.second / tf.maximum(x.weight, 1e-12)[:, None, None]
-
-
 def _moments(x: Sums, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean (B, S, C) and covariance (B, S, C, C), its diagonal raised by `RIDGE`, of features times each scale (B, S)."""
     mean = x.first / tf.maximum(x.weight, 1e-12)[:, None]  # (B, C)
-    covariance = _mean(x) - mean[:, :, None] * mean[:, None, :]
+    covariance = gram(x) - mean[:, :, None] * mean[:, None, :]
     scaled = covariance[:, None] * tf.square(scale)[..., None, None]
     return mean[:, None] * scale[..., None], scaled + RIDGE * tf.eye(tf.shape(scaled)[-1], dtype=scaled.dtype)
 

@@ -474,6 +474,10 @@ def transfer_loss(backbone: Backbone, seed: int, content: str, styles: Sequence[
         backbones.features, backbone, layers=layers, pooling="average", padding="zero", activation=activation
     )
     aims, style = features(tf.constant(picture(seed))), features(tf.constant(picture(seed + 100)))
+
+    def gram(x: tf.Tensor) -> tf.Tensor:
+        return losses.gram(losses.sums(x))
+
     scale = {layer: tf.reduce_mean(tf.square(style[layer])) for layer in layers}
 
     @tf.function(input_signature=[tf.TensorSpec((1, SIDE, SIDE, 3), tf.float64)])
@@ -482,8 +486,7 @@ def transfer_loss(backbone: Backbone, seed: int, content: str, styles: Sequence[
             tape.watch(image)
             found = features(image)
             loss = 0.1 * tf.reduce_mean(tf.square(found[content] - aims[content])) / scale[content] + tf.add_n(
-                [tf.reduce_mean(tf.square(losses.gram(found[layer]) - losses.gram(style[layer]))) / scale[layer] ** 2
-                 for layer in styles]
+                [tf.reduce_mean(tf.square(gram(found[layer]) - gram(style[layer]))) / scale[layer] ** 2 for layer in styles]
             )  # fmt: skip
         return loss, tape.gradient(loss, image)
 
