@@ -3,7 +3,8 @@
     .venv/bin/python bench/memory.py
 
 Each size runs in a process of its own, because a process's peak never falls. Prints bytes per pixel between neighbouring
-sizes: the slope, free of what TensorFlow takes anyway. From 384 px on, pictures are computed in bands (core/bands.py).
+sizes: the slope, free of what TensorFlow takes anyway. Above 362 px, in mixed precision 256 px, they are computed in bands
+(core/bands.py).
 """
 
 from __future__ import annotations

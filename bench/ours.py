@@ -29,7 +29,7 @@ def backbone() -> backbones.Backbone:
 
 
 def method(recipe: str, precision: str) -> Method:
-    """A recipe's method without its pyramid's other levels, in this precision."""
+    """A recipe's method in this precision."""
     return replace(presets.find(recipe).method, precision=precision)
 
 

@@ -96,8 +96,8 @@ def traced(call, steps: int) -> Counter[str]:
     found: Counter[str] = Counter()
     for plane in space.planes:
         for event in (event for line in plane.lines for event in line.events):
-            operation = re.fullmatch(r"while/[\w/.-]*:(\w+)", plane.event_metadata[event.metadata_id].name)
-            if operation:
+            operation = re.fullmatch(r"[\w/.-]+:(\w+)", plane.event_metadata[event.metadata_id].name)
+            if operation and not re.search(r"PartitionedCall|While", operation[1]):  # those hold others
                 kind = next(name for name, pattern in OPERATIONS if re.search(pattern, operation[1]))
                 found[kind] += event.duration_ps / 1e9 / steps
     return found

@@ -2,11 +2,12 @@
 
     make bench                             # all rows: about an hour on two cores
     .venv/bin/python -m bench.speed --quick --keep /tmp/quick.json
-    .venv/bin/python -m bench.speed --only overhead
+    .venv/bin/python -m bench.speed --only overhead  # these rows anew, the others as they were measured last
     .venv/bin/python -m bench.speed --docs  # only writes docs/speed.md from what bench/results holds
 
-Each command can be run alone, as it is printed. Without --keep the rows go to bench/results, together with the date, the
-machine, the versions and the commit, and from there into docs/speed.md. PyTorch's rows need a Python that has it: --torch PATH.
+Each command can be run alone, as it is printed. Without --keep the rows go to bench/results as they come, together with the
+date, the machine, the versions and the commit, and from there into docs/speed.md. PyTorch's rows need a Python that has it:
+--torch PATH.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def measured(command: Sequence[str], folder: Path) -> list[Row]:
     if done.returncode or not file.exists():
         print(done.stderr[-2000:], file=sys.stderr)  # and not into what is kept: it may name anything
         why = f"not measured: exit code {done.returncode}"
-        return [Row(" ".join(command), "", None, float("nan"), float("nan"), float("nan"), "", why)]
+        work = " ".join(command).partition(" --python ")[0]  # a path says where the measuring was done, not what
+        return [Row(work, "", None, float("nan"), float("nan"), float("nan"), "", why)]
     return [Row.from_plain(row) for row in json.loads(file.read_text())]
 
 
@@ -97,9 +99,13 @@ def _gpu() -> str | None:
 
 
 def commit() -> str:
-    """The commit that was measured, and whether anything differed from it."""
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return said.stdout.strip() or "unknown"
+    """The commit that was measured, and whether anything but what is written of measurements differed from it."""
+
+    def said(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    differs = said("status", "--porcelain", "--", ".", ":!docs", ":!bench/results")
+    return (said("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if differs else "")
 
 
 def slug(of: dict[str, Any]) -> str:
@@ -119,11 +125,14 @@ def newest(kind: str, folder: Path = RESULTS) -> list[Path]:
 def table(path: Path) -> str:
     """A results file as Markdown: what it was taken on, and its rows."""
     kept = json.loads(path.read_text())
-    rows = [Row.from_plain(row) for row in kept["rows"]]
-    judged = [row.verdict for row in rows if row.verdict]
+    rows = [Row.from_plain(row["row"]) for row in kept["rows"]]
+    verdicts = [row.verdict for row in rows]
+    met, not_met, missing = (verdicts.count(verdict) for verdict in ("met", "not met", "not measured"))
     quick = " Quick settings: these numbers say only that every row runs." if kept["quick"] else ""
+    stamps = {name: ", ".join(dict.fromkeys(row[name] for row in kept["rows"])) for name in ("date", "commit")}
     return (
-        f"{described(kept)} {judged.count('met')} of {len(judged)} rows with a goal meet it.{quick}\n\n{markdown(rows)}"
+        f"{described({**kept, **stamps})} {met} of {met + not_met} rows with a goal meet it"
+        f"{f', {missing} are not measured' if missing else ''}.{quick}\n\n{markdown(rows)}"
     )  # fmt: skip
 
 
@@ -162,14 +171,14 @@ def main() -> None:
     """Measure, keep, show."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it runs, not how fast")
-    parser.add_argument("--only", default="", help="the rows whose command holds this text; nothing is kept but by --keep")
+    parser.add_argument("--only", default="", help="the rows whose command holds this text; the others stay")
     parser.add_argument("--keep", type=Path, help="file for the results, instead of bench/results and the page")
     parser.add_argument("--torch", type=Path, default=Path(sys.executable), help="a Python that has PyTorch")
     parser.add_argument("--docs", action="store_true", help="only write docs/speed.md from the newest results")
     asked = parser.parse_args()
     if not asked.docs:
         measure(asked.quick, asked.only, asked.keep, asked.torch)
-    if asked.docs or not (asked.keep or asked.only):
+    if not asked.keep:
         show()
 
 
@@ -179,9 +188,10 @@ def show() -> None:
 
 
 def measure(quick: bool, only: str, keep: Path | None, torch: Path) -> None:
-    """Run the suite and keep its rows."""
-    rows: list[Row] = []
-    kept = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "quick": quick, "machine": machine()}
+    """Run the suite, or those of its commands that hold this text, and keep the rows of each as they come."""
+    on, stamp = machine(), {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit()}
+    path = keep or RESULTS / f"speed-{stamp['date']}-{slug(on)}.json"
+    rows = {} if quick or not only else earlier(on, path.parent)
     with tempfile.TemporaryDirectory() as folder:
         for command, shortened in SUITE:
             if only not in command or (quick and shortened is None):
@@ -190,12 +200,21 @@ def measure(quick: bool, only: str, keep: Path | None, torch: Path) -> None:
             whole = [*command.split(), *(shlex.split(shortened or "") if quick else ()), *more]
             print(f"\n{Path(sys.executable).name} -m bench.rows.{' '.join(whole)}", flush=True)
             began = time.monotonic()
-            rows += measured(whole, Path(folder))
+            rows[command] = [{**stamp, "command": command, "row": row.as_plain()} for row in measured(whole, Path(folder))]
             print(f"{time.monotonic() - began:.0f} s", flush=True)
-    if keep is None and not only:
-        keep = RESULTS / f"speed-{kept['date']}-{slug(kept['machine'])}.json"
-    if keep is not None:
-        keep.write_text(json.dumps({**kept, "rows": [row.as_plain() for row in rows]}, indent=1) + "\n")
+            ordered = [row for known, _ in SUITE for row in rows.get(known, ())]
+            path.write_text(json.dumps({"quick": quick, "machine": on, "rows": ordered}, indent=1) + "\n")
+
+
+def earlier(on: dict[str, Any], folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
+    """The newest rows of this machine by their command; none if it had other versions then."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path in newest("speed", folder):
+        kept = json.loads(path.read_text())
+        if kept["machine"] == on and not kept["quick"]:
+            for row in kept["rows"]:
+                rows.setdefault(row["command"], []).append(row)
+    return rows
 
 
 if __name__ == "__main__":

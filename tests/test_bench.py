@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,9 +127,9 @@ MACHINE = {
 }  # fmt: skip
 
 
-def kept(date: str, *rows: Row) -> str:
-    head = {"date": date, "commit": "abc", "quick": False, "machine": MACHINE}
-    return json.dumps({**head, "rows": [each.as_plain() for each in rows]})
+def kept(date: str, *rows: Row, of: dict[str, Any] = MACHINE) -> str:
+    stamped = [{"date": date, "commit": "abc", "command": "step", "row": each.as_plain()} for each in rows]
+    return json.dumps({"quick": False, "machine": of, "rows": stamped})
 
 
 def test_the_page_shows_the_newest_results_of_each_machine(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_the_page_shows_the_newest_results_of_each_machine(tmp_path: Path) -> No
     shown = speed.blocks(tmp_path)
     of_cpu, _, of_gpu = shown["table"].partition("\n\nMeasured on 2026-01-01")
     assert "Measured on 2026-01-02 at commit abc on 2 cores of a processor (amx_bf16), 24 GiB" in of_cpu
-    assert "1 of 3 rows with a goal meet it." in of_cpu
+    assert "1 of 2 rows with a goal meet it, 1 are not measured." in of_cpu
     assert "| a step | a loop | ≥ 2 x | 3 x | 2.5 to 3.5 | met | 3 s against our 1 s |" in of_cpu
     assert "| gone |" in of_cpu and "not measured: why" in of_cpu
     assert "1 of 1 rows" in of_gpu
@@ -158,6 +159,35 @@ def test_the_page_shows_the_newest_results_of_each_machine(tmp_path: Path) -> No
     assert speed.page("a\n<!-- table -->\nold\n<!-- /table -->\nb", {"table": "new"}) == (
         "a\n<!-- table -->\nnew\n<!-- /table -->\nb"
     )
+
+
+def test_rows_measured_alone_take_their_place_among_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SUITE", (("a b", None), ("intake large --pairs 0", None), ("c d", None)))
+    on, file = speed.machine(), tmp_path / "speed.json"
+    old = Row("old", "", None, 1.0, 1.0, 1.0, "s", "")
+    earlier = [{"date": "2026-01-01", "commit": "abc", "command": command, "row": old.as_plain()} for command, _ in speed.SUITE]
+    (tmp_path / f"speed-2026-01-01-{speed.slug(on)}.json").write_text(
+        json.dumps({"quick": False, "machine": on, "rows": earlier})
+    )
+    speed.measure(quick=False, only="intake", keep=file, torch=Path(sys.executable))
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["command"] for row in rows] == ["a b", "intake large --pairs 0", "c d"]
+    assert [row["date"] == "2026-01-01" for row in rows] == [True, False, True]
+    assert rows[1]["row"]["verdict"] == "not measured" and rows[1]["commit"] == speed.commit()
+    assert "Measured on 2026-01-01, " in speed.table(file)
+    others = {**on, "versions": {"tensorflow": "1.0"}}
+    assert speed.earlier(others, tmp_path) == {}
+
+
+def test_a_row_that_is_not_measured_names_no_path(tmp_path: Path) -> None:
+    (failed,) = speed.measured(["step", "torch", "--size", "8", "--python", str(tmp_path / "none")], tmp_path)
+    assert failed.work == "step torch --size 8"
+    assert str(tmp_path) not in json.dumps(failed.as_plain())
+
+
+def test_a_steps_profile_sees_the_network(tmp_path: Path) -> None:
+    for row in profiles.of_a_step(size=48, steps=1)[:5]:
+        assert all(row[precision] > 0.0 for precision in ("float32", "mixed")), row
 
 
 def test_docs_show_what_the_newest_results_give() -> None:

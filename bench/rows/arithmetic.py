@@ -1,6 +1,6 @@
 """The convolutions' arithmetic in a step, as a share of the best matrix product that this machine is seen to do.
 
-    .venv/bin/python -m bench.rows.arithmetic --size 512
+    .venv/bin/python -m bench.rows.arithmetic share --size 512
 
 Counted from the architecture: 2 x 9 x C_in x C_out operations a position and convolution, and as many again for its
 gradient with respect to what it was given (kernels are constants). Everything else that a step does counts as time only.
@@ -79,7 +79,7 @@ def _best_product(dtype: tf.DType) -> tuple[Callable[[], object], float, tuple[i
     """The product of the highest rate, as a call that waits for it, its operations and its shape."""
     found = []
     for m, k, n in SHAPES + (GPU_SHAPES if tf.config.list_physical_devices("GPU") else ()):
-        times = 1 + int(2e9 // (2 * m * k * n))  # small ones several times over: what a call costs is not what is measured
+        times = 1 + int(5e10 // (2 * m * k * n))  # for as long as a step takes: what a call costs is not what is measured
         right = tf.cast(tf.random.uniform((k, n)), dtype)
         left = tf.cast(tf.random.uniform((m, k)), dtype)
 
