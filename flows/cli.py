@@ -490,7 +490,7 @@ def _night(
 def _quiet(console: bool = True) -> None:
     """Have Prefect say on the console only what a person there needs, and do only what a run does; the API gets every line.
 
-    What an operator sets wins.
+    What the environment sets wins.
     """
     if console:  # its lines would run into the progress bar
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -80,7 +81,8 @@ def lease(watch: Watch) -> Iterator[Device]:
     Raises:
         Interrupted: the run is asked to stop while waiting.
     """
-    pool = _pool()
+    with _POOLING:  # of threads that come first at once, the cache alone would let each make a pool
+        pool = _pool()
     while True:
         if watch.stop.is_set():
             raise Interrupted("interrupted while waiting for a device")
@@ -94,6 +96,9 @@ def lease(watch: Watch) -> Iterator[Device]:
             yield device
     finally:
         pool.put(device)
+
+
+_POOLING = threading.Lock()
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nst_tasks import access, hardware, intake, ledger, manifest, storage
+from nst_tasks import access, intake, ledger, manifest, storage
 from nst_tasks.errors import InputError, ManifestError, NstError, SettingsError, StorageError, is_pairs_own, redact
 from nst_tasks.reporting import Report
 from nst_tasks.request import Request, is_text, unstorable_in
@@ -77,7 +77,6 @@ def options(request: Request, settings: Settings) -> dict[str, Any]:
         "steps": request.steps,
         "precision": request.precision,
         "plateau": request.plateau,
-        "auto": hardware.auto_precision(),
         "backbone": request.backbone,
         "weights": weights_sha256,
         "strict": request.strict,

@@ -282,7 +282,7 @@ def read_outcomes(out: str, names: Iterable[str], readers: int) -> tuple[list[Ou
     names = list(names)
     found = storage.each(lambda name: storage.read(storage.join(out, "outcomes", name)), names, readers)
     outcomes, warnings = [], []
-    for name, data in zip(names, found, strict=True):
+    for name, data in zip(names, found, strict=True):  # parsed on one thread: several would only wait for one another
         try:
             if isinstance(data, NstError):
                 raise data
@@ -358,14 +358,25 @@ class Triage:
 
 
 def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Request, done: Mapping[str, Outcome]) -> Triage:
-    """Resolve every row and hold it against the earlier outcomes, by id; each part keeps the rows' order."""
+    """Resolve every row and hold it against the earlier outcomes, by id; each part keeps the rows' order.
+
+    What `auto` came to on another machine is a result here too.
+    """
+
+    def of(pair: Pair, auto: Precision) -> Job:
+        return resolve(pair, sources, request, taken.weights_sha256, taken.recipes, auto)
+
+    elsewhere: Precision = "mixed" if taken.auto == "float32" else "float32"
     to_do: list[Job] = []
     there: list[Job] = []
     quarantined: list[Job] = []
     refused: list[tuple[Pair, NstError]] = []
     for pair in taken.manifest.pairs:
         try:
-            job = resolve(pair, sources, request, taken.weights_sha256, taken.recipes, taken.auto)
+            job = of(pair, taken.auto)
+            if _precision(pair, request, taken.recipes) == "auto" and not is_done(job, done):
+                there_too = of(pair, elsewhere)
+                job = there_too if is_done(there_too, done) else job
         except NstError as error:
             refused.append((pair, error))
             continue

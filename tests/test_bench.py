@@ -186,8 +186,8 @@ def test_a_row_that_is_not_measured_names_no_path(tmp_path: Path) -> None:
 
 
 def test_a_steps_profile_sees_the_network(tmp_path: Path) -> None:
-    for row in profiles.of_a_step(size=48, steps=1)[:5]:
-        assert all(row[precision] > 0.0 for precision in ("float32", "mixed")), row
+    for kind in profiles.of_a_step(size=48, steps=1)[:5]:
+        assert all(kind[precision] > 0.0 for precision in ("float32", "mixed")), kind
 
 
 def test_docs_show_what_the_newest_results_give() -> None:

@@ -18,7 +18,7 @@ from nst_tasks.access import Access
 from nst_tasks.core.architecture import smallest_side
 from nst_tasks.core.method import Plateau
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
-from nst_tasks.manifest import Pair
+from nst_tasks.manifest import Manifest, Pair
 from nst_tasks.outcome import Outcome, Status
 from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
 from nst_tasks.request import Request, checkpoint_interval, failure_limit
@@ -518,20 +518,36 @@ def test_a_plateau_is_the_rows_or_the_command_lines_and_0_is_none(folder: Path) 
         intake.prepare(request_of(folder, plateau=1.5), SETTINGS)
 
 
-def test_auto_is_what_this_machine_is_fast_at_and_has_the_key_of_what_it_comes_to(folder: Path) -> None:
-    def keys(precision: str) -> list[str]:
-        request = request_of(folder, precision=precision, size=64)
-        found = intake.look(request, intake.prepare(request, SETTINGS), SETTINGS)
-        return [job.key for job in found.rows.to_do]
+def keys_to_do(folder: Path, precision: str, auto: str | None = None) -> list[str]:
+    request = request_of(folder, precision=precision, size=64)
+    taken = intake.prepare(request, SETTINGS)
+    taken = replace(taken, auto=auto) if auto else taken
+    return [job.key for job in intake.look(request, taken, SETTINGS).rows.to_do]
 
-    assert keys("auto") == keys(hardware.auto_precision())
-    assert not {*keys("float32")} & {*keys("mixed")}
+
+def test_auto_is_what_this_machine_is_fast_at_and_has_the_key_of_what_it_comes_to(folder: Path) -> None:
+    assert keys_to_do(folder, "auto") == keys_to_do(folder, hardware.auto_precision())
+    for came_to in ("float32", "mixed"):
+        assert keys_to_do(folder, "auto", came_to) == keys_to_do(folder, came_to)
+    assert not {*keys_to_do(folder, "float32")} & {*keys_to_do(folder, "mixed")}
 
 
 def test_a_result_in_one_precision_is_none_in_the_other(folder: Path) -> None:
     plain, mixed = (resolved(folder, replace(PAIR, precision=precision)) for precision in ("float32", "mixed"))
     done = {plain.id: Outcome(plain.id, plain.row, Status.SUCCEEDED, key=plain.key)}
     assert (intake.is_done(plain, done), intake.is_done(mixed, done)) == (True, False)
+
+
+@pytest.mark.parametrize(("asked", "found"), [("auto", "done"), ("float32", "to do"), ("mixed", "done")])
+def test_what_auto_came_to_on_another_machine_is_a_result_of_auto_here(folder: Path, asked: str, found: str) -> None:
+    request = request_of(folder, precision=asked)
+    taken = intake.Intake(Manifest((PAIR,), (), (), (), 1), b"", "w", presets.PRESETS, exclusive=True, auto="float32")
+    elsewhere = intake.triage(replace(taken, auto="mixed"), SOURCES, request_of(folder, precision="mixed"), {}).to_do[0]
+    done = {elsewhere.id: Outcome(elsewhere.id, elsewhere.row, Status.SUCCEEDED, key=elsewhere.key)}
+    rows = intake.triage(taken, SOURCES, request, done)
+    assert ([*rows.done], len(rows.to_do)) == (([elsewhere], 0) if found == "done" else ([], 1))
+    (fresh,) = intake.triage(taken, SOURCES, request, {}).to_do
+    assert fresh.recipe.method.precision == ("mixed" if asked == "mixed" else "float32")
 
 
 def test_a_precision_that_there_is_none_of_is_refused(folder: Path) -> None:
