@@ -51,8 +51,9 @@ class Result:
 
 @dataclass(frozen=True)
 class _Tools:
-    """What the steps of every batch of one call need."""
+    """What the steps of every batch of one call need; `pairs` are those of the call."""
 
+    pairs: int
     run: Run
     device: Device
     backbone: backbones.Backbone
@@ -78,14 +79,14 @@ def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) ->
     results: dict[str, Result | PairError] = {}
     with resume.Saver(run.out, observer.warn) as saver:
         places = resume.listed(run.out, [ready.job.key for ready in loaded])
-        tools = _Tools(run, device, backbone, observer, saver, places)
+        tools = _Tools(len(loaded), run, device, backbone, observer, saver, places)
         for members, cursor in _standing(loaded, tools):
             results |= {ready.job.id: result for ready, result in _carried_out(members, cursor, tools)}
     return [results[ready.job.id] for ready in loaded]
 
 
 def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _Cursor]]:
-    """The batch by where its pairs stand, so that those who go on together are at the same step."""
+    """The batch by where its pairs stand, so that those go on together that did before, and are at the same step."""
     method, schedule = loaded[0].job.recipe.method, _schedule(loaded[0])
 
     def fits(at: Checkpoint) -> bool:
@@ -96,13 +97,21 @@ def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _
 
     keys, observer = [ready.job.key for ready in loaded], tools.observer
     found = resume.resumed(tools.run.out, keys, tools.places, fits, observer.warn)
+    stands = {key: (at.state.level, at.state.step) for key, at in zip(keys, found, strict=True) if at is not None}
+
+    def steps_back(at: Checkpoint) -> bool:
+        """Whether a pair's loss blew up in a batch that has parted since: those who go on from the same place do so without."""
+        k, here = at.state.level, (at.state.level, at.state.step)
+        parted = any(stands.get(other, here) != here for other in at.companions)
+        return parted and k < len(schedule) and _is_lost(method, schedule[k], at, 0)
+
     groups: dict[object, list[tuple[Loaded, Checkpoint]]] = {}
     fresh = []
     for ready, at in zip(loaded, found, strict=True):
         if at is None:
             fresh.append(ready)
-        else:
-            alike = (at.state.step, at.calmed_from, *map(len, at.terms))  # plateaus may have cut other levels at other steps
+        else:  # plateaus may have cut other levels at other steps, and a batch may have parted
+            alike = (at.state.step, at.calmed_from, *map(len, at.terms), at.companions, steps_back(at) and ready.job.key)
             groups.setdefault(alike, []).append((ready, at))
     standing = [
         ([ready for ready, _ in group], _Cursor(checkpoint.merge([at for _, at in group]))) for group in groups.values()
@@ -143,28 +152,25 @@ def _carried_out(loaded: list[Loaded], cursor: _Cursor, tools: _Tools) -> Iterat
             yield from ((ready, error) for ready in loaded)
             loaded = []
             break
-        ended = _ended(method, level, cursor.at)
-        if going := [k for k in range(len(loaded)) if k not in ended]:  # past the others' plateau
+        ended, terms = _ended(method, level, cursor.at), np.concatenate([cursor.at.terms[-1], last[None]])
+        going = [k for k in range(len(loaded)) if k not in ended]  # past the others' plateau
+        blown = {k: why for k in ended if (why := _blown_up(method, level, number, terms[:, k])) is not None}
+        healthy = [k for k in ended if k not in blown]
+        if bool(going) + bool(healthy) + len(blown) > 1:  # each goes on apart from here: so it does after a kill, too
+            tools.saver.save([ready.job.key for ready in loaded], cursor.at)
+        if going:
             again.append(_carried_out([loaded[k] for k in going], _Cursor(checkpoint.take(cursor.at, going)), tools))
-            loaded, image, last = [loaded[k] for k in ended], tf.gather(image, ended), last[ended]
-            cursor.at = checkpoint.take(cursor.at, ended)
-        terms = np.concatenate([cursor.at.terms[-1], last[None]])
         cursor.at = replace(cursor.at, terms=(*cursor.at.terms[:-1], terms))
-        blown = [_blown_up(method, level, number, terms[:, k]) for k in range(len(loaded))]
-        again += [
-            _stepped_back(loaded[k], checkpoint.take(cursor.at, [k]), why, level, tools)
-            for k, why in enumerate(blown)
-            if why is not None
-        ]
-        healthy = [k for k, why in enumerate(blown) if why is None]
-        loaded = [loaded[k] for k in healthy]
-        if not loaded:
+        again += [_stepped_back(loaded[k], checkpoint.take(cursor.at, [k]), why, level, tools) for k, why in blown.items()]
+        if not healthy:
+            loaded = []
             break
-        if len(healthy) < len(blown):
-            cursor.at, image = checkpoint.take(cursor.at, healthy), tf.gather(image, healthy)
+        if len(healthy) < len(loaded):
+            loaded, image = [loaded[k] for k in healthy], tf.gather(image, healthy)
+            cursor.at = checkpoint.take(cursor.at, healthy)
         _spare(tools.observer, loaded, level, cursor.at.state.step)
         cursor.at = _ascended(cursor.at, image, method, schedule)
-    if len(loaded) > 1:  # so that a kill between the first pair's marker and the last one's leaves nothing to do again
+    if loaded and tools.pairs > 1:  # so that a kill before the last pair's marker leaves nothing of these to do again
         tools.saver.save([ready.job.key for ready in loaded], cursor.at)
     for k, ready in enumerate(loaded):
         with tools.observer.compute():

@@ -1,7 +1,8 @@
 """Checkpoints in the output: found and read, written off the compute path, removed.
 
 `OUT/checkpoints/{key}.{level}-{step}.npz`, only while a pair is unfinished. A batch's next ones are written for all its pairs
-before the last one of any is removed, so that after a kill at any moment all have one of the same step.
+before the last one of any is removed, so that after a kill at any moment all have one of the same step. Where a batch parts,
+all have one of that very step before any of them goes on.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def resumed(
 ) -> list[Checkpoint | None]:
     """Each pair's checkpoint to go on from, of the `listed` ones: of the furthest place that all have, or else its furthest.
 
-    A checkpoint counts only if the companions that are here again were saved as well: alone a pair's last bits are others than
-    in a batch, and a kill that comes while a batch's first checkpoints are written costs no more than that interval. One that
-    is damaged, another's, or does not fit is told to `warn` and not used.
+    A checkpoint counts only if the companions that are here again were saved as well, or have gone on from there: alone a
+    pair's last bits are others than in a batch, and a kill that comes while a batch's first checkpoints are written costs no
+    more than that interval. One that is damaged, another's, or does not fit is told to `warn` and not used.
 
     Raises:
         StorageUnavailable: the store failed for the moment.
@@ -85,9 +86,15 @@ def resumed(
     def furthest(key: str) -> Checkpoint | None:
         for place in places.get(key, ()):
             found = load(key, place)
-            if found and all(places.get(other, [(-1, -1)])[0] >= place for other in found.companions if other in keys):
+            if found and all(has_come(other, place) for other in found.companions if other in keys):
                 return found
         return None
+
+    def has_come(other: str, place: Place) -> bool:
+        if other not in places or places[other][0] >= place:
+            return other in places
+        found = load(other, places[other][0])  # it may have stepped back since, alone, to an earlier step
+        return found is not None and found.calmed_from is not None
 
     for place in sorted(set.intersection(*(set(places.get(key, ())) for key in keys)), reverse=True):
         together = [load(key, place) for key in keys]

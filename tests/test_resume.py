@@ -12,11 +12,12 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import LIGHT, run_into, two_jobs
+from jobs import LIGHT, job, run_into, saved, two_jobs
+from transfers import picture
 
 from nst_tasks import checkpoint, loading, optimization, resume, storage
 from nst_tasks.batching import Job
-from nst_tasks.core.method import LBFGS, SGD, Adam, Method, Pyramid
+from nst_tasks.core.method import LBFGS, SGD, Adam, Method, Plateau, Pyramid
 from nst_tasks.core.pyramid import Level
 from nst_tasks.devices import Device
 from nst_tasks.errors import DeadlineError, DivergedError, Interrupted, PairError
@@ -331,6 +332,91 @@ def test_lbfgs_is_judged_by_what_it_ends_with() -> None:
     assert optimization._blown_up(method, level, 0, rows(5.0, 4.0, np.nan)) == (
         2, "the content loss is not a finite number at step 2 of level 0 (64 x 48)",
     )  # fmt: skip
+
+
+# --- partings ---
+
+# of levels so large that a pair's last bits are others alone than in a batch
+TALL = Pyramid(smallest=60, ratio=1.125, coarse_steps=15)
+FALLING = replace(LIGHT.method, steps=4, pyramid=TALL, plateau=Plateau(window=3, tolerance=0.06))
+RISING = replace(FALLING, optimizer=SGD(0.01), clip=False, plateau=None)
+BOTH = replace(RISING, optimizer=SGD(0.003), plateau=Plateau(window=3, tolerance=0.3))
+# the style's weight with which the loss is soon no number any more; at a tenth of the rate it falls
+HEAVY = 30.0
+
+
+def parting(folder: Path, method: Method, *weights: float) -> list[Job]:
+    """Pairs of a batch that parts on its first level, with the weights of their styles."""
+    pictures = [(saved(folder, f"c{k}", picture(k, 48, 64)), saved(folder, f"s{k}", picture(k + 2, 72, 60))) for k in (1, 5, 2)]
+    return by(
+        [
+            job(content, style, id=id, height=54, width=72, style_weights=(weight,))
+            for id, (content, style), weight in zip("abc", pictures, weights, strict=False)
+        ],
+        method,
+    )
+
+
+def first_levels(results: Sequence[Result | PairError]) -> list[int | str]:
+    """Steps of each pair's first level, or that it stepped back."""
+    return ["stepped back" if one.stepped_back else len(one.levels[0].terms) - 1 for one in results if isinstance(one, Result)]
+
+
+@pytest.mark.parametrize("every", [{"checkpoint_steps": 4}, {"checkpoint_seconds": 0.0}], ids=["every 4 steps", "never"])
+@pytest.mark.parametrize(
+    ("method", "weights", "expected", "stop"),
+    [
+        (FALLING, (1.0, 1.0), [15, 9], 19),  # after 9 steps of both and one of the second
+        (FALLING, (1.0, 1.0), [15, 9], 23),  # after all 13 of the second, and the first's tenth
+        (RISING, (HEAVY, 1.0), ["stepped back", 15], 31),  # after 15 of both and one of the second
+        # after 15 of all and all 4 of the third, with 15 of the first taken back and one done again
+        (RISING, (HEAVY, HEAVY, 1.0), ["stepped back", "stepped back", 15], 35),
+    ],
+    ids=["one is flat", "one is flat and done", "one is to step back", "one of two has stepped back"],
+)
+def test_pairs_that_go_on_apart_lose_nothing_when_one_is_stopped(
+    tmp_path: Path, device: Device, method: Method, weights: Sequence[float], expected: list[int | str], stop: int, every: Any
+) -> None:
+    jobs = parting(tmp_path, method, *weights)
+    calm = optimized(jobs, run_into(tmp_path / "calm"), device)
+    assert first_levels(calm) == expected
+    run = run_into(tmp_path / "cut", **every)
+    with pytest.raises(Interrupted):
+        optimized(jobs, run, device, Watch(changed=lambda watch: watch.stop.set() if watch.steps_done == stop else None))
+    counts: list[int] = []
+    observer = Watch(changed=lambda watch: counts.append(watch.steps_done))
+    observer.stop.set()
+    with pytest.raises(Interrupted):
+        optimized(jobs, run, device, observer)
+    assert max(counts) == stop  # before what was in vain is taken back
+    assert_same(optimized(jobs, run, device), calm)
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "expected"),
+    [
+        (FALLING, (1.0, 1.0), [15, 9]),
+        (RISING, (HEAVY, HEAVY, 1.0), ["stepped back", "stepped back", 15]),
+        (BOTH, (HEAVY, 1.0, 1.0), ["stepped back", 6, 15]),
+    ],
+    ids=["one is flat", "two step back", "one is flat, one steps back"],
+)
+def test_pairs_that_go_on_apart_do_so_after_a_kill_at_any_moment(
+    tmp_path: Path, device: Device, method: Method, weights: Sequence[float], expected: list[int | str]
+) -> None:
+    """Whatever the store holds leads to the bytes of the whole batch."""
+    jobs = parting(tmp_path, method, *weights)
+    calm = optimized(jobs, run_into(tmp_path / "calm"), device)
+    assert first_levels(calm) == expected
+    fsspec.register_implementation("recorded", Recorded, clobber=True)
+    Recorded.store.clear()
+    Recorded.states.clear()
+    optimized(jobs, run_into("recorded://out", checkpoint_steps=5), device)
+    for state in Recorded.states.copy():
+        Recorded.store.clear()
+        for path, data in state.items():
+            storage.write(f"recorded:/{path}", data)
+        assert_same(optimized(jobs, run_into("recorded://out", checkpoint_seconds=0.0), device), calm)
 
 
 # --- deadlines ---
