@@ -38,8 +38,9 @@ CHUNK_SECONDS = 0.3
 SMALLEST = 256
 """Longest side, in pixels, from about which on the shapes of a method of one level are measured."""
 
-STEPS = 5
-"""Of a size, done to time one: one that may trace a graph, one to see how many fit a chunk, and three chunks of one or more."""
+STEPS = 10
+"""Of a size, done to measure it: one that may trace a graph, one to see how many fit a chunk, three chunks of one or more, and
+those of a pair's whole way, three times."""
 
 TRIED = 3
 """Batches of one shape whose pictures are tried, should the first ones not be readable."""
@@ -193,29 +194,43 @@ def _step_seconds(jobs: list[Job], bench: _Bench) -> tuple[float, float]:
 
 
 def _measure_pair(jobs: list[Job], found: _Found, bench: _Bench) -> None:
-    """Time the whole way of a batch without a step: with graphs to trace, with none, and with the styles known as well."""
+    """Time the whole way of a batch but for its steps: with graphs to trace, with none, and with the styles known as well.
+
+    Each of its levels has one step, for without any it would be left out or begin without an optimizer; what the steps take is
+    taken off.
+    """
     pixels = jobs[0].height * jobs[0].width
     if pixels in found.pair:
         return
-    stepless = [replace(job, recipe=replace(job.recipe, method=_without_steps(job.recipe.method))) for job in jobs]
+    brief = [replace(job, recipe=replace(job.recipe, method=_with_single_steps(job.recipe.method))) for job in jobs]
+    styles = {style.sha256: style for job in jobs for style in job.styles}
     took = []
     for styles_known in (False, False, True):
         bench.device.contents.clear()  # a pair's is its own, more often than not
+        loading.forget(source for job in jobs for source in (job.content, job.init) if source)
         if not styles_known:
             bench.device.statistics.clear()
+            loading.forget(styles.values())
         began = time.monotonic()
-        loaded = [loading.load(job, bench.run) for job in stepless]
+        loaded = [loading.load(job, bench.run) for job in brief]
         for ready, result in zip(loaded, optimization.optimize(loaded, bench.run, bench.device, Watch()), strict=True):
             work.publish(ready, result, bench.run)
         took.append(time.monotonic() - began)
-        resume.remove(bench.run.out, {job.key for job in stepless})
+        resume.remove(bench.run.out, {job.key for job in brief})
     traced, anew, known = took
     if not found.pair:
         found.method += max(traced - anew, 0.0)
-        found.style = max(anew - known, 0.0) / len({style.sha256 for job in jobs for style in job.styles})
-    found.pair[pixels] = known / len(jobs)
+        found.style = max(anew - known, 0.0) / len(styles)
+    schedule, samples = levels(brief[0].recipe.method, jobs[0].height, jobs[0].width), _samples(found.step)
+    steps = sum(level.steps * planning.at(samples, len(jobs) * level.height * level.width) for level in schedule)
+    found.pair[pixels] = max(known - steps, 0.0) / len(jobs)
 
 
-def _without_steps(method: Method) -> Method:
-    pyramid = method.pyramid and replace(method.pyramid, coarse_steps=0, first_steps=None)
-    return replace(method, steps=0, pyramid=pyramid)
+def _with_single_steps(method: Method) -> Method:
+    """The method with one step on each level that has any."""
+    pyramid = method.pyramid and replace(
+        method.pyramid,
+        coarse_steps=min(method.pyramid.coarse_steps, 1),
+        first_steps=None if method.pyramid.first_steps is None else min(method.pyramid.first_steps, 1),
+    )
+    return replace(method, steps=min(method.steps, 1), pyramid=pyramid)

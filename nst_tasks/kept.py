@@ -42,6 +42,12 @@ class Kept:
                 while self._bytes > self.most_bytes:
                     self._bytes -= self._values.popitem(last=False)[1][1]
 
+    def forget(self, which: Callable[[Hashable], bool]) -> None:
+        """Give up the values of such keys."""
+        with self._lock:
+            for key in [*filter(which, self._values)]:
+                self._bytes -= self._values.pop(key)[1]
+
     def clear(self) -> None:
         """Give all of them up."""
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -57,6 +57,12 @@ def load(job: Job, run: Run) -> Loaded:
     if job.mask is not None:
         mask = images.resize_mask(_read(job.mask, run, images.mask), job.height, job.width)
     return Loaded(job, content, styles, mask, None if job.init is None else _picture(job.init, run))
+
+
+def forget(sources: Iterable[Source]) -> None:
+    """Give up these pictures, decoded: the next one who asks for them reads them."""
+    given_up = {(source.uri, source.sha256) for source in sources}
+    _pictures().forget(lambda key: isinstance(key, tuple) and key[:2] in given_up)
 
 
 def network_content(ready: Loaded, height: int, width: int) -> np.ndarray:

@@ -52,8 +52,9 @@ class Sample:
 class Costs:
     """What one kind of pair was measured to cost on a device, samples by ascending pixels.
 
-    step: one step, by the pixels of all pairs of the batch. pair: everything but the steps, by the pixels of the result.
-    style: a style picture's statistics, once for each structure and size. method: once for each, to trace its graphs.
+    step: one step, by the pixels of all pairs of the batch. pair: everything but the steps, from reading the content to writing
+    the result, on all levels, by the pixels of the result. style: reading a style picture and its statistics, once for each
+    structure and size. method: once for each, to trace its graphs.
     """
 
     kind: Kind

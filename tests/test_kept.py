@@ -38,6 +38,19 @@ def test_what_is_larger_than_the_room_takes_nobodys_place() -> None:
     assert room.get("small", lambda: np.ones(10, np.uint8)).all()
 
 
+def test_what_is_forgotten_leaves_its_room_to_others() -> None:
+    room = Kept(10)
+    room.keep("a", b"five!")
+    room.keep("b", b"five?")
+    room.forget(lambda key: key == "a")
+    assert room.get("a", lambda: b"six...") == b"six..."  # the room of five is not enough: b, used before, has to go
+    assert len(room) == 1
+    room.forget(lambda key: key == "b")
+    assert room.get("a", bytes) == b"six..."
+    room.keep("c", b"four")
+    assert len(room) == 2
+
+
 def test_what_is_kept_already_stays() -> None:
     room = Kept(10)
     room.keep("a", b"first")

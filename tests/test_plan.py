@@ -6,18 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from click.testing import Result
-from jobs import LIGHT, TINY_SHA256, job, two_jobs
+from fsspec.implementations.memory import MemoryFileSystem
+from jobs import LIGHT, TINY_SHA256, job, run_into, two_jobs
 from typer.testing import CliRunner
 
 from flows.cli import app
-from nst_tasks import calibration, devices, intake, outcome, planning, recipes, storage
+from nst_tasks import calibration, devices, intake, optimization, outcome, planning, recipes, storage
 from nst_tasks.batching import Job, fitting_size, memory
+from nst_tasks.core.method import Pyramid
+from nst_tasks.core.pyramid import levels
 from nst_tasks.intake import Findings, Triage
 from nst_tasks.manifest import Manifest
 from nst_tasks.outcome import Outcome, Status
@@ -171,6 +176,65 @@ def test_a_pair_is_measured_with_its_content_unknown(tmp_path: Path) -> None:
     calibrated(tmp_path, two_jobs(tmp_path), seconds=0)
     with devices.lease(Watch()) as device:
         assert device.contents.get("known before", lambda: "made anew") == "made anew"
+
+
+def test_a_pair_is_measured_with_all_of_its_levels() -> None:
+    """And a level without steps is left out, as the pair's own is."""
+    pyramid = Pyramid(smallest=40, ratio=1.5, coarse_steps=30, first_steps=50)
+    for method in (
+        LIGHT.method,
+        replace(LIGHT.method, pyramid=pyramid),
+        replace(LIGHT.method, pyramid=replace(pyramid, first_steps=0)),
+        replace(LIGHT.method, pyramid=replace(pyramid, coarse_steps=0)),
+        replace(LIGHT.method, pyramid=None, steps=0),
+    ):
+        own = levels(method, 120, 160)
+        measured = levels(calibration._with_single_steps(method), 120, 160)
+        assert measured == tuple(replace(level, steps=min(level.steps, 1)) for level in own)
+
+
+class Counting(MemoryFileSystem):
+    """Memory that counts how often each file is read."""
+
+    protocol = "counting"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    reads: Counter[str] = Counter()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("counting://", "memory://"))
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **more: Any) -> bytes:
+        self.reads[Path(path).stem] += 1
+        return super().cat_file(path, start, end, **more)
+
+
+def test_a_pairs_content_is_read_each_time_and_its_style_until_it_is_known(tmp_path: Path) -> None:
+    fsspec.register_implementation("counting", Counting, clobber=True)
+    Counting.store.clear()
+    Counting.reads.clear()
+
+    def stored(source: Source) -> Source:
+        uri = f"counting://in/{Path(source.uri).name}"
+        storage.write(uri, Path(source.uri).read_bytes())
+        return replace(source, uri=uri)
+
+    first, other = two_jobs(tmp_path)
+    there = replace(first, content=stored(first.content), styles=tuple(map(stored, first.styles)), init=stored(other.content))
+    assert len(calibrated(tmp_path, [there]).costs) == 1
+    before = 1  # to see that they can be, and for the steps
+    assert Counting.reads == {"content1": before + 3, "content2": before + 3, "style3": before + 2}
+
+
+@pytest.mark.parametrize(("coarse", "fine", "is_left"), [(0.0, 0.0, True), (1e6, 0.0, False), (0.0, 1e6, False)])
+def test_the_steps_of_a_pair_that_is_measured_are_taken_off(tmp_path: Path, coarse: float, fine: float, is_left: bool) -> None:
+    """Of both levels: whatever is left of so many seconds is nothing."""
+    found, run = calibration._Found(step={32 * 43: coarse, 48 * 64: fine}), run_into(tmp_path / "out")
+    with devices.lease(Watch()) as device:
+        backbone = device.backbone(run.weights_sha256, lambda: optimization.build_backbone(run))
+        calibration._measure_pair(two_jobs(tmp_path)[:1], found, calibration._Bench(run, device, backbone, until=0.0))
+    assert (found.pair[48 * 64] > 0) is is_left
 
 
 def test_what_there_is_no_time_or_no_memory_for_is_not_measured(tmp_path: Path) -> None:
