@@ -15,7 +15,7 @@ from nst_tasks import weights
 from nst_tasks.core import backbones, objective, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.bands import Bands, cut
-from nst_tasks.core.method import Adam, ContentLoss, Method, StyleLoss, TotalVariation
+from nst_tasks.core.method import Adam, ContentLoss, Method, Precision, StyleLoss, TotalVariation
 from nst_tasks.errors import SettingsError
 from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
 
@@ -80,6 +80,21 @@ def test_the_size_of_a_picture_decides_which_blocks_are_in_bands() -> None:
     assert [len(table) for table in cut(512, 512, VGG16, bounds)] == [16, 8, 4, 2]
     first = cut(130, 128, VGG16, bounds)[0]
     np.testing.assert_array_equal(first, [[0, 64, 0, 70], [64, 130, 60, 130]])
+
+
+@pytest.mark.parametrize(
+    ("precision", "side", "bands_of_each"),
+    [
+        ("float32", 362, []), ("float32", 363, [2]), ("float32", 1024, [8, 4, 2]),
+        ("mixed", 256, []), ("mixed", 257, [2]), ("mixed", 1024, [16, 8, 4, 2]),
+    ],
+)  # fmt: skip
+def test_the_precision_decides_how_large_bands_are(
+    hed: Backbone, precision: Precision, side: int, bands_of_each: list[int]
+) -> None:
+    method = replace(PAINTERLY.method, precision=precision)
+    blank = np.broadcast_to(np.float32(0.0), (1, side, side, 3))  # no more than its shape is looked at
+    assert [len(table) for table in transfer._cut(hed, method, method.layers, blank, None)] == bands_of_each
 
 
 def test_bands_of_nothing_are_refused() -> None:

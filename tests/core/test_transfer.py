@@ -487,7 +487,8 @@ def test_a_masked_pair_in_a_batch_is_as_it_is_alone(tiny: Backbone) -> None:
 
 def test_of_a_large_image_lbfgs_remembers_less(tiny: Backbone) -> None:
     """Its history is what takes the most memory; the image's size alone decides, so that a resumed pair has the same."""
-    method = replace(LIGHT, optimizer=LBFGS(history=9), pyramid=None)
+    shallow = replace(LIGHT, style=StyleLoss((("block1_conv1", 1.0),), 1.0), content=ContentLoss((("block1_conv1", 1.0),), 1.0))
+    method = replace(shallow, optimizer=LBFGS(history=9))
     largest, larger = Level(1024, 4096, 1), Level(1024, 4097, 1)
     for level, history in ((largest, 9), (larger, LARGE_HISTORY)):
         image = np.zeros((1, level.height, level.width, 3), np.float32)
@@ -495,5 +496,7 @@ def test_of_a_large_image_lbfgs_remembers_less(tiny: Backbone) -> None:
         assert state.optimizer.s.shape[1] == history
         assert transfer.fits(method, state, level)
         assert transfer.restart(method, state, state.image).optimizer.s.shape[1] == history
+    aims = targets(tiny, method, list(image), [[picture(2)]])
+    assert transfer.fits(method, transfer.advance(tiny, method, aims, state, 1, 1)[0], larger)
     few = replace(method, optimizer=LBFGS(history=1))
     assert transfer.start(few, image, [0]).optimizer.s.shape[1] == 1
