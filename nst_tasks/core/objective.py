@@ -67,15 +67,10 @@ class Numbers(NamedTuple):
     learning_rate: tf.Tensor
 
 
-def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, cut: Cut = ()) -> tf.Tensor:
-    """The weighted terms of the loss, (B, 3), in the order of `TERMS`."""
-    return weighted_terms(backbone, method, image, targets, numbers(method, image.dtype), cut)
-
-
 def weighted_terms(
     backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, numbers: Numbers, cut: Cut
 ) -> tf.Tensor:
-    """`loss_terms` with the method's numbers given apart from its structure."""
+    """The weighted terms of the loss of images (B, H, W, 3), (B, 3) in the order of `TERMS`; the numbers are the method's."""
     image = shown(targets.mask, image)
     weights = targets.mask.by_layer if isinstance(targets.mask, Mask) else {}
     varied = method.total_variation.weight > 0.0
@@ -123,14 +118,14 @@ def numbers(method: Method, dtype: tf.DType) -> Numbers:
     )
 
 
-def style_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, cut: Cut = ()) -> dict[str, losses.Statistics]:
+def style_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, cut: Cut) -> dict[str, losses.Statistics]:
     """Statistics of a style picture (1, h, w, 3) at each style layer."""
     found = _found(backbone, picture, _Wanted(method, _layers(method.style)), cut)
     look = _pixels(picture), _roots_in(method)
     return {layer: losses.style_statistics(method.style, x, *look) for layer, x in found.style.items()}
 
 
-def content_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, cut: Cut = ()) -> dict[str, losses.Statistics]:
+def content_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, cut: Cut) -> dict[str, losses.Statistics]:
     """What contents (B, H, W, 3) are to be compared with at each content layer."""
     found = _found(backbone, picture, _Wanted(method, kept=_layers(method.content)), cut)
     return {layer: losses.content_statistics(method.content, x) for layer, x in found.rows.items()}

@@ -9,13 +9,14 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transfers import Array, picture, targets, targets64
+from transfers import Array, loss_terms, picture, targets, targets64
 
 from nst_tasks import weights
-from nst_tasks.core import backbones, objective, transfer
+from nst_tasks.core import backbones, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.bands import Bands, cut
 from nst_tasks.core.method import Adam, ContentLoss, Method, Precision, StyleLoss, TotalVariation
+from nst_tasks.core.objective import Targets
 from nst_tasks.errors import SettingsError
 from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
 
@@ -111,12 +112,12 @@ def tables(backbone: Backbone, method: Method, image: tf.Tensor, how: Bands = FE
 
 
 def measured(
-    backbone: Backbone, method: Method, image: tf.Tensor, aims: objective.Targets, cut: tuple[Array, ...]
+    backbone: Backbone, method: Method, image: tf.Tensor, aims: Targets, cut: tuple[Array, ...]
 ) -> tuple[Array, Array]:
     """The terms (B, 3), and the gradient of the sum of their logarithms, in which none outweighs the others."""
     with tf.GradientTape() as tape:
         tape.watch(image)
-        terms = objective.loss_terms(backbone, method, image, aims, cut)
+        terms = loss_terms(backbone, method, image, aims, cut)
     return terms.numpy(), tape.gradient(terms, image, output_gradients=1.0 / terms).numpy()
 
 
@@ -144,7 +145,7 @@ def test_every_height_of_picture_and_band(tiny64: Backbone, size: tuple[int, int
     assert_alike(measured(tiny64, method, image, aims, cut), measured(tiny64, method, image, aims, ()), 1e-10)
 
 
-def masked_batch(backbone: Backbone, method: Method, how: Bands | None = None) -> tuple[objective.Targets, tf.Tensor]:
+def masked_batch(backbone: Backbone, method: Method, how: Bands | None = None) -> tuple[Targets, tf.Tensor]:
     """Two pairs of two styles each, stylized in part; and an image for each."""
     contents = [picture(1, 45, 37), picture(4, 45, 37)]
     styles = [[picture(2, 36, 33), picture(5, 40, 32)], [picture(6), picture(7, 36, 33)]]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfers import Array, picture, targets
+from transfers import Array, loss_terms, picture, targets
 
-from nst_tasks.core import objective, quality, transfer
+from nst_tasks.core import quality, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import Method
 from nst_tasks.presets import PRESETS
@@ -39,7 +39,7 @@ def test_roots_take_float64_only_beside_float32(tiny: Backbone, precision: str, 
     """In bfloat16 the features' own rounding is larger by far, and a step's time would be spent on roots."""
     method = of("painterly", precision)
     image, aims = tf.constant(CONTENT[None]), targets(tiny, method, [CONTENT], [[STYLE]])
-    graph = tf.function(lambda: objective.loss_terms(tiny, method, image, aims), autograph=False).get_concrete_function().graph
+    graph = tf.function(lambda: loss_terms(tiny, method, image, aims), autograph=False).get_concrete_function().graph
     assert {one.get_attr("T") for one in graph.get_operations() if one.type == "SelfAdjointEigV2"} == {of_roots}
 
 

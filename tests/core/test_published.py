@@ -14,10 +14,10 @@ import pytest
 import scipy.linalg
 import scipy.signal
 import tensorflow as tf
-from transfers import picture, targets, targets64
+from transfers import loss_terms, picture, targets, targets64
 
 from nst_tasks import weights
-from nst_tasks.core import backbones, losses, objective, optimizers, transfer
+from nst_tasks.core import backbones, losses, optimizers, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import LBFGS, SGD, Adam
 from nst_tasks.core.pyramid import levels
@@ -280,7 +280,7 @@ def test_the_first_losses_are_the_published_formula(hed: Backbone, hed64: Backbo
         assert np.all(np.abs(found - expected) <= rtol * expected + atol), f"{found} is not {expected}"
         if name in OPTIMAL_TRANSPORT and image is moved:
             aims64 = targets64(hed64, method, content, style)
-            exact = objective.loss_terms(hed64, method, tf.constant(image[None], tf.float64), aims64)[0]
+            exact = loss_terms(hed64, method, tf.constant(image[None], tf.float64), aims64)[0]
             np.testing.assert_allclose(exact, expected, rtol=1e-6, atol=1e-12)
     weighted = [method.content.weight, method.style.weight, method.total_variation.weight]
     np.testing.assert_array_equal(expected > 0, np.array(weighted) > 0)
