@@ -41,13 +41,18 @@ def sums(x: tf.Tensor, weight: tf.Tensor | None = None) -> Sums:
     shape = tf.shape(x)
     positions = shape[1] * shape[2]
     flat = tf.reshape(x, (shape[0], positions, x.shape[-1] or shape[3]))  # (B, h*w, C)
-    count = tf.cast(positions, _exact(x))
+    count = tf.cast(positions, exact(x))
     if weight is None:
-        first = tf.reduce_sum(tf.cast(flat, _exact(x)), axis=1)
+        first = tf.reduce_sum(tf.cast(flat, exact(x)), axis=1)
         return Sums(_second(flat, None), first, tf.fill(shape[:1], count), count)
     by_position = tf.reshape(weight, (shape[0], positions, 1))
-    first = tf.reduce_sum(tf.cast(flat, _exact(x)) * by_position, axis=1)
+    first = tf.reduce_sum(tf.cast(flat, exact(x)) * by_position, axis=1)
     return Sums(_second(flat, by_position), first, tf.reduce_sum(by_position, axis=(1, 2)), count)
+
+
+def exact(x: tf.Tensor) -> tf.DType:
+    """The type in which features are summed: float32 for those in bfloat16, else their own."""
+    return tf.float32 if x.dtype == tf.bfloat16 else x.dtype
 
 
 def gram(x: Sums) -> tf.Tensor:
@@ -132,7 +137,7 @@ def trace_of_root(matrix: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
 
 def content_statistics(loss: ContentLoss, x: tf.Tensor) -> Statistics:
     """What `content_distance` needs to know of a content's features (B, h, w, C): themselves and a weight (B, h, w)."""
-    kept, x = x, tf.cast(x, _exact(x))
+    kept, x = x, tf.cast(x, exact(x))
     if not loss.relative:
         return {"features": kept, "weight": tf.ones(tf.shape(x)[:3], x.dtype)}
     energy = tf.reduce_mean(tf.square(x), axis=3) + 1e-12  # (B, h, w)
@@ -152,7 +157,7 @@ def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf
     Flat places, a sky, may then be painted over, while edges stay: with the plain mean, the large activations that some
     networks give to flat places would hold those fastest of all.
     """
-    squares = tf.square(tf.cast(x, _exact(x)) - tf.cast(content["features"], _exact(x)))
+    squares = tf.square(tf.cast(x, exact(x)) - tf.cast(content["features"], exact(x)))
     if loss.error == "sse":
         return tf.reduce_sum(squares, axis=(1, 2, 3))
     return tf.reduce_mean(content["weight"] * tf.reduce_mean(squares, axis=3), axis=(1, 2))
@@ -212,20 +217,15 @@ def _second(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
 
     @tf.custom_gradient
     def product(flat: tf.Tensor) -> tuple[tf.Tensor, object]:
-        exact = tf.cast(flat, _exact(flat))
+        summed = tf.cast(flat, exact(flat))
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             both = tf.matmul(flat, tf.cast(upstream + tf.linalg.matrix_transpose(upstream), flat.dtype))
             return both if weight is None else both * tf.cast(weight, flat.dtype)
 
-        return tf.matmul(exact, exact if weight is None else exact * weight, transpose_a=True), gradient
+        return tf.matmul(summed, summed if weight is None else summed * weight, transpose_a=True), gradient
 
     return product(flat)
-
-
-def _exact(x: tf.Tensor) -> tf.DType:
-    """The type to sum in."""
-    return tf.float32 if x.dtype == tf.bfloat16 else x.dtype
 
 
 def _moments(x: Sums, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -207,7 +207,7 @@ def _blank(block: Sequence[Convolution], last: bool, wanted: _Wanted, x: tf.Tens
     """What a block has found before its first band."""
     shape, channels = tf.shape(x), block[0].kernel.shape[-1]
     batch, height, width = shape[0], shape[1], shape[2]
-    exact = tf.float32 if x.dtype == tf.bfloat16 else x.dtype
+    exact = losses.exact(x)
     found = _Found({}, {}, {})
     if not last:
         found.rows[_POOLED] = tf.zeros((batch, height // 2, width // 2, channels), x.dtype)
