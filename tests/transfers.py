@@ -11,7 +11,7 @@ import tensorflow as tf
 from nst_tasks.core import backbones, losses, objective, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import Method
-from nst_tasks.core.objective import Cut, Targets
+from nst_tasks.core.objective import Tables, Targets
 from nst_tasks.core.transfer import TransferState
 
 Array = np.ndarray
@@ -58,9 +58,9 @@ def targets64(backbone: Backbone, method: Method, content: Array, style: Array) 
     )
 
 
-def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, aims: Targets, cut: Cut = ()) -> tf.Tensor:
+def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, aims: Targets, tables: Tables = ()) -> tf.Tensor:
     """The weighted terms of the loss, (B, 3), as a step has them, but with nothing compiled and in the image's dtype."""
-    return objective.weighted_terms(backbone, method, image, aims, objective.numbers(method, image.dtype), cut)
+    return objective.weighted_terms(backbone, method, image, aims, objective.numbers(method, image.dtype), tables)
 
 
 def one_pair(backbone: Backbone, method: Method) -> tuple[Targets, TransferState]:

@@ -1,7 +1,7 @@
 """The terms of a style transfer's loss, each per pair: the batch axis B is never summed over.
 
-Statistics of a style picture are computed once and compared many times, so each style loss comes as two functions, one that
-measures features and one that compares. Sources are named at each.
+Statistics of a style picture are computed once and compared many times, so the style losses come as two functions, both of the
+`Sums` of features: one gives a style's statistics, one an image's distance from them. Sources are named at each.
 """
 
 from __future__ import annotations
@@ -167,27 +167,29 @@ def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
     """Differences of neighbouring pixels of an image (B, H, W, 3) in [0, 1] -> (B,), of one of `method.TV_KINDS`."""
     if loss.kind == "nine_point":
         edged = tf.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
-        down = _cut(edged, 2, 0, 1, 1) - image
-        right = _cut(edged, 1, 1, 2, 0) - image
-        falling = _cut(edged, 1, 0, 1, 0) - _cut(edged, 0, 1, 0, 1)  # (B, H + 1, W + 1, 3), as published for the diagonals
-        rising = _cut(edged, 1, 0, 0, 1) - _cut(edged, 0, 1, 1, 0)
+        down = _cropped(edged, 2, 0, 1, 1) - image
+        right = _cropped(edged, 1, 1, 2, 0) - image
+        falling = _cropped(edged, 1, 0, 1, 0) - _cropped(
+            edged, 0, 1, 0, 1
+        )  # (B, H + 1, W + 1, 3), as published for the diagonals
+        rising = _cropped(edged, 1, 0, 0, 1) - _cropped(edged, 0, 1, 1, 0)
         return 2.0 * (
             _mean_square(down) / 3.0 + _mean_square(right) / 3.0 + (_mean_square(falling) + _mean_square(rising)) / 12.0
         )
-    down = _cut(image, 1, 0, 0, 0) - _cut(image, 0, 1, 0, 0)
-    right = _cut(image, 0, 0, 1, 0) - _cut(image, 0, 0, 0, 1)
+    down = _cropped(image, 1, 0, 0, 0) - _cropped(image, 0, 1, 0, 0)
+    right = _cropped(image, 0, 0, 1, 0) - _cropped(image, 0, 0, 0, 1)
     if loss.kind == "l1_sum":
         return tf.reduce_sum(tf.abs(down), axis=(1, 2, 3)) + tf.reduce_sum(tf.abs(right), axis=(1, 2, 3))
     if loss.kind == "l2_mean":
         return _mean_square(down) + _mean_square(right)
     # where both neighbours exist, as published: all but the last row and column
-    squares = tf.square(_cut(down, 0, 0, 0, 1)) + tf.square(_cut(right, 0, 1, 0, 0))
+    squares = tf.square(_cropped(down, 0, 0, 0, 1)) + tf.square(_cropped(right, 0, 1, 0, 0))
     if loss.kind == "squared_sum":
         return 0.5 * tf.reduce_sum(squares, axis=(1, 2, 3))
     return tf.reduce_sum(squares**1.25, axis=(1, 2, 3))
 
 
-def _cut(x: tf.Tensor, top: int, bottom: int, left: int, right: int) -> tf.Tensor:
+def _cropped(x: tf.Tensor, top: int, bottom: int, left: int, right: int) -> tf.Tensor:
     """An image (B, H, W, 3) without so many rows and columns; the gradient of `x[...]` took four times as long (CPU)."""
     batch, height, width, channels = tf.unstack(tf.shape(x))
     return tf.slice(x, (0, top, left, 0), tf.stack([batch, height - top - bottom, width - left - right, channels]))
