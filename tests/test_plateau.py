@@ -51,7 +51,7 @@ def steps(result: Result) -> list[int]:
     return [len(level.terms) - 1 for level in result.levels]
 
 
-def test_a_level_ends_where_the_mean_of_a_window_is_not_lower_by_the_tolerance() -> None:
+def test_a_level_ends_where_the_mean_of_a_window_is_not_lower_by_more_than_the_tolerance() -> None:
     rule = Plateau(window=2, tolerance=0.1)
     assert not rule.is_reached([])
     assert not rule.is_reached([5.0, 5.0])  # no window before
@@ -60,6 +60,9 @@ def test_a_level_ends_where_the_mean_of_a_window_is_not_lower_by_the_tolerance()
     assert rule.is_reached([6.0, 4.0, 9.0, 0.25])  # 4.625 is not 10 % below 5
     assert not rule.is_reached([6.0, 4.0, 8.0, 0.75])  # 4.375 is, though one of them is a rise
     assert rule.is_reached([1.0, 1.0, 2.0, 2.0])
+    assert rule.is_reached([0.0, 0.0, 0.0, 0.0])  # nothing is left to fall
+    assert Plateau(window=2, tolerance=0.5).is_reached([4.0, 4.0, 2.0, 2.0])
+    assert not Plateau(window=2, tolerance=0.5).is_reached([4.0, 4.0, 2.0, 1.9])
     assert not rule.is_reached([5.0, 5.0, np.inf, 5.0])
     assert not rule.is_reached([np.nan, 5.0, 5.0, 5.0])
 

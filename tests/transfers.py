@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nst_tasks.core import backbones, losses, transfer
+from nst_tasks.core import backbones, losses, objective, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import Method
-from nst_tasks.core.objective import Targets
+from nst_tasks.core.objective import Tables, Targets
 from nst_tasks.core.transfer import TransferState
 
 Array = np.ndarray
@@ -56,6 +56,11 @@ def targets64(backbone: Backbone, method: Method, content: Array, style: Array) 
         {layer: {name: value[:, None] for name, value in one.items()} for layer, one in measured.items()},
         tf.ones((1, 1), tf.float64),
     )
+
+
+def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, aims: Targets, tables: Tables = ()) -> tf.Tensor:
+    """The weighted terms of the loss, (B, 3), as a step has them, but with nothing compiled and in the image's dtype."""
+    return objective.weighted_terms(backbone, method, image, aims, objective.numbers(method, image.dtype), tables)
 
 
 def one_pair(backbone: Backbone, method: Method) -> tuple[Targets, TransferState]:

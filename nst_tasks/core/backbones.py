@@ -64,7 +64,7 @@ def rounded(backbone: Backbone, dtype: tf.DType) -> Backbone:
 
 
 def turned(backbone: Backbone, least: int = TURNED_FROM) -> Backbone:
-    """The backbone, on a CPU with its float32 kernels of `least` channels half turned as well; it computes the same.
+    """The backbone, on a CPU with its float32 kernels of `least` or more input channels half turned too; it computes the same.
 
     A convolution is the gradient, with respect to its input, of the one by the turned kernel. TensorFlow's CPU kernel for the
     gradient puts the weights in blocks first; that for the convolution does so only with constants within the graph, and takes
@@ -119,16 +119,16 @@ def through(
 
 def _convolved(convolution: Convolution, x: tf.Tensor, padding: str) -> tf.Tensor:
     """A convolution of (B, h, w, C_in) -> (B, h, w, C_out), without its bias."""
-    _, kernel, _, turned = convolution
+    kernel = convolution.kernel
     if padding == "replicate":
         x = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")  # one pixel of SYMMETRIC repeats the edge
         return tf.nn.conv2d(x, kernel, 1, "VALID")
-    if turned is None:
+    if convolution.turned is None:
         return tf.nn.conv2d(x, kernel, 1, "SAME")
 
     @tf.custom_gradient
     def by_turned(x: tf.Tensor) -> tuple[tf.Tensor, object]:
-        return _gradient(kernel.shape[3], turned, x), lambda upstream: _gradient(kernel.shape[2], kernel, upstream)
+        return _gradient(kernel.shape[3], convolution.turned, x), lambda upstream: _gradient(kernel.shape[2], kernel, upstream)
 
     y: tf.Tensor = by_turned(x)
     return y

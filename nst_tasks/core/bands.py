@@ -34,7 +34,7 @@ MIXED = Bands(2**22)
 """In bfloat16, where computing a band once more is cheap beside what the image and the weights take."""
 
 
-def cut(height: int, width: int, blocks: Sequence[tuple[int, int]], bands: Bands = USUAL) -> tuple[np.ndarray, ...]:
+def tables(height: int, width: int, blocks: Sequence[tuple[int, int]], bands: Bands) -> tuple[np.ndarray, ...]:
     """The bands (K, 4) int32 of each block that is computed in bands, first block first, of a picture of so many pixels.
 
     blocks: of each, its channels and how many convolutions it has. A band is the rows `top` to `bottom` that are its own, `top`

@@ -74,7 +74,7 @@ def clipped(picture: np.ndarray, weight: np.ndarray | None = None) -> float:
     at_end = (picture < 0.5 / 255) | (picture > 254.5 / 255)
     if weight is None:
         return float(np.count_nonzero(at_end) / at_end.size)
-    return float(np.average(at_end, weights=_over_channels(picture, weight)))
+    return float(np.average(at_end, weights=np.broadcast_to(weight[..., None], picture.shape)))
 
 
 def no_progress(losses: Sequence[np.ndarray]) -> bool:
@@ -106,7 +106,3 @@ def find(
         "no_progress": no_progress(losses),
     }
     return tuple(name for name, is_so in signs.items() if is_so)
-
-
-def _over_channels(picture: np.ndarray, weight: np.ndarray | None) -> np.ndarray | None:
-    return None if weight is None else np.broadcast_to(weight[..., None], picture.shape)

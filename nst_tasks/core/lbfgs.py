@@ -124,12 +124,12 @@ def update(
     loss: tf.Tensor,
     gradient: tf.Tensor,
     clip: bool,
-    step: tf.Tensor | None = None,
+    step: tf.Tensor,
 ) -> tuple[LBFGSState, tf.Tensor]:
     """The next state and the image (B, H, W, 3) to evaluate next, from the loss (B,) and gradient of the last one.
 
     A pair that has settled is given its best image again and again; so is one whose first loss is not finite. `step`: () int32,
-    how many updates came before, if it is known; as many differences are looked at as there can be by then.
+    how many updates came before; as many differences are looked at as there can be by then.
     """
     finite = tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(gradient), axis=(1, 2, 3))
     better = finite & (loss < state.best_loss)
@@ -138,8 +138,7 @@ def update(
         state, renewed = _fixed(state, image, loss, gradient, finite)
     else:
         state, renewed = _decrease(state, image, loss, gradient, finite, clip)
-    most = lbfgs.history if step is None else tf.minimum(step, lbfgs.history)
-    state = _aimed(lbfgs, state, renewed, clip, most)
+    state = _aimed(lbfgs, state, renewed, clip, tf.minimum(step, lbfgs.history))
     following = _within(state.point + _pixels(state.step) * state.direction, clip)
     return state, tf.where(_pixels(state.begun & ~state.settled), following, state.best)
 
@@ -251,7 +250,7 @@ def _written(buffer: tf.Tensor, at: tf.Tensor, rows: tf.Tensor, wanted: tf.Tenso
     return add(input=emptied, indices=at, updates=tf.where(_pixels(wanted), rows, old))
 
 
-def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool, most: tf.Tensor | int) -> LBFGSState:
+def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool, most: tf.Tensor) -> LBFGSState:
     """The state with a new line for the renewed pairs; a pair for which no line leads down has settled."""
     downhill = -state.gradient
     free = _free(state.point, downhill) if clip else None
@@ -282,9 +281,7 @@ def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool, most
     )
 
 
-def _newton(
-    state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, count: tf.Tensor, most: tf.Tensor | int
-) -> tf.Tensor:
+def _newton(state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, count: tf.Tensor, most: tf.Tensor) -> tf.Tensor:
     """`H downhill` (B, H, W, 3) for the inverse Hessian H that the newest `count` differences tell of; 0 if there are none.
 
     Nocedal and Wright, algorithm 7.4, with `H0 = (s.y) / (y.y)` of the newest. `free` (B, H, W, 3) is 0 where a variable is
@@ -323,8 +320,7 @@ def _newton(
         y *= free
     rho = tf.reduce_sum(tf.where(places == newest[:, None], rhos, 0.0), axis=1)
     q *= _pixels(_unless(newest < 0, 1.0 / (rho * _dot(y, y))))
-    last = tf.convert_to_tensor(most) - 1
-    return tf.while_loop(lambda k, _: k >= 0, back, (last, q), parallel_iterations=1)[1]
+    return tf.while_loop(lambda k, _: k >= 0, back, (most - 1, q), parallel_iterations=1)[1]
 
 
 def _difference(state: LBFGSState, j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -1,7 +1,7 @@
 """The terms of a style transfer's loss, each per pair: the batch axis B is never summed over.
 
-Statistics of a style picture are computed once and compared many times, so each style loss comes as two functions, one that
-measures features and one that compares. Sources are named at each.
+Statistics of a style picture are computed once and compared many times, so the style losses come as two functions, both of the
+`Sums` of features: one gives a style's statistics, one an image's distance from them. Sources are named at each.
 """
 
 from __future__ import annotations
@@ -41,13 +41,18 @@ def sums(x: tf.Tensor, weight: tf.Tensor | None = None) -> Sums:
     shape = tf.shape(x)
     positions = shape[1] * shape[2]
     flat = tf.reshape(x, (shape[0], positions, x.shape[-1] or shape[3]))  # (B, h*w, C)
-    count = tf.cast(positions, _exact(x))
+    count = tf.cast(positions, exact(x))
     if weight is None:
-        first = tf.reduce_sum(tf.cast(flat, _exact(x)), axis=1)
+        first = tf.reduce_sum(tf.cast(flat, exact(x)), axis=1)
         return Sums(_second(flat, None), first, tf.fill(shape[:1], count), count)
     by_position = tf.reshape(weight, (shape[0], positions, 1))
-    first = tf.reduce_sum(tf.cast(flat, _exact(x)) * by_position, axis=1)
+    first = tf.reduce_sum(tf.cast(flat, exact(x)) * by_position, axis=1)
     return Sums(_second(flat, by_position), first, tf.reduce_sum(by_position, axis=(1, 2)), count)
+
+
+def exact(x: tf.Tensor) -> tf.DType:
+    """The type in which features are summed: float32 for those in bfloat16, else their own."""
+    return tf.float32 if x.dtype == tf.bfloat16 else x.dtype
 
 
 def gram(x: Sums) -> tf.Tensor:
@@ -132,7 +137,7 @@ def trace_of_root(matrix: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
 
 def content_statistics(loss: ContentLoss, x: tf.Tensor) -> Statistics:
     """What `content_distance` needs to know of a content's features (B, h, w, C): themselves and a weight (B, h, w)."""
-    kept, x = x, tf.cast(x, _exact(x))
+    kept, x = x, tf.cast(x, exact(x))
     if not loss.relative:
         return {"features": kept, "weight": tf.ones(tf.shape(x)[:3], x.dtype)}
     energy = tf.reduce_mean(tf.square(x), axis=3) + 1e-12  # (B, h, w)
@@ -152,7 +157,7 @@ def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf
     Flat places, a sky, may then be painted over, while edges stay: with the plain mean, the large activations that some
     networks give to flat places would hold those fastest of all.
     """
-    squares = tf.square(tf.cast(x, _exact(x)) - tf.cast(content["features"], _exact(x)))
+    squares = tf.square(tf.cast(x, exact(x)) - tf.cast(content["features"], exact(x)))
     if loss.error == "sse":
         return tf.reduce_sum(squares, axis=(1, 2, 3))
     return tf.reduce_mean(content["weight"] * tf.reduce_mean(squares, axis=3), axis=(1, 2))
@@ -162,27 +167,29 @@ def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
     """Differences of neighbouring pixels of an image (B, H, W, 3) in [0, 1] -> (B,), of one of `method.TV_KINDS`."""
     if loss.kind == "nine_point":
         edged = tf.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
-        down = _cut(edged, 2, 0, 1, 1) - image
-        right = _cut(edged, 1, 1, 2, 0) - image
-        falling = _cut(edged, 1, 0, 1, 0) - _cut(edged, 0, 1, 0, 1)  # (B, H + 1, W + 1, 3), as published for the diagonals
-        rising = _cut(edged, 1, 0, 0, 1) - _cut(edged, 0, 1, 1, 0)
+        down = _cropped(edged, 2, 0, 1, 1) - image
+        right = _cropped(edged, 1, 1, 2, 0) - image
+        falling = _cropped(edged, 1, 0, 1, 0) - _cropped(
+            edged, 0, 1, 0, 1
+        )  # (B, H + 1, W + 1, 3), as published for the diagonals
+        rising = _cropped(edged, 1, 0, 0, 1) - _cropped(edged, 0, 1, 1, 0)
         return 2.0 * (
             _mean_square(down) / 3.0 + _mean_square(right) / 3.0 + (_mean_square(falling) + _mean_square(rising)) / 12.0
         )
-    down = _cut(image, 1, 0, 0, 0) - _cut(image, 0, 1, 0, 0)
-    right = _cut(image, 0, 0, 1, 0) - _cut(image, 0, 0, 0, 1)
+    down = _cropped(image, 1, 0, 0, 0) - _cropped(image, 0, 1, 0, 0)
+    right = _cropped(image, 0, 0, 1, 0) - _cropped(image, 0, 0, 0, 1)
     if loss.kind == "l1_sum":
         return tf.reduce_sum(tf.abs(down), axis=(1, 2, 3)) + tf.reduce_sum(tf.abs(right), axis=(1, 2, 3))
     if loss.kind == "l2_mean":
         return _mean_square(down) + _mean_square(right)
     # where both neighbours exist, as published: all but the last row and column
-    squares = tf.square(_cut(down, 0, 0, 0, 1)) + tf.square(_cut(right, 0, 1, 0, 0))
+    squares = tf.square(_cropped(down, 0, 0, 0, 1)) + tf.square(_cropped(right, 0, 1, 0, 0))
     if loss.kind == "squared_sum":
         return 0.5 * tf.reduce_sum(squares, axis=(1, 2, 3))
     return tf.reduce_sum(squares**1.25, axis=(1, 2, 3))
 
 
-def _cut(x: tf.Tensor, top: int, bottom: int, left: int, right: int) -> tf.Tensor:
+def _cropped(x: tf.Tensor, top: int, bottom: int, left: int, right: int) -> tf.Tensor:
     """An image (B, H, W, 3) without so many rows and columns; the gradient of `x[...]` took four times as long (CPU)."""
     batch, height, width, channels = tf.unstack(tf.shape(x))
     return tf.slice(x, (0, top, left, 0), tf.stack([batch, height - top - bottom, width - left - right, channels]))
@@ -212,20 +219,15 @@ def _second(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
 
     @tf.custom_gradient
     def product(flat: tf.Tensor) -> tuple[tf.Tensor, object]:
-        exact = tf.cast(flat, _exact(flat))
+        summed = tf.cast(flat, exact(flat))
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             both = tf.matmul(flat, tf.cast(upstream + tf.linalg.matrix_transpose(upstream), flat.dtype))
             return both if weight is None else both * tf.cast(weight, flat.dtype)
 
-        return tf.matmul(exact, exact if weight is None else exact * weight, transpose_a=True), gradient
+        return tf.matmul(summed, summed if weight is None else summed * weight, transpose_a=True), gradient
 
     return product(flat)
-
-
-def _exact(x: tf.Tensor) -> tf.DType:
-    """The type to sum in."""
-    return tf.float32 if x.dtype == tf.bfloat16 else x.dtype
 
 
 def _moments(x: Sums, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

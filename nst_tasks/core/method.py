@@ -213,8 +213,8 @@ class Pyramid:
 class Plateau:
     """A level ends early where its loss no longer falls: looked at every `window` steps, from the second window's end on.
 
-    It ends once the mean total loss of the last `window` steps is less than `tolerance` (a share) below that of the `window`
-    steps before. Means stand the rises of a line search's trials.
+    It ends once the mean total loss of the last `window` steps is no more than `tolerance`, a share, below that of the
+    `window` steps before. Means stand the rises of a line search's trials.
     """
 
     window: int = 20
@@ -229,7 +229,7 @@ class Plateau:
         if len(totals) < 2 * self.window or len(totals) % self.window:
             return False
         before, last = math.fsum(totals[-2 * self.window : -self.window]), math.fsum(totals[-self.window :])
-        return math.isfinite(before) and math.isfinite(last) and before - last < self.tolerance * before
+        return math.isfinite(before) and math.isfinite(last) and before - last <= self.tolerance * before
 
 
 INITS = ("content", "style", "noise")

@@ -18,8 +18,8 @@ from nst_tasks.core.backbones import Backbone, Convolution
 from nst_tasks.core.losses import Sums
 from nst_tasks.core.method import ContentLoss, Method, StyleLoss
 
-Cut = Sequence[tf.Tensor]
-"""The bands (K, 4) of each block that is computed in bands, as `bands.cut` has them."""
+Tables = Sequence[tf.Tensor]
+"""The bands (K, 4) of each block that is computed in bands, as `bands.tables` has them."""
 
 
 TERMS = ("content", "style", "tv")
@@ -67,22 +67,17 @@ class Numbers(NamedTuple):
     learning_rate: tf.Tensor
 
 
-def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, cut: Cut = ()) -> tf.Tensor:
-    """The weighted terms of the loss, (B, 3), in the order of `TERMS`."""
-    return weighted_terms(backbone, method, image, targets, numbers(method, image.dtype), cut)
-
-
 def weighted_terms(
-    backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, numbers: Numbers, cut: Cut
+    backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, numbers: Numbers, tables: Tables
 ) -> tf.Tensor:
-    """`loss_terms` with the method's numbers given apart from its structure."""
+    """The weighted terms of the loss of images (B, H, W, 3), (B, 3) in the order of `TERMS`; the numbers are the method's."""
     image = shown(targets.mask, image)
     weights = targets.mask.by_layer if isinstance(targets.mask, Mask) else {}
     varied = method.total_variation.weight > 0.0
     variation = _variation(method, image) if varied else tf.zeros_like(image[:, 0, 0, 0])  # (B,)
-    with tf.control_dependencies([variation] if cut else []):  # so that their memory is not needed at the same time
+    with tf.control_dependencies([variation] if tables else []):  # so that their memory is not needed at the same time
         seen = tf.identity(image)
-    found = _found(backbone, seen, _Wanted(method, _layers(method.style), weights, targets.content), cut)
+    found = _found(backbone, seen, _Wanted(method, _layers(method.style), weights, targets.content), tables)
     content = tf.add_n(
         [weight * found.content[layer]
          for weight, (layer, _) in zip(tf.unstack(numbers.content), method.content.layers, strict=True)]
@@ -123,16 +118,16 @@ def numbers(method: Method, dtype: tf.DType) -> Numbers:
     )
 
 
-def style_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, cut: Cut = ()) -> dict[str, losses.Statistics]:
+def style_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, tables: Tables) -> dict[str, losses.Statistics]:
     """Statistics of a style picture (1, h, w, 3) at each style layer."""
-    found = _found(backbone, picture, _Wanted(method, _layers(method.style)), cut)
+    found = _found(backbone, picture, _Wanted(method, _layers(method.style)), tables)
     look = _pixels(picture), _roots_in(method)
     return {layer: losses.style_statistics(method.style, x, *look) for layer, x in found.style.items()}
 
 
-def content_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, cut: Cut = ()) -> dict[str, losses.Statistics]:
+def content_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, tables: Tables) -> dict[str, losses.Statistics]:
     """What contents (B, H, W, 3) are to be compared with at each content layer."""
-    found = _found(backbone, picture, _Wanted(method, kept=_layers(method.content)), cut)
+    found = _found(backbone, picture, _Wanted(method, kept=_layers(method.content)), tables)
     return {layer: losses.content_statistics(method.content, x) for layer, x in found.rows.items()}
 
 
@@ -159,7 +154,7 @@ class _Found(NamedTuple):
     content: dict[str, tf.Tensor]
 
 
-def _found(backbone: Backbone, image: tf.Tensor, wanted: _Wanted, cut: Cut) -> _Found:
+def _found(backbone: Backbone, image: tf.Tensor, wanted: _Wanted, tables: Tables) -> _Found:
     """What the network finds in an image (B, H, W, 3)."""
     method = wanted.method
     seen = _as_seen(backbone, method.layers[-1], method.feature_scale, method.precision)
@@ -167,8 +162,9 @@ def _found(backbone: Backbone, image: tf.Tensor, wanted: _Wanted, cut: Cut) -> _
     x = backbones.centred(seen, image)
     blocks = backbones.blocks(seen, (*wanted.styles, *wanted.contents, *wanted.kept))
     for k, block in enumerate(blocks):
-        look = functools.partial(_at, block, k == 0, k + 1 == len(blocks), wanted, tf.shape(x)[1])
-        more = _in_bands(look, _blank(block, k + 1 == len(blocks), wanted, x), cut[k], x) if k < len(cut) else look(None, x)
+        last = k + 1 == len(blocks)
+        look = functools.partial(_at, block, k == 0, last, wanted, tf.shape(x)[1])
+        more = _in_bands(look, _blank(block, last, wanted, x), tables[k], x) if k < len(tables) else look(None, x)
         x = more.rows.pop(_POOLED, x)
         for ours, theirs in zip(found, more, strict=True):
             ours |= theirs
@@ -212,7 +208,7 @@ def _blank(block: Sequence[Convolution], last: bool, wanted: _Wanted, x: tf.Tens
     """What a block has found before its first band."""
     shape, channels = tf.shape(x), block[0].kernel.shape[-1]
     batch, height, width = shape[0], shape[1], shape[2]
-    exact = tf.float32 if x.dtype == tf.bfloat16 else x.dtype
+    exact = losses.exact(x)
     found = _Found({}, {}, {})
     if not last:
         found.rows[_POOLED] = tf.zeros((batch, height // 2, width // 2, channels), x.dtype)

@@ -59,12 +59,12 @@ def update(
     gradient: tf.Tensor,
     rate: tf.Tensor,
     clip: bool,
-    step: tf.Tensor | None = None,
+    step: tf.Tensor,
 ) -> tuple[State, tf.Tensor]:
     """One update from the loss (B,) and gradient of an image (B, H, W, 3): the new state, and the next image.
 
     With `clip` the image stays in [0, 1]. `rate` is that of `learning_rate`; L-BFGS finds its own steps. `step`: () int32, how
-    many updates came before, if it is known.
+    many updates came before.
     """
     if isinstance(state, LBFGSState):
         assert isinstance(optimizer, LBFGS)

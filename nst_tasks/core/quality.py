@@ -222,11 +222,10 @@ def squared_frechet_distance(x: Gaussian, target: Target) -> tf.Tensor:
     the target has ranks, so that covariances of few positions need no ridge. Leading axes of `x` are kept.
     Source: Dowson and Landau 1982; Olkin and Pukelsheim 1982.
     """
-    root = tf.convert_to_tensor(target.root)
-    product = tf.matmul(tf.matmul(root, x.covariance), root, transpose_b=True)  # (..., r, r)
+    product = tf.matmul(tf.matmul(target.root, x.covariance), target.root, transpose_b=True)  # (..., r, r)
     cross = tf.reduce_sum(tf.sqrt(tf.maximum(tf.linalg.eigvalsh(product), 0.0)), axis=-1)
     shift = tf.reduce_sum(tf.square(x.mean - target.mean), axis=-1)
-    return tf.maximum(shift + tf.linalg.trace(x.covariance) + tf.reduce_sum(tf.square(root)) - 2.0 * cross, 0.0)
+    return tf.maximum(shift + tf.linalg.trace(x.covariance) + tf.reduce_sum(tf.square(target.root)) - 2.0 * cross, 0.0)
 
 
 def gap_closed(distances: Sequence[np.ndarray], styles: Sequence[Target], style_weights: Sequence[float]) -> float | None:

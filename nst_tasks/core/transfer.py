@@ -51,9 +51,9 @@ def style_statistics(
     backbone: Backbone, method: Method, style: np.ndarray, how: Bands | None = None
 ) -> dict[str, losses.Statistics]:
     """Statistics of one style picture (h, w, 3) float32 in [0, 1] at each style layer, leading axis 1."""
-    cut = _cut(backbone, method, [layer for layer, _ in method.style.layers], style[None], how)
-    graphs = _compiled(backbone, structure(method), False, len(cut))
-    found: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32), cut)
+    tables = _tables(backbone, method, [layer for layer, _ in method.style.layers], style[None], how)
+    graphs = _compiled(backbone, structure(method), False, len(tables))
+    found: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32), tables)
     return found
 
 
@@ -61,9 +61,9 @@ def content_statistics(
     backbone: Backbone, method: Method, contents: np.ndarray, how: Bands | None = None
 ) -> dict[str, losses.Statistics]:
     """Statistics of a batch's contents (B, H, W, 3) float32 in [0, 1] at each content layer."""
-    cut = _cut(backbone, method, [layer for layer, _ in method.content.layers], contents, how)
-    graphs = _compiled(backbone, structure(method), False, len(cut))
-    found: dict[str, losses.Statistics] = graphs.content(tf.constant(contents, tf.float32), cut)
+    tables = _tables(backbone, method, [layer for layer, _ in method.content.layers], contents, how)
+    graphs = _compiled(backbone, structure(method), False, len(tables))
+    found: dict[str, losses.Statistics] = graphs.content(tf.constant(contents, tf.float32), tables)
     return found
 
 
@@ -173,12 +173,12 @@ def advance(
     how: Bands | None = None,
 ) -> tuple[TransferState, np.ndarray]:
     """`n` (1 or more) of a level's `steps` steps: the new state, and the terms (n, B, 3) of the image before each update."""
-    cut = _cut(backbone, method, method.layers, state.image, how)
+    tables = _tables(backbone, method, method.layers, state.image, how)
     method = sized(method, *state.image.shape[1:3])
-    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(cut))
+    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(tables))
     place = map(tf.constant, (state.step, n, steps))
     image, optimizer, kept, terms = graphs.advance(
-        state.image, state.optimizer, state.kept, targets, objective.numbers(method, tf.float32), cut, *place
+        state.image, state.optimizer, state.kept, targets, objective.numbers(method, tf.float32), tables, *place
     )
     return TransferState(image, optimizer, kept, state.level, state.step + n), terms.numpy()
 
@@ -207,19 +207,19 @@ def result(backbone: Backbone, method: Method, targets: Targets, state: Transfer
 
 def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor, how: Bands | None = None) -> np.ndarray:
     """The weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
-    cut = _cut(backbone, method, method.layers, image, how)
-    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(cut))
-    terms: np.ndarray = graphs.measure(image, targets, objective.numbers(method, tf.float32), cut).numpy()
+    tables = _tables(backbone, method, method.layers, image, how)
+    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(tables))
+    terms: np.ndarray = graphs.measure(image, targets, objective.numbers(method, tf.float32), tables).numpy()
     return terms
 
 
-def _cut(
+def _tables(
     backbone: Backbone, method: Method, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, how: Bands | None
 ) -> tuple[tf.Tensor, ...]:
     """The bands in which the network is computed for pictures (B, H, W, 3), as far as these layers."""
     how = how or (bands.MIXED if method.precision == "mixed" else bands.USUAL)
     blocks = [(block[0].kernel.shape[-1], len(block)) for block in backbones.blocks(backbone, layers)]
-    return tuple(tf.constant(of_block) for of_block in bands.cut(pictures.shape[1], pictures.shape[2], blocks, how))
+    return tuple(tf.constant(of_block) for of_block in bands.tables(pictures.shape[1], pictures.shape[2], blocks, how))
 
 
 def _begun(method: Method, image: tf.Tensor, steps: int) -> optimizers.State | Nothing:
@@ -288,38 +288,38 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
     of_content, of_style = (tf.TensorSpec((len(part.layers),)) for part in (method.content, method.style))
     numbers = Numbers(tf.TensorSpec((len(TERMS),)), of_content, of_style, tf.TensorSpec(()))
 
-    cut = (tf.TensorSpec((None, 4), tf.int32),) * blocks_in_bands
+    tables = (tf.TensorSpec((None, 4), tf.int32),) * blocks_in_bands
 
-    @tf.function(input_signature=[image, cut])
-    def style(picture, cut):
-        return objective.style_statistics(backbone, method, picture, cut)
+    @tf.function(input_signature=[image, tables])
+    def style(picture, tables):
+        return objective.style_statistics(backbone, method, picture, tables)
 
-    @tf.function(input_signature=[image, cut])
-    def content(picture, cut):
-        return objective.content_statistics(backbone, method, picture, cut)
+    @tf.function(input_signature=[image, tables])
+    def content(picture, tables):
+        return objective.content_statistics(backbone, method, picture, tables)
 
-    @tf.function(input_signature=[image, wanted, numbers, cut])
-    def measure(picture, targets, numbers, cut):
-        return objective.weighted_terms(backbone, method, picture, targets, numbers, cut)
+    @tf.function(input_signature=[image, wanted, numbers, tables])
+    def measure(picture, targets, numbers, tables):
+        return objective.weighted_terms(backbone, method, picture, targets, numbers, tables)
 
     # a call of its own and not within the loop: TensorFlow gives a pooling's gradient to oneDNN if it meets the pooling first,
     # and in the cycle that a loop is, it may meet either. Its other kernel has one core: 40 of a mixed step's 80 ms at 256 px
-    @tf.function(input_signature=[image, wanted, numbers, cut], experimental_attributes={"_noinline": True})
-    def slope(picture, targets, numbers, cut):
+    @tf.function(input_signature=[image, wanted, numbers, tables], experimental_attributes={"_noinline": True})
+    def slope(picture, targets, numbers, tables):
         with tf.GradientTape() as tape:
             tape.watch(picture)
-            terms = objective.weighted_terms(backbone, method, picture, targets, numbers, cut)
+            terms = objective.weighted_terms(backbone, method, picture, targets, numbers, tables)
             total = tf.reduce_sum(terms)
         return terms, tape.gradient(total, picture)
 
     @tf.function(
-        input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, numbers, cut, whole, whole, whole]
+        input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, numbers, tables, whole, whole, whole]
     )
-    def advance(picture, optimizer, kept, targets, numbers, cut, step, n, steps):
+    def advance(picture, optimizer, kept, targets, numbers, tables, step, n, steps):
         rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
         for k in tf.range(n):
             tf.autograph.experimental.set_loop_options(shape_invariants=[(picture, image.shape)])
-            terms, gradient = slope(picture, targets, numbers, cut)
+            terms, gradient = slope(picture, targets, numbers, tables)
             rows = rows.write(k, terms)
             loss = tf.reduce_sum(terms, axis=1)
             rate = numbers.learning_rate * optimizers.schedule(method.optimizer, step + k, steps)

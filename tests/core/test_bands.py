@@ -9,13 +9,14 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transfers import Array, picture, targets, targets64
+from transfers import Array, loss_terms, picture, targets, targets64
 
 from nst_tasks import weights
-from nst_tasks.core import backbones, objective, transfer
+from nst_tasks.core import backbones, transfer
 from nst_tasks.core.backbones import Backbone
-from nst_tasks.core.bands import Bands, cut
-from nst_tasks.core.method import Adam, ContentLoss, Method, StyleLoss, TotalVariation
+from nst_tasks.core.bands import Bands, tables
+from nst_tasks.core.method import Adam, ContentLoss, Method, Precision, StyleLoss, TotalVariation
+from nst_tasks.core.objective import Targets
 from nst_tasks.errors import SettingsError
 from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
 
@@ -60,7 +61,7 @@ METHODS = {
     most=st.integers(1, 20_000),
 )
 def test_bands_own_each_row_once_and_look_far_enough(height: int, width: int, blocks: list[tuple[int, int]], most: int) -> None:
-    found = cut(height, width, blocks, Bands(most))
+    found = tables(height, width, blocks, Bands(most))
     assert all((height >> k) * (width >> k) * channels > most for k, (channels, _) in enumerate(blocks[: len(found)]))
     for k, table in enumerate(found):
         rows, convolutions = height >> k, blocks[k][1]
@@ -75,11 +76,26 @@ def test_bands_own_each_row_once_and_look_far_enough(height: int, width: int, bl
 
 def test_the_size_of_a_picture_decides_which_blocks_are_in_bands() -> None:
     bounds = Bands(2**20)
-    assert cut(128, 128, VGG16, bounds) == ()  # 2^20 values in the first block: not more
-    assert [len(table) for table in cut(130, 128, VGG16, bounds)] == [2]
-    assert [len(table) for table in cut(512, 512, VGG16, bounds)] == [16, 8, 4, 2]
-    first = cut(130, 128, VGG16, bounds)[0]
+    assert tables(128, 128, VGG16, bounds) == ()  # 2^20 values in the first block: not more
+    assert [len(table) for table in tables(130, 128, VGG16, bounds)] == [2]
+    assert [len(table) for table in tables(512, 512, VGG16, bounds)] == [16, 8, 4, 2]
+    first = tables(130, 128, VGG16, bounds)[0]
     np.testing.assert_array_equal(first, [[0, 64, 0, 70], [64, 130, 60, 130]])
+
+
+@pytest.mark.parametrize(
+    ("precision", "side", "bands_of_each"),
+    [
+        ("float32", 362, []), ("float32", 363, [2]), ("float32", 1024, [8, 4, 2]),
+        ("mixed", 256, []), ("mixed", 257, [2]), ("mixed", 1024, [16, 8, 4, 2]),
+    ],
+)  # fmt: skip
+def test_the_precision_decides_how_large_bands_are(
+    hed: Backbone, precision: Precision, side: int, bands_of_each: list[int]
+) -> None:
+    method = replace(PAINTERLY.method, precision=precision)
+    blank = np.broadcast_to(np.float32(0.0), (1, side, side, 3))  # no more than its shape is looked at
+    assert [len(table) for table in transfer._tables(hed, method, method.layers, blank, None)] == bands_of_each
 
 
 def test_bands_of_nothing_are_refused() -> None:
@@ -90,18 +106,18 @@ def test_bands_of_nothing_are_refused() -> None:
 # --- in bands as at once ---
 
 
-def tables(backbone: Backbone, method: Method, image: tf.Tensor, how: Bands = FEW) -> tuple[Array, ...]:
+def tables_of(backbone: Backbone, method: Method, image: tf.Tensor, how: Bands = FEW) -> tuple[Array, ...]:
     blocks = [(block[0].kernel.shape[-1], len(block)) for block in backbones.blocks(backbone, method.layers)]
-    return cut(image.shape[1], image.shape[2], blocks, how)
+    return tables(image.shape[1], image.shape[2], blocks, how)
 
 
 def measured(
-    backbone: Backbone, method: Method, image: tf.Tensor, aims: objective.Targets, cut: tuple[Array, ...]
+    backbone: Backbone, method: Method, image: tf.Tensor, aims: Targets, in_bands: tuple[Array, ...]
 ) -> tuple[Array, Array]:
     """The terms (B, 3), and the gradient of the sum of their logarithms, in which none outweighs the others."""
     with tf.GradientTape() as tape:
         tape.watch(image)
-        terms = objective.loss_terms(backbone, method, image, aims, cut)
+        terms = loss_terms(backbone, method, image, aims, in_bands)
     return terms.numpy(), tape.gradient(terms, image, output_gradients=1.0 / terms).numpy()
 
 
@@ -114,9 +130,9 @@ def assert_alike(ours: tuple[Array, Array], theirs: tuple[Array, Array], rtol: f
 def test_losses_and_gradient_in_bands_are_those_at_once(tiny64: Backbone, method: Method) -> None:
     content, image = picture(1, 45, 37), tf.constant(picture(3, 45, 37)[None], tf.float64)
     aims = targets64(tiny64, method, content, picture(2, 36, 33))
-    cut = tables(tiny64, method, image)
-    assert [len(table) for table in cut] == [4, 2]
-    assert_alike(measured(tiny64, method, image, aims, cut), measured(tiny64, method, image, aims, ()), 1e-10)
+    in_bands = tables_of(tiny64, method, image)
+    assert [len(table) for table in in_bands] == [4, 2]
+    assert_alike(measured(tiny64, method, image, aims, in_bands), measured(tiny64, method, image, aims, ()), 1e-10)
 
 
 @pytest.mark.parametrize("size", [(32, 40), (33, 32), (47, 34), (63, 48), (64, 33)])
@@ -124,12 +140,12 @@ def test_losses_and_gradient_in_bands_are_those_at_once(tiny64: Backbone, method
 def test_every_height_of_picture_and_band(tiny64: Backbone, size: tuple[int, int], most: int) -> None:
     method, image = METHODS["replicate"], tf.constant(picture(3, *size)[None], tf.float64)
     aims = targets64(tiny64, method, picture(1, *size), picture(2, 36, 33))
-    cut = tables(tiny64, method, image, Bands(most))
-    assert cut
-    assert_alike(measured(tiny64, method, image, aims, cut), measured(tiny64, method, image, aims, ()), 1e-10)
+    in_bands = tables_of(tiny64, method, image, Bands(most))
+    assert in_bands
+    assert_alike(measured(tiny64, method, image, aims, in_bands), measured(tiny64, method, image, aims, ()), 1e-10)
 
 
-def masked_batch(backbone: Backbone, method: Method, how: Bands | None = None) -> tuple[objective.Targets, tf.Tensor]:
+def masked_batch(backbone: Backbone, method: Method, how: Bands | None = None) -> tuple[Targets, tf.Tensor]:
     """Two pairs of two styles each, stylized in part; and an image for each."""
     contents = [picture(1, 45, 37), picture(4, 45, 37)]
     styles = [[picture(2, 36, 33), picture(5, 40, 32)], [picture(6), picture(7, 36, 33)]]
@@ -146,8 +162,8 @@ def test_masks_styles_and_batches_in_bands(tiny: Backbone, name: str) -> None:
     (banded, image), (whole, _) = masked_batch(tiny, method, FEW), masked_batch(tiny, method)
     for ours, theirs in zip(tf.nest.flatten(banded), tf.nest.flatten(whole), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
-    cut = tables(tiny, method, image)
-    assert_alike(measured(tiny, method, image, whole, cut), measured(tiny, method, image, whole, ()), 1e-5)
+    in_bands = tables_of(tiny, method, image)
+    assert_alike(measured(tiny, method, image, whole, in_bands), measured(tiny, method, image, whole, ()), 1e-5)
     terms = transfer.measure(tiny, method, banded, image, FEW)
     np.testing.assert_allclose(terms, transfer.measure(tiny, method, whole, image), rtol=1e-5)
 
@@ -165,12 +181,12 @@ def test_no_seam_where_bands_meet(tiny64: Backbone) -> None:
     """Beside the bands' borders the gradient is exact; without the rows that a band looks at beyond its own it is not."""
     method, image = RELATIVE, tf.constant(picture(3, 64, 33)[None], tf.float64)
     aims = targets64(tiny64, method, picture(1, 64, 33), picture(2, 36, 33))
-    cut = tables(tiny64, method, image)
-    borders = {row + near for row in cut[0][1:, 0] for near in range(-2, 2)}
-    (_, ours), (_, theirs) = measured(tiny64, method, image, aims, cut), measured(tiny64, method, image, aims, ())
+    in_bands = tables_of(tiny64, method, image)
+    borders = {row + near for row in in_bands[0][1:, 0] for near in range(-2, 2)}
+    (_, ours), (_, theirs) = measured(tiny64, method, image, aims, in_bands), measured(tiny64, method, image, aims, ())
     apart = np.abs(ours - theirs).max(axis=(0, 2, 3)) / np.abs(theirs).max()  # by row
     assert apart[sorted(borders)].max() < 1e-12
-    blind = tuple(np.stack([top, bottom, top, bottom], axis=1) for top, bottom, _, _ in (table.T for table in cut))
+    blind = tuple(np.stack([top, bottom, top, bottom], axis=1) for top, bottom, _, _ in (table.T for table in in_bands))
     (_, wrong) = measured(tiny64, method, image, aims, blind)
     assert np.abs(wrong - theirs).max() > 1e-3 * np.abs(theirs).max()
 
@@ -182,7 +198,7 @@ def test_what_a_band_does_not_look_at_does_not_matter_to_it(tiny64: Backbone, k:
     block = backbones.blocks(tiny64, ["block3_conv3"])[k]
     x = tf.constant(np.random.default_rng(row).standard_normal((1, 41, 12, block[0].kernel.shape[2])))
     y, _ = backbones.through(block, x)
-    (table,) = cut(41, 12, [(block[0].kernel.shape[-1], len(block))], Bands(most)) or (np.array([[0, 41, 0, 41]], np.int32),)
+    (table,) = tables(41, 12, [(block[0].kernel.shape[-1], len(block))], Bands(most)) or (np.array([[0, 41, 0, 41]], np.int32),)
     for top, bottom, first, last in table:
         ours, _ = backbones.through(block, x[:, first:last])
         np.testing.assert_allclose(ours[:, top - first : bottom - first], y[:, top:bottom], atol=1e-12)
@@ -193,17 +209,17 @@ def test_mixed_precision_in_bands(tiny: Backbone) -> None:
     method = replace(TF_TUTORIAL.method, precision="mixed")
     image = tf.constant(picture(3, 45, 37)[None])
     aims = targets(tiny, method, [picture(1, 45, 37)], [[picture(2, 36, 33)]])
-    cut = tables(tiny, method, image)
-    assert_alike(measured(tiny, method, image, aims, cut), measured(tiny, method, image, aims, ()), 2e-2)
+    in_bands = tables_of(tiny, method, image)
+    assert_alike(measured(tiny, method, image, aims, in_bands), measured(tiny, method, image, aims, ()), 2e-2)
 
 
 def in_bands_and_at_once(hed: Backbone, dtype: tf.DType) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     method, image = PAINTERLY.method, tf.constant(picture(3, 66, 48)[None], dtype)
     content, style = picture(1, 66, 48), picture(2, 64, 64)
     aims = targets64(hed, method, content, style) if dtype == tf.float64 else targets(hed, method, [content], [[style]])
-    cut = tables(hed, method, image, Bands(2**16))
-    assert [len(table) for table in cut] == [4, 2]
-    return measured(hed, method, image, aims, cut), measured(hed, method, image, aims, ())
+    in_bands = tables_of(hed, method, image, Bands(2**16))
+    assert [len(table) for table in in_bands] == [4, 2]
+    return measured(hed, method, image, aims, in_bands), measured(hed, method, image, aims, ())
 
 
 def test_the_real_network_in_bands() -> None:

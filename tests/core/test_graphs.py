@@ -71,7 +71,7 @@ def test_in_bands_a_graph_is_traced_for_each_number_of_blocks_and_not_for_each_o
     aims = targets(own, PLAIN, [content], [[picture(2)]])
     blocks = [(block[0][1].shape[-1], len(block)) for block in backbones.blocks(own, PLAIN.layers)]
     for most, counts in ((4000, [2]), (3000, [3]), (2000, [4, 2]), (1000, [8, 3])):
-        assert [len(table) for table in bands.cut(*SIZE, blocks, Bands(most))] == counts
+        assert [len(table) for table in bands.tables(*SIZE, blocks, Bands(most))] == counts
         transfer.measure(own, PLAIN, aims, tf.constant(content[None]), Bands(most))
     for in_bands in (1, 2):
         graphs = transfer._compiled(own, structure(PLAIN), False, in_bands)

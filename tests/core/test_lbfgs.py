@@ -27,11 +27,13 @@ SEARCHES = [pytest.param(LBFGS(5, search, 0.5), id=search) for search in ("decre
 def compiled(optimizer: LBFGS, clip: bool, dtype: tf.DType = tf.float64) -> Callable:
     """One update, compiled once for pictures and batches of every size."""
     image = tf.TensorSpec((None, None, None, 3), dtype)
-    losses_spec = tf.TensorSpec((None,), dtype)
+    losses_spec, whole = tf.TensorSpec((None,), dtype), tf.TensorSpec((), tf.int32)
 
-    @tf.function(input_signature=[lbfgs.spec(optimizer, image), image, losses_spec, image])
-    def update(state: LBFGSState, picture: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor) -> tuple[LBFGSState, tf.Tensor]:
-        return lbfgs.update(optimizer, state, picture, loss, gradient, clip)
+    @tf.function(input_signature=[lbfgs.spec(optimizer, image), image, losses_spec, image, whole])
+    def update(
+        state: LBFGSState, picture: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tuple[LBFGSState, tf.Tensor]:
+        return lbfgs.update(optimizer, state, picture, loss, gradient, clip, step)
 
     return update
 
@@ -53,8 +55,8 @@ class Walk:
             gradient = np.stack([gradient for _, gradient in found]).reshape(image.shape)
             self.images.append(image)
             self.losses.append([loss for loss, _ in found])
-            loss = tf.constant(self.losses[-1], image.dtype)
-            self.state, self.image = self.update(self.state, image, loss, tf.constant(gradient, image.dtype))
+            loss, step = tf.constant(self.losses[-1], image.dtype), tf.constant(len(self.states))
+            self.state, self.image = self.update(self.state, image, loss, tf.constant(gradient, image.dtype), step)
             self.states.append(self.state)
         return self
 
@@ -133,6 +135,19 @@ def test_the_direction_is_that_of_dense_bfgs(updates: int) -> None:
     ]
     expected = -rate * dense_inverse_hessian(differences[-5:]) @ gradients[-1]
     np.testing.assert_allclose(direction_of(walk), expected, rtol=1e-9, atol=1e-13)
+
+
+def test_no_more_differences_are_looked_at_than_there_can_be() -> None:
+    """The last place of six is first written by the seventh update: what stands there until then may even be no number."""
+    usual, walk = (
+        Walk(LBFGS(6, "fixed", 0.5), [quadratic(3, 12, spread=0.5)[0]], np.full((1, 2, 2, 3), 0.25), clip=False)
+        for _ in range(2)
+    )
+    blank = walk.state.s.numpy()
+    blank[:, 5] = np.nan
+    walk.state = walk.state._replace(s=tf.constant(blank), y=tf.constant(blank))
+    np.testing.assert_array_equal(walk.go(6).image, usual.go(6).image)
+    assert int(walk.state.count[0]) == 5
 
 
 def plain_fixed(function: Function, x: Array, history: int, rate: float, evaluations: int) -> tuple[Array, int]:
@@ -593,10 +608,10 @@ def test_a_loop_in_one_graph_serves_every_size(optimizer: LBFGS) -> None:
     @tf.function(input_signature=[lbfgs.spec(optimizer, image), image, tf.TensorSpec((), tf.int32)])
     def run(state: LBFGSState, picture: tf.Tensor, n: tf.Tensor) -> tuple[LBFGSState, tf.Tensor]:
         traces.append(n)
-        for _ in tf.range(n):
+        for k in tf.range(n):
             gradient = picture - 0.75
             loss = tf.reduce_sum(tf.square(gradient), axis=(1, 2, 3)) / 2.0
-            state, picture = lbfgs.update(optimizer, state, picture, loss, gradient, True)
+            state, picture = lbfgs.update(optimizer, state, picture, loss, gradient, True, k)
         return state, picture
 
     for shape in ((1, 2, 2, 3), (2, 3, 4, 3)):
@@ -613,7 +628,7 @@ def test_without_a_graph_it_is_the_same() -> None:
     loss, gradient = rosenbrock(walk.images[-1].ravel())
     state, image = lbfgs.update(
         DECREASE, walk.states[-2], tf.constant(walk.images[-1]), tf.constant([loss], tf.float64),
-        tf.constant(gradient.reshape(1, 2, 2, 3)), True,
+        tf.constant(gradient.reshape(1, 2, 2, 3)), True, tf.constant(len(walk.images) - 1),
     )  # fmt: skip
     np.testing.assert_allclose(image, walk.image, rtol=1e-12)
     np.testing.assert_array_equal(state.count, walk.state.count)

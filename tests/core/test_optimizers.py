@@ -41,8 +41,8 @@ def plain_adam(adam: Adam, x: np.ndarray, minimum: np.ndarray, curvature: np.nda
 def one_update(
     optimizer: Optimizer, state: optimizers.State, image: tf.Tensor, gradient: tf.Tensor, rate: float, clip: bool = False
 ) -> tuple[optimizers.State, tf.Tensor]:
-    loss = tf.zeros(image.shape[0], image.dtype)  # neither Adam nor gradient descent looks at it
-    return optimizers.update(optimizer, state, image, loss, gradient, tf.constant(rate, image.dtype), clip)
+    loss, step = tf.zeros(image.shape[0], image.dtype), tf.constant(0)  # neither Adam nor gradient descent looks at them
+    return optimizers.update(optimizer, state, image, loss, gradient, tf.constant(rate, image.dtype), clip, step)
 
 
 def our_path(optimizer: Adam | SGD, x: np.ndarray, minimum: np.ndarray, curvature: np.ndarray) -> np.ndarray:

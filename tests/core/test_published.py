@@ -14,10 +14,10 @@ import pytest
 import scipy.linalg
 import scipy.signal
 import tensorflow as tf
-from transfers import picture, targets, targets64
+from transfers import loss_terms, picture, targets, targets64
 
 from nst_tasks import weights
-from nst_tasks.core import backbones, losses, objective, optimizers, transfer
+from nst_tasks.core import backbones, losses, optimizers, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import LBFGS, SGD, Adam
 from nst_tasks.core.pyramid import levels
@@ -280,7 +280,7 @@ def test_the_first_losses_are_the_published_formula(hed: Backbone, hed64: Backbo
         assert np.all(np.abs(found - expected) <= rtol * expected + atol), f"{found} is not {expected}"
         if name in OPTIMAL_TRANSPORT and image is moved:
             aims64 = targets64(hed64, method, content, style)
-            exact = objective.loss_terms(hed64, method, tf.constant(image[None], tf.float64), aims64)[0]
+            exact = loss_terms(hed64, method, tf.constant(image[None], tf.float64), aims64)[0]
             np.testing.assert_allclose(exact, expected, rtol=1e-6, atol=1e-12)
     weighted = [method.content.weight, method.style.weight, method.total_variation.weight]
     np.testing.assert_array_equal(expected > 0, np.array(weighted) > 0)
@@ -403,11 +403,13 @@ def test_several_updates_of_adam_are_the_published_ones(name: str) -> None:
     gradients *= random.choice([-1.0, 1.0], start.shape)
     image, path = tf.constant(start), []
     state = optimizers.init(method.optimizer, image)
-    for step, gradient in enumerate(gradients):
-        rate = optimizers.learning_rate(method.optimizer, tf.constant(step), tf.constant(method.steps))
+    for k, gradient in enumerate(gradients):
+        step = tf.constant(k)
+        rate = optimizers.learning_rate(method.optimizer, step, tf.constant(method.steps))
         ours = tf.constant(published.unit * gradient)  # a unit of theirs is 1 / unit of ours
         loss = tf.zeros(1, tf.float64)
-        state, image = optimizers.update(method.optimizer, state, image, loss, ours, tf.cast(rate, tf.float64), method.clip)
+        rate = tf.cast(rate, tf.float64)
+        state, image = optimizers.update(method.optimizer, state, image, loss, ours, rate, method.clip, step)
         path.append(published.unit * image.numpy())
     expected = published_path(published, published.unit * start, gradients)
     changes, expected_changes = np.stack(path) - published.unit * start, expected - published.unit * start
@@ -427,9 +429,8 @@ def test_an_update_of_keras_io_is_the_published_one(step: int) -> None:
     image = tf.constant(pixels / 255)
     rate = tf.cast(optimizers.learning_rate(method.optimizer, tf.constant(step), tf.constant(4000)), tf.float64)
     state = optimizers.init(method.optimizer, image)
-    _, following = optimizers.update(
-        method.optimizer, state, image, tf.zeros(1, tf.float64), tf.constant(255 * gradient), rate, method.clip
-    )
+    loss, ours = tf.zeros(1, tf.float64), tf.constant(255 * gradient)
+    _, following = optimizers.update(method.optimizer, state, image, loss, ours, rate, method.clip, tf.constant(step))
     expected = pixels - 100 * 0.96 ** (step / 100) * gradient
     np.testing.assert_allclose(255 * following.numpy(), expected, rtol=1e-5, atol=1e-4)
     assert step > 400 or expected.min() < 0

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfers import SIZE, Array, one_pair, picture, targets, targets64
+from transfers import SIZE, Array, loss_terms, one_pair, picture, targets, targets64
 
-from nst_tasks.core import backbones, losses, objective, optimizers, transfer
+from nst_tasks.core import backbones, losses, optimizers, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import (
     LARGE_HISTORY,
@@ -74,15 +74,13 @@ def test_gradient_of_the_loss_in_float64(tiny64: Backbone, method: Method) -> No
     with tf.GradientTape(persistent=True) as tape:
         variable = tf.constant(image)
         tape.watch(variable)
-        terms = tf.unstack(objective.loss_terms(tiny64, method, variable, aims)[0])
+        terms = tf.unstack(loss_terms(tiny64, method, variable, aims)[0])
     gradients = [tape.gradient(term, variable).numpy() for term in terms]
     weighted = (method.content.weight, method.style.weight, method.total_variation.weight)
     assert [np.abs(gradient).max() > 0 for gradient in gradients] == [weight > 0 for weight in weighted]
     step = 1e-6
     for direction in directions:
-        there, back = (
-            objective.loss_terms(tiny64, method, tf.constant(image + sign * step * direction), aims)[0] for sign in (1, -1)
-        )
+        there, back = (loss_terms(tiny64, method, tf.constant(image + sign * step * direction), aims)[0] for sign in (1, -1))
         for gradient, slope in zip(gradients, (there - back).numpy() / (2 * step), strict=True):
             assert np.sum(gradient * direction) == pytest.approx(slope, rel=1e-4, abs=1e-5 * np.abs(gradient).max())
 
@@ -124,7 +122,7 @@ def test_steps_are_adams_on_the_gradient_of_the_summed_terms(tiny: Backbone) -> 
     for k in range(3):
         with tf.GradientTape() as tape:
             tape.watch(state.image)
-            terms = objective.loss_terms(tiny, method, state.image, aims)
+            terms = loss_terms(tiny, method, state.image, aims)
             total = tf.reduce_sum(terms)
         gradient = tape.gradient(total, state.image).numpy().astype(np.float64)
         mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
@@ -144,7 +142,7 @@ def test_steps_are_gradient_descents_at_a_falling_rate(tiny: Backbone) -> None:
     for k in range(3):
         with tf.GradientTape() as tape:
             tape.watch(state.image)
-            total = tf.reduce_sum(objective.loss_terms(tiny, method, state.image, aims))
+            total = tf.reduce_sum(loss_terms(tiny, method, state.image, aims))
         expected = state.image - 0.01 * 0.5 ** (k / 2) * tape.gradient(total, state.image)
         assert np.abs(expected - state.image).max() > 1e-2
         state, _ = transfer.advance(tiny, method, aims, state, 1, 3)
@@ -422,7 +420,7 @@ def test_outside_a_mask_the_gradient_is_zero(tiny: Backbone) -> None:
     image = tf.constant(picture(3)[None])
     with tf.GradientTape() as tape:
         tape.watch(image)
-        total = tf.reduce_sum(objective.loss_terms(tiny, LIGHT, image, aims))
+        total = tf.reduce_sum(loss_terms(tiny, LIGHT, image, aims))
     gradient = np.abs(tape.gradient(total, image).numpy()).max(axis=-1)
     np.testing.assert_array_equal(gradient[mask == 0.0], 0.0)
     assert np.mean(gradient[mask == 1.0] > 0.0) > 0.99
@@ -487,7 +485,8 @@ def test_a_masked_pair_in_a_batch_is_as_it_is_alone(tiny: Backbone) -> None:
 
 def test_of_a_large_image_lbfgs_remembers_less(tiny: Backbone) -> None:
     """Its history is what takes the most memory; the image's size alone decides, so that a resumed pair has the same."""
-    method = replace(LIGHT, optimizer=LBFGS(history=9), pyramid=None)
+    shallow = replace(LIGHT, style=StyleLoss((("block1_conv1", 1.0),), 1.0), content=ContentLoss((("block1_conv1", 1.0),), 1.0))
+    method = replace(shallow, optimizer=LBFGS(history=9))
     largest, larger = Level(1024, 4096, 1), Level(1024, 4097, 1)
     for level, history in ((largest, 9), (larger, LARGE_HISTORY)):
         image = np.zeros((1, level.height, level.width, 3), np.float32)
@@ -495,5 +494,7 @@ def test_of_a_large_image_lbfgs_remembers_less(tiny: Backbone) -> None:
         assert state.optimizer.s.shape[1] == history
         assert transfer.fits(method, state, level)
         assert transfer.restart(method, state, state.image).optimizer.s.shape[1] == history
+    aims = targets(tiny, method, list(image), [[picture(2)]])
+    assert transfer.fits(method, transfer.advance(tiny, method, aims, state, 1, 1)[0], larger)
     few = replace(method, optimizer=LBFGS(history=1))
     assert transfer.start(few, image, [0]).optimizer.s.shape[1] == 1
