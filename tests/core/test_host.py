@@ -119,8 +119,13 @@ def _gpu_kernels() -> None:
         pytest.skip("this TensorFlow has no kernels for a GPU: that of Linux on x86 has")
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed"])
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *((name, "float32") for name in sorted(PRESETS)),
+        *((name, "mixed") for name in ("painterly", "pytorch-tutorial", "tf-tutorial")),
+    ],
+)
 def test_between_two_steps_no_host_waits_for_its_gpu(tiny: Backbone, name: str, precision: Precision) -> None:
     method = structure(replace(PRESETS[name].method, precision=precision))
     advance = transfer._compiled(tiny, method, False, IN_BANDS).advance.get_concrete_function()

@@ -24,7 +24,7 @@ def of(name: str, precision: str, steps: int = 0) -> Method:
     return replace(PRESETS[name].method, precision=precision, pyramid=None, steps=steps)
 
 
-WHOLE = ["painterly", "gatys-2016", "keras-io", "pytorch-tutorial", "wasserstein"]
+WHOLE = ["painterly", "keras-io", "pytorch-tutorial"]
 MASKED = ["gatys-2016", "wasserstein"]  # Gram matrices, and moments
 
 
