@@ -374,7 +374,7 @@ def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Req
     for pair in taken.manifest.pairs:
         try:
             job = of(pair, taken.auto)
-            if _precision(pair, request, taken.recipes) == "auto" and not is_done(job, done):
+            if job.id in done and not is_done(job, done) and _precision(pair, request, taken.recipes) == "auto":
                 there_too = of(pair, elsewhere)
                 job = there_too if is_done(there_too, done) else job
         except NstError as error:

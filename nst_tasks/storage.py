@@ -223,9 +223,8 @@ def each(function: Callable[[T], R], items: Iterable[T], readers: int) -> list[R
     items = list(items)
     if min(readers, len(items)) < 2:
         return [attempt(item) for item in items]
-    some = max(
-        1, min(64, len(items) // (4 * readers))
-    )  # at a time: handing one over takes as long as to read a small local file
+    # several at a time: handing one over takes as long as to read a small local file
+    some = max(1, min(64, len(items) // (4 * readers)))
     parts = [items[first : first + some] for first in range(0, len(items), some)]
     with ThreadPoolExecutor(max_workers=readers) as pool:
         return [result for part in pool.map(lambda part: [*map(attempt, part)], parts) for result in part]

@@ -169,9 +169,8 @@ def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
         edged = tf.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
         down = _cropped(edged, 2, 0, 1, 1) - image
         right = _cropped(edged, 1, 1, 2, 0) - image
-        falling = _cropped(edged, 1, 0, 1, 0) - _cropped(
-            edged, 0, 1, 0, 1
-        )  # (B, H + 1, W + 1, 3), as published for the diagonals
+        # (B, H + 1, W + 1, 3), as published for the diagonals
+        falling = _cropped(edged, 1, 0, 1, 0) - _cropped(edged, 0, 1, 0, 1)
         rising = _cropped(edged, 1, 0, 0, 1) - _cropped(edged, 0, 1, 1, 0)
         return 2.0 * (
             _mean_square(down) / 3.0 + _mean_square(right) / 3.0 + (_mean_square(falling) + _mean_square(rising)) / 12.0
