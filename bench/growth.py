@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.rows.memory import resident
 from bench.rows.pairs import BIN, environment_of, tutorial_recipe
-from bench.rows.row import ROOT, write_samples
+from bench.rows.row import ROOT, precisions, write_samples
 
 COLUMNS = ("over", "value", "precision", "seconds", "gib")
 
@@ -40,7 +40,7 @@ def measured(points: Mapping[str, Sequence[int]], size: int, steps: int) -> Iter
         folder = Path(name)
         pictures, environment = write_samples(folder), environment_of(folder)
         content, style = str(pictures["astronaut"]), str(pictures["swirls"])
-        for precision in ("float32", "mixed"):
+        for precision in precisions():
             for over in ("pixels", "steps", "styles"):
                 for value in points[over]:
                     asked = {"pixels": size, "steps": steps, "styles": 1} | {over: value}
@@ -99,7 +99,7 @@ def plot(path: Path, out: Path) -> None:
     for column, over in enumerate(POINTS):
         for line, (name, label) in enumerate((("seconds", "seconds, whole process"), ("gib", "peak memory, GiB"))):
             axes = panels[line][column]
-            for precision in ("float32", "mixed"):
+            for precision in dict.fromkeys(row["precision"] for row in rows):
                 chosen = [row for row in rows if (row["over"], row["precision"]) == (over, precision)]
                 x = [float(row["value"]) ** 2 / 1e6 if over == "pixels" else float(row["value"]) for row in chosen]
                 axes.plot(x, [float(row[name]) for row in chosen], "o-", label=precision)

@@ -29,7 +29,7 @@ from types import FrameType
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from bench.rows.pairs import CONTENTS, STYLES, environment_of
-from bench.rows.row import ROOT, write_samples
+from bench.rows.row import ROOT, precisions, write_samples
 
 OPERATIONS = (
     ("convolutions, forward", r"Conv2D$|Conv2DWithBias"),
@@ -59,7 +59,7 @@ EVERY = 0.005
 
 
 def of_a_step(size: int, steps: int) -> list[dict[str, object]]:
-    """Milliseconds of a `tf-tutorial` step: rows of operation, float32, mixed; the last is the wall time."""
+    """Milliseconds of a `tf-tutorial` step: rows of operation and each precision; the last is the wall time."""
     from bench import ours
     from bench.peers.loop import sized
 
@@ -67,7 +67,7 @@ def of_a_step(size: int, steps: int) -> list[dict[str, object]]:
         pictures = write_samples(Path(folder))
         content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
     columns: dict[str, Counter[str]] = {}
-    for precision in ("float32", "mixed"):
+    for precision in precisions():
         side = ours.start(ours.backbone(), ours.method("tf-tutorial", precision), content, style)
         side.advance(2)
         walls = []
@@ -172,13 +172,13 @@ def tables(path: Path) -> str:
     from bench.speed import described
 
     kept = json.loads(path.read_text())
-    sides = ("float32", "mixed")
     *operations, clock = kept["step"]
+    sides = [name for name in clock if name != "operation"]
     sums = {side: sum(row[side] for row in operations) for side in sides}
     lines = [
         f"{described(kept)} A step of `tf-tutorial` at {kept['size']} px, operations summed over threads; then `nst run` of "
         f"{kept['pairs']} pairs at {kept['size']} px, {kept['steps']} steps each, process start to end.",
-        "", "| operation | float32 | mixed |", "| --- | --- | --- |",
+        "", f"| operation | {' | '.join(sides)} |", "| --- |" + " --- |" * len(sides),
     ]  # fmt: skip
     for row in operations:
         cells = (f"{row[side]:.1f} ms, {100 * row[side] / max(sums[side], 1e-9):.0f} %" for side in sides)

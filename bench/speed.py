@@ -110,8 +110,8 @@ def commit() -> str:
 
 def slug(of: dict[str, Any]) -> str:
     """A machine's name in file names."""
-    name = of["gpu"] or f"{of['cores']}-cores"
-    return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
+    name = of["gpu"] or f"{of['processor']} {of['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", str(name).lower())).strip("-")
 
 
 def newest(kind: str, folder: Path = RESULTS) -> list[Path]:
@@ -129,10 +129,12 @@ def table(path: Path) -> str:
     verdicts = [row.verdict for row in rows]
     met, not_met, missing = (verdicts.count(verdict) for verdict in ("met", "not met", "not measured"))
     quick = " Quick settings: these numbers say only that every row runs." if kept["quick"] else ""
+    fast = kept["machine"]["bfloat16"] or kept["machine"]["gpu"]
+    left_out = "" if fast else " Mixed precision is not measured: without hardware for bfloat16 it is slower than float32."
     stamps = {name: ", ".join(dict.fromkeys(row[name] for row in kept["rows"])) for name in ("date", "commit")}
     return (
         f"{described({**kept, **stamps})} {met} of {met + not_met} rows with a goal meet it"
-        f"{f', {missing} are not measured' if missing else ''}.{quick}\n\n{markdown(rows)}"
+        f"{f', {missing} are not measured' if missing else ''}.{left_out}{quick}\n\n{markdown(rows)}"
     )  # fmt: skip
 
 

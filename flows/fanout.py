@@ -100,7 +100,7 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
     outcomes: list[Outcome] = []
     waiting, held, lost = list(jobs), list[Job](), list[Job]()
     while waiting:
-        found = batching.batches(waiting, workers.most_pairs, run.settings.device_memory_gib * 2**30)
+        found = batching.batches(waiting, workers.most_pairs, run.settings.device_memory_gib * 2**30, workers.on_gpus)
         for share, future in windowed(batching.shares(found, run.settings.task_runs), submit, workers.window):
             for sentence in observer.warnings[told:]:
                 logger.warning(sentence)

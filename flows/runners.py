@@ -43,7 +43,7 @@ AHEAD = 1
 
 @dataclass(frozen=True)
 class Workers:
-    """Where batches run: how some are handed over, how many times that at once, the most pairs in a batch.
+    """Where batches run: how some are handed over, how many times that at once, the most pairs in a batch, whether on GPUs.
 
     elsewhere: in other processes, which see neither the run's progress nor its wish to stop.
     """
@@ -51,6 +51,7 @@ class Workers:
     submit: Callable[[Task[Any, Any], dict[str, Any]], PrefectFuture[Any]]
     window: int
     most_pairs: int
+    on_gpus: bool = False
     elsewhere: bool = True
 
 
@@ -63,8 +64,9 @@ def opened(runner: Runner, settings: Settings) -> Iterator[Workers]:
     """
     if runner == "threads":
         window = 3 * len(devices.names())  # one that each device computes, one that is being read and one that is being written
-        most = devices.most_pairs(settings.batch, devices.are_gpus())
-        yield Workers(lambda task, parameters: task.submit(**parameters), window, most, elsewhere=False)
+        on_gpus = devices.are_gpus()
+        most = devices.most_pairs(settings.batch, on_gpus)
+        yield Workers(lambda task, parameters: task.submit(**parameters), window, most, on_gpus, elsewhere=False)
         return
     if importlib.util.find_spec(f"prefect_{runner}") is None:
         raise SettingsError(f"--runner {runner}: prefect-{runner} is not installed; add it with: pip install 'nst[{runner}]'")
@@ -182,7 +184,7 @@ def _dask(address: str, settings: Settings) -> Iterator[Workers]:
                 future: PrefectFuture[Any] = runner.submit(task, parameters=parameters)
             return future
 
-        yield Workers(submit, (gpus or len(found)) + AHEAD, devices.most_pairs(settings.batch, gpus > 0))
+        yield Workers(submit, (gpus or len(found)) + AHEAD, devices.most_pairs(settings.batch, gpus > 0), gpus > 0)
 
 
 def on_nodes(nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, int]]:
@@ -227,4 +229,5 @@ def _ray(address: str, settings: Settings) -> Iterator[Workers]:
                 future: PrefectFuture[Any] = runner.submit(task, parameters=parameters)
             return future
 
-        yield Workers(submit, slots + AHEAD, devices.most_pairs(settings.batch, "num_gpus" in wants))
+        on_gpus = "num_gpus" in wants
+        yield Workers(submit, slots + AHEAD, devices.most_pairs(settings.batch, on_gpus), on_gpus)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from nst_tasks.core import bands
 from nst_tasks.core.method import LARGE, LBFGS, NUMERICS_VERSION, Method, as_plain, sized
 from nst_tasks.core.pyramid import levels
 from nst_tasks.recipes import MIN_SIZE, Recipe
@@ -16,8 +17,8 @@ from nst_tasks.source import Source
 AT_ONCE = 3_000
 """Peak bytes of a step for each pixel of a picture that is computed as a whole, in float32, and some room (bench/memory.py)."""
 
-BAND = 3 * 2**28
-"""Peak bytes, in float32, of what is in memory of a large picture's features at a time: of one band of rows (core/bands.py)."""
+IN_A_BAND = 96
+"""Peak bytes for each value of the one band of a large picture's features that is in memory at a time (core/bands.py)."""
 
 IN_BANDS = 490
 """Peak bytes for each pixel of a picture in bands: the image, its gradient, Adam's moments, what lies between two blocks."""
@@ -101,17 +102,17 @@ class Batch:
         return self.jobs[0].name + more
 
 
-def memory(method: Method, height: int, width: int) -> int:
+def memory(method: Method, height: int, width: int, on_gpu: bool = False) -> int:
     """Peak bytes of one step of one pair of so many pixels, over what the process takes anyway (bench/memory.py).
 
-    A large picture's features are computed in bands, half as large with `mixed`; of the rest, that takes two thirds. Each
-    difference of L-BFGS's history is two float32 images, and while an update is made there are two of it.
+    A large picture's features are computed in bands; what lies outside them takes two thirds with `mixed`. Each difference of
+    L-BFGS's history is two float32 images, and while an update is made there are two of it.
     """
     pixels, optimizer = height * width, sized(method, height, width).optimizer
+    at_once, outside = AT_ONCE * pixels, IN_BANDS * pixels
     if method.precision == "mixed":
-        features = min(AT_ONCE * pixels * 2 // 3, BAND // 2 + IN_BANDS * pixels * 2 // 3)
-    else:
-        features = min(AT_ONCE * pixels, BAND + IN_BANDS * pixels)
+        at_once, outside = at_once * 2 // 3, outside * 2 // 3
+    features = min(at_once, IN_A_BAND * bands.usual(method.precision, on_gpu).most + outside)
     if not isinstance(optimizer, LBFGS):
         return features
     history = optimizer.history * 2 * 3 * 4 * pixels
@@ -119,7 +120,7 @@ def memory(method: Method, height: int, width: int) -> int:
     return max(features + history + beside, UPDATE * pixels + 2 * history)
 
 
-def fitting_size(method: Method, height: int, width: int, memory_bytes: float) -> int:
+def fitting_size(method: Method, height: int, width: int, memory_bytes: float, on_gpu: bool = False) -> int:
     """About the longest side, in pixels, to which a picture of this size must be scaled down to fit into a memory alone."""
     longest = max(height, width)
     sides = range(MIN_SIZE, longest, 16)
@@ -127,12 +128,12 @@ def fitting_size(method: Method, height: int, width: int, memory_bytes: float) -
     fitting = (
         side
         for side in reversed(sides)
-        if memory(method, round(height * side / longest), round(width * side / longest)) <= memory_bytes
+        if memory(method, round(height * side / longest), round(width * side / longest), on_gpu) <= memory_bytes
     )
     return next(fitting, MIN_SIZE)
 
 
-def batches(jobs: Iterable[Job], most: int, memory_bytes: float) -> list[Batch]:
+def batches(jobs: Iterable[Job], most: int, memory_bytes: float, on_gpus: bool = False) -> list[Batch]:
     """Group jobs of one method, shape and number of styles, masked apart from whole ones, in the order of their first rows.
 
     A batch holds at most `most` jobs and as many as `memory_bytes` have room for, but always at least one: a picture too
@@ -144,7 +145,7 @@ def batches(jobs: Iterable[Job], most: int, memory_bytes: float) -> list[Batch]:
         groups.setdefault(alike, []).append(job)
     found = []
     for group in groups.values():
-        fitting = int(memory_bytes // memory(group[0].recipe.method, group[0].height, group[0].width))
+        fitting = int(memory_bytes // memory(group[0].recipe.method, group[0].height, group[0].width, on_gpus))
         at_once = max(1, min(most, fitting))
         found += [Batch(tuple(group[k : k + at_once])) for k in range(0, len(group), at_once)]
     return sorted(found, key=lambda batch: batch.jobs[0].row)

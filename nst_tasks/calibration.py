@@ -84,7 +84,8 @@ def calibrate(
         StorageUnavailable: the pictures' store failed for the moment. StorageUnusable: it lets nobody in.
     """
     names = devices.names()
-    most = devices.most_pairs(settings.batch, devices.are_gpus())
+    on_gpus = devices.are_gpus()
+    most = devices.most_pairs(settings.batch, on_gpus)
     found: dict[Kind, _Found] = {}
     with tempfile.TemporaryDirectory(prefix="nst-plan-") as folder, devices.lease(watch()) as device:
         run = Run("plan", folder, request.backbone, request.weights, weights_sha256, request.history_every, settings)
@@ -92,7 +93,7 @@ def calibrate(
         backbone = device.backbone(run.weights_sha256, lambda: optimization.build_backbone(run))
         start = time.monotonic() - began
         until = began + seconds
-        for group, share in _groups(batching.batches(jobs, most, settings.device_memory_gib * 2**30)):
+        for group, share in _groups(batching.batches(jobs, most, settings.device_memory_gib * 2**30, on_gpus)):
             left = until - time.monotonic()
             if found and left < 0:
                 break
@@ -134,7 +135,7 @@ def _measure(group: list[Batch], found: _Found, bench: _Bench) -> None:
         for size in sizes if members else ():
             jobs, pixels = _sized(members, size), len(members) * size[0] * size[1]
             too_long = found.step and not bench.affords(STEPS * planning.at(_samples(found.step), pixels))
-            if too_long or len(members) * batching.memory(jobs[0].recipe.method, *size) > bench.memory:
+            if too_long or len(members) * batching.memory(jobs[0].recipe.method, *size, bench.device.is_gpu) > bench.memory:
                 break
             reached = jobs
             if all(not 0.5 < pixels / measured < 2 for measured in found.step):

@@ -42,6 +42,11 @@ class Device:
     statistics: Kept = field(default_factory=lambda: Kept(STATISTICS_BYTES))
     contents: Kept = field(default_factory=lambda: Kept(CONTENTS_BYTES))
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return "GPU" in self.name
+
     def backbone(self, sha256: str, make: Callable[[], Backbone]) -> Backbone:
         """The backbone with weights of this SHA-256, made at first use."""
         if sha256 not in self.backbones:

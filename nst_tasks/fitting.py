@@ -46,9 +46,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _too_small(ready: Loaded, run: Run, device: Device) -> MemoryTooSmall:
     job = ready.job
     # half of what was tried, at most: that is too much, whatever the estimate says
-    tried = batching.memory(job.recipe.method, job.height, job.width)
+    what = job.recipe.method, job.height, job.width
+    tried = batching.memory(*what, on_gpu=device.is_gpu)
     room = min(run.settings.device_memory_gib * 2**30, tried / 2)
-    side = batching.fitting_size(job.recipe.method, job.height, job.width, room)
+    side = batching.fitting_size(*what, room, on_gpu=device.is_gpu)
     return MemoryTooSmall(
         f"out of memory on {device.name.strip('/')} at {job.width} x {job.height}; about {side} px on the longest side would "
         "fit: set size, or take a device with more memory (NST_DEVICE_MEMORY_GIB tells how much one has)"

@@ -73,6 +73,11 @@ class Calibration:
     start: float
     costs: tuple[Costs, ...]
 
+    @property
+    def on_gpus(self) -> bool:
+        """Whether it was measured on GPUs."""
+        return "GPU" in self.devices[0]
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -160,7 +165,8 @@ def plan(manifest: Manifest, found: Findings, settings: Settings, calibration: C
     memory = settings.device_memory_gib * 2**30
     to_do = found.rows.to_do
     most = calibration.most if calibration else settings.batch or 1
-    batches = batching.batches(to_do, most, memory)
+    on_gpus = calibration is not None and calibration.on_gpus
+    batches = batching.batches(to_do, most, memory, on_gpus)
     pairs = manifest.pairs
     return Plan(
         rows=manifest.rows,
@@ -175,7 +181,7 @@ def plan(manifest: Manifest, found: Findings, settings: Settings, calibration: C
         unknown_pictures=found.unknown_pictures,
         batches=len(batches) if calibration or settings.batch == 1 or not to_do else None,
         memory_gib=settings.device_memory_gib,
-        shapes=_shapes(batches, memory),
+        shapes=_shapes(batches, memory, on_gpus),
         estimate=_estimate(batches, calibration) if calibration and calibration.costs else None,
         problems=found.problems,
         warnings=found.warnings,
@@ -190,17 +196,18 @@ def _same_picture(rows: Triage) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(job.id for job in jobs) for jobs in sorted(several, key=lambda jobs: jobs[0].row))
 
 
-def _shapes(batches: Iterable[Batch], memory_bytes: float) -> tuple[Shape, ...]:
+def _shapes(batches: Iterable[Batch], memory_bytes: float, on_gpus: bool) -> tuple[Shape, ...]:
     alike: dict[tuple[int, int, int], list[Batch]] = {}
     for batch in batches:
         job = batch.jobs[0]
-        alike.setdefault((job.height, job.width, batching.memory(job.recipe.method, job.height, job.width)), []).append(batch)
+        alone = batching.memory(job.recipe.method, job.height, job.width, on_gpus)
+        alike.setdefault((job.height, job.width, alone), []).append(batch)
     found = []
     for (height, width, alone), members in alike.items():
         at_once = max(len(batch.jobs) for batch in members)
         fitting = None
         if alone > memory_bytes:
-            fitting = batching.fitting_size(members[0].jobs[0].recipe.method, height, width, memory_bytes)
+            fitting = batching.fitting_size(members[0].jobs[0].recipe.method, height, width, memory_bytes, on_gpus)
         pairs = sum(len(batch.jobs) for batch in members)
         found.append(Shape(width, height, pairs, at_once, round(at_once * alone / 2**30, 3), fitting))
     return tuple(sorted(found, key=lambda shape: -shape.memory_gib))

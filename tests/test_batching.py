@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nst_tasks import presets, recipes
-from nst_tasks.batching import AT_ONCE, BAND, BESIDE, UPDATE, Batch, Job, batches, fitting_size, memory
+from nst_tasks.batching import AT_ONCE, BESIDE, IN_A_BAND, UPDATE, Batch, Job, batches, fitting_size, memory
+from nst_tasks.core import bands
 from nst_tasks.core import method as methods
 from nst_tasks.core.method import LBFGS, SGD, Pyramid
 from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
@@ -220,15 +221,30 @@ def test_features_in_bfloat16_take_less() -> None:
     method = presets.find("tf-tutorial").method
     mixed = replace(method, precision="mixed")
     assert memory(mixed, 60, 80) == memory(method, 60, 80) * 2 // 3
-    assert memory(mixed, 3072, 4096) - BAND // 2 == (memory(method, 3072, 4096) - BAND) * 2 // 3
+    of_whole, of_half = IN_A_BAND * bands.USUAL.most, IN_A_BAND * bands.MIXED.most
+    assert memory(mixed, 3072, 4096) - of_half == (memory(method, 3072, 4096) - of_whole) * 2 // 3
 
 
 def test_of_a_large_picture_only_a_band_is_in_memory() -> None:
     method = presets.find("tf-tutorial").method
     side = 4096
     assert memory(method, side, side) < AT_ONCE * side**2 / 5
-    assert memory(method, side, 2 * side) - BAND == 2 * (memory(method, side, side) - BAND)
+    band = IN_A_BAND * bands.USUAL.most
+    assert memory(method, side, 2 * side) - band == 2 * (memory(method, side, side) - band)
     assert memory(PAINTERLY.method, 3072, 4096) < 8 * 2**30  # the default device memory
+
+
+def test_on_a_gpu_pictures_up_to_a_megapixel_are_computed_whole() -> None:
+    method = presets.find("tf-tutorial").method
+    assert memory(method, 1024, 1024, on_gpu=True) == AT_ONCE * 1024**2 > memory(method, 1024, 1024)
+    assert memory(method, 60, 80, on_gpu=True) == memory(method, 60, 80)
+    large = memory(method, 4096, 4096, on_gpu=True) - memory(method, 4096, 4096)
+    assert large == IN_A_BAND * (bands.GPU.most - bands.USUAL.most)
+    room = 2 * memory(method, 1024, 1024)
+    jobs = [job(row=row, height=1024, width=1024) for row in range(2, 6)]
+    assert rows(batches(jobs, 8, room)) == [[2, 3], [4, 5]]
+    assert rows(batches(jobs, 8, room, on_gpus=True)) == [[2], [3], [4], [5]]
+    assert fitting_size(method, 4096, 4096, room, on_gpu=True) < fitting_size(method, 4096, 4096, room)
 
 
 def test_the_size_that_fits_is_the_largest_that_does() -> None:

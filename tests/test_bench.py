@@ -161,6 +161,21 @@ def test_the_page_shows_the_newest_results_of_each_machine(tmp_path: Path) -> No
     )
 
 
+def test_mixed_precision_is_measured_where_there_is_hardware_for_it(tmp_path: Path) -> None:
+    on = speed.machine()
+    assert row.precisions() == (("float32", "mixed") if on["bfloat16"] or on["gpu"] else ("float32",))
+    slow = {**MACHINE, "bfloat16": []}
+    for of, says in ((slow, True), (MACHINE, False), ({**slow, "gpu": "a GPU"}, False)):
+        (tmp_path / "speed.json").write_text(kept("2026-01-02", of=of))
+        assert ("Mixed precision is not measured" in speed.table(tmp_path / "speed.json")) == says
+
+
+def test_machines_of_two_processors_have_files_of_their_own() -> None:
+    assert speed.slug({**MACHINE, "processor": "Intel(R) Xeon(R) Processor"}) == "intel-xeon-processor-2-cores"
+    assert speed.slug({**MACHINE, "processor": "AMD EPYC"}) == "amd-epyc-2-cores"
+    assert speed.slug({**MACHINE, "gpu": "NVIDIA H200"}) == "nvidia-h200"
+
+
 def test_rows_measured_alone_take_their_place_among_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SUITE", (("a b", None), ("intake large --pairs 0", None), ("c d", None)))
     on, file = speed.machine(), tmp_path / "speed.json"
@@ -187,7 +202,7 @@ def test_a_row_that_is_not_measured_names_no_path(tmp_path: Path) -> None:
 
 def test_a_steps_profile_sees_the_network(tmp_path: Path) -> None:
     for kind in profiles.of_a_step(size=48, steps=1)[:5]:
-        assert all(kind[precision] > 0.0 for precision in ("float32", "mixed")), kind
+        assert all(kind[precision] > 0.0 for precision in row.precisions()), kind
 
 
 def test_docs_show_what_the_newest_results_give() -> None:

@@ -119,12 +119,12 @@ def test_shapes_come_with_their_memory_and_the_size_that_would_fit() -> None:
     found = planned(A, replace(A, id="c"), large, settings=Settings(device_memory_gib=0.5), measured=of_two)
     of_large, of_small = found.shapes
     assert (of_large.width, of_large.height, of_large.pairs, of_large.at_once) == (1024, 768, 1, 1)
-    assert of_large.memory_gib == pytest.approx(memory(LIGHT.method, 768, 1024) / 2**30, abs=1e-3)
+    assert of_large.memory_gib == pytest.approx(memory(LIGHT.method, 768, 1024, on_gpu=True) / 2**30, abs=1e-3)
     assert (of_small.pairs, of_small.at_once, of_small.fitting_size) == (2, 2, None)
     assert of_small.memory_gib == pytest.approx(2 * memory(LIGHT.method, 48, 64) / 2**30, abs=1e-3)
     side = of_large.fitting_size
     assert side is not None and side % 16 == 0
-    assert side == fitting_size(LIGHT.method, 768, 1024, 2**29)
+    assert side == fitting_size(LIGHT.method, 768, 1024, 2**29, on_gpu=True)
     assert found.batches == 2
     gib = f"{of_large.memory_gib:.3g} GiB"
     assert any(f"1024 x 768: 1 pair, 1 at once, {gib}: too much, tried all the same; about {side} px" in line

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from bench import ours
 from bench.peers.loop import sized
-from bench.rows.row import Row, alternating, main, write_samples
+from bench.rows.row import Row, alternating, main, precisions, write_samples
 from nst_tasks import weights
 from nst_tasks.weights import Weights
 
@@ -49,18 +49,18 @@ def convolutions(kernels: Mapping[str, tuple[int, ...]], layers: Iterable[str], 
 
 
 def share(size: int = 512, rounds: int = 7) -> list[Row]:
-    """A step of `tf-tutorial` against the best product, float32 and mixed."""
+    """A step of `tf-tutorial` against the best product, in each precision."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_samples(Path(folder))
         content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
     arrays: Weights = weights.load(weights.DEFAULT, None)
     rows = []
-    for precision, dtype in DTYPES.items():
+    for precision in precisions():
         method = ours.method("tf-tutorial", precision)
         side = ours.start(ours.backbone(), method, content, style)
         kernels = {layer: kernel.shape for layer, (kernel, _) in arrays.items()}
         operations = convolutions(kernels, method.layers, *content.shape[:2])
-        product, of_product, shape = _best_product(dtype)
+        product, of_product, shape = _best_product(DTYPES[precision])
         taken = alternating(rounds, {"step": lambda side=side: side.advance(1), "product": product})
         rates = [operations / value for value in taken["step"]]
         best = [of_product / value for value in taken["product"]]

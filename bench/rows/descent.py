@@ -24,7 +24,7 @@ import tensorflow as tf
 from bench import ours
 from bench.peers import tensorflow_tutorial
 from bench.peers.loop import Loop, sized
-from bench.rows.row import Row, alternating, main, ratio, seconds, write_samples
+from bench.rows.row import Row, alternating, main, precisions, ratio, seconds, write_samples
 from nst_tasks import images, weights
 from nst_tasks.core import lbfgs, transfer
 from nst_tasks.core.backbones import Backbone
@@ -59,7 +59,7 @@ def tutorial(size: int = 256, steps: int = 1000, rounds: int = 3, most: int = 40
         float(loss)
 
     rows, network = [], ours.backbone()
-    for precision in ("float32", "mixed"):
+    for precision in precisions():
         method = replace(ours.method("tf-tutorial", precision), optimizer=LBFGS(history=20), pyramid=HALF)
         work = f"to the loss of {steps} steps of Adam, {size} px, L-BFGS {precision}, from half size"
         needed = needed_evaluations(network, method, content, style, loop, target, most)

@@ -22,7 +22,7 @@ import numpy as np
 
 from bench import ours
 from bench.peers.loop import sized
-from bench.rows.row import Row, main, ratio, write_samples
+from bench.rows.row import Row, main, precisions, ratio, write_samples
 from nst_tasks import images
 from nst_tasks.core import quality, transfer
 from nst_tasks.core.backbones import Backbone
@@ -35,7 +35,7 @@ PAIRS = (("astronaut", "swirls"), ("rocket", "stipple"), ("chelsea", "dunes"))
 
 def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, shorten: int = 1) -> list[Row]:
     """`painterly` in each precision against `wasserstein`, looked at `every` steps; `shorten` divides the steps of both."""
-    names, network = ("float32", "mixed"), ours.backbone()
+    names, network = precisions(), ours.backbone()
     theirs: dict[str, list[float]] = {name: [] for name in names}
     alone: dict[str, list[float]] = {name: [] for name in names}
     mine: dict[str, list[float]] = {name: [] for name in names}

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.rows.row import ROOT, Row, at_most, main, write_samples
+from bench.rows.row import ROOT, Row, at_most, main, precisions, write_samples
 
 STEPS = 3
 
@@ -30,7 +30,7 @@ def peak(size: int = 512, large: int = 2048, rounds: int = 2) -> list[Row]:
         theirs = measured("bench.peers.tensorflow_tutorial", str(size))
         rows = []
         for pixels, goal in ((size, 0.6), (large, 1.5)):
-            for precision in ("float32", "mixed"):
+            for precision in precisions():
                 mine = measured("bench.ours", str(pixels), "--precision", precision)
                 detail = f"{statistics.median(mine):.2f} GiB against {statistics.median(theirs):.2f} GiB"
                 shares = [one / statistics.median(theirs) for one in mine]

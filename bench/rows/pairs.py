@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.rows.row import ROOT, Row, at_most, main, ratio, write_samples
+from bench.rows.row import ROOT, Row, at_most, main, precisions, ratio, write_samples
 from nst_tasks import images, storage, weights
 
 BIN = Path(sys.executable).parent
@@ -29,7 +29,7 @@ CONTENTS, STYLES = ("astronaut", "chelsea", "coffee"), ("swirls", "dunes", "stip
 
 def grid(contents: int = 3, styles: int = 4, size: int = 256, steps: int = 50, rounds: int = 1) -> list[Row]:
     """3 contents by 4 styles through the recipe `tf-tutorial`, against the tutorial's loop as a script for each pair."""
-    theirs, mine = [], {"float32": [], "mixed": []}
+    theirs, mine = [], {precision: [] for precision in precisions()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures, environment = write_samples(folder), environment_of(folder)

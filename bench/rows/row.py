@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -13,9 +14,15 @@ from typing import Annotated, Any
 
 import typer
 
-from nst_tasks import samples
+from nst_tasks import hardware, samples
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+@functools.cache
+def precisions() -> tuple[str, ...]:
+    """What is measured here: where bfloat16 is emulated, mixed precision is several times slower and nobody's choice."""
+    return ("float32", "mixed") if hardware.auto_precision() == "mixed" else ("float32",)
 
 
 @dataclass(frozen=True)

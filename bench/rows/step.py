@@ -21,10 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from bench import ours
 from bench.peers.loop import Loop, sized
-from bench.rows.row import ROOT, Row, alternating, main, ratio, write_samples
+from bench.rows.row import ROOT, Row, alternating, main, precisions, ratio, write_samples
 from nst_tasks import weights
 
-PRECISIONS = ("float32", "mixed")
 SAME = 1e-3
 """How far, relatively, the first losses of two sides with one objective may lie apart in float32."""
 
@@ -46,16 +45,17 @@ def tutorial(size: int = 256, rounds: int = 9) -> list[Row]:
 def torch(size: int = 256, rounds: int = 5, python: Path = Path(sys.executable)) -> list[Row]:
     """The PyTorch neural-style loop, a process each round, its mean step against ours."""
     steps, theirs = 10, []
-    taken: dict[str, list[float]] = {each: [] for each in PRECISIONS}
+    taken: dict[str, list[float]] = {each: [] for each in precisions()}
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_samples(Path(folder))
         files = [str(pictures["astronaut"]), str(pictures["swirls"])]
         command = [str(python), "-m", "bench.peers.neural_style_torch", *files, f"{folder}/out.png"]
         command += ["--size", str(size), "--steps", str(steps)]
         content, style = (sized(file, size) for file in files)
-        mine = {each: ours.start(ours.backbone(), ours.method("neural-style", each), content, style) for each in PRECISIONS}
+        mine = {each: ours.start(ours.backbone(), ours.method("neural-style", each), content, style) for each in precisions()}
         first = float(mine["float32"].advance(1)[0])
-        mine["mixed"].advance(1)
+        for each in precisions()[1:]:
+            mine[each].advance(1)
         for _ in range(rounds):
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -66,7 +66,7 @@ def torch(size: int = 256, rounds: int = 5, python: Path = Path(sys.executable))
                 rest = alternating(steps, {each: lambda side=side: side.advance(1)})
                 taken[each].append(statistics.mean(rest[each]))
     return [
-        ratio(f"one step, {size} px, {each}", "PyTorch neural-style loop", None, theirs, taken[each]) for each in PRECISIONS
+        ratio(f"one step, {size} px, {each}", "PyTorch neural-style loop", None, theirs, taken[each]) for each in precisions()
     ]
 
 
@@ -84,7 +84,7 @@ def _in_one_process(
         content = sized(str(pictures["astronaut"]), size)
         style = sized(str(pictures["swirls"]), size, content.shape[:2] if stretch else None)
     loop: Loop = peer.start(weights.load(weights.DEFAULT, None), content, style)
-    mine = {each: ours.start(ours.backbone(), ours.method(recipe, each), content, style) for each in PRECISIONS}
+    mine = {each: ours.start(ours.backbone(), ours.method(recipe, each), content, style) for each in precisions()}
     check_same(float(mine["float32"].advance(1)[0]), float(loop.step()))
     steps = max(1, round(3 * (256 / size) ** 2))  # about as long a round at every size
 
@@ -98,7 +98,7 @@ def _in_one_process(
     taken = {side: [value / steps for value in values] for side, values in alternating(rounds, sides).items()}
     return [
         ratio(f"one step, {size} px, {each}", name, goal, taken[name], taken[each])
-        for each, goal in zip(PRECISIONS, goals, strict=True)
+        for each, goal in zip(precisions(), goals, strict=False)
     ]
 
 

@@ -70,6 +70,8 @@ def turned(backbone: Backbone, least: int = TURNED_FROM) -> Backbone:
     gradient puts the weights in blocks first; that for the convolution does so only with constants within the graph, and takes
     up to twice as long for 512 channels (bench/convolutions.py).
     """
+    if on_gpu(backbone):
+        return backbone
     convolutions = (
         one._replace(turned=tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))) if _is_wide(one, least) else one
         for one in backbone.convolutions
@@ -79,7 +81,13 @@ def turned(backbone: Backbone, least: int = TURNED_FROM) -> Backbone:
 
 def _is_wide(convolution: Convolution, least: int) -> bool:
     kernel = convolution.kernel
-    return kernel.dtype == tf.float32 and kernel.shape[2] >= least and "GPU" not in kernel.device
+    return kernel.dtype == tf.float32 and kernel.shape[2] >= least
+
+
+def on_gpu(backbone: Backbone) -> bool:
+    """Whether its weights, and so what is computed of them, are on a GPU."""
+    device: str = backbone.convolutions[0].kernel.device
+    return "GPU" in device
 
 
 def cut(backbone: Backbone, deepest: str) -> Backbone:

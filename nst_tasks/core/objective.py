@@ -158,13 +158,13 @@ def _found(backbone: Backbone, image: tf.Tensor, wanted: _Wanted, tables: Tables
     """What the network finds in an image (B, H, W, 3)."""
     method = wanted.method
     seen = _as_seen(backbone, method.layers[-1], method.feature_scale, method.precision)
-    found = _Found({}, {}, {})
+    found, on_gpu = _Found({}, {}, {}), backbones.on_gpu(seen)
     x = backbones.centred(seen, image)
     blocks = backbones.blocks(seen, (*wanted.styles, *wanted.contents, *wanted.kept))
     for k, block in enumerate(blocks):
         last = k + 1 == len(blocks)
         look = functools.partial(_at, block, k == 0, last, wanted, tf.shape(x)[1])
-        more = _in_bands(look, _blank(block, last, wanted, x), tables[k], x) if k < len(tables) else look(None, x)
+        more = _in_bands(look, _blank(block, last, wanted, x), tables[k], x, on_gpu) if k < len(tables) else look(None, x)
         x = more.rows.pop(_POOLED, x)
         for ours, theirs in zip(found, more, strict=True):
             ours |= theirs
@@ -223,7 +223,9 @@ def _blank(block: Sequence[Convolution], last: bool, wanted: _Wanted, x: tf.Tens
     return found
 
 
-def _in_bands(look: Callable[[tf.Tensor, tf.Tensor], _Found], blank: _Found, bands: tf.Tensor, x: tf.Tensor) -> _Found:
+def _in_bands(
+    look: Callable[[tf.Tensor, tf.Tensor], _Found], blank: _Found, bands: tf.Tensor, x: tf.Tensor, on_gpu: bool
+) -> _Found:
     """What `look` finds in all bands (K, 4) of a block's input x (B, h, w, C), with a gradient that looks once more."""
     count = tf.shape(bands)[0]
 
@@ -235,7 +237,7 @@ def _in_bands(look: Callable[[tf.Tensor, tf.Tensor], _Found], blank: _Found, ban
         def forth(k: tf.Tensor, so_far: _Found) -> tuple[tf.Tensor, _Found]:
             band = bands[k]
             more = look(band, _slice(x, band[2], band[3]))
-            rows = {layer: _added(so_far.rows[layer], below(band, layer), more.rows[layer]) for layer in more.rows}
+            rows = {layer: _added(so_far.rows[layer], below(band, layer), more.rows[layer], on_gpu) for layer in more.rows}
             sums = tf.nest.map_structure(tf.add, so_far[1:], tuple(more[1:]))
             return k + 1, _Found(rows, *sums)
 
@@ -255,7 +257,7 @@ def _in_bands(look: Callable[[tf.Tensor, tf.Tensor], _Found], blank: _Found, ban
                 of_band = tape.gradient(
                     tf.nest.flatten(more), part, output_gradients=tf.nest.flatten(above._replace(rows=rows))
                 )
-                return k + 1, _added(so_far, band[2], of_band)
+                return k + 1, _added(so_far, band[2], of_band, on_gpu)
 
             return _loop(count, back, tf.zeros_like(x))
 
@@ -270,10 +272,14 @@ def _loop(count: tf.Tensor, body: Callable[[tf.Tensor, Any], tuple[tf.Tensor, An
     return tf.while_loop(lambda k, _: k < count, body, (tf.constant(0), start), parallel_iterations=1)[1]
 
 
-def _added(buffer: tf.Tensor, top: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """The buffer (B, h, w, C) with these rows (B, r, w, C) added from row `top` on, in place."""
-    batch, height = tf.shape(rows)[0], tf.shape(rows)[1]
-    at = tf.stack(tf.meshgrid(tf.range(batch), top + tf.range(height), indexing="ij"), axis=-1)  # (B, r, 2)
+def _added(buffer: tf.Tensor, top: tf.Tensor, rows: tf.Tensor, on_gpu: bool) -> tf.Tensor:
+    """The buffer (B, h, w, C) with these rows (B, r, w, C) added from row `top` on, in place.
+
+    A CPU adds what one index names at once, so that it is given few; a GPU gives each index to a thread.
+    """
+    batch, height, width = (tf.shape(rows)[axis] for axis in range(3))
+    axes = (tf.range(batch), top + tf.range(height), *((tf.range(width),) if on_gpu else ()))
+    at = tf.stack(tf.meshgrid(*axes, indexing="ij"), axis=-1)  # (B, r, 2) or (B, r, w, 3)
     return tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=at, updates=rows)
 
 

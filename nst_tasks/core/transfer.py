@@ -217,7 +217,7 @@ def _tables(
     backbone: Backbone, method: Method, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, how: Bands | None
 ) -> tuple[tf.Tensor, ...]:
     """The bands in which the network is computed for pictures (B, H, W, 3), as far as these layers."""
-    how = how or (bands.MIXED if method.precision == "mixed" else bands.USUAL)
+    how = how or bands.usual(method.precision, backbones.on_gpu(backbone))
     blocks = [(block[0].kernel.shape[-1], len(block)) for block in backbones.blocks(backbone, layers)]
     return tuple(tf.constant(of_block) for of_block in bands.tables(pictures.shape[1], pictures.shape[2], blocks, how))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from transfers import Array, loss_terms, picture, targets, targets64
 
 from nst_tasks import weights
-from nst_tasks.core import backbones, transfer
-from nst_tasks.core.backbones import Backbone
+from nst_tasks.core import backbones, bands, objective, transfer
+from nst_tasks.core.backbones import Backbone, Convolution
 from nst_tasks.core.bands import Bands, tables
 from nst_tasks.core.method import Adam, ContentLoss, Method, Precision, StyleLoss, TotalVariation
 from nst_tasks.core.objective import Targets
@@ -52,6 +53,31 @@ METHODS = {
 
 
 # --- where they lie ---
+
+
+def at(device: str) -> Backbone:
+    """A network as far as the question goes where it lies: its kernels are their device and nothing else."""
+    return Backbone("somewhere", (Convolution("block1_conv1", SimpleNamespace(device=device), None),))
+
+
+def test_a_gpu_is_given_larger_bands_whatever_the_precision() -> None:
+    assert backbones.on_gpu(at("/job:localhost/replica:0/task:0/device:GPU:1"))
+    assert not backbones.on_gpu(at("/job:localhost/replica:0/task:0/device:CPU:0"))
+    assert not backbones.on_gpu(backbones.build("tiny", weights.load("tiny", None)))
+    assert [bands.usual(precision, on_gpu=False) for precision in ("float32", "mixed")] == [bands.USUAL, bands.MIXED]
+    assert [bands.usual(precision, on_gpu=True) for precision in ("float32", "mixed")] == [bands.GPU, bands.GPU]
+    assert tables(1024, 1024, VGG16, bands.GPU) == ()
+    assert [len(of_block) for of_block in tables(4096, 3072, VGG16, bands.GPU)] == [12, 6, 3, 2]
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_rows_are_added_the_same_by_few_indices_and_by_one_a_position(dtype: tf.DType) -> None:
+    random = np.random.default_rng(4)
+    buffer, rows = (tf.cast(random.normal(size=(2, height, 5, 3)), dtype) for height in (9, 4))
+    wanted = tf.concat([buffer[:, :3], buffer[:, 3:7] + rows, buffer[:, 7:]], axis=1)
+    for on_gpu in (False, True):
+        added = tf.function(objective._added)(tf.identity(buffer), tf.constant(3), rows, on_gpu)
+        assert tf.reduce_all(added == wanted)
 
 
 @given(
