@@ -81,7 +81,7 @@ def turned(backbone: Backbone, least: int = TURNED_FROM) -> Backbone:
 
 def _is_wide(convolution: Convolution, least: int) -> bool:
     kernel = convolution.kernel
-    return kernel.dtype == tf.float32 and kernel.shape[2] >= least
+    return bool(kernel.dtype == tf.float32 and kernel.shape[2] >= least)
 
 
 def on_gpu(backbone: Backbone) -> bool:
