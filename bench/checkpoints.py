@@ -19,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from nst_tasks import checkpoint, presets, resume, weights
+from nst_tasks import checkpoint, hardware, presets, resume, weights
 from nst_tasks.checkpoint import Checkpoint
 from nst_tasks.core import backbones, transfer
 
@@ -30,7 +30,7 @@ STEPS = 4
 def measure(recipe: str, size: int, rounds: int, folder: str) -> None:
     """Print one recipe's line."""
     method = presets.find(recipe).method
-    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
+    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None), turns=hardware.turns())
     contents = np.random.default_rng(0).random((1, size, size, 3), np.float32)
     style = transfer.style_statistics(backbone, method, contents[0, ::-1])
     targets = transfer.targets(backbone, method, contents, [[style]], [[1.0]])

@@ -27,11 +27,11 @@ def measure(recipe: str, size: int, precision: str) -> None:
 
     quiet.import_tensorflow()
 
-    from nst_tasks import presets, weights
+    from nst_tasks import hardware, presets, weights
     from nst_tasks.core import backbones, transfer
 
     method = replace(presets.find(recipe).method, precision=precision)
-    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
+    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None), turns=hardware.turns())
     contents = np.random.default_rng(0).random((1, size, size, 3), np.float32)
     style = transfer.style_statistics(backbone, method, contents[0, ::-1])
     targets = transfer.targets(backbone, method, contents, [[style]], [[1.0]])

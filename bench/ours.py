@@ -16,8 +16,10 @@ from nst_tasks import quiet
 
 quiet.import_tensorflow()
 
+import tensorflow as tf
+
 from bench.peers.loop import sized
-from nst_tasks import images, presets, weights
+from nst_tasks import hardware, images, presets, weights
 from nst_tasks.core import backbones, transfer
 from nst_tasks.core.method import Method
 
@@ -25,12 +27,21 @@ from nst_tasks.core.method import Method
 @functools.cache
 def backbone() -> backbones.Backbone:
     """The default backbone, on which everything here is measured."""
-    return backbones.build(weights.DEFAULT, weights.load(weights.DEFAULT, None))
+    return backbones.build(weights.DEFAULT, weights.load(weights.DEFAULT, None), turns=hardware.turns())
 
 
 def method(recipe: str, precision: str) -> Method:
     """A recipe's method in this precision."""
     return replace(presets.find(recipe).method, precision=precision)
+
+
+def steps_in_a_round(size: int) -> int:
+    """How many steps of a picture of this longest side to time at once: about a second's.
+
+    A GPU takes milliseconds for one: of few, what a call costs would be measured.
+    """
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return max(1, round((180 if on_gpu else 3) * (256 / size) ** 2))
 
 
 @dataclass

@@ -32,8 +32,7 @@ from bench.rows.pairs import CONTENTS, STYLES, environment_of
 from bench.rows.row import ROOT, precisions, write_samples
 
 OPERATIONS = (
-    ("convolutions, forward", r"Conv2D$|Conv2DWithBias"),
-    ("convolutions, backward", r"Conv2DBackprop"),
+    ("convolutions, both ways", r"Conv2D"),  # either way goes by an operation of the other: `backbones.turned`
     ("Gram matrices and their gradients", r"MatMul|Einsum"),
     ("pooling, both ways", r"Pool"),
     ("casts, copies, layout", r"Cast|Transpose|Reshape|Concat|Pad|Slice|Pack|Copy|Identity|ToTf|Quantize"),

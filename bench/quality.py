@@ -30,7 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nst_tasks import images, manifest, presets, recipes, samples, storage, weights
+from nst_tasks import hardware, images, manifest, presets, recipes, samples, storage, weights
 from nst_tasks.core import backbones, quality, transfer
 from nst_tasks.core.method import Method
 from nst_tasks.core.pyramid import levels
@@ -133,7 +133,7 @@ def score(
 
 def run(args: argparse.Namespace) -> None:
     """Compute what the file does not hold yet."""
-    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
+    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None), turns=hardware.turns())
     pairs = list(listed(args.manifest) if args.manifest else bundled())
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["recipe"], row["precision"], float(row["factor"]), row["pair"]) for row in read(args.out)}

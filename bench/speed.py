@@ -28,7 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import growth, profiles
+from bench import batches, growth, profiles
 from bench.rows.row import ROOT, Row, markdown
 
 RESULTS = ROOT / "bench" / "results"
@@ -115,7 +115,7 @@ def slug(of: dict[str, Any]) -> str:
 
 
 def newest(kind: str, folder: Path = RESULTS) -> list[Path]:
-    """The newest file of a kind (`speed`, `profile`, `growth`) from each machine, CPUs first."""
+    """The newest file of a kind (`speed`, `batches`, `growth`, `profile`) from each machine, CPUs first."""
     by_machine: dict[str, Path] = {}
     for path in sorted(folder.glob(f"{kind}-????-??-??-*")):
         by_machine[path.stem[len(f"{kind}-2026-01-01-") :]] = path
@@ -163,6 +163,7 @@ def blocks(folder: Path = RESULTS) -> dict[str, str]:
     """What docs/speed.md shows of the newest results."""
     shown = {
         "table": [table(path) for path in newest("speed", folder)],
+        "batches": [batches.table(path) for path in newest("batches", folder)],
         "growth": [growth.table(path) for path in newest("growth", folder)],
         "profile": [profiles.tables(path) for path in newest("profile", folder)],
     }

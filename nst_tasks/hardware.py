@@ -15,6 +15,9 @@ GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Of a CPU that multiplies bfloat16 faster than float32, as Linux names them."""
 
+BLOCKING = "avx512f"
+"""The flag of a CPU on which TensorFlow's gradient of a convolution is faster than the convolution; without it, slower."""
+
 CAPABILITY = (8, 0)
 """CUDA's compute capability from which a GPU does."""
 
@@ -30,10 +33,26 @@ def auto_precision() -> Literal["float32", "mixed"]:
     return "mixed" if fast else "float32"
 
 
+def turns() -> Literal["none", "forward", "backward"]:
+    """Which way convolutions are computed by their turned kernels on this machine's CPU; none where it does not tell of it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return turns_on(cpuinfo.read_text(errors="replace")) if cpuinfo.exists() else "none"
+
+
+def turns_on(cpuinfo: str) -> Literal["none", "forward", "backward"]:
+    """The same, by the text of /proc/cpuinfo: as measured on x86 with AVX-512, and with AVX2 alone."""
+    flags = _flags(cpuinfo)
+    return "forward" if BLOCKING in flags else "backward" if "avx2" in flags else "none"
+
+
 def is_fast_cpu(cpuinfo: str) -> bool:
     """Whether a CPU is fast at bfloat16, by the text of /proc/cpuinfo."""
+    return not CPU_FLAGS.isdisjoint(_flags(cpuinfo))
+
+
+def _flags(cpuinfo: str) -> set[str]:
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    return flags is not None and not CPU_FLAGS.isdisjoint(flags[1].split())
+    return set(flags[1].split()) if flags else set()
 
 
 def are_fast_gpus(capabilities: Iterable[tuple[int, int]]) -> bool:

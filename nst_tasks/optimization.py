@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
-from nst_tasks import checkpoint, images, loading, measuring, outcome, resume, storage, weights
+from nst_tasks import checkpoint, hardware, images, loading, measuring, outcome, resume, storage, weights
 from nst_tasks.checkpoint import Checkpoint
 from nst_tasks.core import backbones, objective, optimizers, transfer
 from nst_tasks.core.method import LARGE, LBFGS, Method
@@ -373,4 +373,4 @@ def build_backbone(run: Run) -> backbones.Backbone:
     data = storage.read(run.weights) if run.weights else None  # not by `intake`, for whom any failure is an option's
     if weights.sha256(run.backbone, data) != run.weights_sha256:
         raise StorageError("--weights: the file changed while the run was going on; run the same command again")
-    return backbones.build(run.backbone, weights.load(run.backbone, data))
+    return backbones.build(run.backbone, weights.load(run.backbone, data), turns=hardware.turns())

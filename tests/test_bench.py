@@ -201,7 +201,7 @@ def test_a_row_that_is_not_measured_names_no_path(tmp_path: Path) -> None:
 
 
 def test_a_steps_profile_sees_the_network(tmp_path: Path) -> None:
-    for kind in profiles.of_a_step(size=48, steps=1)[:5]:
+    for kind in profiles.of_a_step(size=48, steps=1)[:4]:
         assert all(kind[precision] > 0.0 for precision in row.precisions()), kind
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from nst_tasks import hardware
+from nst_tasks import hardware, optimization, weights
+from nst_tasks.settings import Run, Settings
 
 CPUINFO = """processor\t: 0
 model name\t: A {name} CPU @ 2 GHz, amx_bf16
@@ -35,6 +36,19 @@ def test_a_cpu_is_fast_that_says_so_among_its_flags(flags: str, fast: bool) -> N
 def test_a_cpu_that_lists_no_flags_is_not_fast() -> None:
     assert not hardware.is_fast_cpu("processor\t: 0\nFeatures\t: fp asimd bf16\n")
     assert not hardware.is_fast_cpu("")
+
+
+@pytest.mark.parametrize(
+    ("flags", "turns"), [("sse2 avx avx2 avx512f", "forward"), ("avx2", "backward"), ("avx2_not", "none"), ("sse2 avx", "none")]
+)
+def test_a_cpus_flags_tell_which_of_tensorflows_two_kernels_is_the_faster(flags: str, turns: str) -> None:
+    assert hardware.turns_on(f"flags\t\t: fpu {flags}\n") == turns
+    assert hardware.turns_on("processor\t: 0\nFeatures\t: fp asimd\n") == "none"
+
+
+def test_a_run_convolves_as_its_machine_is_fastest(tmp_path: Path) -> None:
+    run = Run("r", str(tmp_path), "tiny", "", weights.sha256("tiny", None), 1, Settings())
+    assert optimization.build_backbone(run).turns == hardware.turns_on(Path("/proc/cpuinfo").read_text())
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,9 @@ def share(size: int = 512, rounds: int = 7) -> list[Row]:
         kernels = {layer: kernel.shape for layer, (kernel, _) in arrays.items()}
         operations = convolutions(kernels, method.layers, *content.shape[:2])
         product, of_product, shape = _best_product(DTYPES[precision])
-        taken = alternating(rounds, {"step": lambda side=side: side.advance(1), "product": product})
-        rates = [operations / value for value in taken["step"]]
+        steps = ours.steps_in_a_round(size)
+        taken = alternating(rounds, {"steps": lambda side=side, steps=steps: side.advance(steps), "product": product})
+        rates = [steps * operations / value for value in taken["steps"]]
         best = [of_product / value for value in taken["product"]]
         shares = [100 * rate / bound for rate, bound in zip(rates, best, strict=True)]
         detail = f"{np.median(rates) / 1e9:.0f} of {np.median(best) / 1e9:.0f} GFLOP/s, {' x '.join(map(str, shape))}"

@@ -86,7 +86,7 @@ def _in_one_process(
     loop: Loop = peer.start(weights.load(weights.DEFAULT, None), content, style)
     mine = {each: ours.start(ours.backbone(), ours.method(recipe, each), content, style) for each in precisions()}
     check_same(float(mine["float32"].advance(1)[0]), float(loop.step()))
-    steps = max(1, round(3 * (256 / size) ** 2))  # about as long a round at every size
+    steps = ours.steps_in_a_round(size)
 
     def theirs() -> None:
         for _ in range(steps):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,38 +14,48 @@ MEAN_RGB = (123.68, 116.779, 103.939)
 """ImageNet's mean colour on the 0-255 scale, which these networks were trained to see subtracted."""
 
 
-TURNED_FROM = 256
-"""Input channels from which `turned` is the faster: with fewer, preparing the bias and the ReLU apart costs what it gains."""
+Turns = Literal["none", "forward", "backward"]
+"""Which way float32 convolutions are computed by their turned kernels on a CPU: see `turned`."""
+
+TURNED_FROM = {"forward": 256, "backward": 64}
+"""Input channels from which that is the faster: with fewer, what stands beside the convolution costs what it gains."""
 
 
 class Convolution(NamedTuple):
-    """Kernel (3, 3, C_in, C_out) and bias (C_out,) of a layer; `turned` is the kernel half turned, (3, 3, C_out, C_in)."""
+    """Kernel (3, 3, C_in, C_out) and bias (C_out,) of a layer.
+
+    turned: the kernel half turned, (3, 3, C_out, C_in), and which way goes by it.
+    """
 
     layer: str
     kernel: tf.Tensor
     bias: tf.Tensor
     turned: tf.Tensor | None = None
+    turns: Turns = "none"
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
     """Convolutions in order, all of the dtype that is computed in.
 
-    The first one's input is RGB in [0, 1] minus `MEAN_RGB / 255`.
+    The first one's input is RGB in [0, 1] minus `MEAN_RGB / 255`. turns: what its machine computes fastest.
     """
 
     name: str
     convolutions: tuple[Convolution, ...]
+    turns: Turns = "none"
 
 
-def build(name: str, weights: Mapping[str, tuple[np.ndarray, np.ndarray]], dtype: tf.DType = tf.float32) -> Backbone:
+def build(
+    name: str, weights: Mapping[str, tuple[np.ndarray, np.ndarray]], dtype: tf.DType = tf.float32, turns: Turns = "none"
+) -> Backbone:
     """A backbone from weights for BGR of 0-255 minus the mean: layer -> (kernel, bias), in the network's order."""
     convolutions: list[Convolution] = []
     for layer, (kernel, bias) in weights.items():
         if not convolutions:  # so that no step has to bring the image into the network's range
             kernel = 255.0 * np.asarray(kernel, np.float64)[:, :, ::-1]
         convolutions.append(Convolution(layer, tf.constant(kernel, dtype), tf.constant(bias, dtype)))
-    return Backbone(name, tuple(convolutions))
+    return Backbone(name, tuple(convolutions), turns)
 
 
 def scaled(backbone: Backbone, factor: float) -> Backbone:
@@ -54,34 +64,34 @@ def scaled(backbone: Backbone, factor: float) -> Backbone:
     The network is homogeneous but for its biases: `relu(s W x + s b) = s relu(W x + b)` for s > 0, layer after layer.
     """
     first, *rest = (one._replace(bias=factor * one.bias) for one in backbone.convolutions)
-    return Backbone(backbone.name, (first._replace(kernel=factor * first.kernel), *rest))
+    return replace(backbone, convolutions=(first._replace(kernel=factor * first.kernel), *rest))
 
 
 def rounded(backbone: Backbone, dtype: tf.DType) -> Backbone:
     """The backbone with weights, and so features, of another dtype."""
     weights = (Convolution(one.layer, tf.cast(one.kernel, dtype), tf.cast(one.bias, dtype)) for one in backbone.convolutions)
-    return Backbone(backbone.name, tuple(weights))
+    return replace(backbone, convolutions=tuple(weights))
 
 
-def turned(backbone: Backbone, least: int = TURNED_FROM) -> Backbone:
+def turned(backbone: Backbone, least: int | None = None) -> Backbone:
     """The backbone, on a CPU with its float32 kernels of `least` or more input channels half turned too; it computes the same.
 
-    A convolution is the gradient, with respect to its input, of the one by the turned kernel. TensorFlow's CPU kernel for the
-    gradient puts the weights in blocks first; that for the convolution does so only with constants within the graph, and takes
-    up to twice as long for 512 channels (bench/convolutions.py).
+    A convolution is the gradient, with respect to its input, of the one by the turned kernel. Which of TensorFlow's two CPU
+    kernels is the faster depends on the machine (bench/convolutions.py). With AVX-512, the gradient's: it puts the weights in
+    blocks first, which the convolution's does only with constants within the graph, and that takes twice as long for 512
+    channels. So there the turned kernel serves the way `forward`. Without, the convolution's, by up to twice: it serves the
+    gradient, `backward`.
     """
-    if on_gpu(backbone):
+    if backbone.turns == "none" or on_gpu(backbone):
         return backbone
-    convolutions = (
-        one._replace(turned=tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))) if _is_wide(one, least) else one
-        for one in backbone.convolutions
-    )
-    return Backbone(backbone.name, tuple(convolutions))
+    from_channels = TURNED_FROM[backbone.turns] if least is None else least
 
+    def turn(one: Convolution) -> Convolution:
+        if one.kernel.dtype != tf.float32 or one.kernel.shape[2] < from_channels:
+            return one
+        return one._replace(turned=tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2)), turns=backbone.turns)
 
-def _is_wide(convolution: Convolution, least: int) -> bool:
-    kernel = convolution.kernel
-    return bool(kernel.dtype == tf.float32 and kernel.shape[2] >= least)
+    return replace(backbone, convolutions=tuple(map(turn, backbone.convolutions)))
 
 
 def on_gpu(backbone: Backbone) -> bool:
@@ -93,7 +103,7 @@ def on_gpu(backbone: Backbone) -> bool:
 def cut(backbone: Backbone, deepest: str) -> Backbone:
     """The backbone as far as a layer."""
     names = [one.layer for one in backbone.convolutions]
-    return Backbone(backbone.name, backbone.convolutions[: 1 + names.index(deepest)])
+    return replace(backbone, convolutions=backbone.convolutions[: 1 + names.index(deepest)])
 
 
 def blocks(backbone: Backbone, layers: Iterable[str]) -> tuple[tuple[Convolution, ...], ...]:
@@ -119,24 +129,27 @@ def through(
     """
     found: dict[str, tf.Tensor] = {}
     for k, convolution in enumerate(block):
-        linear = tf.nn.bias_add(_convolved(convolution, x, padding if k == 0 else "zero"), convolution.bias)
+        linear = tf.nn.bias_add(convolved(convolution, x, padding if k == 0 else "zero"), convolution.bias)
         x = tf.nn.relu(linear)
         found[convolution.layer] = linear if activation == "linear" else x
     return x, found
 
 
-def _convolved(convolution: Convolution, x: tf.Tensor, padding: str) -> tf.Tensor:
+def convolved(convolution: Convolution, x: tf.Tensor, padding: str) -> tf.Tensor:
     """A convolution of (B, h, w, C_in) -> (B, h, w, C_out), without its bias."""
     kernel = convolution.kernel
     if padding == "replicate":
         x = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")  # one pixel of SYMMETRIC repeats the edge
         return tf.nn.conv2d(x, kernel, 1, "VALID")
-    if convolution.turned is None:
+    if convolution.turns == "none":
         return tf.nn.conv2d(x, kernel, 1, "SAME")
 
     @tf.custom_gradient
     def by_turned(x: tf.Tensor) -> tuple[tf.Tensor, object]:
-        return _gradient(kernel.shape[3], convolution.turned, x), lambda upstream: _gradient(kernel.shape[2], kernel, upstream)
+        if convolution.turns == "forward":
+            y = _gradient(kernel.shape[3], convolution.turned, x)
+            return y, lambda upstream: _gradient(kernel.shape[2], kernel, upstream)
+        return tf.nn.conv2d(x, kernel, 1, "SAME"), lambda upstream: tf.nn.conv2d(upstream, convolution.turned, 1, "SAME")
 
     y: tf.Tensor = by_turned(x)
     return y

@@ -110,13 +110,20 @@ def test_padding_changes_nothing_but_the_border(tiny: Backbone) -> None:
     np.testing.assert_allclose(zero[:, 1:-1, 1:-1], replicate[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-5)
 
 
-def test_wide_convolutions_by_turned_kernels_are_the_same() -> None:
-    random = np.random.default_rng(0)
-    shapes = {"block1_conv1": (3, 8), "block1_conv2": (8, backbones.TURNED_FROM), "block2_conv1": (backbones.TURNED_FROM, 16)}
+@pytest.mark.parametrize("turns", ["forward", "backward"])
+def test_wide_convolutions_by_turned_kernels_are_the_same(turns: backbones.Turns) -> None:
+    random, wide = np.random.default_rng(0), backbones.TURNED_FROM[turns]
+    shapes = {"block1_conv1": (3, 8), "block1_conv2": (8, wide), "block2_conv1": (wide, 16)}
     kernels = {layer: random.standard_normal((3, 3, *shape), np.float32) / 50 for layer, shape in shapes.items()}
-    plain = backbones.build("own", {layer: (kernel, kernel[0, 0, 0]) for layer, kernel in kernels.items()})
-    turned = backbones.turned(plain)
-    assert [one.turned is not None for one in turned.convolutions] == [False, False, True]
+    arrays = {layer: (kernel, kernel[0, 0, 0]) for layer, kernel in kernels.items()}
+    plain = backbones.build("own", arrays)
+    assert backbones.turned(plain) is plain
+    turned = backbones.turned(backbones.scaled(backbones.build("own", arrays, turns=turns), 1.0))
+    assert [one.turns for one in turned.convolutions] == ["none", "none", turns]
+    all_but_one = backbones.turned(backbones.build("own", arrays, turns=turns), least=8)
+    assert [one.turns for one in all_but_one.convolutions] == ["none", turns, turns]
+    rounded = backbones.rounded(backbones.build("own", arrays, turns=turns), tf.bfloat16)
+    assert [one.turns for one in backbones.turned(rounded).convolutions] == ["none"] * 3
     found = {}
     for name, backbone in (("plain", plain), ("turned", turned)):
         image = picture(9, 10, 14)

@@ -1,0 +1,100 @@
+"""What a step costs by precision, size and pairs in a batch: on a GPU the figures behind its batches, bands and memory.
+
+    .venv/bin/python -m bench.batches                     # into bench/results and docs/speed.md
+    .venv/bin/python -m bench.batches --sizes 64 --pairs 1,2 --keep /tmp/batches.csv
+
+As in a run, operations are deterministic. Milliseconds are the least of a few rounds; memory is the most taken of a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+from bench.rows.row import precisions, write_samples
+
+COLUMNS = ("recipe", "px", "precision", "pairs", "ms", "gib")
+
+ROUNDS = 3
+
+
+def measured(recipe: str, precision: str, size: int, pairs: int, steps: int) -> dict[str, object]:
+    """A row: milliseconds of a step of so many pairs, and the GiB of the GPU that were taken at most, 0 where there is none."""
+    import tensorflow as tf
+
+    from bench import ours
+    from bench.peers.loop import sized
+    from nst_tasks.core import transfer
+
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_samples(Path(folder))
+        content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
+    network, method = ours.backbone(), ours.method(recipe, precision)
+    contents = np.stack([np.roll(content, k, axis=1) for k in range(pairs)])
+    found = transfer.style_statistics(network, method, style)
+    targets = transfer.targets(network, method, contents, [[found]] * pairs, [[1.0]] * pairs)
+    state = transfer.start(method, contents, list(range(pairs)))
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        tf.config.experimental.reset_memory_stats("GPU:0")
+    taken = []
+    for _ in range(1 + ROUNDS):  # the first traces
+        began = time.perf_counter()
+        state, _ = transfer.advance(network, method, targets, state, steps, steps)
+        taken.append((time.perf_counter() - began) / steps)
+    peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30 if gpus else 0.0
+    values = (recipe, size, precision, pairs, round(1e3 * min(taken[1:]), 2), round(peak, 2))
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def table(path: Path) -> str:
+    """A results file as a table."""
+    lines = ["| recipe | px | precision | pairs in a batch | ms a step | ms a pair | GiB of the GPU |", "| --- " * 7 + "|"]
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            cells = [row["recipe"], row["px"], row["precision"], row["pairs"], row["ms"]]
+            gib = float(row["gib"])
+            cells += [f"{float(row['ms']) / int(row['pairs']):.2f}", f"{gib:.2f}" if gib else ""]
+            lines.append(f"| {' | '.join(cells)} |")
+    return f"`{path.name}`:\n\n" + "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, keep, show."""
+    from bench import speed
+    from nst_tasks.devices import lease
+    from nst_tasks.progress import Watch
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--recipe", default="tf-tutorial")
+    parser.add_argument("--sizes", default="256,512", help="longest sides in pixels, by commas")
+    parser.add_argument("--pairs", default="1,8", help="in a batch, by commas")
+    parser.add_argument("--steps", type=int, default=20, help="in a round")
+    parser.add_argument("--keep", type=Path, help="file for the results, instead of bench/results and the page")
+    asked = parser.parse_args()
+    name = f"batches-{datetime.now(UTC):%Y-%m-%d}-{speed.slug(speed.machine())}.csv"
+    path = asked.keep or speed.RESULTS / name
+    with path.open("w", newline="") as file, lease(Watch()):
+        rows = csv.DictWriter(file, COLUMNS)
+        rows.writeheader()
+        for size in map(int, asked.sizes.split(",")):
+            for precision in precisions():
+                for pairs in map(int, asked.pairs.split(",")):
+                    rows.writerow(measured(asked.recipe, precision, size, pairs, asked.steps))
+                    file.flush()
+    print(table(path))
+    if not asked.keep:
+        speed.show()
+
+
+if __name__ == "__main__":
+    main()
