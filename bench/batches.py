@@ -18,8 +18,6 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np
-
 from bench.rows.row import precisions, write_samples
 
 COLUMNS = ("recipe", "px", "precision", "pairs", "ms", "gib")
@@ -33,23 +31,18 @@ def measured(recipe: str, precision: str, size: int, pairs: int, steps: int) -> 
 
     from bench import ours
     from bench.peers.loop import sized
-    from nst_tasks.core import transfer
 
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_samples(Path(folder))
         content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
-    network, method = ours.backbone(), ours.method(recipe, precision)
-    contents = np.stack([np.roll(content, k, axis=1) for k in range(pairs)])
-    found = transfer.style_statistics(network, method, style)
-    targets = transfer.targets(network, method, contents, [[found]] * pairs, [[1.0]] * pairs)
-    state = transfer.start(method, contents, list(range(pairs)))
+    side = ours.start(ours.backbone(), ours.method(recipe, precision), content, style, pairs=pairs)
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         tf.config.experimental.reset_memory_stats("GPU:0")
     taken = []
     for _ in range(1 + ROUNDS):  # the first traces
         began = time.perf_counter()
-        state, _ = transfer.advance(network, method, targets, state, steps, steps)
+        side.advance(steps)
         taken.append((time.perf_counter() - began) / steps)
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30 if gpus else 0.0
     values = (recipe, size, precision, pairs, round(1e3 * min(taken[1:]), 2), round(peak, 2))

@@ -60,11 +60,12 @@ class Ours:
         return total
 
 
-def start(network: backbones.Backbone, method: Method, content: np.ndarray, *styles: np.ndarray) -> Ours:
-    """From the content; content (H, W, 3) and styles (h, w, 3), alike in weight, in [0, 1]."""
+def start(network: backbones.Backbone, method: Method, content: np.ndarray, *styles: np.ndarray, pairs: int = 1) -> Ours:
+    """From the content; content (H, W, 3) and styles (h, w, 3), alike in weight, in [0, 1]. More pairs have it shifted."""
     statistics = [transfer.style_statistics(network, method, style) for style in styles]
-    targets = transfer.targets(network, method, content[None], [statistics], [[1.0 / len(styles)] * len(styles)])
-    return Ours(network, method, targets, transfer.start(method, content[None], [0]))
+    contents = np.stack([np.roll(content, k, axis=1) for k in range(pairs)])
+    targets = transfer.targets(network, method, contents, [statistics] * pairs, [[1.0 / len(styles)] * len(styles)] * pairs)
+    return Ours(network, method, targets, transfer.start(method, contents, [0] * pairs))
 
 
 def main() -> None:

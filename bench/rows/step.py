@@ -19,10 +19,13 @@ from types import ModuleType
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import tensorflow as tf
+
 from bench import ours
 from bench.peers.loop import Loop, sized
 from bench.rows.row import ROOT, Row, alternating, main, precisions, ratio, write_samples
 from nst_tasks import weights
+from nst_tasks.devices import PAIRS_ON_GPU
 
 SAME = 1e-3
 """How far, relatively, the first losses of two sides with one objective may lie apart in float32."""
@@ -84,7 +87,13 @@ def _in_one_process(
         content = sized(str(pictures["astronaut"]), size)
         style = sized(str(pictures["swirls"]), size, content.shape[:2] if stretch else None)
     loop: Loop = peer.start(weights.load(weights.DEFAULT, None), content, style)
-    mine = {each: ours.start(ours.backbone(), ours.method(recipe, each), content, style) for each in precisions()}
+    batch = {each: 1 for each in precisions()}
+    if tf.config.list_physical_devices("GPU"):  # as a run does there, which takes its pairs together
+        batch |= {f"{each}, a pair of {PAIRS_ON_GPU}": PAIRS_ON_GPU for each in precisions()}
+    mine = {
+        name: ours.start(ours.backbone(), ours.method(recipe, name.partition(",")[0]), content, style, pairs=pairs)
+        for name, pairs in batch.items()
+    }
     check_same(float(mine["float32"].advance(1)[0]), float(loop.step()))
     steps = ours.steps_in_a_round(size)
 
@@ -95,10 +104,12 @@ def _in_one_process(
 
     sides: dict[str, Callable[[], object]] = {name: theirs}
     sides |= {each: lambda side=side: side.advance(steps) for each, side in mine.items()}
-    taken = {side: [value / steps for value in values] for side, values in alternating(rounds, sides).items()}
+    taken = {
+        side: [value / steps / batch.get(side, 1) for value in values] for side, values in alternating(rounds, sides).items()
+    }
+    goal_of = dict(zip(("float32", "mixed"), goals, strict=True))
     return [
-        ratio(f"one step, {size} px, {each}", name, goal, taken[name], taken[each])
-        for each, goal in zip(precisions(), goals, strict=False)
+        ratio(f"one step, {size} px, {each}", name, goal_of[each.partition(",")[0]], taken[name], taken[each]) for each in mine
     ]
 
 
