@@ -290,21 +290,25 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
 
     tables = (tf.TensorSpec((None, 4), tf.int32),) * blocks_in_bands
 
-    @tf.function(input_signature=[image, tables])
+    # AutoGraph looks through all that is called for loops and branches on tensors, which takes longer than the tracing: here are
+    # none, but for loops that are written out
+    graph = functools.partial(tf.function, autograph=False)
+
+    @graph(input_signature=[image, tables])
     def style(picture, tables):
         return objective.style_statistics(backbone, method, picture, tables)
 
-    @tf.function(input_signature=[image, tables])
+    @graph(input_signature=[image, tables])
     def content(picture, tables):
         return objective.content_statistics(backbone, method, picture, tables)
 
-    @tf.function(input_signature=[image, wanted, numbers, tables])
+    @graph(input_signature=[image, wanted, numbers, tables])
     def measure(picture, targets, numbers, tables):
         return objective.weighted_terms(backbone, method, picture, targets, numbers, tables)
 
     # a call of its own and not within the loop: TensorFlow gives a pooling's gradient to oneDNN if it meets the pooling first,
     # and in the cycle that a loop is, it may meet either. Its other kernel has one core: 40 of a mixed step's 80 ms at 256 px
-    @tf.function(input_signature=[image, wanted, numbers, tables], experimental_attributes={"_noinline": True})
+    @graph(input_signature=[image, wanted, numbers, tables], experimental_attributes={"_noinline": True})
     def slope(picture, targets, numbers, tables):
         with tf.GradientTape() as tape:
             tape.watch(picture)
@@ -312,22 +316,24 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
             total = tf.reduce_sum(terms)
         return terms, tape.gradient(total, picture)
 
-    @tf.function(
+    @graph(
         input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, numbers, tables, whole, whole, whole]
     )
     def advance(picture, optimizer, kept, targets, numbers, tables, step, n, steps):
-        rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
-        for k in tf.range(n):
-            tf.autograph.experimental.set_loop_options(shape_invariants=[(picture, image.shape)])
+        def update(k, picture, optimizer, kept, rows):
             terms, gradient = slope(picture, targets, numbers, tables)
-            rows = rows.write(k, terms)
             loss = tf.reduce_sum(terms, axis=1)
             rate = numbers.learning_rate * optimizers.schedule(method.optimizer, step + k, steps)
             optimizer, following = optimizers.update(
                 method.optimizer, optimizer, picture, loss, gradient, rate, method.clip, step + k
             )
             kept = _kept(method, kept, picture, loss, following)
-            picture = following
+            return k + 1, tf.ensure_shape(following, image.shape), optimizer, kept, rows.write(k, terms)
+
+        rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
+        _, picture, optimizer, kept, rows = tf.while_loop(
+            lambda k, *_: k < n, update, (tf.constant(0), picture, optimizer, kept, rows)
+        )
         return picture, optimizer, kept, rows.stack()
 
     return _Compiled(style, content, measure, advance)
