@@ -290,8 +290,8 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
 
     tables = (tf.TensorSpec((None, 4), tf.int32),) * blocks_in_bands
 
-    # AutoGraph looks through all that is called for loops and branches on tensors, which takes longer than the tracing: here are
-    # none, but for loops that are written out
+    # AutoGraph looks through all that is called for loops and branches on tensors, which takes longer than the tracing: there
+    # are none but loops that are written out
     graph = functools.partial(tf.function, autograph=False)
 
     @graph(input_signature=[image, tables])
