@@ -179,6 +179,8 @@ def main() -> None:
     parser.add_argument("--torch", type=Path, default=Path(sys.executable), help="a Python that has PyTorch")
     parser.add_argument("--docs", action="store_true", help="only write docs/speed.md from the newest results")
     asked = parser.parse_args()
+    if asked.quick and not asked.keep:
+        parser.error("--quick needs --keep FILE: its numbers are not to stand among those in bench/results")
     if not asked.docs:
         measure(asked.quick, asked.only, asked.keep, asked.torch)
     if not asked.keep:

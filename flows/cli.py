@@ -50,7 +50,7 @@ Precision = Annotated[
 Plateau = Annotated[
     float | None,
     typer.Option(
-        help="A level ends once its mean loss falls by less than this share over 20 steps; 0 never; the recipe's by default."
+        help="A level ends once its mean loss falls by no more than this share over 20 steps; 0 never; the recipe's by default."
     ),
 ]
 Backbone = Annotated[str, typer.Option(help=f"Network whose features are used: {', '.join(weights.BACKBONES)}.")]

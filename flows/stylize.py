@@ -115,8 +115,8 @@ def stylize_manifest(
         steps: optimization steps at full size, for rows that name none; the recipe's if empty.
         precision: of the network, for rows that name none; the recipe's if empty. auto is mixed, with bfloat16, where the
             flow's machine is fast at that.
-        plateau: for rows that name none, a level ends once its mean loss falls by less than this share over 20 steps, such as
-            0.01; 0 is never; the recipe's if empty.
+        plateau: for rows that name none, a level ends once its mean loss falls by no more than this share over 20 steps,
+            such as 0.01; 0 is never; the recipe's if empty.
         backbone: network whose features are used.
         weights_file: URI of a Keras weights file for vgg19 or vgg16.
         strict: run nothing if any row is rejected.

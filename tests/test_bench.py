@@ -176,6 +176,16 @@ def test_machines_of_two_processors_have_files_of_their_own() -> None:
     assert speed.slug({**MACHINE, "gpu": "NVIDIA H200"}) == "nvidia-h200"
 
 
+def test_quick_rows_never_stand_among_the_kept_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["speed", "--quick"])
+    with pytest.raises(SystemExit) as ended:
+        speed.main()
+    assert ended.value.code == 2
+    assert "--quick needs --keep FILE" in capsys.readouterr().err
+
+
 def test_rows_measured_alone_take_their_place_among_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SUITE", (("a b", None), ("intake large --pairs 0", None), ("c d", None)))
     on, file = speed.machine(), tmp_path / "speed.json"
