@@ -275,10 +275,13 @@ def _loop(count: tf.Tensor, body: Callable[[tf.Tensor, Any], tuple[tf.Tensor, An
 def _added(buffer: tf.Tensor, top: tf.Tensor, rows: tf.Tensor, on_gpu: bool) -> tf.Tensor:
     """The buffer (B, h, w, C) with these rows (B, r, w, C) added from row `top` on, in place.
 
-    A CPU adds what one index names at once, so that it is given few; a GPU gives each index to a thread.
+    A CPU adds what one index names at once, so that it is given few. A GPU gives each index to a thread, and makes them itself:
+    those of int32 would be made by its host.
     """
     batch, height, width = (tf.shape(rows)[axis] for axis in range(3))
-    axes = (tf.range(batch), top + tf.range(height), *((tf.range(width),) if on_gpu else ()))
+    axes = [tf.range(batch), top + tf.range(height)]
+    if on_gpu:
+        axes = [tf.cast(axis, tf.int64) for axis in (*axes, tf.range(width))]
     at = tf.stack(tf.meshgrid(*axes, indexing="ij"), axis=-1)  # (B, r, 2) or (B, r, w, 3)
     return tf.raw_ops.ScatterNdNonAliasingAdd(input=buffer, indices=at, updates=rows)
 

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import kernels
 
-from nst_tasks.core import transfer
+from nst_tasks.core import objective, transfer
 from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import Precision, structure
 from nst_tasks.presets import PRESETS
@@ -130,6 +130,21 @@ def test_between_two_steps_no_host_waits_for_its_gpu(tiny: Backbone, name: str, 
     method = structure(replace(PRESETS[name].method, precision=precision))
     advance = transfer._compiled(tiny, method, False, IN_BANDS).advance.get_concrete_function()
     assert [wait for wait in waits(advance.graph) if wait.startswith(("a round", "the end"))] == []
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_a_gpu_adds_bands_by_indices_of_its_own(dtype: tf.DType) -> None:
+    some = tf.TensorSpec((None, None, None, 8), dtype)
+
+    @tf.function(input_signature=[some, tf.TensorSpec((), tf.int32), some], autograph=False)
+    def added(buffer, top, rows):
+        return objective._added(buffer, top, rows, True)
+
+    graph = added.get_concrete_function().graph
+    assert waits(graph) == []
+    assert Followed(graph, [True, False, True]).outputs == [True]
+    (scatter,) = [op for op in graph.get_operations() if op.type == "ScatterNdNonAliasingAdd"]
+    assert scatter.inputs[1].dtype == tf.int64
 
 
 def test_what_waits_is_found() -> None:
