@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from nst_tasks import quiet
+from nst_tasks.core.architecture import Turns
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """One of them is there where CUDA may find a GPU."""
@@ -33,13 +34,13 @@ def auto_precision() -> Literal["float32", "mixed"]:
     return "mixed" if fast else "float32"
 
 
-def turns() -> Literal["none", "forward", "backward"]:
+def turns() -> Turns:
     """Which way convolutions are computed by their turned kernels on this machine's CPU; none where it does not tell of it."""
     cpuinfo = Path("/proc/cpuinfo")
     return turns_on(cpuinfo.read_text(errors="replace")) if cpuinfo.exists() else "none"
 
 
-def turns_on(cpuinfo: str) -> Literal["none", "forward", "backward"]:
+def turns_on(cpuinfo: str) -> Turns:
     """The same, by the text of /proc/cpuinfo: as measured on x86 with AVX-512, and with AVX2 alone."""
     flags = _flags(cpuinfo)
     return "forward" if BLOCKING in flags else "backward" if "avx2" in flags else "none"

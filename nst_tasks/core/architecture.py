@@ -7,11 +7,15 @@ the activation after the second convolution (and ReLU) of the fourth block.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from nst_tasks.errors import SettingsError
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 """Convolutions in each block, by architecture."""
+
+Turns = Literal["none", "forward", "backward"]
+"""Which way float32 convolutions are computed by their turned kernels on a CPU: see `backbones.turned`."""
 
 
 def layer_names(architecture: str) -> tuple[str, ...]:

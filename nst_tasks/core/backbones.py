@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from nst_tasks.core.architecture import Turns
+
 MEAN_RGB = (123.68, 116.779, 103.939)
 """ImageNet's mean colour on the 0-255 scale, which these networks were trained to see subtracted."""
 
-
-Turns = Literal["none", "forward", "backward"]
-"""Which way float32 convolutions are computed by their turned kernels on a CPU: see `turned`."""
 
 TURNED_FROM = {"forward": 256, "backward": 64}
 """Input channels from which that is the faster: with fewer, what stands beside the convolution costs what it gains."""

@@ -111,7 +111,7 @@ def test_padding_changes_nothing_but_the_border(tiny: Backbone) -> None:
 
 
 @pytest.mark.parametrize("turns", ["forward", "backward"])
-def test_wide_convolutions_by_turned_kernels_are_the_same(turns: backbones.Turns) -> None:
+def test_wide_convolutions_by_turned_kernels_are_the_same(turns: architecture.Turns) -> None:
     random, wide = np.random.default_rng(0), backbones.TURNED_FROM[turns]
     shapes = {"block1_conv1": (3, 8), "block1_conv2": (8, wide), "block2_conv1": (wide, 16)}
     kernels = {layer: random.standard_normal((3, 3, *shape), np.float32) / 50 for layer, shape in shapes.items()}
