@@ -26,18 +26,13 @@ CAPABILITY = (8, 0)
 def auto_precision() -> Literal["float32", "mixed"]:
     """What the precision `auto` means on this machine: `mixed` where bfloat16 is fast on all that batches run on."""
     capabilities = _capabilities() if any(Path(driver).exists() for driver in GPU_DRIVERS) else []
-    if capabilities:
-        fast = are_fast_gpus(capabilities)
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        fast = cpuinfo.exists() and is_fast_cpu(cpuinfo.read_text(errors="replace"))
+    fast = are_fast_gpus(capabilities) if capabilities else is_fast_cpu(_cpuinfo())
     return "mixed" if fast else "float32"
 
 
 def turns() -> Turns:
     """Which way convolutions are computed by their turned kernels on this machine's CPU; none where it does not tell of it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return turns_on(cpuinfo.read_text(errors="replace")) if cpuinfo.exists() else "none"
+    return turns_on(_cpuinfo())
 
 
 def turns_on(cpuinfo: str) -> Turns:
@@ -49,6 +44,11 @@ def turns_on(cpuinfo: str) -> Turns:
 def is_fast_cpu(cpuinfo: str) -> bool:
     """Whether a CPU is fast at bfloat16, by the text of /proc/cpuinfo."""
     return not CPU_FLAGS.isdisjoint(_flags(cpuinfo))
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def _flags(cpuinfo: str) -> set[str]:
