@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from bench.rows.row import precisions, write_samples
+from bench.rows.row import precisions
 
 COLUMNS = ("recipe", "px", "precision", "pairs", "ms", "gib")
 
@@ -30,11 +29,8 @@ def measured(recipe: str, precision: str, size: int, pairs: int, steps: int) -> 
     import tensorflow as tf
 
     from bench import ours
-    from bench.peers.loop import sized
 
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = write_samples(Path(folder))
-        content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
+    content, style = ours.pair(size)
     side = ours.start(ours.backbone(), ours.method(recipe, precision), content, style, pairs=pairs)
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:

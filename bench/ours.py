@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ quiet.import_tensorflow()
 import tensorflow as tf
 
 from bench.peers.loop import sized
+from bench.rows.row import write_samples
 from nst_tasks import hardware, images, presets, weights
 from nst_tasks.core import backbones, transfer
 from nst_tasks.core.method import Method
@@ -33,6 +35,13 @@ def backbone() -> backbones.Backbone:
 def method(recipe: str, precision: str) -> Method:
     """A recipe's method in this precision."""
     return replace(presets.find(recipe).method, precision=precision)
+
+
+def pair(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The content and the style, each (h, w, 3), that steps are timed on, at this longest side."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_samples(Path(folder))
+        return sized(str(pictures["astronaut"]), size), sized(str(pictures["swirls"]), size)
 
 
 def steps_in_a_round(size: int) -> int:

@@ -60,11 +60,8 @@ EVERY = 0.005
 def of_a_step(size: int, steps: int) -> list[dict[str, object]]:
     """Milliseconds of a `tf-tutorial` step: rows of operation and each precision; the last is the wall time."""
     from bench import ours
-    from bench.peers.loop import sized
 
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = write_samples(Path(folder))
-        content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
+    content, style = ours.pair(size)
     columns: dict[str, Counter[str]] = {}
     for precision in precisions():
         side = ours.start(ours.backbone(), ours.method("tf-tutorial", precision), content, style)

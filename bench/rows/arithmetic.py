@@ -9,10 +9,8 @@ gradient with respect to what it was given (kernels are constants). Everything e
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -20,8 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from bench import ours
-from bench.peers.loop import sized
-from bench.rows.row import Row, alternating, main, precisions, write_samples
+from bench.rows.row import Row, alternating, main, precisions
 from nst_tasks import weights
 from nst_tasks.weights import Weights
 
@@ -50,9 +47,7 @@ def convolutions(kernels: Mapping[str, tuple[int, ...]], layers: Iterable[str], 
 
 def share(size: int = 512, rounds: int = 7) -> list[Row]:
     """A step of `tf-tutorial` against the best product, in each precision."""
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = write_samples(Path(folder))
-        content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
+    content, style = ours.pair(size)
     arrays: Weights = weights.load(weights.DEFAULT, None)
     rows = []
     for precision in precisions():

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -23,8 +21,8 @@ import tensorflow as tf
 
 from bench import ours
 from bench.peers import tensorflow_tutorial
-from bench.peers.loop import Loop, sized
-from bench.rows.row import Row, alternating, main, precisions, ratio, seconds, write_samples
+from bench.peers.loop import Loop
+from bench.rows.row import Row, alternating, main, precisions, ratio, seconds
 from nst_tasks import images, weights
 from nst_tasks.core import lbfgs, transfer
 from nst_tasks.core.backbones import Backbone
@@ -40,9 +38,7 @@ HALF = Pyramid(smallest=32, ratio=2.0, coarse_steps=150, levels=2)
 
 def tutorial(size: int = 256, steps: int = 1000, rounds: int = 3, most: int = 400) -> list[Row]:
     """The tutorial's 1,000 steps of Adam against our L-BFGS, of at most `most` evaluations."""
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = write_samples(Path(folder))
-        content, style = (sized(str(pictures[name]), size) for name in ("astronaut", "swirls"))
+    content, style = ours.pair(size)
     loop = tensorflow_tutorial.start(weights.load(weights.DEFAULT, None), content, style)
     first = float(loop.step())
     began = time.perf_counter()
