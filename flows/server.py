@@ -7,8 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 
+from nst_tasks.errors import SettingsError
+
 SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # it comes up in 10 s; a machine that is busy with other runs took longer than the 20 s that Prefect waits
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # each pair's task run is told in three events: recorded singly, as by default, they take most of the server's time
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
@@ -18,13 +22,18 @@ SETTINGS = {
 }
 """Of that server; another one has its own environment."""
 
+ATTEMPTS = 2
+"""To start it: the port that it was to have may be taken by another just then."""
+
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Start it, where one is wanted, while something else is done; at the end it answers, or could not be started.
+    """Start it, where one is wanted, while something else is done; at the end it answers.
 
-    Prefect starts it for its first client, and waits some seconds. It finds this one; after a failure it tries once more, and
-    says what is wrong.
+    Prefect would start it for its first client. It finds this one.
+
+    Raises:
+        SettingsError: it could not be started, in all its attempts.
     """
     from prefect.settings import PREFECT_API_URL, get_current_settings
 
@@ -33,17 +42,26 @@ def starting() -> Iterator[None]:
         return
     from prefect.server.api.server import SubprocessASGIServer
 
-    server = SubprocessASGIServer()
+    servers, failures = [SubprocessASGIServer()], list[Exception]()
 
     def start() -> None:
-        try:
-            server.start()
-        except Exception:  # of which Prefect would start another beside it, and at the end stop that one alone
-            server.stop()
+        while len(failures) < ATTEMPTS:
+            try:
+                servers[-1].start()
+                return
+            except Exception as error:  # whatever Prefect raises
+                servers[-1].stop()
+                failures.append(error)
+                servers.append(SubprocessASGIServer())  # the one that its first client finds: of a stopped one it knows no more
 
     thread = threading.Thread(target=start, name="server", daemon=True)
     thread.start()
-    while server.server_process is None and thread.is_alive():
+    while servers[0].server_process is None and thread.is_alive():
         time.sleep(0.01)  # until it has inherited standard error as it is now
     yield
     thread.join()
+    if not servers[-1].running:
+        raise SettingsError(
+            f"the Prefect server that a run starts for itself did not come up ({failures[-1]}); look at what it wrote above, "
+            "give it more time by PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or name one that runs by PREFECT_API_URL"
+        ) from failures[-1]

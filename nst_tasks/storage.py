@@ -109,9 +109,12 @@ def create(uri: str, data: bytes) -> bool:
         except FileExistsError:
             return False
         except OSError as error:  # servers name the refusal differently: whether the object is there does not
-            if _code(error) in _CONDITION_CODES and fs.exists(path):
+            if _code(error) not in _CONDITION_CODES:
+                raise
+            if fs.exists(path):
                 return False
-            raise
+            told = f"{redact(uri)}: the store failed for the moment (it refused an object because of one that is gone)"
+            raise StorageUnavailable(told) from error
         return True
 
 
@@ -423,6 +426,8 @@ def _verdict(error: Exception, uri: str, writing: bool) -> tuple[type[StorageErr
     if isinstance(error, OSError):
         number = next((of for kind, of in _NUMBER_OF_TYPE.items() if isinstance(error, kind)), error.errno)
         kind, sentence = _BY_NUMBER.get(number or 0, _LATER)
+        if number == errno.EINVAL and code:
+            sentence += f" ({code})"
         # who may not read one object may read the next; an output that may not be written is no use to any pair
         return (StorageUnusable if writing and sentence == _NO_ACCESS else kind), sentence
     if type(error).__name__ in _BY_CLASS:

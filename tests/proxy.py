@@ -28,6 +28,8 @@ class Fault(StrEnum):
     WRONG_CLOCK = "RequestTimeTooSkewed"
     ACCESS_DENIED = "AccessDenied"
     FULL = "QuotaExceeded"
+    CONDITION = "PreconditionFailed"
+    INVALID = "InvalidRequest"
     RESET = "the connection is reset before the server sees the request"
     LOST = "the server does what it is asked, and the connection is reset before its answer arrives"
     STALL = "nothing comes for as long as the proxy lives"
@@ -44,6 +46,8 @@ STATUS = {
     Fault.WRONG_CLOCK: 403,
     Fault.ACCESS_DENIED: 403,
     Fault.FULL: 403,
+    Fault.CONDITION: 412,
+    Fault.INVALID: 400,
 }
 
 

@@ -85,6 +85,22 @@ def test_an_answer_lost_on_the_way_back_never_makes_a_creator_of_two(way: Proxy,
     assert storage.read("s3://nst-faults/first") == b"mine"
 
 
+def test_an_object_refused_because_of_one_that_is_gone_since_is_worth_a_retry(way: Proxy) -> None:
+    """A claim that another run releases meanwhile; or a server that came up again and does not know its own mind yet."""
+    way.decide = lambda method, path: Fault.CONDITION if method == "PUT" else None
+    with pytest.raises(StorageUnavailable, match="refused an object because of one that is gone"):
+        storage.create("s3://nst-faults/gone", b"mine")
+    way.decide = lambda method, path: None
+    assert storage.create("s3://nst-faults/gone", b"mine")
+
+
+def test_a_request_that_the_store_finds_wrong_is_told_with_its_code(way: Proxy) -> None:
+    way.decide = lambda method, path: Fault.INVALID
+    with pytest.raises(StorageError, match=r"the store refuses the name or the request \(InvalidRequest\)$") as caught:
+        storage.write("s3://nst-faults/new", b"new")
+    assert type(caught.value) is StorageError
+
+
 def test_the_client_gives_up_soon_and_the_users_own_settings_win(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be interrupted must not take minutes; who sets FSSPEC_S3 or AWS_MAX_ATTEMPTS knows better."""
     way.decide = lambda method, path: Fault.INTERNAL_ERROR if method == "GET" else None
