@@ -150,7 +150,9 @@ def _leave(watch: Watch) -> None:
         if watch.computing:
             until = time.monotonic() + GRACE_SECONDS
     print(INTERRUPTED, file=sys.stderr, flush=True)
-    # what would run at a normal exit, such as the end of the server that Prefect started: if it is quick
+    # what would run at a normal exit, such as the end of the server that Prefect started: if it is quick, and whatever it says
+    # of a cluster that the run still waits for, in the middle of which it comes
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
     last.start()
     last.join(1.0)

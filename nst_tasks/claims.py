@@ -1,8 +1,9 @@
 """Who is doing which pair: claims beside the output, so that no two runs do the same one, and what a dead one tells.
 
 `OUT/claims/{key}.{generation}.json`, created only if there is none and renewed while its owner lives; the highest generation
-holds. A dead claim is taken over by creating the next generation, which only one of many succeeds in. Where a store ignores
-the condition nothing is claimed: two runs then write the same bytes, and the last write wins.
+holds. A dead claim is taken over by creating the next generation, which only one of many succeeds in, and stays until the new
+one ends: a listing that is read while others come and go may miss the new one, and must then see that somebody held the pair.
+Where a store ignores the condition nothing is claimed: two runs then write the same bytes, and the last write wins.
 """
 
 from __future__ import annotations
@@ -71,17 +72,17 @@ def standing(out: str) -> dict[str, Claim]:
     Raises:
         StorageError: the store could not be listed or read.
     """
-    return {key: _read(out, key, generation) for key, generation in sorted(_generations(out).items())}
+    return {key: _read(out, key, generations[-1]) for key, generations in sorted(_generations(out).items())}
 
 
-def _generations(out: str, keys: Sequence[str] = ()) -> dict[str, int]:
-    """The highest generation of every key, of these at least."""
-    newest: dict[str, int] = {}
+def _generations(out: str, keys: Sequence[str] = ()) -> dict[str, list[int]]:
+    """The generations of every key, of these at least, in ascending order."""
+    found: dict[str, list[int]] = {}
     for name in storage.listing(storage.join(out, FOLDER), os.path.commonprefix(keys)):
         key, _, generation = name.removesuffix(".json").rpartition(".")
         if name.endswith(".json") and generation.isdecimal():
-            newest[key] = max(newest.get(key, 0), int(generation))
-    return newest
+            found.setdefault(key, []).append(int(generation))
+    return {key: sorted(generations) for key, generations in found.items()}
 
 
 @contextlib.contextmanager
@@ -94,10 +95,13 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
         StorageUnavailable: the store failed for the moment.
     """
     mine: dict[str, Claim] = {}
+    dead: dict[str, list[Claim]] = {}
     finished = False
     done = threading.Event()
 
     def end(claim: Claim) -> None:
+        for one in dead.get(claim.key, ()):  # before the claim itself, beside which nobody begins at 0 again
+            release(run.out, one)
         if finished or not claim.strikes:
             release(run.out, claim)
         else:
@@ -112,11 +116,12 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
             for key in left:
                 if claim := _take(key, before.get(key), run):
                     mine[key] = claim  # before the next is taken: should the store fail then, this one is released
-            newest = _generations(run.out, left) if run.exclusive and left else {}
-            for key in [key for key, claim in mine.items() if newest.get(key, 0) > claim.generation]:
+            found = _generations(run.out, left) if run.exclusive and left else {}
+            for key in [key for key, claim in mine.items() if key in found and found[key][-1] > claim.generation]:
                 release(run.out, mine.pop(key))
-            left = [key for key in left if key not in mine and key in newest]
-            before = {key: _read(run.out, key, newest[key]) for key in left}
+            left = [key for key in left if key not in mine and key in found]
+            before = {key: _read(run.out, key, found[key][-1]) for key in left}
+            dead |= {key: [*_dead(run.out, key, found[key][:-1]), before[key]] for key in left}
         if run.exclusive:
             renewing.start()
         yield dict(mine)
@@ -164,6 +169,11 @@ def watch_for_crashes() -> str:
     return path.name
 
 
+def _dead(out: str, key: str, generations: Sequence[int]) -> list[Claim]:
+    """Those of a key's generations whose owners are gone; one that is live began at 0 just now, and goes by itself."""
+    return [claim for claim in (_read(out, key, one) for one in generations) if claim.owner and not claim.is_live]
+
+
 def _take(key: str, before: Claim | None, run: Run) -> Claim | None:
     if before is not None and before.is_live and before.run_id != run.id:
         # one of this run's own is of an attempt that the store cut short before it could be released, or of another row with
@@ -186,8 +196,6 @@ def _take(key: str, before: Claim | None, run: Run) -> Claim | None:
     # a client that tried again after a lost answer may have lost to itself
     if not created and _read(run.out, key, claim.generation).owner != claim.owner:
         return None
-    if before is not None:
-        release(run.out, before)
     return claim
 
 

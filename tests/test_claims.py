@@ -103,6 +103,49 @@ def test_a_dead_claim_is_taken_over_and_a_live_one_is_not(run: Run) -> None:
     assert held(run) == {"live": 0}
 
 
+class Late(MemoryFileSystem):
+    """Memory whose listings, once armed, miss the newest: as a folder's may that is read while files come and go."""
+
+    protocol = "late"
+    store: dict[str, Any] = {}
+    pseudo_dirs: list[str] = [""]
+    armed = threading.Event()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("late://", "memory://"))
+
+    def ls(self, path: str, detail: bool = True, **more: Any) -> list[Any]:
+        found = super().ls(path, detail=True, **more)
+        seen = [entry for entry in found if not (self.armed.is_set() and entry["name"].endswith(".5.json"))]
+        return seen if detail else [entry["name"] for entry in seen]
+
+
+def test_who_misses_the_claim_that_took_a_dead_one_over_still_gets_nothing() -> None:
+    fsspec.register_implementation("late", Late, clobber=True)
+    for state in (Late.armed, Late.store):
+        state.clear()
+    run = run_into("late://out", exclusive=True)
+    put(run, "k", 4, expires=0.0)
+    with claims.taken(["k"], run) as mine:
+        assert mine["k"].generation == 5
+        Late.armed.set()
+        with claims.taken(["k"], replace(run, id="another")) as theirs:
+            assert not theirs
+        Late.armed.clear()
+        assert claims.standing(run.out)["k"].owner == mine["k"].owner
+    assert held(run) == {}
+
+
+def test_dead_claims_stay_until_the_one_that_took_them_over_ends(run: Run) -> None:
+    for generation in (2, 3):
+        put(run, "k", generation, expires=0.0)
+    with claims.taken(["k"], run) as mine:
+        assert mine["k"].generation == 4
+        assert list(storage.listing(storage.join(run.out, "claims"))) == ["k.2.json", "k.3.json", "k.4.json"]
+    assert held(run) == {}
+
+
 def test_the_highest_generation_holds(run: Run) -> None:
     put(run, "k", 0, expires=0.0)
     put(run, "k", 2)
