@@ -42,25 +42,25 @@ def starting() -> Iterator[None]:
         return
     from prefect.server.api.server import SubprocessASGIServer
 
-    servers, failures = [SubprocessASGIServer()], list[Exception]()
+    first, failures = SubprocessASGIServer(), list[Exception]()
 
     def start() -> None:
         while len(failures) < ATTEMPTS:
+            server = SubprocessASGIServer()  # the same one each time, and for Prefect's first client, until it is stopped
             try:
-                servers[-1].start()
+                server.start()
                 return
             except Exception as error:  # whatever Prefect raises
-                servers[-1].stop()
+                server.stop()
                 failures.append(error)
-                servers.append(SubprocessASGIServer())  # the one that its first client finds: of a stopped one it knows no more
 
     thread = threading.Thread(target=start, name="server", daemon=True)
     thread.start()
-    while servers[0].server_process is None and thread.is_alive():
+    while first.server_process is None and thread.is_alive():
         time.sleep(0.01)  # until it has inherited standard error as it is now
     yield
     thread.join()
-    if not servers[-1].running:
+    if len(failures) == ATTEMPTS:
         raise SettingsError(
             f"the Prefect server that a run starts for itself did not come up ({failures[-1]}); look at what it wrote above, "
             "give it more time by PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or name one that runs by PREFECT_API_URL"

@@ -110,8 +110,7 @@ def tutorial_recipe(folder: Path, precision: str) -> str:
 def environment_of(folder: Path) -> dict[str, str]:
     """Of processes that know nothing of the user's Prefect."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "NST_", "AWS_"))}
-    prefect = {"PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
-    return {**kept, **prefect, "DO_NOT_TRACK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return {**kept, "PREFECT_HOME": str(folder / "prefect"), "DO_NOT_TRACK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def _nst(manifest: Path | str, out: Path | str, options: Sequence[str], environment: Mapping[str, str]) -> float:
