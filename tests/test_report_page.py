@@ -80,7 +80,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @contextmanager
-def opened(browser: Browser, url: str, size: tuple[int, int] = WIDE, complaint: str = "", **options: Any) -> Iterator[Page]:
+def opened(browser: Browser, url: str, size: tuple[int, int] = WIDE, complaint: str = "", early: str = "", **options: Any) -> Iterator[Page]:
     """A page that has said nothing on its console but the complaint, and asked for nothing but the files beside it."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
     page = context.new_page()
@@ -89,6 +89,8 @@ def opened(browser: Browser, url: str, size: tuple[int, int] = WIDE, complaint: 
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("dialog", lambda dialog: said.append(dialog.message))
+    if early:  # done whenever the page has got longer, so before it is first painted
+        page.add_init_script(f"new MutationObserver(() => {{ {early} }}).observe(document, {{ childList: true, subtree: true }})")
     folder = url.partition("#")[0].rpartition("/")[0]
     page.on("request", lambda sent: None if sent.url.startswith((folder, "data:")) else said.append(sent.url))
     page.goto(url)
@@ -255,6 +257,14 @@ def test_the_dialog_is_used_by_keyboard_alone(page: Page) -> None:
     page.get_by_role("dialog").wait_for(state="hidden")
     expect(page.locator("a.name", has_text="cat_ink")).to_be_focused()  # told of the end after it is hidden
     assert view(page) == {"search": "cat"}
+
+
+def test_a_reader_may_be_faster_than_the_page(chromium: Browser, report: str) -> None:
+    with opened(chromium, report, early="document.querySelector('a.name')?.focus()") as page:  # which says nothing of it
+        page.evaluate("() => new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then)))")
+        assert page.evaluate("document.activeElement.className") == "name"
+        looked(page, "cat_oil")
+        assert page.evaluate("document.activeElement.type") == "range"
 
 
 def test_a_pair_tells_what_made_it_and_what_its_flags_mean(page: Page) -> None:

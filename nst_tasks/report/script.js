@@ -95,7 +95,10 @@ function look(card) {
   slide(50);
   $("dl", dialog).replaceChildren(...$("dl", unfolded($(".made", card))).children);
   table(losses.get(card.dataset.id) ?? []);
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) {
+    dialog.showModal();
+    slider.focus(); // by hand: an autofocus of a closed dialog is tried as the page loads, and told of where a reader was faster
+  }
   dialog.scrollTop = 0;
   draw();
   const around = shown(), at = around.indexOf(card);
