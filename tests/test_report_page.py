@@ -80,7 +80,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @contextmanager
-def opened(browser: Browser, url: str, size: tuple[int, int] = WIDE, complaint: str = "", early: str = "", **options: Any) -> Iterator[Page]:
+def opened(
+    browser: Browser, url: str, size: tuple[int, int] = WIDE, complaint: str = "", early: str = "", **options: Any
+) -> Iterator[Page]:
     """A page that has said nothing on its console but the complaint, and asked for nothing but the files beside it."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
     page = context.new_page()
@@ -90,7 +92,8 @@ def opened(browser: Browser, url: str, size: tuple[int, int] = WIDE, complaint: 
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("dialog", lambda dialog: said.append(dialog.message))
     if early:  # done whenever the page has got longer, so before it is first painted
-        page.add_init_script(f"new MutationObserver(() => {{ {early} }}).observe(document, {{ childList: true, subtree: true }})")
+        observe = f"new MutationObserver(() => {{ {early} }}).observe(document, {{ childList: true, subtree: true }})"
+        page.add_init_script(observe)
     folder = url.partition("#")[0].rpartition("/")[0]
     page.on("request", lambda sent: None if sent.url.startswith((folder, "data:")) else said.append(sent.url))
     page.goto(url)
