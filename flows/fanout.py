@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from prefect import get_run_logger
+from prefect import get_run_logger, tags
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, as_completed, wait
 
@@ -50,7 +50,7 @@ def inspected(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings
     def submit(chunk: list[str]) -> PrefectFuture[Any]:
         first = chunks.index(chunk) * INSPECTED_AT_ONCE + 1
         name = f"inspect pictures {first}-{first + len(chunk) - 1} of {len(unknown)}"
-        return with_retries(inspect_pictures, settings, name).submit(chunk, settings, {})
+        return with_retries(inspect_pictures, settings).with_options(task_run_name=name).submit(chunk, settings, {})
 
     for chunk, future in windowed(chunks, submit, window=4):
         result = future.result(raise_on_failure=False)
@@ -91,11 +91,11 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
     """Outcomes of jobs that go out to the workers in batches."""
     logger, observer = get_run_logger(), watch()
     told = len(observer.warnings)
+    shell = with_retries(stylize_batches, run.settings)
 
     def submit(share: tuple[Batch, ...]) -> PrefectFuture[Any]:
-        name, tags = batching.share_name(share), sorted({job.recipe.name for batch in share for job in batch.jobs})
-        shell = with_retries(stylize_batches, run.settings, name, tags)
-        return workers.submit(shell, {"batches": share, "run": run})
+        with tags(*{job.recipe.name for batch in share for job in batch.jobs}):
+            return workers.submit(shell, {"batches": share, "run": run})
 
     outcomes: list[Outcome] = []
     waiting, held, lost = list(jobs), list[Job](), list[Job]()

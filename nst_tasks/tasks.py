@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed, Failed
 from prefect.tasks import Task
 
-from nst_tasks import intake, stopping, storage, work
+from nst_tasks import batching, intake, stopping, storage, work
 from nst_tasks.batching import Batch
 from nst_tasks.errors import NstError, at_most, ends_run, fit_to_log, is_transient
 from nst_tasks.outcome import Outcome, Status
@@ -61,14 +61,9 @@ def _is_last_attempt(settings: Settings) -> bool:
     return int(runtime.task_run.run_count or 0) > settings.retries
 
 
-def with_retries(
-    shell: Task[Any, Any], settings: Settings, name: str | None = None, tags: Sequence[str] = ()
-) -> Task[Any, Any]:
-    """A task with the settings' retries, backoff and jitter, and the name and tags of its run."""
+def with_retries(shell: Task[Any, Any], settings: Settings) -> Task[Any, Any]:
+    """A task with the settings' retries, backoff and jitter: to be made once for many runs, as Prefect reads its source."""
     return shell.with_options(
-        # Prefect takes it for a template of the parameters, and a picture's name may hold anything
-        task_run_name=name and name.replace("{", "{{").replace("}", "}}"),
-        tags=tags,
         retries=settings.retries,
         retry_delay_seconds=settings.delays,
         retry_jitter_factor=0.5,
@@ -122,7 +117,12 @@ def failed(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
     return storage.patiently(lambda: work.fail(batch, error, run), run.settings, watch().stop, get_run_logger().warning)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+def _share_name(parameters: dict[str, Any]) -> str:
+    return batching.share_name(parameters["batches"])
+
+
+# the name by a function: a string would be a template of the parameters, and a picture's name may hold anything
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name=_share_name)
 @_fit_to_log
 def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
     """Stylize the pairs of some batches, one batch after the other; Failed when no pair succeeded.
