@@ -44,7 +44,7 @@ SUITE = (
     ("arithmetic share --size 256", "--size 64 --rounds 2"),
     ("arithmetic share --size 512", None),
     ("memory peak", "--size 64 --large 96 --rounds 1"),
-    ("descent tutorial", "--size 64 --steps 30 --rounds 1"),
+    ("descent tutorial --rounds 2", "--size 64 --steps 30"),
     ("gap wasserstein --pairs 1", "--size 64 --shorten 40 --every 10"),
     ("pairs grid", "--contents 1 --styles 2 --size 64 --steps 2"),
     ("pairs overhead", "--pairs 30 --few 10 --size 64 --rounds 1"),

@@ -122,7 +122,7 @@ def _share_name(parameters: dict[str, Any]) -> str:
 
 
 # the name by a function: a string would be a template of the parameters, and a picture's name may hold anything
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name=_share_name)
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name=_share_name)  # type: ignore[arg-type]  # Prefect's own is a class
 @_fit_to_log
 def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
     """Stylize the pairs of some batches, one batch after the other; Failed when no pair succeeded.
