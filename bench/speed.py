@@ -48,6 +48,7 @@ SUITE = (
     ("gap wasserstein --pairs 1", "--size 64 --shorten 40 --every 10"),
     ("pairs grid", "--contents 1 --styles 2 --size 64 --steps 2"),
     ("pairs overhead", "--pairs 30 --few 10 --size 64 --rounds 1"),
+    ("pairs overhead --size 64 --rounds 1", None),
     ("pairs overhead --s3", "--pairs 30 --few 10 --size 64 --rounds 1"),
     ("pairs overhead --backbone vgg16-hed --pairs 60 --rounds 1", None),
     ("intake large", "--pairs 100 --rounds 1"),
