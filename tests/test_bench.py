@@ -46,8 +46,11 @@ def test_what_is_timed_to_the_peers_loss_reaches_it() -> None:
     method = replace(presets.find("tf-tutorial").method, optimizer=LBFGS(), pyramid=coarse, steps=6)
     reached = loop.loss(descent.transferred(network, method, CONTENT, STYLE, 6)) * (1.0 + 1e-5)
     assert reached < 0.9 * loop.loss(CONTENT)
-    assert descent.needed_evaluations(network, method, CONTENT, STYLE, loop, reached, most=8) == 6
-    assert descent.needed_evaluations(network, method, CONTENT, STYLE, loop, 0.0, most=2) is None
+    found = descent.search(network, method, CONTENT, STYLE, loop, reached, most=8)
+    assert (found.evaluations, found.loss <= reached) == (6, True)
+    cut_short = descent.search(network, method, CONTENT, STYLE, loop, 0.0, most=2)
+    assert cut_short.evaluations is None
+    assert (cut_short.loss > reached, cut_short.seconds > 0.0) == (True, True)
     looks = list(gap.transfer_in_time(network, method, CONTENT, STYLE, every=4, shorten=1))
     assert [image.shape for _, image in looks] == [(34, 46, 3), *[(48, 64, 3)] * 2]  # after 3 steps, then after 4 and 6
     assert 0.0 < looks[0][0] < looks[1][0] < looks[2][0]
