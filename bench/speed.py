@@ -1,6 +1,6 @@
 """Every row of the goals' table, each by a command of its own; kept as one file, and shown in docs/speed.md.
 
-    make bench                             # all rows: about an hour on two cores
+    make bench                             # all rows: an hour or more on two cores
     .venv/bin/python -m bench.speed --quick --keep /tmp/quick.json
     .venv/bin/python -m bench.speed --only overhead  # these rows anew, the others as they were measured last
     .venv/bin/python -m bench.speed --docs  # only writes docs/speed.md from what bench/results holds

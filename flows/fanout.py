@@ -46,11 +46,12 @@ def inspected(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings
     sources: dict[str, Source | NstError] = dict(intake.remembered(uris, done, settings.readers))
     unknown = [uri for uri in uris if uri not in sources]
     chunks = [unknown[k : k + INSPECTED_AT_ONCE] for k in range(0, len(unknown), INSPECTED_AT_ONCE)]
+    shell = with_retries(inspect_pictures, settings)
 
     def submit(chunk: list[str]) -> PrefectFuture[Any]:
         first = chunks.index(chunk) * INSPECTED_AT_ONCE + 1
         name = f"inspect pictures {first}-{first + len(chunk) - 1} of {len(unknown)}"
-        return with_retries(inspect_pictures, settings).with_options(task_run_name=name).submit(chunk, settings, {})
+        return shell.with_options(task_run_name=name).submit(chunk, settings, {})
 
     for chunk, future in windowed(chunks, submit, window=4):
         result = future.result(raise_on_failure=False)
