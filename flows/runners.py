@@ -25,6 +25,7 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.tasks import Task
 
+from flows import server
 from nst_tasks import __version__, devices, quiet
 from nst_tasks.errors import ClusterError, SettingsError, in_brief, redact, without_secrets
 from nst_tasks.request import Runner
@@ -110,12 +111,12 @@ def _silent(name: str, address: str, error: BaseException) -> SettingsError:
 @contextlib.contextmanager
 def _api_for_workers(address: str) -> Iterator[None]:
     """Prefect's context, which goes out with each batch, names the API that workers report to."""
-    if PREFECT_API_URL.value():
+    if PREFECT_API_URL.value() and not server.is_own():
         yield
         return
     if address:
         raise SettingsError("PREFECT_API_URL: not set, but workers elsewhere report to that API; start a server, and set it")
-    with get_client(sync_client=True) as client:  # of the server that Prefect started for this run
+    with get_client(sync_client=True) as client:  # of the server that was started for this run
         url = str(client.api_url)
     with temporary_settings({PREFECT_API_URL: url}):  # or else each worker would start one more
         yield

@@ -1,8 +1,19 @@
-"""The server that a run starts where no Prefect API is configured: what it does without, and its start beside other work."""
+"""The server that a run starts where no Prefect API is configured: what it does without, and its start beside other work.
+
+    python -m flows.server PORT
+
+is that server: it listens on loopback, and ends once nobody holds its standard input open any more.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +24,8 @@ SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     # it comes up in 10 s; a machine that is busy with other runs took longer than the 20 s that Prefect waits
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # a second of its start; who saves a block registers its type then
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     # each pair's task run is told in three events: recorded singly, as by default, they take most of the server's time
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
@@ -23,45 +36,102 @@ SETTINGS = {
 """Of that server; another one has its own environment."""
 
 ATTEMPTS = 2
-"""To start it: the port that it was to have may be taken by another just then."""
+"""To start it: the port that it was to have may be taken by another just then, or its database be made by another run."""
+
+_started: list[subprocess.Popen[bytes]] = []
+
+
+def is_own() -> bool:
+    """Whether the API that this process uses is one that it has started, and that ends with it."""
+    return bool(_started)
 
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Start it, where one is wanted, while something else is done; at the end it answers.
+    """Start it, where one is wanted, while something else is done; at the end it answers, and is this process's until its own.
 
-    Prefect would start it for its first client. It finds this one.
+    Prefect would start it for its first client, and import all of a server into this process for that: seconds, and 80 MiB.
 
     Raises:
         SettingsError: it could not be started, in all its attempts.
     """
+    from prefect.context import refresh_global_settings_context
     from prefect.settings import PREFECT_API_URL, get_current_settings
 
-    if PREFECT_API_URL.value() or not get_current_settings().server.ephemeral.enabled:
+    own = get_current_settings().server.ephemeral
+    if PREFECT_API_URL.value() or not own.enabled:
         yield
         return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    first, failures = SubprocessASGIServer(), list[Exception]()
-
-    def start() -> None:
-        while len(failures) < ATTEMPTS:
-            server = SubprocessASGIServer()  # the same one each time, and for Prefect's first client, until it is stopped
-            try:
-                server.start()
-                return
-            except Exception as error:  # whatever Prefect raises
-                server.stop()
-                failures.append(error)
-
-    thread = threading.Thread(target=start, name="server", daemon=True)
-    thread.start()
-    while first.server_process is None and thread.is_alive():
-        time.sleep(0.01)  # until it has inherited standard error as it is now
+    url = _start()
     yield
-    thread.join()
-    if len(failures) == ATTEMPTS:
-        raise SettingsError(
-            f"the Prefect server that a run starts for itself did not come up ({failures[-1]}); look at what it wrote above, "
-            "give it more time by PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or name one that runs by PREFECT_API_URL"
-        ) from failures[-1]
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            url = _start()
+        if (failure := _silence(url, own.startup_timeout_seconds)) is None:
+            os.environ["PREFECT_API_URL"] = url  # for processes that this one starts, too
+            refresh_global_settings_context()
+            return
+        _stop()
+    raise SettingsError(
+        f"the Prefect server that a run starts for itself did not come up ({failure}); look at what it wrote above, "
+        "give it more time by PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, or name one that runs by PREFECT_API_URL"
+    )
+
+
+def _start() -> str:
+    """The address of the API of a server that has been started, and is stopped at this process's end at the latest."""
+    from prefect.settings import get_current_settings
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
+    command = [sys.executable, "-P", "-m", "flows.server", str(port)]  # these flows, not a folder of that name in the user's
+    # its input is a pipe that breaks when this process is killed; in a session of its own no Ctrl-C reaches it before the run
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
+    _started.append(server)
+    atexit.register(_stop)
+    return f"http://127.0.0.1:{port}/api"
+
+
+def _silence(url: str, seconds: float) -> str | None:
+    """Why the server does not answer after so many seconds; None as soon as it does."""
+    import httpx  # Prefect's
+
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if (code := _started[-1].poll()) is not None:
+            return f"it ended with exit code {code}"
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health").is_success:
+                return None
+        time.sleep(0.1)
+    return f"no answer within {seconds:g} s"
+
+
+def _stop() -> None:
+    """Have it end, by force after five seconds."""
+    while _started:
+        server = _started.pop()
+        server.terminate()
+        try:
+            server.wait(5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _serve(port: int) -> None:
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    uvicorn.run(create_app(ephemeral=True, final=True), host="127.0.0.1", port=port, log_level="error")
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 STARTED = """
+import os
 import sys
 from flows import server
 with server.starting():
-    pass
+    assert "PREFECT_API_URL" not in os.environ
 from prefect.client.orchestration import get_client
-started = sys.modules["prefect.server.api.server"].SubprocessASGIServer().server_process
 with get_client(sync_client=True) as client:
     assert client.api_healthcheck() is None
+    assert str(client.api_url).rstrip("/") == os.environ["PREFECT_API_URL"]
     assert str(client.api_url).startswith("http://127.0.0.1:")
-assert sys.modules["prefect.server.api.server"].SubprocessASGIServer().server_process is started
-print(started.pid)
+assert "prefect.server.api.server" not in sys.modules, "a whole server was imported here, too"
+print(server._started[0].pid, flush=True)
+"""
+
+ELSEWHERE = """
+from flows import runners
+from nst_tasks.errors import SettingsError
+try:
+    runners._api_for_workers("tcp://elsewhere:1").__enter__()
+except SettingsError as error:
+    print(error)
+with runners._api_for_workers(""):
+    from prefect.settings import PREFECT_API_URL
+    assert PREFECT_API_URL.value().rstrip("/") == os.environ["PREFECT_API_URL"]
+"""
+
+WAITING = """
+import signal
+signal.pause()
 """
 
 SLOW = """
@@ -37,23 +57,19 @@ except ChildProcessError:
 """
 
 SECOND = """
-import sys
-from prefect.server.api.server import SubprocessASGIServer as Server
+import os, socket
 from flows import server
-started = []
-def failing_once(self, start=Server.start):  # stands for a port that somebody else took
-    started.append(self)
-    if len(started) == 1:
-        raise RuntimeError("taken")
-    start(self)
-Server.start = failing_once
+taken = socket.create_server(("127.0.0.1", 0))
+def first_is_taken(address, create=socket.create_server):
+    socket.create_server = create
+    return socket.socket(fileno=os.dup(taken.fileno()))  # its closing leaves the other one
+socket.create_server = first_is_taken
 with server.starting():
     pass
-assert len(started) == 2 and started[0] is not started[1]
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
     assert client.api_healthcheck() is None
-assert Server() is started[1]
+    assert client.api_url.port != taken.getsockname()[1]
 print("it answers")
 """
 
@@ -62,30 +78,52 @@ import sys
 from flows import server
 with server.starting():
     pass
-print("prefect.server.api.server" in sys.modules)
+print(server.is_own())
 """
 
 
-def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+def environment(home: Path, **more: str) -> dict[str, str]:
     others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = {**others, "PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", **more}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return {**others, "PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", **more}
+
+
+def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """As in a folder of a user who has flows of their own."""
+    (home / "flows").mkdir(exist_ok=True)
+    (home / "flows" / "__init__.py").touch()
+    command = [sys.executable, "-P", "-c", program]
+    return subprocess.run(command, env=environment(home, **more), cwd=home, capture_output=True, text=True, check=True)
 
 
 def test_it_answers_when_the_other_work_is_done_is_the_one_that_prefect_uses_and_ends_with_the_process(tmp_path: Path) -> None:
-    pid = int(ended(STARTED, tmp_path).stdout)
+    pid, refused = ended(STARTED + ELSEWHERE, tmp_path).stdout.splitlines()
     assert not Path(f"/proc/{pid}").exists()
+    assert refused.startswith("PREFECT_API_URL: not set, but workers elsewhere report to that API")
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_it_and_it_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STARTED + WAITING]
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        pid = int(run.stdout.readline())
+        assert os.getpgid(pid) != os.getpgid(run.pid), "a terminal interrupts all processes of a group"
+        run.send_signal(signal.SIGKILL)
+    until = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_one_that_does_not_answer_in_time_is_stopped_and_told_in_one_sentence(tmp_path: Path) -> None:
     told = ended(SLOW, tmp_path, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="0").stdout.splitlines()
-    assert told[0].startswith("the Prefect server that a run starts for itself did not come up (Timed out")
+    assert told[0].startswith("the Prefect server that a run starts for itself did not come up (no answer within 0 s)")
     assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in told[0]
     assert told[1:] == ["none is left"]
 
 
-def test_after_a_failure_another_is_started_and_is_the_one_that_prefect_uses(tmp_path: Path) -> None:
-    assert ended(SECOND, tmp_path).stdout == "it answers\n"
+def test_where_its_port_is_taken_another_is_started_and_is_the_one_that_prefect_uses(tmp_path: Path) -> None:
+    done = ended(SECOND, tmp_path)
+    assert done.stdout == "it answers\n" and "address already in use" in done.stderr
 
 
 def test_where_an_api_is_configured_or_a_server_of_ones_own_forbidden_none_is_started(tmp_path: Path) -> None:
