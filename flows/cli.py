@@ -7,6 +7,7 @@ standard output, everything about the way there to standard error.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -121,12 +122,11 @@ def run(
     with _stoppable():
         try:
             configured = settings.from_environment()
-            taken = intake.prepare(request, configured)
             if dry_run:
-                _print_dry_run(intake.survey(request, taken, configured), as_json)
+                _print_dry_run(intake.survey(request, intake.prepare(request, configured), configured), as_json)
         except NstError as error:
             _refuse(error)
-        _run(request, as_json)
+        _run(request, configured, as_json)
 
 
 @app.command()
@@ -159,7 +159,7 @@ def nightly(
             )  # fmt: skip
             inboxes.options(night, configured)
             _quiet()
-            with server.starting():
+            with server.starting(), _imported_to_stay():
                 quiet.import_tensorflow()
                 from flows.terminal import run_sweep
 
@@ -419,11 +419,12 @@ def demo(
 
     with _stoppable():
         try:
-            intake.check_output(storage.absolute(out), settings.from_environment().access)
+            configured = settings.from_environment()
+            intake.check_output(storage.absolute(out), configured.access)
             manifest = prepare(storage.absolute(out))
         except NstError as error:
             _refuse(error)
-        _run(Request(manifest, storage.absolute(out)), as_json=False)
+        _run(Request(manifest, storage.absolute(out)), configured, as_json=False)
 
 
 @contextmanager
@@ -498,13 +499,28 @@ def _quiet(console: bool = True) -> None:
         os.environ.setdefault(name, value)
 
 
-def _run(request: Any, as_json: bool) -> NoReturn:
+@contextmanager
+def _imported_to_stay() -> Iterator[None]:
+    """Have what is made here, imports above all, never looked through for garbage: half a million objects each time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _run(request: Any, configured: settings.Settings, as_json: bool) -> NoReturn:
     """Run the flow under a progress bar and end with its exit code."""
+    from nst_tasks import intake
+
     _quiet()
     try:
         with server.starting():
-            quiet.import_tensorflow()
-            from flows.terminal import run_flow
+            intake.prepare(request, configured)  # what is wrong is said before anything else is waited for
+            with _imported_to_stay():
+                quiet.import_tensorflow()
+                from flows.terminal import run_flow
 
         ended = run_flow(request)
     except NstError as error:

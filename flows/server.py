@@ -51,24 +51,34 @@ def starting() -> Iterator[None]:
     """Start it, where one is wanted, while something else is done; at the end it answers, and is this process's until its own.
 
     Prefect would start it for its first client, and import all of a server into this process for that: seconds, and 80 MiB.
+    Whether one is wanted is only known for certain once Prefect's settings are imported, which takes a second or two by itself:
+    unless the environment names an API it is started before, and stopped again where a profile does.
 
     Raises:
         SettingsError: it could not be started, in all its attempts.
     """
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    url = _start()
+    try:
+        yield
+    except BaseException:
+        _stop()
+        raise
     from prefect.context import refresh_global_settings_context
     from prefect.settings import PREFECT_API_URL, get_current_settings
 
     own = get_current_settings().server.ephemeral
     if PREFECT_API_URL.value() or not own.enabled:
-        yield
+        _stop()
         return
-    url = _start()
-    yield
     for attempt in range(ATTEMPTS):
         if attempt:
             url = _start()
         if (failure := _silence(url, own.startup_timeout_seconds)) is None:
             os.environ["PREFECT_API_URL"] = url  # for processes that this one starts, too
+            os.environ.setdefault("NST_IMAGE_ARTIFACTS", "0")  # it has no UI that would show them
             refresh_global_settings_context()
             return
         _stop()
@@ -80,15 +90,11 @@ def starting() -> Iterator[None]:
 
 def _start() -> str:
     """The address of the API of a server that has been started, and is stopped at this process's end at the latest."""
-    from prefect.settings import get_current_settings
-
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {**os.environ, **get_current_settings().to_environment_variables(exclude_unset=True)}
     command = [sys.executable, "-P", "-m", "flows.server", str(port)]  # these flows, not a folder of that name in the user's
     # its input is a pipe that breaks when this process is killed; in a session of its own no Ctrl-C reaches it before the run
-    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
-    _started.append(server)
+    _started.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))  # noqa: S603
     atexit.register(_stop)
     return f"http://127.0.0.1:{port}/api"
 
@@ -111,13 +117,12 @@ def _silence(url: str, seconds: float) -> str | None:
 def _stop() -> None:
     """Have it end, by force after five seconds."""
     while _started:
-        server = _started.pop()
-        server.terminate()
-        try:
-            server.wait(5)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        with _started.pop() as server:
+            server.terminate()
+            try:
+                server.wait(5)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def _serve(port: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nst_tasks.core import bands
-from nst_tasks.core.method import LARGE, LBFGS, NUMERICS_VERSION, Method, as_plain, sized
+from nst_tasks.core.method import LARGE, LBFGS, NUMERICS_VERSION, Method, sized
 from nst_tasks.core.pyramid import levels
 from nst_tasks.recipes import MIN_SIZE, Recipe
 from nst_tasks.source import Source
@@ -61,7 +61,7 @@ class Job:
             "numerics": NUMERICS_VERSION,
             "content": self.content.sha256,
             "styles": [[style.sha256, weight] for style, weight in zip(self.styles, self.style_weights, strict=True)],
-            "method": as_plain(self.recipe.method),
+            "method": self.recipe.method.plain,
             "size": self.recipe.size,
             "upscale": self.upscale,
             "init": self.init and self.init.sha256,

@@ -12,6 +12,8 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 from nst_tasks import access, hardware, images, manifest, outcome, presets, recipe_file, recipes, storage, weights
 from nst_tasks.access import ANYWHERE, Access
@@ -280,7 +282,8 @@ def read_outcomes(out: str, names: Iterable[str], readers: int) -> tuple[list[Ou
     """
 
     names = list(names)
-    found = storage.each(lambda name: storage.read(storage.join(out, "outcomes", name)), names, readers)
+    markers = [storage.join(out, "outcomes", name) for name in names]
+    found = storage.each(storage.read, markers, readers, access.is_local(out))
     outcomes, warnings = [], []
     for name, data in zip(names, found, strict=True):  # parsed on one thread: several would only wait for one another
         try:
@@ -314,7 +317,7 @@ def remembered(uris: Iterable[str], done: Iterable[Outcome], readers: int) -> di
     described = (source for result in done for source in (result.content, *result.styles, result.init, result.mask))
     seen = {source.uri: source for source in described if source is not None}
     candidates = sorted(uri for uri in uris if redact(uri) in seen)
-    entries = storage.each(storage.stat, candidates, readers)
+    entries = storage.each(storage.stat, candidates, readers, all(map(access.is_local, candidates)))
     found = {}
     for uri, entry in zip(candidates, entries, strict=True):
         source = seen[redact(uri)]
@@ -363,8 +366,10 @@ def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Req
     What `auto` came to on another machine is a result here too.
     """
 
+    settled: dict[tuple[Any, ...], Recipe] = {}
+
     def of(pair: Pair, auto: Precision) -> Job:
-        return resolve(pair, sources, request, taken.weights_sha256, taken.recipes, auto)
+        return resolve(pair, sources, request, taken.weights_sha256, taken.recipes, auto, settled)
 
     elsewhere: Precision = "mixed" if taken.auto == "float32" else "float32"
     to_do: list[Job] = []
@@ -425,10 +430,12 @@ def resolve(
     weights_sha256: str,
     known: Mapping[str, Recipe] = presets.PRESETS,
     auto: Precision = "float32",
+    settled: dict[tuple[Any, ...], Recipe] | None = None,
 ) -> Job:
     """A row's job: its recipe with the run's and its own overrides, its pictures, and the size of its result.
 
     `known` holds the recipes by the names or URIs that the row and the request use. A precision `auto` is settled as `auto`.
+    `settled` keeps what recipes with overrides came to for the next rows: they share one, and what is derived from it.
 
     Raises:
         NstError: one of its pictures cannot be read, is too small for the network, or has not the content's proportions.
@@ -449,18 +456,9 @@ def resolve(
                 f"{redact(framed.uri)}: {framed.width} x {framed.height} pixels have not the proportions of the content's "
                 f"{content.width} x {content.height}; give for {column} a picture framed as the content, of any size"
             )
-    asked = _precision(pair, request, known)
-    recipe = recipes.override(
-        known[pair.recipe or request.recipe],
-        size=pair.size if pair.size is not None else request.size,
-        steps=pair.steps if pair.steps is not None else request.steps,
-        init=pair.init,
-        content_weight=pair.content_weight,
-        style_weight=pair.style_weight,
-        tv_weight=pair.tv_weight,
-        precision=auto if asked == "auto" else asked,
-        plateau=pair.plateau if pair.plateau is not None else request.plateau,
-    )
+    settled = {} if settled is None else settled
+    own = (*_OVERRIDES(pair), auto)
+    recipe = settled.get(own) or settled.setdefault(own, _recipe(pair, request, known, auto))
     check_layers(weights.architecture(request.backbone), recipe.method.layers)
     least = smallest_side(recipe.method.layers)
     for seen in (content, *styles):
@@ -487,6 +485,27 @@ def resolve(
         height=height,
         width=width,
         weights_sha256=weights_sha256,
+    )
+
+
+_OVERRIDES = attrgetter(
+    "recipe", "size", "steps", "init", "content_weight", "style_weight", "tv_weight", "precision", "plateau"
+)  # fmt: skip
+"""What a row says of its recipe."""
+
+
+def _recipe(pair: Pair, request: Request, known: Mapping[str, Recipe], auto: Precision) -> Recipe:
+    asked = _precision(pair, request, known)
+    return recipes.override(
+        known[pair.recipe or request.recipe],
+        size=pair.size if pair.size is not None else request.size,
+        steps=pair.steps if pair.steps is not None else request.steps,
+        init=pair.init,
+        content_weight=pair.content_weight,
+        style_weight=pair.style_weight,
+        tv_weight=pair.tv_weight,
+        precision=auto if asked == "auto" else asked,
+        plateau=pair.plateau if pair.plateau is not None else request.plateau,
     )
 
 

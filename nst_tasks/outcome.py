@@ -130,8 +130,10 @@ def to_json(outcome: Outcome) -> bytes:
     return (json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-_KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict}
-"""Types of fields that JSON holds as they are, by the name in `Outcome`."""
+_JSON_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict}
+
+_KINDS = {field.name: _JSON_TYPES.get(str(field.type).partition("[")[0], object) for field in fields(Outcome)}
+"""Types of an outcome's fields where JSON holds them as they are, and `object` for the others."""
 
 
 def from_json(data: bytes) -> Outcome:
@@ -143,10 +145,9 @@ def from_json(data: bytes) -> Outcome:
     record = json.loads(data)
     if not isinstance(record, dict) or record.get("marker_version") != MARKER_VERSION:
         raise ValueError("not an outcome marker of this version")
-    values = {f.name: record[f.name] for f in fields(Outcome) if f.name in record}
-    kinds = {f.name: _KINDS.get(str(f.type).partition("[")[0], object) for f in fields(Outcome)}
+    values = {name: record[name] for name in _KINDS if name in record}
     measured = _is_measured(values.get("losses", {}), values.get("quality", {}), values.get("flags", []))
-    if not measured or not all(isinstance(value, kinds[name]) for name, value in values.items()):
+    if not measured or not all(map(isinstance, values.values(), map(_KINDS.__getitem__, values))):
         raise ValueError("an outcome marker with missing or wrong fields")
     try:
         values["status"] = Status(values["status"])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from nst_tasks import gallery, history, images, outcome, storage
+from nst_tasks import access, gallery, history, images, outcome, storage
 from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import NstError, StorageError, is_transient, redact
 from nst_tasks.intake import Intake, read_outcomes
@@ -181,7 +181,7 @@ def _of_each(paths: Mapping[str, str], out: str, settings: Settings, seen: Calla
         except ValueError as error:
             raise NstError(f"{entry[1]}: {error}") from error
 
-    found = storage.each(read, named, settings.readers)
+    found = storage.each(read, named, settings.readers, access.is_local(out))
     for one in found:
         if isinstance(one, NstError) and is_transient(one):
             raise one

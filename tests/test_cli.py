@@ -98,6 +98,18 @@ def test_what_an_operator_sets_of_prefect_wins() -> None:
     assert json.loads(ended.stdout).items() >= (server.SETTINGS | own).items()
 
 
+def test_what_is_imported_for_a_run_is_never_looked_through_for_garbage() -> None:
+    code = """
+import gc
+from flows import cli
+with cli._imported_to_stay():
+    made = [[]]
+print(gc.isenabled(), made in gc.get_objects())
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.split() == ["True", "False"]
+
+
 def test_the_command_is_installed_under_its_name() -> None:
     (entry,) = metadata.entry_points(group="console_scripts", name="nst")
     assert entry.load() is app

@@ -532,6 +532,24 @@ def test_auto_is_what_this_machine_is_fast_at_and_has_the_key_of_what_it_comes_t
     assert not {*keys_to_do(folder, "float32")} & {*keys_to_do(folder, "mixed")}
 
 
+OTHERS = {
+    "recipe": "gatys-2016", "size": 300, "steps": 7, "init": "noise", "content_weight": 2.0, "style_weight": 3.0,
+    "tv_weight": 4.0, "precision": "mixed", "plateau": 0.1,
+}  # fmt: skip
+
+
+def test_rows_that_ask_for_the_same_share_a_recipe_and_come_to_what_each_would_alone(folder: Path) -> None:
+    """In whatever columns they differ."""
+    asked = [PAIR, *(replace(PAIR, **{column: value}) for column, value in OTHERS.items())]
+    rows = [replace(pair, id=f"{k}", row=k) for k, pair in enumerate([*asked, *asked])]
+    taken = intake.Intake(Manifest((*rows,), (), (), (), len(rows)), b"", "w", presets.PRESETS, exclusive=True, auto="float32")
+    jobs = intake.triage(taken, SOURCES, request_of(folder), {}).to_do
+    assert [job.key for job in jobs] == [resolved(folder, pair).key for pair in rows]
+    assert len({job.key for job in jobs}) == len({id(job.recipe) for job in jobs}) == len(asked)
+    for job, again in zip(jobs[: len(asked)], jobs[len(asked) :], strict=True):
+        assert job.recipe is again.recipe
+
+
 def test_a_result_in_one_precision_is_none_in_the_other(folder: Path) -> None:
     plain, mixed = (resolved(folder, replace(PAIR, precision=precision)) for precision in ("float32", "mixed"))
     done = {plain.id: Outcome(plain.id, plain.row, Status.SUCCEEDED, key=plain.key)}

@@ -21,7 +21,7 @@ with get_client(sync_client=True) as client:
     assert str(client.api_url).rstrip("/") == os.environ["PREFECT_API_URL"]
     assert str(client.api_url).startswith("http://127.0.0.1:")
 assert "prefect.server.api.server" not in sys.modules, "a whole server was imported here, too"
-print(server._started[0].pid, flush=True)
+print(server._started[0].pid, os.environ.get("NST_IMAGE_ARTIFACTS"), flush=True)
 """
 
 ELSEWHERE = """
@@ -74,11 +74,29 @@ print("it answers")
 """
 
 CONFIGURED = """
-import sys
+import os
 from flows import server
 with server.starting():
     pass
-print(server.is_own())
+print(server.is_own(), os.environ.get("PREFECT_API_URL"))
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no process")
+"""
+
+BROKEN = """
+import os
+from flows import server
+try:
+    with server.starting():
+        raise ValueError("the other work")
+except ValueError as error:
+    print(error)
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no process")
 """
 
 
@@ -96,16 +114,21 @@ def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[
 
 
 def test_it_answers_when_the_other_work_is_done_is_the_one_that_prefect_uses_and_ends_with_the_process(tmp_path: Path) -> None:
-    pid, refused = ended(STARTED + ELSEWHERE, tmp_path).stdout.splitlines()
+    started, refused = ended(STARTED + ELSEWHERE, tmp_path).stdout.splitlines()
+    pid, pictures_shown = started.split()
     assert not Path(f"/proc/{pid}").exists()
+    assert pictures_shown == "0", "it has no UI to show them"
     assert refused.startswith("PREFECT_API_URL: not set, but workers elsewhere report to that API")
 
 
 def test_ctrl_c_in_a_terminal_does_not_reach_it_and_it_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", STARTED + WAITING]
-    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        command, env=environment(tmp_path, NST_IMAGE_ARTIFACTS="7"), stdout=subprocess.PIPE, text=True
+    ) as run:
         assert run.stdout is not None
-        pid = int(run.stdout.readline())
+        pid, pictures_shown = map(int, run.stdout.readline().split())
+        assert pictures_shown == 7, "what is set wins"
         assert os.getpgid(pid) != os.getpgid(run.pid), "a terminal interrupts all processes of a group"
         run.send_signal(signal.SIGKILL)
     until = time.monotonic() + 60
@@ -127,5 +150,12 @@ def test_where_its_port_is_taken_another_is_started_and_is_the_one_that_prefect_
 
 
 def test_where_an_api_is_configured_or_a_server_of_ones_own_forbidden_none_is_started(tmp_path: Path) -> None:
-    assert ended(CONFIGURED, tmp_path, PREFECT_API_URL="http://127.0.0.1:1/api").stdout == "False\n"
-    assert ended(CONFIGURED, tmp_path, PREFECT_SERVER_EPHEMERAL_ENABLED="false").stdout == "False\n"
+    url = "http://127.0.0.1:1/api"
+    assert ended(CONFIGURED, tmp_path, PREFECT_API_URL=url).stdout == f"False {url}\nno process\n"
+    assert ended(CONFIGURED, tmp_path, PREFECT_SERVER_EPHEMERAL_ENABLED="false").stdout == "False None\nno process\n"
+    (tmp_path / "profiles.toml").write_text(f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{url}"\n')
+    assert ended(CONFIGURED, tmp_path).stdout == "False None\nno process\n"
+
+
+def test_it_does_not_outlive_other_work_that_fails(tmp_path: Path) -> None:
+    assert ended(BROKEN, tmp_path).stdout == "the other work\nno process\n"

@@ -519,6 +519,24 @@ def test_each_works_on_as_many_at_once_as_it_is_told() -> None:
     assert most == 2
 
 
+def test_each_takes_near_things_in_this_thread_while_they_are_quick_and_then_several_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def where(item: int) -> tuple[int, bool]:
+        return item, threading.current_thread() is threading.main_thread()
+
+    monkeypatch.setattr(storage, "QUICK_SECONDS", 60.0)
+    assert storage.each(where, range(100), readers=4, near=True) == [(item, True) for item in range(100)]
+    assert storage.each(where, range(100), readers=4) == [(item, False) for item in range(100)]
+    monkeypatch.setattr(storage, "QUICK_SECONDS", 0.0)
+
+    def slow(item: int) -> tuple[int, bool]:
+        time.sleep(2 * storage.GRACE_SECONDS)
+        return where(item)
+
+    assert storage.each(slow, range(6), readers=4, near=True) == [(item, item == 0) for item in range(6)]
+
+
 def test_each_does_not_hide_a_programmers_error() -> None:
     def broken(item: int) -> NstError:
         raise KeyError(item)

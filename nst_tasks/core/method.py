@@ -295,6 +295,11 @@ class Method:
         """Every layer whose features the losses need, sorted by name (which is also their order in the network)."""
         return tuple(sorted({name for name, _ in self.content.layers + self.style.layers}))
 
+    @functools.cached_property
+    def plain(self) -> Any:
+        """The method as nested dicts and lists, for JSON."""
+        return as_plain(self)
+
 
 def sized(method: Method, height: int, width: int) -> Method:
     """The method for an image of so many pixels: of one of more than `LARGE`, L-BFGS remembers `LARGE_HISTORY` at most."""
