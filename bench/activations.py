@@ -25,7 +25,7 @@ def main() -> None:
     backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None, rescale=False))
     layers = layer_names("vgg16")
     means = []
-    for _, data in samples.samples():
+    for data in samples.samples().values():
         rgb = images.decode(data, 10**8).rgb
         found = backbones.features(backbone, tf.constant(rgb[None]), layers)
         means.append([float(tf.reduce_mean(found[layer])) for layer in layers])

@@ -66,7 +66,7 @@ def poster() -> bytes:
 
 def bundled() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, content and style of each pair of `PAIRS`, (H, W, 3) in [0, 1]."""
-    made = {Path(name).stem: data for name, data in samples.samples()} | {"poster": poster()}
+    made = {Path(name).stem: data for name, data in samples.samples().items()} | {"poster": poster()}
     for content, style in PAIRS:
         yield f"{content} x {style}", *(images.decode(made[name], 10**8).rgb for name in (content, style))
 

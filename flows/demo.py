@@ -14,7 +14,7 @@ def prepare(folder: str) -> str:
     Raises:
         SettingsError: scikit-image is not installed. StorageError: the folder cannot be written.
     """
-    for name, data in samples():
+    for name, data in samples().items():
         storage.write(storage.join(folder, "samples", name), data)
     for example in resources.files("manifests").iterdir():
         if example.name.endswith(".csv"):

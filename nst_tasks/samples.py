@@ -11,8 +11,10 @@ Paintings: `nst_tasks.painting`, our own code, under this project's licence.
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -29,8 +31,9 @@ PAINTINGS: Mapping[str, int] = {"swirls": 2, "dunes": 3, "stipple": 3, "ink": 4}
 """Each style with the seed whose painting we like best."""
 
 
-def samples() -> Iterator[tuple[str, bytes]]:
-    """Each sample's name and file: content/{photograph}.jpg, then style/{painting}.png.
+@functools.cache
+def samples() -> Mapping[str, bytes]:
+    """Each sample's file by its name, content/{photograph}.jpg and style/{painting}.png: painted once, as it takes seconds.
 
     Raises:
         SettingsError: scikit-image is not installed.
@@ -39,12 +42,14 @@ def samples() -> Iterator[tuple[str, bytes]]:
         from skimage import data
     except ImportError as exc:
         raise SettingsError('scikit-image is not installed; install it with: pip install "nst[demo]"') from exc
+    files = {}
     for name in PHOTOGRAPHS:
         photograph = Image.fromarray(np.asarray(getattr(data, name)(), np.uint8))
         photograph.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-        yield f"content/{name}.jpg", _encoded(photograph, "JPEG")
+        files[f"content/{name}.jpg"] = _encoded(photograph, "JPEG")
     for style, seed in PAINTINGS.items():
-        yield f"style/{style}.png", _encoded(Image.fromarray(paint(style, LONGEST, LONGEST, seed)), "PNG")
+        files[f"style/{style}.png"] = _encoded(Image.fromarray(paint(style, LONGEST, LONGEST, seed)), "PNG")
+    return MappingProxyType(files)
 
 
 def _encoded(picture: Image.Image, form: str) -> bytes:

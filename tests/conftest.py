@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -13,7 +14,7 @@ import pytest
 from flaky import FlakyFileSystem
 from hypothesis import settings
 from playwright.sync_api import Browser, sync_playwright
-from servers import PATTERNS, S3, picture, prefect_server, s3_server
+from servers import PATTERNS, S3, MadeOnce, picture, prefect_database, prefect_server, s3_server
 
 # the machines are noisy: how long one example takes says nothing
 settings.register_profile("nst", deadline=None)
@@ -51,9 +52,41 @@ def memory(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """A folder by its name, made by the first of the processes that share the tests and only looked at by the others."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go with the file
+            if not (shared / name).exists():
+                made = shared / f"{name}.unfinished"
+                shutil.rmtree(made, ignore_errors=True)
+                made.mkdir()
+                make(made)
+                made.rename(shared / name)
+        return shared / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_home(made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes a PREFECT_HOME whose database has its tables already."""
+
+    def new() -> Path:
+        home = tmp_path_factory.mktemp("prefect")
+        shutil.copytree(made_once("prefect-database", prefect_database), home, dirs_exist_ok=True)
+        return home
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def prefect_api(prefect_home: Callable[[], Path]) -> Iterator[str]:
     """The API of a real Prefect server that lives as long as the test session."""
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as api:
+    with prefect_server(prefect_home()) as api:
         yield api
 
 

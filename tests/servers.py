@@ -96,6 +96,16 @@ def shipped_settings() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+"""The fixture `made_once`: a folder's name and what fills it -> the folder."""
+
+
+def prefect_database(folder: Path) -> None:
+    """A Prefect server's database with its tables and nothing in them, which take a new server longer than all of its start."""
+    command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+    subprocess.run(command, env={**os.environ, "PREFECT_HOME": str(folder)}, capture_output=True, check=True)
+
+
 @contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
     """The API of a real Prefect server with the shipped settings that keeps what it knows in this folder."""

@@ -28,7 +28,7 @@ def test_these_are_the_examples() -> None:
 def test_an_example_has_no_problem_and_names_samples_that_there_are(name: str) -> None:
     parsed = manifest.parse(EXAMPLES[name], "/samples")
     assert parsed.problems == ()
-    given = {f"/samples/{sample}" for sample, _ in samples()}
+    given = {f"/samples/{sample}" for sample in samples()}
     assert {uri for pair in parsed.pairs for _, uri in pair.pictures} <= given
 
 
@@ -37,7 +37,7 @@ def test_the_example_of_every_column_has_every_column_and_runs(tmp_path: Path) -
     assert set(parsed.header) == set(manifest.COLUMNS) - {"problem"}
     assert {pair.keep_color for pair in parsed.pairs} == {"", "luminance", "match"}
     assert {column for pair in parsed.pairs for column, _ in pair.pictures} == {"content", "style", "init", "mask"}
-    for name, data in samples():
+    for name, data in samples().items():
         storage.write(str(tmp_path / name), data)
     (tmp_path / "m.csv").write_bytes(EXAMPLES["every-column.csv"])
     request = Request(str(tmp_path / "m.csv"), str(tmp_path / "out"), backbone="tiny", size=96, steps=2)

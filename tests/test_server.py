@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 STARTED = """
 import os
@@ -100,6 +103,11 @@ except ChildProcessError:
 """
 
 
+@pytest.fixture
+def home(prefect_home: Callable[[], Path]) -> Path:
+    return prefect_home()
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     return {**others, "PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", **more}
@@ -113,19 +121,17 @@ def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=environment(home, **more), cwd=home, capture_output=True, text=True, check=True)
 
 
-def test_it_answers_when_the_other_work_is_done_is_the_one_that_prefect_uses_and_ends_with_the_process(tmp_path: Path) -> None:
-    started, refused = ended(STARTED + ELSEWHERE, tmp_path).stdout.splitlines()
+def test_it_answers_when_the_other_work_is_done_is_the_one_that_prefect_uses_and_ends_with_the_process(home: Path) -> None:
+    started, refused = ended(STARTED + ELSEWHERE, home).stdout.splitlines()
     pid, pictures_shown = started.split()
     assert not Path(f"/proc/{pid}").exists()
     assert pictures_shown == "0", "it has no UI to show them"
     assert refused.startswith("PREFECT_API_URL: not set, but workers elsewhere report to that API")
 
 
-def test_ctrl_c_in_a_terminal_does_not_reach_it_and_it_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_does_not_reach_it_and_it_ends_with_a_process_that_is_killed(home: Path) -> None:
     command = [sys.executable, "-c", STARTED + WAITING]
-    with subprocess.Popen(
-        command, env=environment(tmp_path, NST_IMAGE_ARTIFACTS="7"), stdout=subprocess.PIPE, text=True
-    ) as run:
+    with subprocess.Popen(command, env=environment(home, NST_IMAGE_ARTIFACTS="7"), stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         pid, pictures_shown = map(int, run.stdout.readline().split())
         assert pictures_shown == 7, "what is set wins"
@@ -137,25 +143,25 @@ def test_ctrl_c_in_a_terminal_does_not_reach_it_and_it_ends_with_a_process_that_
         time.sleep(0.1)
 
 
-def test_one_that_does_not_answer_in_time_is_stopped_and_told_in_one_sentence(tmp_path: Path) -> None:
-    told = ended(SLOW, tmp_path, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="0").stdout.splitlines()
+def test_one_that_does_not_answer_in_time_is_stopped_and_told_in_one_sentence(home: Path) -> None:
+    told = ended(SLOW, home, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="0").stdout.splitlines()
     assert told[0].startswith("the Prefect server that a run starts for itself did not come up (no answer within 0 s)")
     assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in told[0]
     assert told[1:] == ["none is left"]
 
 
-def test_where_its_port_is_taken_another_is_started_and_is_the_one_that_prefect_uses(tmp_path: Path) -> None:
-    done = ended(SECOND, tmp_path)
+def test_where_its_port_is_taken_another_is_started_and_is_the_one_that_prefect_uses(home: Path) -> None:
+    done = ended(SECOND, home)
     assert done.stdout == "it answers\n" and "address already in use" in done.stderr
 
 
-def test_where_an_api_is_configured_or_a_server_of_ones_own_forbidden_none_is_started(tmp_path: Path) -> None:
+def test_where_an_api_is_configured_or_a_server_of_ones_own_forbidden_none_is_started(home: Path) -> None:
     url = "http://127.0.0.1:1/api"
-    assert ended(CONFIGURED, tmp_path, PREFECT_API_URL=url).stdout == f"False {url}\nno process\n"
-    assert ended(CONFIGURED, tmp_path, PREFECT_SERVER_EPHEMERAL_ENABLED="false").stdout == "False None\nno process\n"
-    (tmp_path / "profiles.toml").write_text(f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{url}"\n')
-    assert ended(CONFIGURED, tmp_path).stdout == "False None\nno process\n"
+    assert ended(CONFIGURED, home, PREFECT_API_URL=url).stdout == f"False {url}\nno process\n"
+    assert ended(CONFIGURED, home, PREFECT_SERVER_EPHEMERAL_ENABLED="false").stdout == "False None\nno process\n"
+    (home / "profiles.toml").write_text(f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{url}"\n')
+    assert ended(CONFIGURED, home).stdout == "False None\nno process\n"
 
 
-def test_it_does_not_outlive_other_work_that_fails(tmp_path: Path) -> None:
-    assert ended(BROKEN, tmp_path).stdout == "the other work\nno process\n"
+def test_it_does_not_outlive_other_work_that_fails(home: Path) -> None:
+    assert ended(BROKEN, home).stdout == "the other work\nno process\n"

@@ -111,7 +111,7 @@ def alternating(rounds: int, sides: Mapping[str, Callable[[], object]]) -> dict[
 def write_samples(folder: Path) -> dict[str, Path]:
     """nst's sample pictures as files: name -> path, such as `chelsea` and `swirls`."""
     paths = {}
-    for name, data in samples.samples():
+    for name, data in samples.samples().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from proxy import Proxy, proxy
-from servers import S3
+from servers import S3, MadeOnce
 from survival import run, write_manifest
 
 
 @pytest.fixture(scope="session")
-def calm(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def calm(prefect_api: str, made_once: MadeOnce) -> str:
     """The output of a calm run of the manifest of `survival`."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    folder = tmp_path_factory.mktemp("calm")
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
-        ended = run(write_manifest(str(folder / "in")), str(folder / "out"))
-    assert ended.exit_code == 0, ended.message
-    return str(folder / "out")
+    def make(folder: Path) -> None:
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: prefect_api}):
+            ended = run(write_manifest(str(folder / "in")), str(folder / "out"))
+        assert ended.exit_code == 0, ended.message
+
+    return str(made_once("calm", make) / "out")
 
 
 @pytest.fixture
