@@ -94,7 +94,8 @@ def _start() -> str:
         port = free.getsockname()[1]
     command = [sys.executable, "-P", "-m", "flows.server", str(port)]  # these flows, not a folder of that name in the user's
     # its input is a pipe that breaks when this process is killed; in a session of its own no Ctrl-C reaches it before the run
-    _started.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))  # noqa: S603
+    # what it says goes to standard error, for on standard output is the run's result
+    _started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True))  # noqa: S603
     atexit.register(_stop)
     return f"http://127.0.0.1:{port}/api"
 

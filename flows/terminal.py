@@ -101,7 +101,7 @@ def require_api() -> str | None:
     """
     url: str | None = PREFECT_API_URL.value()
     if not url:
-        return None  # Prefect starts a server of its own for the run
+        return None  # Prefect starts one for the run
     try:
         with get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
@@ -150,7 +150,7 @@ def _leave(watch: Watch) -> None:
         if watch.computing:
             until = time.monotonic() + GRACE_SECONDS
     print(INTERRUPTED, file=sys.stderr, flush=True)
-    # what would run at a normal exit, such as the end of the server that Prefect started: if it is quick, and whatever it says
+    # what would run at a normal exit, such as the end of the run's own server: if it is quick, and whatever it says
     # of a cluster that the run still waits for, in the middle of which it comes
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)

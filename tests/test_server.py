@@ -136,6 +136,8 @@ def test_ctrl_c_in_a_terminal_does_not_reach_it_and_it_ends_with_a_process_that_
         pid, pictures_shown = map(int, run.stdout.readline().split())
         assert pictures_shown == 7, "what is set wins"
         assert os.getpgid(pid) != os.getpgid(run.pid), "a terminal interrupts all processes of a group"
+        standard_output, of_the_run = (os.readlink(f"/proc/{of}/fd/{number}") for of, number in ((pid, 1), (run.pid, 1)))
+        assert standard_output != of_the_run, "there is the run's result"
         run.send_signal(signal.SIGKILL)
     until = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists():
