@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from nst_tasks import __version__
+from nst_tasks import __version__, allocation
 
 
 def import_tensorflow() -> str:
@@ -17,6 +17,7 @@ def import_tensorflow() -> str:
     Returns nst's version: what a worker of a cluster is asked for.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    allocation.keep_freed()
     sys.stderr.flush()
     kept = os.dup(2)
     held_back = "keras" not in sys.modules

@@ -16,19 +16,25 @@ from nst_tasks.errors import SettingsError
 
 @dataclass(frozen=True)
 class Bands:
-    """A block of the network in which a picture has more than `most` values is computed in bands of about `most` values each.
+    """A block of the network in which a picture has more than `most` values is computed in bands of about `each`, or `most`.
 
     The picture's size alone decides, and neither the memory nor the batch, on which its pixels must not depend.
     """
 
     most: int
+    each: int | None = None
 
     def __post_init__(self) -> None:
-        if self.most < 1:
-            raise SettingsError(f"bands: {self.most!r} values are fewer than 1")
+        for values in (self.most, self.each):
+            if values is not None and values < 1:
+                raise SettingsError(f"bands: {values!r} values are fewer than 1")
 
 
-USUAL = Bands(2**23)
+LEAST_ROWS = 64
+"""Of bands that are smaller than `most` asks for: what two of them look at is computed twice."""
+
+USUAL = Bands(2**23, each=2**22)
+"""From 2^23 values on, a band computed once more costs less than the memory; where one is, half as large ones cost no more."""
 
 MIXED = Bands(2**22)
 """In bfloat16, where computing a band once more is cheap beside what the image and the weights take."""
@@ -59,7 +65,8 @@ def tables(height: int, width: int, blocks: Sequence[tuple[int, int]], bands: Ba
         if count <= 1:
             break
         pairs = max(rows // 2, 1)
-        count = min(count, pairs)
+        smaller = -(-rows * columns * channels // (bands.each or bands.most))
+        count = min(max(count, min(smaller, rows // LEAST_ROWS)), pairs)
         edges = np.array([2 * (pairs * k // count) for k in range(count)] + [rows])
         top, bottom = edges[:-1], edges[1:]
         span = min(int((bottom - top).max()) + 2 * convolutions, rows)  # alike, for kernels are prepared anew for each shape
