@@ -6,8 +6,8 @@ import ctypes
 import os
 import sys
 
-LARGEST = 2**26
-"""Bytes of the largest tensor whose memory is kept: those of very large pictures are given back to the system."""
+LARGEST = 40 * 2**20
+"""Bytes of the largest tensor whose memory is kept: features have fewer (core/bands.py), a picture of 2048 x 2048 has more."""
 
 TOGETHER = 2**30
 """Bytes that are kept at most, where they lie together at the end."""

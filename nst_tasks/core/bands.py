@@ -30,7 +30,7 @@ class Bands:
                 raise SettingsError(f"bands: {values!r} values are fewer than 1")
 
 
-LEAST_ROWS = 64
+LEAST_ROWS = 32
 """Of bands that are smaller than `most` asks for: what two of them look at is computed twice."""
 
 USUAL = Bands(2**23, each=2**22)

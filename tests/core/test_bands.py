@@ -112,7 +112,7 @@ def test_the_size_of_a_picture_decides_which_blocks_are_in_bands() -> None:
 @pytest.mark.parametrize(
     ("precision", "side", "bands_of_each"),
     [
-        ("float32", 362, []), ("float32", 363, [3]), ("float32", 1024, [16, 8, 4]), ("float32", 2048, [32, 16, 8, 4]),
+        ("float32", 362, []), ("float32", 363, [3]), ("float32", 1024, [16, 8, 4]), ("float32", 2048, [64, 32, 16, 8]),
         ("mixed", 256, []), ("mixed", 257, [2]), ("mixed", 1024, [16, 8, 4, 2]),
     ],
 )  # fmt: skip
@@ -127,8 +127,8 @@ def test_the_precision_decides_how_large_bands_are(
 def test_smaller_bands_are_made_only_of_what_is_in_bands_and_as_far_as_they_have_rows() -> None:
     bounds = Bands(2**20, each=2**18)
     assert tables(128, 128, VGG16, bounds) == ()
-    assert [len(table) for table in tables(128, 256, VGG16, bounds)] == [2]  # of 64 rows; 8 would be of 16
-    assert [len(table) for table in tables(256, 128, VGG16, bounds)] == [4]
+    assert [len(table) for table in tables(128, 256, VGG16, bounds)] == [4]  # of 32 rows; 8 would be of 16
+    assert [len(table) for table in tables(256, 128, VGG16, bounds)] == [8]
     assert [len(table) for table in tables(512, 512, VGG16, bounds)] == [16, 8, 4, 2]  # as many as `most` asks for
 
 
