@@ -1,4 +1,4 @@
-"""Each convolution of the network as TensorFlow does it and by its turned kernel, in float32: why `backbones.turned` is.
+"""Each convolution of the network as TensorFlow does it, by its turned kernel and by halved ones: why `backbones.quickened` is.
 
 .venv/bin/python -m bench.convolutions --size 256
 """
@@ -9,6 +9,7 @@ import argparse
 import functools
 import os
 import statistics
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -21,33 +22,45 @@ import tensorflow as tf
 from bench.rows.row import alternating
 from nst_tasks import weights
 from nst_tasks.core import backbones
+from nst_tasks.core.architecture import Turns
+from nst_tasks.weights import Weights
 
 
 def main() -> None:
-    """Print the medians and their ratios, layer by layer and way by way."""
+    """Print the medians, layer by layer and way by way."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, default=256, help="side of the picture, in pixels")
     parser.add_argument("--rounds", type=int, default=15)
     asked = parser.parse_args()
     arrays = weights.load(weights.DEFAULT, None)
-    plain = backbones.build(weights.DEFAULT, arrays)
-    print("| layer | channels | way | as it is, ms | turned, ms | ratio |\n" + "| --- " * 6 + "|")
+    never = sys.maxsize
+    forms = {
+        "as it is": backbones.build(weights.DEFAULT, arrays),
+        "turned, forward": _quickened(arrays, "forward", 1, never),
+        "turned, backward": _quickened(arrays, "backward", 1, never),
+        "halved": _quickened(arrays, "backward", never, 16),
+    }
+    print("| layer | channels | way | as it is, ms | turned | halved |\n" + "| --- " * 6 + "|")
     for way in ("forward", "backward"):
-        turned = backbones.turned(backbones.build(weights.DEFAULT, arrays, turns=way), least=1)
-        for usual, other in zip(plain.convolutions, turned.convolutions, strict=True):
+        for place, usual in enumerate(forms["as it is"].convolutions):
             side, channels = asked.size >> (int(usual.layer[5]) - 1), usual.kernel.shape[2]
             x = tf.random.uniform((1, side, side, channels))
             y = tf.random.uniform((1, side, side, usual.kernel.shape[3]))
             timed, given = (_output, (x,)) if way == "forward" else (_slope, (x, y))
             calls = {
-                name: functools.partial(tf.function(functools.partial(timed, one)), *given)
-                for name, one in (("usual", usual), ("turned", other))
+                name: functools.partial(tf.function(functools.partial(timed, forms[form].convolutions[place])), *given)
+                for name, form in (("usual", "as it is"), ("turned", f"turned, {way}"), ("halved", "halved"))
+                if name != "halved" or forms[form].convolutions[place].halved is not None
             }
             alternating(2, calls)  # traces them
-            taken = alternating(asked.rounds, calls)
-            ratio = statistics.median(a / b for a, b in zip(taken["usual"], taken["turned"], strict=True))
-            before, after = (1e3 * statistics.median(taken[name]) for name in ("usual", "turned"))
-            print(f"| {usual.layer} | {channels} | {way} | {before:.1f} | {after:.1f} | {ratio:.2f} |", flush=True)
+            taken = {name: 1e3 * statistics.median(values) for name, values in alternating(asked.rounds, calls).items()}
+            cells = (f"{taken[name]:.1f}" if name in taken else "" for name in ("usual", "turned", "halved"))
+            print(f"| {usual.layer} | {channels} | {way} | {' | '.join(cells)} |", flush=True)
+
+
+def _quickened(arrays: Weights, turns: Turns, turned_from: int, halved_from: int) -> backbones.Backbone:
+    plain = backbones.build(weights.DEFAULT, arrays, turns=turns)
+    return backbones.quickened(plain, turned_from, (halved_from, halved_from))
 
 
 def _output(convolution: backbones.Convolution, x: tf.Tensor) -> tf.Tensor:

@@ -32,7 +32,7 @@ from bench.rows.pairs import CONTENTS, STYLES, environment_of
 from bench.rows.row import ROOT, precisions, write_samples
 
 OPERATIONS = (
-    ("convolutions, both ways", r"Conv2D"),  # either way goes by an operation of the other: `backbones.turned`
+    ("convolutions, both ways", r"Conv2D"),  # either way goes by an operation of the other: `backbones.quickened`
     ("Gram matrices and their gradients", r"MatMul|Einsum"),
     ("pooling, both ways", r"Pool"),
     ("casts, copies, layout", r"Cast|Transpose|Reshape|Concat|Pad|Slice|Pack|Copy|Identity|ToTf|Quantize"),

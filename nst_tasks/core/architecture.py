@@ -15,7 +15,7 @@ CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 """Convolutions in each block, by architecture."""
 
 Turns = Literal["none", "forward", "backward"]
-"""Which way float32 convolutions are computed by their turned kernels on a CPU: see `backbones.turned`."""
+"""Which way float32 convolutions are computed by their turned kernels on a CPU: see `backbones.quickened`."""
 
 
 def layer_names(architecture: str) -> tuple[str, ...]:

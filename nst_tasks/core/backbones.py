@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from nst_tasks.core import winograd
 from nst_tasks.core.architecture import Turns
 
 MEAN_RGB = (123.68, 116.779, 103.939)
@@ -19,11 +20,18 @@ MEAN_RGB = (123.68, 116.779, 103.939)
 TURNED_FROM = {"forward": 256, "backward": 64}
 """Input channels from which that is the faster: with fewer, what stands beside the convolution costs what it gains."""
 
+HALVED_FROM = 64, 128
+"""Channels from which half of the multiplications are the faster: of the fewer and of the more, going in and coming out."""
+
+WHOLE = "block5"
+"""Where they are not halved: of its few positions it takes little time, and six kernels for one would be most of the memory."""
+
 
 class Convolution(NamedTuple):
     """Kernel (3, 3, C_in, C_out) and bias (C_out,) of a layer.
 
-    turned: the kernel half turned, (3, 3, C_out, C_in), and which way goes by it.
+    turned: the kernel half turned, (3, 3, C_out, C_in), and which way goes by it. halved: the parts of the kernel and of the
+    turned one, by which both ways go (`winograd`).
     """
 
     layer: str
@@ -31,6 +39,7 @@ class Convolution(NamedTuple):
     bias: tf.Tensor
     turned: tf.Tensor | None = None
     turns: Turns = "none"
+    halved: tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,25 +81,30 @@ def rounded(backbone: Backbone, dtype: tf.DType) -> Backbone:
     return replace(backbone, convolutions=tuple(weights))
 
 
-def turned(backbone: Backbone, least: int | None = None) -> Backbone:
-    """The backbone, on a CPU with its float32 kernels of `least` or more input channels half turned too; it computes the same.
+def quickened(backbone: Backbone, turned_from: int | None = None, halved_from: tuple[int, int] = HALVED_FROM) -> Backbone:
+    """The backbone, on a CPU with its float32 kernels in the form that is computed fastest too; it computes the same.
 
     A convolution is the gradient, with respect to its input, of the one by the turned kernel. Which of TensorFlow's two CPU
     kernels is the faster depends on the machine (bench/convolutions.py). With AVX-512, the gradient's: it puts the weights in
     blocks first, which the convolution's does only with constants within the graph, and that takes twice as long for 512
     channels. So there the turned kernel serves the way `forward`. Without, the convolution's, by up to twice: it serves the
-    gradient, `backward`.
+    gradient, `backward`, and wide convolutions go both ways with half of the multiplications (not measured with AVX-512).
     """
     if backbone.turns == "none" or on_gpu(backbone):
         return backbone
-    from_channels = TURNED_FROM[backbone.turns] if least is None else least
+    least = TURNED_FROM[backbone.turns] if turned_from is None else turned_from
 
-    def turn(one: Convolution) -> Convolution:
-        if one.kernel.dtype != tf.float32 or one.kernel.shape[2] < from_channels:
+    def quicken(one: Convolution) -> Convolution:
+        if one.kernel.dtype != tf.float32:
             return one
-        return one._replace(turned=tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2)), turns=backbone.turns)
+        turned = tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))
+        fewer, more = sorted(one.kernel.shape[2:])
+        wide = fewer >= halved_from[0] and more >= halved_from[1]
+        if backbone.turns == "backward" and wide and not one.layer.startswith(WHOLE):
+            return one._replace(halved=(winograd.kernels(one.kernel), winograd.kernels(turned)))
+        return one if one.kernel.shape[2] < least else one._replace(turned=turned, turns=backbone.turns)
 
-    return replace(backbone, convolutions=tuple(map(turn, backbone.convolutions)))
+    return replace(backbone, convolutions=tuple(map(quicken, backbone.convolutions)))
 
 
 def on_gpu(backbone: Backbone) -> bool:
@@ -140,17 +154,20 @@ def convolved(convolution: Convolution, x: tf.Tensor, padding: str) -> tf.Tensor
     if padding == "replicate":
         x = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")  # one pixel of SYMMETRIC repeats the edge
         return tf.nn.conv2d(x, kernel, 1, "VALID")
-    if convolution.turns == "none":
+    if convolution.turns == "none" and convolution.halved is None:
         return tf.nn.conv2d(x, kernel, 1, "SAME")
 
     @tf.custom_gradient
-    def by_turned(x: tf.Tensor) -> tuple[tf.Tensor, object]:
+    def quickened(x: tf.Tensor) -> tuple[tf.Tensor, object]:
+        if convolution.halved is not None:
+            forth, back = convolution.halved
+            return winograd.convolved(x, forth), lambda upstream: winograd.convolved(upstream, back)
         if convolution.turns == "forward":
             y = _gradient(kernel.shape[3], convolution.turned, x)
             return y, lambda upstream: _gradient(kernel.shape[2], kernel, upstream)
         return tf.nn.conv2d(x, kernel, 1, "SAME"), lambda upstream: tf.nn.conv2d(upstream, convolution.turned, 1, "SAME")
 
-    y: tf.Tensor = by_turned(x)
+    y: tf.Tensor = quickened(x)
     return y
 
 

@@ -320,4 +320,4 @@ def _as_seen(backbone: Backbone, deepest: str, scale: float, precision: str) -> 
     with tf.init_scope():  # once, and not at each step of the graph that is being traced
         seen = backbones.cut(backbone, deepest)
         seen = backbones.scaled(seen, scale) if scale != 1.0 else seen
-        return backbones.rounded(seen, tf.bfloat16) if precision == "mixed" else backbones.turned(seen)
+        return backbones.rounded(seen, tf.bfloat16) if precision == "mixed" else backbones.quickened(seen)

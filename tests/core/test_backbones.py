@@ -111,30 +111,43 @@ def test_padding_changes_nothing_but_the_border(tiny: Backbone) -> None:
 
 
 @pytest.mark.parametrize("turns", ["forward", "backward"])
-def test_wide_convolutions_by_turned_kernels_are_the_same(turns: architecture.Turns) -> None:
+def test_wide_convolutions_are_the_same_by_turned_and_by_halved_kernels(turns: architecture.Turns) -> None:
     random, wide = np.random.default_rng(0), backbones.TURNED_FROM[turns]
-    shapes = {"block1_conv1": (3, 8), "block1_conv2": (8, wide), "block2_conv1": (wide, 16)}
+    shapes = {"block1_conv1": (3, 8), "block1_conv2": (8, wide), "block2_conv1": (wide, 16), "block2_conv2": (16, 24)}
+    shapes |= {"block5_conv1": (24, 24)}
     kernels = {layer: random.standard_normal((3, 3, *shape), np.float32) / 50 for layer, shape in shapes.items()}
     arrays = {layer: (kernel, kernel[0, 0, 0]) for layer, kernel in kernels.items()}
-    plain = backbones.build("own", arrays)
-    assert backbones.turned(plain) is plain
-    turned = backbones.turned(backbones.scaled(backbones.build("own", arrays, turns=turns), 1.0))
-    assert [one.turns for one in turned.convolutions] == ["none", "none", turns]
-    all_but_one = backbones.turned(backbones.build("own", arrays, turns=turns), least=8)
-    assert [one.turns for one in all_but_one.convolutions] == ["none", turns, turns]
-    rounded = backbones.rounded(backbones.build("own", arrays, turns=turns), tf.bfloat16)
-    assert [one.turns for one in backbones.turned(rounded).convolutions] == ["none"] * 3
+    plain, own = backbones.build("own", arrays), backbones.build("own", arrays, turns=turns)
+    assert backbones.quickened(plain) is plain
+    turned = backbones.quickened(backbones.scaled(own, 1.0))
+    assert [one.turns for one in turned.convolutions] == ["none", "none", turns, "none", "none"]
+    all_but_one = backbones.quickened(own, turned_from=8)
+    assert [one.turns for one in all_but_one.convolutions] == ["none", turns, turns, turns, turns]
+    halved = backbones.quickened(own, turned_from=1000, halved_from=(16, 20))
+    assert [one.halved is not None for one in halved.convolutions] == [False, False, *[turns == "backward"] * 2, False]
+    rounded = backbones.quickened(backbones.rounded(own, tf.bfloat16), 8, (8, 8))
+    assert [(one.turns, one.halved) for one in rounded.convolutions] == [("none", None)] * 5
     found = {}
-    for name, backbone in (("plain", plain), ("turned", turned)):
-        image = picture(9, 10, 14)
+    for name, backbone in (("plain", plain), ("turned", turned), ("halved", halved)):
+        image = picture(9, 38, 30)
         with tf.GradientTape() as tape:
             tape.watch(image)
-            features = backbones.features(backbone, image, shapes)["block2_conv1"]
+            features = backbones.features(backbone, image, shapes)["block5_conv1"]
             total = tf.reduce_sum(features**2)
         found[name] = features.numpy(), tape.gradient(total, image).numpy()
         assert np.abs(found[name][1]).max() > 0
-    for one, other in zip(*found.values(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+    for name in ("turned", "halved"):
+        for one, other in zip(found[name], found["plain"], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+
+
+def test_vgg_is_halved_in_its_middle_blocks_on_a_cpu_without_avx512(hed: Backbone) -> None:
+    quick = backbones.quickened(replace(hed, turns="backward"))
+    halved = [one.layer for one in quick.convolutions if one.halved is not None]
+    assert halved == [one.layer for one in hed.convolutions if one.layer[5] in "234"]
+    assert all(one.turned is None for one in quick.convolutions if one.halved is not None)
+    turned = [one.layer for one in quick.convolutions if one.turned is not None]
+    assert turned == ["block1_conv2", *(one.layer for one in hed.convolutions if one.layer[5] == "5")]
 
 
 def test_layers_are_named_as_keras_names_them() -> None:

@@ -1,0 +1,53 @@
+"""3x3 convolutions with half of the multiplications: Winograd's F(4, 3), along the width alone (arXiv 1509.09308).
+
+Four neighbouring outputs of a row of three weights are a polynomial product, known from its values at 0, 1, -1, 2, -2 and
+infinity: six products instead of twelve. Each value is a convolution of its own by three weights, along the height, of an
+input a quarter as wide; what stands around them is additions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+TILE = 4
+"""Outputs that are computed from the same six values."""
+
+KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+"""The values (6, 3) of three weights."""
+
+
+def kernels(kernel: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """What a kernel (3, 3, C_in, C_out) is in six convolutions: each (3, 1, C_in, C_out), of its dtype."""
+    values = tf.einsum("vc,rcio->vrio", tf.constant(KERNEL), tf.cast(kernel, tf.float64))
+    return tuple(tf.unstack(tf.cast(values, kernel.dtype)[:, :, None]))
+
+
+def convolved(x: tf.Tensor, parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The convolution (B, h, w, C_out), with zeros around it, of x (B, h, w, C_in) by the kernel of these six parts."""
+    batch, height, width = tf.unstack(tf.shape(x)[:3])
+    tiles = (width + TILE - 1) // TILE
+    padded = tf.pad(x, [[0, 0], [0, 0], [1, TILE * (tiles + 1) - width - 1], [0, 0]])
+    columns = tf.reshape(padded, tf.stack([batch, height, tiles + 1, TILE, x.shape[3]]))
+    here = [columns[:, :, :-1, k] for k in range(4)]
+    beyond = [columns[:, :, 1:, k] for k in range(2)]
+    products = [tf.nn.conv2d(value, part, 1, "SAME") for value, part in zip(_values(*here, *beyond), parts, strict=True)]
+    outputs = tf.stack(_outputs(*products), axis=3)
+    channels = parts[0].shape[3]
+    rows = tf.reshape(outputs, tf.stack([batch, height, TILE * tiles, channels]))
+    return tf.ensure_shape(rows[:, :, :width], (*x.shape[:3], channels))
+
+
+def _values(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor, e: tf.Tensor, f: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """What six neighbouring columns come to at the six points."""
+    even, odd = e - 4.0 * c, d - 4.0 * b
+    even2, odd2 = e - c, 2.0 * (d - b)
+    return 4.0 * a - 5.0 * c + e, even + odd, even - odd, even2 + odd2, even2 - odd2, 4.0 * b - 5.0 * d + f
+
+
+def _outputs(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor, e: tf.Tensor, f: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """The four outputs whose products at the six points these are."""
+    even, odd, even2, odd2 = b + c, b - c, d + e, d - e
+    return a + even + even2, odd + 2.0 * odd2, even + 4.0 * even2, odd + 8.0 * odd2 + f
