@@ -28,16 +28,16 @@ def kernels(kernel: tf.Tensor) -> tuple[tf.Tensor, ...]:
 def convolved(x: tf.Tensor, parts: Sequence[tf.Tensor]) -> tf.Tensor:
     """The convolution (B, h, w, C_out), with zeros around it, of x (B, h, w, C_in) by the kernel of these six parts."""
     batch, height, width = tf.unstack(tf.shape(x)[:3])
+    coming, going = parts[0].shape[2:]  # in a loop over bands x may not tell
     tiles = (width + TILE - 1) // TILE
     padded = tf.pad(x, [[0, 0], [0, 0], [1, TILE * (tiles + 1) - width - 1], [0, 0]])
-    columns = tf.reshape(padded, tf.stack([batch, height, tiles + 1, TILE, x.shape[3]]))
+    columns = tf.reshape(padded, tf.stack([batch, height, tiles + 1, TILE, coming]))
     here = [columns[:, :, :-1, k] for k in range(4)]
     beyond = [columns[:, :, 1:, k] for k in range(2)]
     products = [tf.nn.conv2d(value, part, 1, "SAME") for value, part in zip(_values(*here, *beyond), parts, strict=True)]
     outputs = tf.stack(_outputs(*products), axis=3)
-    channels = parts[0].shape[3]
-    rows = tf.reshape(outputs, tf.stack([batch, height, TILE * tiles, channels]))
-    return tf.ensure_shape(rows[:, :, :width], (*x.shape[:3], channels))
+    rows = tf.reshape(outputs, tf.stack([batch, height, TILE * tiles, going]))
+    return tf.ensure_shape(rows[:, :, :width], (None, None, None, going))
 
 
 def _values(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor, e: tf.Tensor, f: tf.Tensor) -> tuple[tf.Tensor, ...]:

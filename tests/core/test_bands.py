@@ -170,6 +170,20 @@ def test_losses_and_gradient_in_bands_are_those_at_once(tiny64: Backbone, method
     assert_alike(measured(tiny64, method, image, aims, in_bands), measured(tiny64, method, image, aims, ()), 1e-10)
 
 
+def test_halved_convolutions_in_bands_are_those_at_once(hed: Backbone) -> None:
+    halving = replace(hed, turns="backward")
+    layers = tuple((f"block{block}_conv1", 1.0) for block in range(1, 6))
+    method = replace(PLAIN, content=ContentLoss((("block4_conv2", 1.0),), 10.0), style=StyleLoss(layers, 1000.0))
+    image = tf.constant(picture(3, 64, 66)[None])
+    aims, few = targets(halving, method, [picture(1, 64, 66)], [[picture(2, 48, 50)]]), Bands(2**15)
+    in_bands = tables_of(halving, method, image, few)
+    assert [len(table) for table in in_bands] == [9, 4, 2]
+    assert_alike(measured(halving, method, image, aims, in_bands), measured(halving, method, image, aims, ()), 1e-5)
+    # and in a graph, whose loops over bands do not tell of how many channels the next block is given
+    found = [transfer.advance(halving, method, aims, transfer.start(method, image, [0]), 1, 1, how)[1] for how in (few, None)]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(32, 40), (33, 32), (47, 34), (63, 48), (64, 33)])
 @pytest.mark.parametrize("most", [800, 4000])
 def test_every_height_of_picture_and_band(tiny64: Backbone, size: tuple[int, int], most: int) -> None:
