@@ -27,7 +27,7 @@ def test_six_convolutions_of_three_weights_stand_for_four_of_nine() -> None:
 def test_one_graph_serves_every_size() -> None:
     kernel = tf.constant(np.random.default_rng(1).standard_normal((3, 3, 5, 4)))
     parts = winograd.kernels(kernel)
-    graph = tf.function(lambda x: winograd.convolved(x, parts), input_signature=[tf.TensorSpec(None, tf.float64)])
+    graph = tf.function(lambda x: winograd.convolved(x, parts), input_signature=[tf.TensorSpec((None,) * 4, tf.float64)])
     for shape in ((1, 6, 9, 5), (2, 3, 4, 5)):
         x = np.random.default_rng(2).standard_normal(shape)
         found = graph(tf.constant(x))
