@@ -21,8 +21,9 @@ KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], 
 
 def kernels(kernel: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """What a kernel (3, 3, C_in, C_out) is in six convolutions: each (3, 1, C_in, C_out), of its dtype."""
-    values = tf.einsum("vc,rcio->vrio", tf.constant(KERNEL), tf.cast(kernel, tf.float64))
-    return tuple(tf.unstack(tf.cast(values, kernel.dtype)[:, :, None]))
+    # one after the other, since what is held for all six at once, or in float64, stays with the process
+    left, middle, right = (kernel[:, column : column + 1] for column in range(3))
+    return tuple(float(a) * left + float(b) * middle + float(c) * right for a, b, c in KERNEL)
 
 
 def convolved(x: tf.Tensor, parts: Sequence[tf.Tensor]) -> tf.Tensor:
