@@ -97,12 +97,15 @@ def quickened(backbone: Backbone, turned_from: int | None = None, halved_from: t
     def quicken(one: Convolution) -> Convolution:
         if one.kernel.dtype != tf.float32:
             return one
-        turned = tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))
         fewer, more = sorted(one.kernel.shape[2:])
         wide = fewer >= halved_from[0] and more >= halved_from[1]
-        if backbone.turns == "backward" and wide and not one.layer.startswith(WHOLE):
+        halve = backbone.turns == "backward" and wide and not one.layer.startswith(WHOLE)
+        if not halve and one.kernel.shape[2] < least:
+            return one
+        turned = tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))
+        if halve:
             return one._replace(halved=(winograd.kernels(one.kernel), winograd.kernels(turned)))
-        return one if one.kernel.shape[2] < least else one._replace(turned=turned, turns=backbone.turns)
+        return one._replace(turned=turned, turns=backbone.turns)
 
     return replace(backbone, convolutions=tuple(map(quicken, backbone.convolutions)))
 

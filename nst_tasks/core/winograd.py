@@ -23,7 +23,7 @@ def kernels(kernel: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """What a kernel (3, 3, C_in, C_out) is in six convolutions: each (3, 1, C_in, C_out), of its dtype."""
     # one after the other, since what is held for all six at once, or in float64, stays with the process
     left, middle, right = (kernel[:, column : column + 1] for column in range(3))
-    return tuple(float(a) * left + float(b) * middle + float(c) * right for a, b, c in KERNEL)
+    return tuple(a * left + b * middle + c * right for a, b, c in KERNEL.tolist())
 
 
 def convolved(x: tf.Tensor, parts: Sequence[tf.Tensor]) -> tf.Tensor:
