@@ -33,8 +33,9 @@ class Bands:
 LEAST_ROWS = 32
 """Of bands that are smaller than `most` asks for: what two of them look at is computed twice."""
 
-USUAL = Bands(2**23, each=2**22)
-"""From 2^23 values on, a band computed once more costs less than the memory; where one is, half as large ones cost no more."""
+USUAL = Bands(2**23, each=2**21)
+"""From 2^23 values on, a band computed once more costs less than the memory; where one is, a quarter as large ones cost a
+fiftieth more: TensorFlow's convolution unfolds what it is given, 3 x 3 values for each, in memory of its own."""
 
 MIXED = Bands(2**22)
 """In bfloat16, where computing a band once more is cheap beside what the image and the weights take."""

@@ -112,7 +112,7 @@ def test_the_size_of_a_picture_decides_which_blocks_are_in_bands() -> None:
 @pytest.mark.parametrize(
     ("precision", "side", "bands_of_each"),
     [
-        ("float32", 362, []), ("float32", 363, [3]), ("float32", 1024, [16, 8, 4]), ("float32", 2048, [64, 32, 16, 8]),
+        ("float32", 362, []), ("float32", 363, [5]), ("float32", 1024, [32, 16, 8]), ("float32", 2048, [64, 32, 16, 8]),
         ("mixed", 256, []), ("mixed", 257, [2]), ("mixed", 1024, [16, 8, 4, 2]),
     ],
 )  # fmt: skip
