@@ -50,7 +50,7 @@ def main() -> None:
             calls = {
                 name: functools.partial(tf.function(functools.partial(timed, forms[form].convolutions[place])), *given)
                 for name, form in (("usual", "as it is"), ("turned", f"turned, {way}"), ("halved", "halved"))
-                if name != "halved" or forms[form].convolutions[place].halved is not None
+                if name != "halved" or forms[form].convolutions[place].ways is not None
             }
             alternating(2, calls)  # traces them
             taken = {name: 1e3 * statistics.median(values) for name, values in alternating(asked.rounds, calls).items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -27,19 +28,25 @@ WHOLE = "block5"
 """Where they are not halved: of its few positions it takes little time, and six kernels for one would be most of the memory."""
 
 
-class Convolution(NamedTuple):
-    """Kernel (3, 3, C_in, C_out) and bias (C_out,) of a layer.
+class Ways(NamedTuple):
+    """How a convolution is computed by other kernels than its own, without its bias and with zeros around it.
 
-    turned: the kernel half turned, (3, 3, C_out, C_in), and which way goes by it. halved: the parts of the kernel and of the
-    turned one, by which both ways go (`winograd`).
+    forth: (B, h, w, C_in) -> (B, h, w, C_out). back: its gradient, the other way. form: one of them by the `turned` kernel, or
+    both with half of the multiplications, `halved`.
     """
+
+    form: Literal["turned", "halved"]
+    forth: Callable[[tf.Tensor], tf.Tensor]
+    back: Callable[[tf.Tensor], tf.Tensor]
+
+
+class Convolution(NamedTuple):
+    """Kernel (3, 3, C_in, C_out) and bias (C_out,) of a layer; ways: what to compute it by, None for its kernel."""
 
     layer: str
     kernel: tf.Tensor
     bias: tf.Tensor
-    turned: tf.Tensor | None = None
-    turns: Turns = "none"
-    halved: tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]] | None = None
+    ways: Ways | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +111,12 @@ def quickened(backbone: Backbone, turned_from: int | None = None, halved_from: t
             return one
         turned = tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))
         if halve:
-            return one._replace(halved=(winograd.kernels(one.kernel), winograd.kernels(turned)))
-        return one._replace(turned=turned, turns=backbone.turns)
+            ways = Ways("halved", *(functools.partial(winograd.convolved, winograd.kernels(k)) for k in (one.kernel, turned)))
+        elif backbone.turns == "backward":
+            ways = Ways("turned", *(functools.partial(_whole, k) for k in (one.kernel, turned)))
+        else:
+            ways = Ways("turned", *(functools.partial(_gradient, k) for k in (turned, one.kernel)))
+        return one._replace(ways=ways)
 
     return replace(backbone, convolutions=tuple(map(quicken, backbone.convolutions)))
 
@@ -153,29 +164,24 @@ def through(
 
 def convolved(convolution: Convolution, x: tf.Tensor, padding: str) -> tf.Tensor:
     """A convolution of (B, h, w, C_in) -> (B, h, w, C_out), without its bias."""
-    kernel = convolution.kernel
+    ways = convolution.ways
     if padding == "replicate":
         x = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")  # one pixel of SYMMETRIC repeats the edge
-        return tf.nn.conv2d(x, kernel, 1, "VALID")
-    if convolution.turns == "none" and convolution.halved is None:
-        return tf.nn.conv2d(x, kernel, 1, "SAME")
-
-    @tf.custom_gradient
-    def quickened(x: tf.Tensor) -> tuple[tf.Tensor, object]:
-        if convolution.halved is not None:
-            forth, back = convolution.halved
-            return winograd.convolved(x, forth), lambda upstream: winograd.convolved(upstream, back)
-        if convolution.turns == "forward":
-            y = _gradient(kernel.shape[3], convolution.turned, x)
-            return y, lambda upstream: _gradient(kernel.shape[2], kernel, upstream)
-        return tf.nn.conv2d(x, kernel, 1, "SAME"), lambda upstream: tf.nn.conv2d(upstream, convolution.turned, 1, "SAME")
-
-    y: tf.Tensor = quickened(x)
+        return tf.nn.conv2d(x, convolution.kernel, 1, "VALID")
+    if ways is None:
+        return _whole(convolution.kernel, x)
+    y: tf.Tensor = tf.custom_gradient(lambda x: (ways.forth(x), ways.back))(x)
     return y
 
 
-def _gradient(channels: int, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """The gradient (B, h, w, channels) of a convolution with respect to its input, given that of its output (B, h, w, C)."""
+def _whole(kernel: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """The convolution (B, h, w, C_out), with zeros around it, of x (B, h, w, C_in) by a kernel (3, 3, C_in, C_out)."""
+    return tf.nn.conv2d(x, kernel, 1, "SAME")
+
+
+def _gradient(kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    """The gradient (B, h, w, C_in) of that convolution with respect to its input, given its output's (B, h, w, C_out)."""
+    channels = kernel.shape[2]
     shape = tf.concat([tf.shape(upstream)[:3], [channels]], axis=0)
     gradient = tf.raw_ops.Conv2DBackpropInput(
         input_sizes=shape, filter=kernel, out_backprop=upstream, strides=[1, 1, 1, 1], padding="SAME"

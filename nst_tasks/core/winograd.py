@@ -26,7 +26,7 @@ def kernels(kernel: tf.Tensor) -> tuple[tf.Tensor, ...]:
     return tuple(a * left + b * middle + c * right for a, b, c in KERNEL.tolist())
 
 
-def convolved(x: tf.Tensor, parts: Sequence[tf.Tensor]) -> tf.Tensor:
+def convolved(parts: Sequence[tf.Tensor], x: tf.Tensor) -> tf.Tensor:
     """The convolution (B, h, w, C_out), with zeros around it, of x (B, h, w, C_in) by the kernel of these six parts."""
     batch, height, width = tf.unstack(tf.shape(x)[:3])
     coming, going = parts[0].shape[2:]  # in a loop over bands x may not tell

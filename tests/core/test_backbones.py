@@ -110,6 +110,11 @@ def test_padding_changes_nothing_but_the_border(tiny: Backbone) -> None:
     np.testing.assert_allclose(zero[:, 1:-1, 1:-1], replicate[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-5)
 
 
+def forms(backbone: Backbone) -> list[str]:
+    """By which kernels each of its convolutions is computed."""
+    return ["own" if one.ways is None else one.ways.form for one in backbone.convolutions]
+
+
 @pytest.mark.parametrize("turns", ["forward", "backward"])
 def test_wide_convolutions_are_the_same_by_turned_and_by_halved_kernels(turns: architecture.Turns) -> None:
     random, wide = np.random.default_rng(0), backbones.TURNED_FROM[turns]
@@ -120,13 +125,16 @@ def test_wide_convolutions_are_the_same_by_turned_and_by_halved_kernels(turns: a
     plain, own = backbones.build("own", arrays), backbones.build("own", arrays, turns=turns)
     assert backbones.quickened(plain) is plain
     turned = backbones.quickened(backbones.scaled(own, 1.0))
-    assert [one.turns for one in turned.convolutions] == ["none", "none", turns, "none", "none"]
-    all_but_one = backbones.quickened(own, turned_from=8)
-    assert [one.turns for one in all_but_one.convolutions] == ["none", turns, turns, turns, turns]
+    assert forms(turned) == ["own", "own", "turned", "own", "own"]
+    assert forms(backbones.quickened(own, turned_from=8)) == ["own", *["turned"] * 4]
+    wide_one = turned.convolutions[2].ways
+    assert wide_one is not None
+    forth = tf.function(wide_one.forth).get_concrete_function(tf.TensorSpec((1, 8, 8, wide)))
+    assert any(one.type == "Conv2DBackpropInput" for one in forth.graph.get_operations()) == (turns == "forward")
     halved = backbones.quickened(own, turned_from=1000, halved_from=(16, 20))
-    assert [one.halved is not None for one in halved.convolutions] == [False, False, *[turns == "backward"] * 2, False]
-    rounded = backbones.quickened(backbones.rounded(own, tf.bfloat16), 8, (8, 8))
-    assert [(one.turns, one.halved) for one in rounded.convolutions] == [("none", None)] * 5
+    assert forms(halved) == ["own", "own", *["halved" if turns == "backward" else "own"] * 2, "own"]
+    rounded = backbones.rounded(backbones.quickened(own, 8), tf.bfloat16)
+    assert forms(rounded) == forms(backbones.quickened(rounded, 8, (8, 8))) == ["own"] * 5
     found = {}
     for name, backbone in (("plain", plain), ("turned", turned), ("halved", halved)):
         image = picture(9, 38, 30)
@@ -143,11 +151,8 @@ def test_wide_convolutions_are_the_same_by_turned_and_by_halved_kernels(turns: a
 
 def test_vgg_is_halved_in_its_middle_blocks_on_a_cpu_without_avx512(hed: Backbone) -> None:
     quick = backbones.quickened(replace(hed, turns="backward"))
-    halved = [one.layer for one in quick.convolutions if one.halved is not None]
-    assert halved == [one.layer for one in hed.convolutions if one.layer[5] in "234"]
-    assert all(one.turned is None for one in quick.convolutions if one.halved is not None)
-    turned = [one.layer for one in quick.convolutions if one.turned is not None]
-    assert turned == ["block1_conv2", *(one.layer for one in hed.convolutions if one.layer[5] == "5")]
+    form_of_block = {"1": "turned", "2": "halved", "3": "halved", "4": "halved", "5": "turned"}
+    assert forms(quick) == ["own", *(form_of_block[one.layer[5]] for one in hed.convolutions[1:])]
 
 
 def test_layers_are_named_as_keras_names_them() -> None:
