@@ -39,15 +39,20 @@ bench: .venv/ready
 	$(BIN)/python -m bench.growth
 	$(BIN)/python -m bench.profiles
 
-.venv/demo: pyproject.toml constraints.txt
+# one installation each, for pip takes its time to see that something is there already
+define install
 	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$(1)]"
+endef
+
+.venv/demo: pyproject.toml constraints.txt
+	$(call install,demo)
 	@touch $@
 
-.venv/ready: .venv/demo
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
-	@touch $@
+.venv/ready: pyproject.toml constraints.txt
+	$(call install,test)
+	@touch $@ .venv/demo  # which is part of it
 
 lock:
 	rm -rf .venv-lock
