@@ -103,7 +103,7 @@ def plot(path: Path, out: Path) -> None:
                 chosen = [row for row in rows if (row["over"], row["precision"]) == (over, precision)]
                 x = [float(row["value"]) ** 2 / 1e6 if over == "pixels" else float(row["value"]) for row in chosen]
                 axes.plot(x, [float(row[name]) for row in chosen], "o-", label=precision)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0.0, 1.08 * axes.dataLim.ymax)  # the highest point whole, too
             axes.grid(alpha=0.3)
             if column == 0:
                 axes.set_ylabel(label)
