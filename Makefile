@@ -39,20 +39,18 @@ bench: .venv/ready
 	$(BIN)/python -m bench.growth
 	$(BIN)/python -m bench.profiles
 
-# one installation each, for pip takes its time to see that something is there already
-define install
+.venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$(1)]"
-endef
 
-.venv/demo: pyproject.toml constraints.txt
-	$(call install,demo)
+# the tests' installation does not wait for the demo's, which is part of it: pip takes its time to see that something is there
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo]"
 	@touch $@
 
-.venv/ready: pyproject.toml constraints.txt
-	$(call install,test)
-	@touch $@ .venv/demo  # which is part of it
+.venv/ready: pyproject.toml constraints.txt | .venv/bin/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $@ .venv/demo
 
 lock:
 	rm -rf .venv-lock
