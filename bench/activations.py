@@ -1,9 +1,9 @@
-"""Mean activations of the HED trunk over the demo's pictures: the figures behind `weights.HED_GAIN`.
+"""Mean activations of the HED trunk over the demo's images, from which `weights.HED_GAIN` is derived.
 
     .venv/bin/python bench/activations.py
 
-Prints, for each layer, the mean over pictures and positions at 512 px, the mean published for VGG19 where there is one, and
-their ratio; the gains are these ratios times 0.3, for the reason given there.
+Prints, for each layer, the mean over images and positions at 512 px, the mean published for VGG19 if there is one, and their
+ratio. A gain is this ratio times 0.3; the reason is given at `weights.HED_GAIN`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a step costs by precision, size and pairs in a batch: on a GPU the figures behind its batches, bands and memory.
+"""Cost of a step by precision, image size and batch size; on a GPU the basis of the limits of batches, bands and memory.
 
     .venv/bin/python -m bench.batches                     # into bench/results and docs/speed.md
     .venv/bin/python -m bench.batches --sizes 64 --pairs 1,2 --keep /tmp/batches.csv
 
-As in a run, operations are deterministic. Milliseconds are the least of a few rounds; memory is the most taken of a GPU.
+Operations are deterministic, as in a run. Time is the minimum over a few rounds, in ms; memory is the peak of the GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 def measured(recipe: str, precision: str, size: int, pairs: int, steps: int) -> dict[str, object]:
-    """A row: milliseconds of a step of so many pairs, and the GiB of the GPU that were taken at most, 0 where there is none."""
+    """Return a row of results: milliseconds of one step of a batch of `pairs`, and peak GiB of the GPU, 0 without one."""
     import tensorflow as tf
 
     from bench import ours
@@ -36,7 +36,7 @@ def measured(recipe: str, precision: str, size: int, pairs: int, steps: int) -> 
     if gpus:
         tf.config.experimental.reset_memory_stats("GPU:0")
     taken = []
-    for _ in range(1 + ROUNDS):  # the first traces
+    for _ in range(1 + ROUNDS):  # the first round traces the graph
         began = time.perf_counter()
         side.advance(steps)
         taken.append((time.perf_counter() - began) / steps)
@@ -46,7 +46,7 @@ def measured(recipe: str, precision: str, size: int, pairs: int, steps: int) -> 
 
 
 def table(path: Path) -> str:
-    """A results file as a table."""
+    """Return the results file as a Markdown table."""
     lines = ["| recipe | px | precision | pairs in a batch | ms a step | ms a pair | GiB of the GPU |", "| --- " * 7 + "|"]
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -58,7 +58,7 @@ def table(path: Path) -> str:
 
 
 def main() -> None:
-    """Measure, keep, show."""
+    """Measure, save the results and update the page."""
     from bench import speed
     from nst_tasks.devices import lease
     from nst_tasks.progress import Watch

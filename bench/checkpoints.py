@@ -1,9 +1,9 @@
-"""What checkpoints cost: their size, and the steps of a pair with one always being written over the steps with none.
+"""Cost of checkpoints: their size, and the time of a step while checkpoints are written, relative to a step without any.
 
     .venv/bin/python bench/checkpoints.py [SIZE [ROUNDS]]
 
-Steps with and without alternate in one process. "Always" is the worst case: the next checkpoint begins when the last one is
-on the disk; by default there is one every 30 seconds, and the cost is that much smaller.
+Steps with and without checkpoints alternate in one process. The worst case is measured: each checkpoint starts as soon as the
+last one is on disk. By default a run writes one every 30 seconds, so that its cost is much smaller.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from nst_tasks.checkpoint import Checkpoint
 from nst_tasks.core import backbones, transfer
 
 STEPS = 4
-"""Of one measurement."""
+"""Steps per measurement."""
 
 
 def measure(recipe: str, size: int, rounds: int, folder: str) -> None:
-    """Print one recipe's line."""
+    """Measure one recipe and print its line."""
     method = presets.find(recipe).method
     backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None), turns=hardware.turns())
     contents = np.random.default_rng(0).random((1, size, size, 3), np.float32)

@@ -1,4 +1,6 @@
-"""Each convolution of the network as TensorFlow does it, by its turned kernel and by halved ones: why `backbones.quickened` is.
+"""Time of each convolution of the network: TensorFlow's own, with a flipped kernel, and by Winograd F(4, 3).
+
+These numbers justify `backbones.quickened`.
 
 .venv/bin/python -m bench.convolutions --size 256
 """
@@ -27,7 +29,7 @@ from nst_tasks.weights import Weights
 
 
 def main() -> None:
-    """Print the medians, layer by layer and way by way."""
+    """Print the median times by layer and direction."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, default=256, help="side of the picture, in pixels")
     parser.add_argument("--rounds", type=int, default=15)
@@ -52,7 +54,7 @@ def main() -> None:
                 for name, form in (("usual", "as it is"), ("turned", f"turned, {way}"), ("halved", "halved"))
                 if name != "halved" or forms[form].convolutions[place].ways is not None
             }
-            alternating(2, calls)  # traces them
+            alternating(2, calls)  # traces the graphs
             taken = {name: 1e3 * statistics.median(values) for name, values in alternating(asked.rounds, calls).items()}
             cells = (f"{taken[name]:.1f}" if name in taken else "" for name in ("usual", "turned", "halved"))
             print(f"| {usual.layer} | {channels} | {way} | {' | '.join(cells)} |", flush=True)
@@ -64,12 +66,15 @@ def _quickened(arrays: Weights, turns: Turns, turned_from: int, halved_from: int
 
 
 def _output(convolution: backbones.Convolution, x: tf.Tensor) -> tf.Tensor:
-    """With its bias and ReLU, which TensorFlow may compute with it."""
+    """Return the convolution with its bias and ReLU, which TensorFlow may fuse."""
     return backbones.through([convolution], x)[0]
 
 
 def _slope(convolution: backbones.Convolution, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Of a convolution alone; what it gives is not asked for, and so not computed."""
+    """Return the gradient of the linear convolution with respect to x, shape of x, given the gradient y of its output.
+
+    The output itself is not used, so that TensorFlow does not compute it.
+    """
     with tf.GradientTape() as tape:
         tape.watch(x)
         linear = backbones.convolved(convolution, x, "zero")

@@ -1,10 +1,10 @@
-"""How cost grows: seconds and peak memory over pixels, steps, styles and pairs.
+"""Growth of cost: seconds and peak memory over pixels, steps, styles and pairs.
 
-    .venv/bin/python -m bench.growth                # into bench/results, a picture in docs and docs/speed.md
+    .venv/bin/python -m bench.growth                # into bench/results, a plot in docs and docs/speed.md
     .venv/bin/python -m bench.growth --quick --keep /tmp/growth.csv
 
-Each point is a process of its own: `bench.ours` on one pair for pixels, steps and styles, `nst run` for pairs. Needs the
-extra `bench`, for the plot.
+Each point is measured in its own process: `bench.ours` on one pair for pixels, steps and styles, `nst run` for pairs. The plot
+needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.rows.row import ROOT, precisions, write_samples
 COLUMNS = ("over", "value", "precision", "seconds", "gib")
 
 POINTS: Mapping[str, Sequence[int]] = {
-    "pixels": (128, 256, 384, 512, 768, 1024),  # of the longest side
+    "pixels": (128, 256, 384, 512, 768, 1024),  # longest side
     "steps": (10, 20, 40, 80),
     "styles": (1, 2, 4, 8),
     "pairs": (1, 4, 8, 16),
@@ -35,7 +35,7 @@ QUICK: Mapping[str, Sequence[int]] = {"pixels": (64, 96), "steps": (2, 4), "styl
 
 
 def measured(points: Mapping[str, Sequence[int]], size: int, steps: int) -> Iterator[dict[str, object]]:
-    """A row for each point and precision: seconds of the whole process, and its peak in GiB."""
+    """Yield a row for each point and precision: seconds of the whole process, and its peak memory in GiB."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures, environment = write_samples(folder), environment_of(folder)
@@ -50,7 +50,7 @@ def measured(points: Mapping[str, Sequence[int]], size: int, steps: int) -> Iter
                     seconds, gib = _whole(command, environment)
                     yield {"over": over, "value": value, "precision": precision, "seconds": seconds, "gib": gib}
             for pairs in points["pairs"]:
-                rows = [f"{content},{style},p{k},{k}" for k in range(pairs)]  # of one seed they would be one pair
+                rows = [f"{content},{style},p{k},{k}" for k in range(pairs)]  # rows with equal seeds would be one pair
                 (folder / "m.csv").write_text("\n".join(["content,style,id,seed", *rows]) + "\n")
                 command = [str(BIN / "nst"), "run", str(folder / "m.csv"), "--out", f"{folder}/{precision}{pairs}"]
                 command += ["--recipe", tutorial_recipe(folder, precision), "--size", str(size), "--steps", str(steps)]
@@ -59,19 +59,20 @@ def measured(points: Mapping[str, Sequence[int]], size: int, steps: int) -> Iter
 
 
 def _whole(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float]:
+    """Return the seconds and the peak memory in GiB of a command."""
     began = time.perf_counter()
     gib = resident(command, environment)
     return round(time.perf_counter() - began, 2), round(gib, 3)
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a results file."""
+    """Return the rows of a results file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def table(path: Path) -> str:
-    """A results file as a table: what each further unit costs, from the first point to the last."""
+    """Return a Markdown table of a results file: the cost at the first and at the last point of each row."""
     rows = read(path)
     lines = ["| over | from | to | precision | seconds | GiB |", "| --- | --- | --- | --- | --- | --- |"]
     for over, precision in dict.fromkeys((row["over"], row["precision"]) for row in rows):
@@ -83,12 +84,12 @@ def table(path: Path) -> str:
 
 
 def picture(path: Path) -> Path:
-    """Where the plot of a results file in bench/results is kept: the newest of each machine."""
+    """Return the path of the plot of a results file in bench/results; each machine has one, of its newest results."""
     return ROOT / "docs" / f"growth-{path.stem[len('growth-2026-01-01-') :]}.png"
 
 
 def plot(path: Path, out: Path) -> None:
-    """A panel for each of seconds and memory over each of `POINTS`."""
+    """Plot seconds and memory over each of `POINTS`, a panel for each."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -103,7 +104,7 @@ def plot(path: Path, out: Path) -> None:
                 chosen = [row for row in rows if (row["over"], row["precision"]) == (over, precision)]
                 x = [float(row["value"]) ** 2 / 1e6 if over == "pixels" else float(row["value"]) for row in chosen]
                 axes.plot(x, [float(row[name]) for row in chosen], "o-", label=precision)
-            axes.set_ylim(0.0, 1.08 * axes.dataLim.ymax)  # the highest point whole, too
+            axes.set_ylim(0.0, 1.08 * axes.dataLim.ymax)  # do not clip the marker of the highest point
             axes.grid(alpha=0.3)
             if column == 0:
                 axes.set_ylabel(label)
@@ -114,7 +115,7 @@ def plot(path: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Measure, keep, draw."""
+    """Measure, save the results, plot them and update the page."""
     from bench import speed
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

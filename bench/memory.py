@@ -1,10 +1,10 @@
-"""Peak memory of a few steps over the picture's pixels: the figures behind `batching.memory`.
+"""Peak memory of a few steps as a function of image size, from which the constants of `batching.memory` are derived.
 
     .venv/bin/python bench/memory.py
 
-Each size runs in a process of its own, because a process's peak never falls. Prints bytes per pixel between neighbouring
-sizes: the slope, free of what TensorFlow takes anyway. Above 362 px, in mixed precision 256 px, they are computed in bands
-(core/bands.py).
+Each size runs in its own process, because the peak of a process never falls. Prints bytes per pixel between neighbouring sizes:
+the slope, which excludes TensorFlow's constant share. Above 362 px, in mixed precision above 256 px, images are computed in
+bands (core/bands.py).
 """
 
 from __future__ import annotations

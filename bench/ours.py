@@ -1,4 +1,4 @@
-"""Our own loop as the peers' are: a step to time, an objective to compare, and the script of one pair around them.
+"""Our own loop with the interface of the peers: a step to time, an objective to compare, and a script that stylizes one pair.
 
 .venv/bin/python -m bench.ours CONTENT STYLE OUT [--recipe NAME] [--precision mixed] [--size PX] [--steps N]
 """
@@ -28,26 +28,26 @@ from nst_tasks.core.method import Method
 
 @functools.cache
 def backbone() -> backbones.Backbone:
-    """The default backbone, on which everything here is measured."""
+    """Return the default backbone, which all measurements use."""
     return backbones.build(weights.DEFAULT, weights.load(weights.DEFAULT, None), turns=hardware.turns())
 
 
 def method(recipe: str, precision: str) -> Method:
-    """A recipe's method in this precision."""
+    """Return the method of a recipe in this precision."""
     return replace(presets.find(recipe).method, precision=precision)
 
 
 def pair(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The content and the style, each (h, w, 3), that steps are timed on, at this longest side."""
+    """Return the content and style images on which steps are timed, each (h, w, 3), resized to this longest side."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_samples(Path(folder))
         return sized(str(pictures["astronaut"]), size), sized(str(pictures["swirls"]), size)
 
 
 def steps_in_a_round(size: int) -> int:
-    """How many steps of a picture of this longest side to time at once: about a second's.
+    """Return the number of steps to time together for an image of this longest side: about one second of work.
 
-    A GPU takes milliseconds for one: of few, what a call costs would be measured.
+    On a GPU a step takes milliseconds; with few steps the overhead of the call would dominate.
     """
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     return max(1, round((180 if on_gpu else 3) * (256 / size) ** 2))
@@ -63,14 +63,19 @@ class Ours:
     state: transfer.TransferState
 
     def advance(self, steps: int) -> np.ndarray:
-        """So many steps: the total loss before each, (steps,)."""
+        """Run this many steps and return the total loss before each, (steps,)."""
         self.state, terms = transfer.advance(self.backbone, self.method, self.targets, self.state, steps, steps)
         total: np.ndarray = terms[:, 0].sum(axis=1)
         return total
 
 
 def start(network: backbones.Backbone, method: Method, content: np.ndarray, *styles: np.ndarray, pairs: int = 1) -> Ours:
-    """From the content; content (H, W, 3) and styles (h, w, 3), alike in weight, in [0, 1]. More pairs have it shifted."""
+    """Return a transfer started from the content; content (H, W, 3) and styles (h, w, 3) in [0, 1].
+
+    Args:
+        styles: Images blended with equal weights.
+        pairs: Batch size; pair k has the content shifted by k pixels.
+    """
     statistics = [transfer.style_statistics(network, method, style) for style in styles]
     contents = np.stack([np.roll(content, k, axis=1) for k in range(pairs)])
     targets = transfer.targets(network, method, contents, [statistics] * pairs, [[1.0 / len(styles)] * len(styles)] * pairs)

@@ -1,11 +1,11 @@
-"""Where the time goes: of a step by kind of operation, and of a small manifest by what it is spent on.
+"""Profile of a step by kind of operation, and of a run of a small manifest by phase.
 
     .venv/bin/python -m bench.profiles              # both, into bench/results and docs/speed.md
     .venv/bin/python -m bench.profiles --quick --keep /tmp/profile.json
 
-A step's operations are those of TensorFlow's profiler, summed over threads. A manifest's time is sampled: some two
-hundred times a second, `nst run` is asked what its threads are in, and the time since goes to the first of `PHASES` that any of
-them is in.
+The operations of a step come from TensorFlow's profiler, summed over threads. The run is sampled: about two hundred times a
+second, the stacks of all threads of `nst run` are read, and the time since the last sample counts for the first of `PHASES`
+that any thread is in.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from bench.rows.pairs import CONTENTS, STYLES, environment_of
 from bench.rows.row import ROOT, precisions, write_samples
 
 OPERATIONS = (
-    ("convolutions, both ways", r"Conv2D"),  # either way goes by an operation of the other: `backbones.quickened`
+    ("convolutions, both ways", r"Conv2D"),  # a pass may use the other's operation: see `backbones.quickened`
     ("Gram matrices and their gradients", r"MatMul|Einsum"),
     ("pooling, both ways", r"Pool"),
     ("casts, copies, layout", r"Cast|Transpose|Reshape|Concat|Pad|Slice|Pack|Copy|Identity|ToTf|Quantize"),
     ("optimizer and everything element by element", r""),
 )
-"""What an operation is counted as: the first whose pattern its type holds."""
+"""Kinds of operations and patterns of TensorFlow operation types; the first matching pattern determines an operation's kind."""
 
 PHASES = (
     ("steps", ("nst_tasks.core.transfer.advance", "nst_tasks.core.transfer.result")),
@@ -49,7 +49,7 @@ PHASES = (
     ("encoding and writing", ("nst_tasks.work.publish",)),
     ("report and summary", ("nst_tasks.reporting.write",)),
 )
-"""What a manifest's time is spent on, most telling first, by the functions of nst that stand for it."""
+"""Phases of a run in order of priority, and the nst functions that identify them."""
 
 TRACING, IMPORTS, REST = "tracing graphs", "imports", "Prefect and the rest"
 
@@ -58,7 +58,10 @@ EVERY = 0.005
 
 
 def of_a_step(size: int, steps: int) -> list[dict[str, object]]:
-    """Milliseconds of a `tf-tutorial` step: rows of operation and each precision; the last is the wall time."""
+    """Return milliseconds of a `tf-tutorial` step: a row for each kind of operation, with a column for each precision.
+
+    The last row is the median wall time.
+    """
     from bench import ours
 
     content, style = ours.pair(size)
@@ -78,7 +81,7 @@ def of_a_step(size: int, steps: int) -> list[dict[str, object]]:
 
 
 def traced(call, steps: int) -> Counter[str]:
-    """Milliseconds a step that each of `OPERATIONS` took during a call, summed over threads."""
+    """Return the milliseconds per step that each kind of `OPERATIONS` took during a call, summed over threads."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -93,14 +96,14 @@ def traced(call, steps: int) -> Counter[str]:
     for plane in space.planes:
         for event in (event for line in plane.lines for event in line.events):
             operation = re.fullmatch(r"[\w/.-]+:(\w+)", plane.event_metadata[event.metadata_id].name)
-            if operation and not re.search(r"PartitionedCall|While", operation[1]):  # those hold others
+            if operation and not re.search(r"PartitionedCall|While", operation[1]):  # containers of other operations
                 kind = next(name for name, pattern in OPERATIONS if re.search(pattern, operation[1]))
                 found[kind] += event.duration_ps / 1e9 / steps
     return found
 
 
 def of_a_manifest(contents: int, styles: int, size: int, steps: int) -> list[dict[str, object]]:
-    """Seconds of `nst run` over a small grid by phase, process start to end: rows of phase, seconds."""
+    """Return the seconds of `nst run` on a small grid, a row for each phase from process start to process end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures, environment = write_samples(folder), environment_of(folder)
@@ -108,7 +111,7 @@ def of_a_manifest(contents: int, styles: int, size: int, steps: int) -> list[dic
         (folder / "m.csv").write_text("\n".join(["content,style", *(f"{one},{other}" for one, other in chosen)]) + "\n")
         command = ["run", str(folder / "m.csv"), "--size", str(size), "--steps", str(steps), "--recipe", "tf-tutorial"]
         found: dict[str, float] = {}
-        for turn in ("first", "second"):  # the first makes Prefect's database
+        for turn in ("first", "second"):  # the first run creates Prefect's database
             began = time.time()
             whole = [sys.executable, "-m", "bench.profiles", "--sampled", str(folder / "phases.json"), "--"]
             subprocess.run(
@@ -122,7 +125,7 @@ def of_a_manifest(contents: int, styles: int, size: int, steps: int) -> list[dic
 
 
 def sampled(arguments: list[str], keep: Path) -> None:
-    """Run `nst` with these arguments in this process, and keep what its time was spent on."""
+    """Run `nst` with these arguments in this process, sample it, and write the seconds by phase to a JSON file."""
     began, phases, done = time.time(), Counter[str](), threading.Event()
     names = {function: name for name, functions in PHASES for function in functions}
     order = [name for name, _ in PHASES] + [TRACING, IMPORTS]
@@ -139,6 +142,7 @@ def sampled(arguments: list[str], keep: Path) -> None:
 
 
 def _watch(phases: Counter[str], names: Mapping[str, str], order: list[str], done: threading.Event) -> None:
+    """Sample all other threads until `done` is set, and add the seconds between samples to their phase."""
     before = time.perf_counter()
     while not done.wait(EVERY):
         own = threading.get_ident()
@@ -149,7 +153,7 @@ def _watch(phases: Counter[str], names: Mapping[str, str], order: list[str], don
 
 
 def phase(frame: FrameType | None, names: Mapping[str, str]) -> str | None:
-    """What a thread is in: the phase of its innermost frame that has one."""
+    """Return the phase of the innermost frame that has one, or None."""
     while frame is not None:
         code = frame.f_code
         if code.co_filename == "<frozen importlib._bootstrap>" and code.co_name == "_find_and_load":
@@ -164,7 +168,7 @@ def phase(frame: FrameType | None, names: Mapping[str, str]) -> str | None:
 
 
 def tables(path: Path) -> str:
-    """A results file as two tables."""
+    """Return a results file as two Markdown tables."""
     from bench.speed import described
 
     kept = json.loads(path.read_text())
@@ -187,7 +191,7 @@ def tables(path: Path) -> str:
 
 
 def main() -> None:
-    """Measure both and keep them."""
+    """Measure both profiles, save them and update the page."""
     if "--sampled" in sys.argv:
         at = sys.argv.index("--sampled")
         sampled(sys.argv[at + 3 :], Path(sys.argv[at + 1]))

@@ -1,15 +1,15 @@
-"""All recipes on the same pairs at equal pixel-iterations: style gap closed against content kept, at three style weights each.
+"""Quality of all recipes at equal compute on the same pairs: style gap closed against content kept, at three style weights.
 
-In float32, and at each recipe's own weight in mixed precision too.
+Computed in float32, and at each recipe's own style weight also in mixed precision.
 
     .venv/bin/pip install -c constraints.txt -e '.[bench]'
     .venv/bin/python bench/quality.py --out bench/results/quality.csv
     .venv/bin/python bench/quality.py --out bench/results/quality.csv --plot docs/quality.png
 
-Every recipe gets the same compute: its steps (of all levels alike) are scaled until pixels times steps are `--steps` steps at
-full size. Results are appended to the file as they come; what it holds already is not computed again. The table and
-plot are means over the pairs. Without `--manifest` these are `PAIRS`, made of the demo's pictures and a poster
-drawn here: a face, a night sky, text and flat colours.
+Compute is measured in pixels times steps. The steps of each recipe, at all levels by the same factor, are scaled to cost as
+much as `--steps` steps at full size. Each result is appended to the file at once; results that the file already has are not
+computed again. The table and the plot show means over the pairs. Without `--manifest` the pairs are `PAIRS`, made of the demo's
+images and a poster drawn here; they cover a face, a night sky, text and flat colours.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from nst_tasks.core.pyramid import levels
 from nst_tasks.recipes import Recipe
 
 FACTORS = (0.25, 1.0, 4.0)
-"""Of each recipe's own style weight."""
+"""Multiples of each recipe's own style weight."""
 
 PLACES = (*(("float32", factor) for factor in FACTORS), ("mixed", 1.0))
-"""Precision and factor of each result."""
+"""Precision and style weight factor of each result."""
 
 PAIRS = (("astronaut", "stipple"), ("rocket", "swirls"), ("poster", "dunes"))
 
@@ -51,7 +51,7 @@ COLUMNS = (
 
 
 def poster() -> bytes:
-    """Text and flat colours: what a photograph has none of."""
+    """Draw a PNG of text and flat colours, which the photographs lack."""
     picture = Image.new("RGB", (512, 384), (244, 240, 228))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 250, 512, 384), fill=(32, 74, 135))
@@ -65,30 +65,30 @@ def poster() -> bytes:
 
 
 def bundled() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, content and style of each pair of `PAIRS`, (H, W, 3) in [0, 1]."""
+    """Yield name, content and style of each pair of `PAIRS`, images (H, W, 3) in [0, 1]."""
     made = {Path(name).stem: data for name, data in samples.samples().items()} | {"poster": poster()}
     for content, style in PAIRS:
         yield f"{content} x {style}", *(images.decode(made[name], 10**8).rgb for name in (content, style))
 
 
 def listed(uri: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, content and first style of each row of a manifest."""
+    """Yield name, content and first style of each row of a manifest, images (H, W, 3) in [0, 1]."""
     for pair in manifest.parse(storage.read(uri), storage.folder(uri)).pairs:
         yield pair.id, *(images.decode(storage.read(at), 10**9).rgb for at in (pair.content, pair.styles[0]))
 
 
 def fitted(rgb: np.ndarray, size: int) -> np.ndarray:
-    """The picture at this longest side."""
+    """Resize the image to this longest side."""
     return images.resize(images.Picture(rgb, None), *images.fit(rgb.shape[0], rgb.shape[1], size, upscale=True)).rgb
 
 
 def work(method: Method, height: int, width: int) -> int:
-    """Pixels times steps, over all levels."""
+    """Return the compute of a method: pixels times steps, summed over levels."""
     return sum(level.steps * level.height * level.width for level in levels(method, height, width))
 
 
 def at_equal_work(recipe: Recipe, height: int, width: int, steps: int) -> Recipe:
-    """The recipe with as many steps as cost `steps` at full size."""
+    """Return the recipe with its steps scaled to cost as much as `steps` steps at full size."""
     share = steps * height * width / work(recipe.method, height, width)
     return recipes.override(recipe, steps=max(1, round(recipe.method.steps * share)))
 
@@ -96,7 +96,7 @@ def at_equal_work(recipe: Recipe, height: int, width: int, steps: int) -> Recipe
 def stylize(
     backbone: backbones.Backbone, method: Method, content: np.ndarray, style: np.ndarray, size: int
 ) -> tuple[Any, list]:
-    """The result (H, W, 3) at this size, and each level's total losses."""
+    """Return the stylized image (H, W, 3) at this longest side, and each level's total losses."""
     state, image, totals = None, None, []
     for level in levels(method, *images.fit(content.shape[0], content.shape[1], size, upscale=True)):
         at = (level.height, level.width)
@@ -122,7 +122,7 @@ def stylize(
 def score(
     backbone: backbones.Backbone, layers: list[str], out: np.ndarray, content: np.ndarray, style: np.ndarray, totals: list
 ) -> quality.Quality:
-    """The numbers of a result, as every run of nst computes them."""
+    """Return the quality metrics of a result, computed as in a run."""
     side = quality.SIZE
     height, width = images.fit(out.shape[0], out.shape[1], side, upscale=False)
     sized, of_content = (images.resize(images.Picture(rgb, None), height, width).rgb for rgb in (out, content))
@@ -132,7 +132,7 @@ def score(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compute what the file does not hold yet."""
+    """Compute the results that the file does not have yet."""
     backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None), turns=hardware.turns())
     pairs = list(listed(args.manifest) if args.manifest else bundled())
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of an earlier run, if there was one."""
+    """Return the rows of a results file; none if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -179,9 +179,9 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def means(rows: list[dict[str, str]], precision: str) -> dict[str, list[dict[str, float]]]:
-    """Recipe -> its means over the pairs, one for each factor, ascending; NaN where one of them came to no picture.
+    """Return, for each recipe, the means over the pairs at each factor in ascending order; NaN if one of the pairs diverged.
 
-    Pairs that are not done yet by every recipe and factor, in both precisions once one is in both, are left out.
+    A pair counts only once it has results for every recipe and factor, in mixed precision too if the file has any.
     """
     groups: dict[tuple[str, str, float], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in rows:
@@ -199,7 +199,10 @@ def means(rows: list[dict[str, str]], precision: str) -> dict[str, list[dict[str
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: a row for each recipe and factor, best held-out style gap first among the published weights."""
+    """Return a Markdown table with a row for each recipe and factor.
+
+    Recipes are ordered by their held-out style gap at their own style weight, best first.
+    """
     lines = [
         "| recipe | style weight | style gap closed | on its own layers | content cosine | SSIM |",
         "|---|---|---|---|---|---|",
@@ -217,7 +220,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 
 
 def precisions(plain: dict[str, list[dict[str, float]]], mixed: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: a row for each recipe at its own weight, in float32 and mixed."""
+    """Return a Markdown table that compares float32 with mixed precision, each recipe at its own style weight."""
     names = ("style_gap_held_out", "content_cosine", "seconds")
     lines = [
         "| recipe | style gap closed, float32 | mixed | content cosine, float32 | mixed | seconds, float32 | mixed |",
@@ -232,7 +235,7 @@ def precisions(plain: dict[str, list[dict[str, float]]], mixed: dict[str, list[d
 
 
 def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """One curve for each recipe over its style weights: content kept to the right, style gap closed upward."""
+    """Plot a curve over the style weights for each recipe: x is content kept, y is style gap closed."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -253,7 +256,7 @@ def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Compute, print, plot."""
+    """Compute the missing results, print the tables and draw the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="CSV file of results, continued if it is there")
     parser.add_argument("--manifest", help="pairs of this manifest instead of the bundled ones")

@@ -1,11 +1,11 @@
-"""A manifest of very many pairs that cost next to nothing: what the way around them costs, and whether it stays flat.
+"""Overhead of a manifest with very many tiny pairs, and whether it stays constant over the run.
 
     .venv/bin/python bench/scale.py [PAIRS] [--plain]
 
-PAIRS pairs (10,000) at 64 px with one step on the tiny backbone, by `nst run` against a Prefect server of its own with
-`flows/prefect-server.env`, or with Prefect's defaults (`--plain`). Prints for each quarter pairs per second and the largest
-resident memory of client and server, then the database's size, how long the next flow took to start, and how long the same
-command took once all was done. PREFECT_SERVER_DATABASE_CONNECTION_URL, if set, names the server's database.
+Runs PAIRS pairs (10,000) at 64 px with one step on the tiny backbone, by `nst run` against a separate Prefect server with the
+settings of `flows/prefect-server.env`, or with Prefect's defaults (`--plain`). Prints, for each quarter of the run, pairs per
+second and the peak resident memory of client and server; then the size of the database, the delay before the next flow starts,
+and the time of the same command when all is done. PREFECT_SERVER_DATABASE_CONNECTION_URL, if set, names the server's database.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ print(next_flow())
 
 
 def shipped() -> dict[str, str]:
-    """The settings of `flows/prefect-server.env`."""
+    """Return the settings in `flows/prefect-server.env`."""
     lines = (ROOT / "flows" / "prefect-server.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
 def write_manifest(folder: Path, pairs: int) -> Path:
-    """As many pairs of different small pictures."""
+    """Write a manifest of this many pairs of small images, all pairs different, and return its path."""
     side = math.ceil(math.sqrt(pairs))
     generator = np.random.default_rng(0)
     for kind in ("content", "style"):
@@ -63,7 +63,11 @@ def write_manifest(folder: Path, pairs: int) -> Path:
 
 
 def started_server(folder: Path, settings: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], str]:
-    """A Prefect server that answers, and its API's URL."""
+    """Start a Prefect server, wait until it answers, and return its process and the URL of its API.
+
+    Raises:
+        SystemExit: The server ended before it answered.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -83,7 +87,7 @@ def started_server(folder: Path, settings: Mapping[str, str]) -> tuple[subproces
 
 
 def resident(pid: int) -> float:
-    """The memory of a process and its children, in MB."""
+    """Return the resident memory of a process and its children, in MB."""
     total = 0
     try:
         process = psutil.Process(pid)
@@ -95,7 +99,10 @@ def resident(pid: int) -> float:
 
 
 def followed(client: subprocess.Popen[bytes], server: int, outcomes: Path) -> list[tuple[float, int, float, float]]:
-    """(seconds, pairs done, MB of the client, MB of the server) about every second until the client ends."""
+    """Record the progress of a run about once a second, until the client ends.
+
+    Returns rows (seconds, pairs done, MB of the client, MB of the server).
+    """
     began, seen = time.perf_counter(), []
     while client.poll() is None:
         done = len(os.listdir(outcomes)) if outcomes.is_dir() else 0
@@ -105,12 +112,12 @@ def followed(client: subprocess.Popen[bytes], server: int, outcomes: Path) -> li
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("pairs", type=int, nargs="?", default=10_000)
     parser.add_argument("--plain", action="store_true")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as errors:  # a line for each flagged pair
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as errors:  # one line per flagged pair
         folder = Path(name)
         (folder / "in").mkdir()
         (folder / "prefect").mkdir()

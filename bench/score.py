@@ -1,4 +1,4 @@
-"""Quality of finished pictures, whatever made them: style gap closed and content kept, as nst measures its own.
+"""Quality of finished images from any source: style gap closed and content kept, measured as in a run.
 
 .venv/bin/python bench/score.py CONTENT STYLE PICTURE...
 """
@@ -16,7 +16,7 @@ from nst_tasks.images import Picture
 
 
 def main(content: str, style: str, *pictures: str) -> None:
-    """Print a line for each picture, against this content and this style."""
+    """Print a line of metrics for each image, measured against this content and this style."""
     backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None))
     layers = [layer for layer, _ in presets.PAINTERLY.method.style.layers]
     of_style = quality.moments(backbone, _fitted(style), layers)

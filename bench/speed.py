@@ -1,13 +1,13 @@
-"""Every row of the goals' table, each by a command of its own; kept as one file, and shown in docs/speed.md.
+"""All rows of the goals' table, each measured by its own command, saved in one file and shown in docs/speed.md.
 
     make bench                             # all rows: an hour or more on two cores
     .venv/bin/python -m bench.speed --quick --keep /tmp/quick.json
-    .venv/bin/python -m bench.speed --only overhead  # these rows anew, the others as they were measured last
-    .venv/bin/python -m bench.speed --docs  # only writes docs/speed.md from what bench/results holds
+    .venv/bin/python -m bench.speed --only overhead  # measure these rows again, and keep the others
+    .venv/bin/python -m bench.speed --docs  # only writes docs/speed.md from the files in bench/results
 
-Each command can be run alone, as it is printed. Without --keep the rows go to bench/results as they come, together with the
-date, the machine, the versions and the commit, and from there into docs/speed.md. PyTorch's rows need a Python that has it:
---torch PATH.
+Each command is printed and can be run alone. Without --keep, each row is saved to bench/results once it is measured, together
+with the date, the machine, the versions and the commit, and shown in docs/speed.md. PyTorch's rows need a Python that has
+PyTorch: --torch PATH.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ SUITE = (
     ("pairs overhead --backbone vgg16-hed --pairs 60 --rounds 1", None),
     ("intake large", "--pairs 100 --rounds 1"),
 )
-"""Each row's command, and what makes it quick: fit to see whether it runs, not to be read. None leaves it out then."""
+"""Command of each row, and its options for a quick run, which only checks that the row runs; None omits the row from it."""
 
 
 def measured(command: Sequence[str], folder: Path) -> list[Row]:
-    """The rows that a command gives, as a process of its own; a row that says why, where it fails."""
+    """Run a command in its own process and return its rows; if it fails, return one row with the reason."""
     file = folder / "rows.json"
     file.unlink(missing_ok=True)
     row, *rest = command
@@ -65,15 +65,15 @@ def measured(command: Sequence[str], folder: Path) -> list[Row]:
         [sys.executable, "-m", f"bench.rows.{row}", "--keep", str(file), *rest], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     if done.returncode or not file.exists():
-        print(done.stderr[-2000:], file=sys.stderr)  # and not into what is kept: it may name anything
+        print(done.stderr[-2000:], file=sys.stderr)  # not into the results file: it may contain private paths
         why = f"not measured: exit code {done.returncode}"
-        work = " ".join(command).partition(" --python ")[0]  # a path says where the measuring was done, not what
+        work = " ".join(command).partition(" --python ")[0]  # drop the path, which differs between machines
         return [Row(work, "", None, float("nan"), float("nan"), float("nan"), "", why)]
     return [Row.from_plain(row) for row in json.loads(file.read_text())]
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """Describe the machine and the versions on which the numbers are measured."""
     about = Path("/proc/cpuinfo").read_text()
     model = re.search(r"model name\s*: (.*)", about)
     flags = re.search(r"flags\s*: (.*)", about)
@@ -91,7 +91,7 @@ def machine() -> dict[str, Any]:
 
 
 def _gpu() -> str | None:
-    """The first GPU's name, as its driver tells it."""
+    """Return the name of the first GPU as its driver reports it, or None."""
     try:
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
@@ -100,7 +100,7 @@ def _gpu() -> str | None:
 
 
 def commit() -> str:
-    """The commit that was measured, and whether anything but what is written of measurements differed from it."""
+    """Return the current commit, with the suffix `-dirty` if the working tree differs outside docs and bench/results."""
 
     def said(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
@@ -110,13 +110,17 @@ def commit() -> str:
 
 
 def slug(of: dict[str, Any]) -> str:
-    """A machine's name in file names."""
+    """Return the name of a machine for use in file names."""
     name = of["gpu"] or f"{of['processor']} {of['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", str(name).lower())).strip("-")
 
 
 def newest(kind: str, folder: Path = RESULTS) -> list[Path]:
-    """The newest file of a kind (`speed`, `batches`, `growth`, `profile`) from each machine, CPUs first."""
+    """Return the newest results file of each machine, CPUs first.
+
+    Args:
+        kind: `speed`, `batches`, `growth` or `profile`.
+    """
     by_machine: dict[str, Path] = {}
     for path in sorted(folder.glob(f"{kind}-????-??-??-*")):
         by_machine[path.stem[len(f"{kind}-2026-01-01-") :]] = path
@@ -124,7 +128,7 @@ def newest(kind: str, folder: Path = RESULTS) -> list[Path]:
 
 
 def table(path: Path) -> str:
-    """A results file as Markdown: what it was taken on, and its rows."""
+    """Return a results file as Markdown: a description of the machine, and a table of the rows."""
     kept = json.loads(path.read_text())
     rows = [Row.from_plain(row["row"]) for row in kept["rows"]]
     verdicts = [row.verdict for row in rows]
@@ -140,7 +144,7 @@ def table(path: Path) -> str:
 
 
 def described(kept: dict[str, Any]) -> str:
-    """Date, commit and machine of a results file, in a sentence."""
+    """Return a sentence with the date, commit and machine of a results file."""
     on = kept["machine"]
     gpu = f"{on['gpu']}, " if on["gpu"] else ""
     formats = ", ".join(on["bfloat16"]) or "no bfloat16"
@@ -151,7 +155,7 @@ def described(kept: dict[str, Any]) -> str:
 
 
 def page(text: str, blocks: dict[str, str]) -> str:
-    """The page with each block between its two marks, `<!-- name -->` and `<!-- /name -->`."""
+    """Return the text with each block inserted between its markers, `<!-- name -->` and `<!-- /name -->`."""
     for name, block in blocks.items():
         before, mark, rest = text.partition(f"<!-- {name} -->")
         _, closing, after = rest.partition(f"<!-- /{name} -->")
@@ -161,7 +165,7 @@ def page(text: str, blocks: dict[str, str]) -> str:
 
 
 def blocks(folder: Path = RESULTS) -> dict[str, str]:
-    """What docs/speed.md shows of the newest results."""
+    """Return the blocks of docs/speed.md, made of the newest results."""
     shown = {
         "table": [table(path) for path in newest("speed", folder)],
         "batches": [batches.table(path) for path in newest("batches", folder)],
@@ -172,7 +176,7 @@ def blocks(folder: Path = RESULTS) -> dict[str, str]:
 
 
 def main() -> None:
-    """Measure, keep, show."""
+    """Measure, save the results and update the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: whether it runs, not how fast")
     parser.add_argument("--only", default="", help="the rows whose command holds this text; the others stay")
@@ -189,12 +193,12 @@ def main() -> None:
 
 
 def show() -> None:
-    """Write the newest results into the page."""
+    """Write the newest results into docs/speed.md."""
     PAGE.write_text(page(PAGE.read_text(), blocks()))
 
 
 def measure(quick: bool, only: str, keep: Path | None, torch: Path) -> None:
-    """Run the suite, or those of its commands that hold this text, and keep the rows of each as they come."""
+    """Run the commands of the suite that contain the text `only`, and save the rows of each at once."""
     on, stamp = machine(), {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit()}
     path = keep or RESULTS / f"speed-{stamp['date']}-{slug(on)}.json"
     rows = {} if quick or not only else earlier(on, path.parent)
@@ -213,7 +217,7 @@ def measure(quick: bool, only: str, keep: Path | None, torch: Path) -> None:
 
 
 def earlier(on: dict[str, Any], folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
-    """The newest rows of this machine by their command; none if it had other versions then."""
+    """Return the newest rows of this machine by command; none if its versions have changed since."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for path in newest("speed", folder):
         kept = json.loads(path.read_text())

@@ -1,7 +1,7 @@
-"""The command `nst`: parse, call, print; nothing else.
+"""The command `nst`: parse options, call one function, print the result.
 
-Prefect and TensorFlow are imported only by the commands that run them, so that the others answer at once. Results go to
-standard output, everything about the way there to standard error.
+Prefect and TensorFlow are imported only by the commands that use them, so that all others start at once. Results go to
+standard output; progress, warnings and errors go to standard error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ app = typer.Typer(
 
 
 LINES = 100
-"""Of a run's warnings, failures and flags, each, on the terminal."""
+"""Maximum number of warnings, of failures and of flags of a run printed to the terminal."""
 
 Inbox = Annotated[str | None, typer.Option(help="Folder or prefix whose manifests are run; NST_INBOX by default.")]
 SweepOut = Annotated[str | None, typer.Option(help="Folder below which each manifest has its output; NST_OUT by default.")]
@@ -67,7 +67,7 @@ Cron = Annotated[
     str | None, typer.Option(help="When nightly runs: minute, hour, day of month, month, day of week; NST_CRON by default.")
 ]
 Timezone = Annotated[str | None, typer.Option(help="Time zone of that, such as Europe/Berlin; NST_TIMEZONE by default.")]
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 
 def _version(asked: bool) -> None:
@@ -287,7 +287,7 @@ def plan(
             taken = intake.prepare(request, configured, writing=False)
             found = intake.look(request, taken, configured)
             measured = None
-            if calibrate and found.rows.to_do:  # nothing to do is said without TensorFlow
+            if calibrate and found.rows.to_do:  # with nothing to do, TensorFlow is not imported
                 typer.echo("nst: measuring a few steps, for about a minute", err=True)
                 quiet.import_tensorflow()
                 from nst_tasks.calibration import calibrate as measure
@@ -429,7 +429,10 @@ def demo(
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM ends what it finds as SIGINT does, with exit code 130, before the run takes both over and after."""
+    """Handle SIGTERM like SIGINT: end the command with exit code 130.
+
+    Covers the time before and after a run, which installs signal handlers of its own.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -439,7 +442,11 @@ def _stoppable() -> Iterator[None]:
 
 
 def _configured(**given: str | None) -> settings.Settings:
-    """The settings of the environment, save for what options say."""
+    """Read the settings from the environment; options that are given take precedence.
+
+    Raises:
+        SettingsError: A setting is out of range.
+    """
     options = {settings.PREFIX + name.upper(): text for name, text in given.items() if text is not None}
     return settings.from_environment({**os.environ, **options})
 
@@ -459,10 +466,10 @@ def _night(
     precision: PrecisionName | None,
     plateau: float | None,
 ) -> Any:
-    """What is asked of a sweep, as a request whose manifest is the inbox.
+    """Build the request of a sweep, whose `manifest` is the inbox.
 
     Raises:
-        InputError: inbox or output are missing.
+        InputError: The inbox or the output is missing.
     """
     from nst_tasks import intake, storage
     from nst_tasks.request import Request
@@ -489,11 +496,14 @@ def _night(
 
 
 def _quiet(console: bool = True) -> None:
-    """Have Prefect say on the console only what a person there needs, and do only what a run does; the API gets every line.
+    """Limit Prefect to what a run needs, and its console output to what a person needs; the API still gets every log line.
 
-    What the environment sets wins.
+    Variables that the environment sets take precedence.
+
+    Args:
+        console: Restrict console output to errors too; `nst serve` does not.
     """
-    if console:  # its lines would run into the progress bar
+    if console:  # log lines would break the progress bar
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
     for name, value in {**server.SETTINGS, "DO_NOT_TRACK": "1"}.items():
         os.environ.setdefault(name, value)
@@ -501,7 +511,10 @@ def _quiet(console: bool = True) -> None:
 
 @contextmanager
 def _imported_to_stay() -> Iterator[None]:
-    """Have what is made here, imports above all, never looked through for garbage: half a million objects each time."""
+    """Exclude objects created in this block, mostly by imports, from garbage collection.
+
+    Each full collection would otherwise traverse half a million objects.
+    """
     gc.disable()
     try:
         yield
@@ -511,13 +524,13 @@ def _imported_to_stay() -> Iterator[None]:
 
 
 def _run(request: Any, configured: settings.Settings, as_json: bool) -> NoReturn:
-    """Run the flow under a progress bar and end with its exit code."""
+    """Run the flow with a progress bar, print its result and end with its exit code."""
     from nst_tasks import intake
 
     _quiet()
     try:
         with server.starting():
-            intake.prepare(request, configured)  # what is wrong is said before anything else is waited for
+            intake.prepare(request, configured)  # report bad input before waiting for TensorFlow and the server
             with _imported_to_stay():
                 quiet.import_tensorflow()
                 from flows.terminal import run_flow
@@ -551,7 +564,7 @@ def _print_dry_run(survey: Any, as_json: bool) -> NoReturn:
 
 
 def _refuse(error: NstError) -> NoReturn:
-    """Say what is wrong, one line a problem, and end with exit code 2."""
+    """Print each line of the error and end with exit code 2."""
     for line in str(error).splitlines():
         typer.echo(f"nst: {line}", err=True)
     raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""The demo's pictures and the example manifests, laid out in a folder of the caller's."""
+"""Sample images and example manifests for the demo, written to a folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from nst_tasks.samples import samples
 
 
 def prepare(folder: str) -> str:
-    """Write the sample pictures and the example manifests below `folder`; the path of the demo's.
+    """Write the sample images and the example manifests below `folder`, and return the path of the demo's manifest.
 
     Raises:
-        SettingsError: scikit-image is not installed. StorageError: the folder cannot be written.
+        SettingsError: Package scikit-image is not installed.
+        StorageError: The folder cannot be written.
     """
     for name, data in samples().items():
         storage.write(storage.join(folder, "samples", name), data)

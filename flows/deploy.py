@@ -28,12 +28,12 @@ NAMES = ("nightly", "stylize-manifest")
 
 
 def deployments(night: Request, configured: Settings, job_variables: dict[str, Any] | None = None) -> list[RunnerDeployment]:
-    """The deployments `nightly`, by schedule and with what `night` asks of each, and `stylize-manifest`, on demand.
+    """Build the deployments `nightly`, on a schedule with the options of `night`, and `stylize-manifest`, on demand.
 
-    They name their flows by module, so that they run wherever the package is installed, in any working folder.
+    They refer to their flows by module, so that they run wherever the package is installed, in any working folder.
 
     Raises:
-        SettingsError: inbox or output may not be used, or the schedule is none.
+        SettingsError: The inbox or output may not be used, or the schedule is invalid.
     """
     inbox.check_places(night, configured)
     shared: dict[str, Any] = {"entrypoint_type": EntrypointType.MODULE_PATH, "job_variables": job_variables}
@@ -42,23 +42,23 @@ def deployments(night: Request, configured: Settings, job_variables: dict[str, A
             NAMES[0],
             schedule=_schedule(configured),
             parameters=parameters(night),
-            # while a sweep is going on, another would find nothing that the next night does not
+            # an overlapping sweep is cancelled: the next night finds what it would have found
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
             **shared,
         ),
         stylize_manifest.to_deployment(NAMES[1], **shared),
     ]
-    return cast(list[RunnerDeployment], found)  # coroutines they are only where an event loop runs
+    return cast(list[RunnerDeployment], found)  # coroutines only inside a running event loop
 
 
 def registered(night: Request, configured: Settings, limit: int) -> Runner:
-    """What will serve both deployments, which are registered by now, at most `limit` runs at a time.
+    """Register both deployments and return the runner that will serve them, at most `limit` runs at a time.
 
     Raises:
-        SettingsError: a setting is wrong, or no Prefect API answers.
+        SettingsError: A setting is wrong, or no Prefect API answers.
     """
     _require_server()
-    # schedules go on while nothing is served: a night that was missed is made up for, once, when it is served again
+    # schedules stay active while nothing is served: missed nights are made up for, once, when serving starts again
     runner = Runner(limit=limit, pause_on_shutdown=False)
     for deployment in deployments(night, configured):
         runner.add_deployment(deployment)
@@ -66,7 +66,7 @@ def registered(night: Request, configured: Settings, limit: int) -> Runner:
 
 
 def serve(runner: Runner) -> None:
-    """Serve until SIGTERM or SIGINT, each run in a process of its own; these end first, as a run that is asked to stop does."""
+    """Serve until SIGTERM or SIGINT, each run in its own process; runs in progress are first stopped cleanly."""
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(_until_signalled(runner))
 
@@ -74,7 +74,7 @@ def serve(runner: Runner) -> None:
 async def _until_signalled(runner: Runner) -> None:
     loop, serving = asyncio.get_running_loop(), asyncio.create_task(runner.start())
 
-    leaving: asyncio.Task[None] | None = None  # kept, for the loop itself would let it be collected
+    leaving: asyncio.Task[None] | None = None  # referenced here, because the event loop has only a weak reference
 
     async def leave() -> None:
         if runner.started:
@@ -86,7 +86,7 @@ async def _until_signalled(runner: Runner) -> None:
         nonlocal leaving
         leaving = leaving or loop.create_task(leave())
 
-    await asyncio.sleep(0)  # the runner's own handler, which does not wait for the runs, is in place by now
+    await asyncio.sleep(0)  # the runner has now set its own handler, which does not wait for the runs; replace it
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave_once)
     await serving
@@ -96,7 +96,7 @@ def deploy(night: Request, configured: Settings, pool: str, image: str | None) -
     """Register both deployments on a work pool, whose workers start their runs.
 
     Raises:
-        SettingsError: a setting is wrong, there is no such pool, or no Prefect API answers.
+        SettingsError: A setting is wrong, the pool does not exist, or no Prefect API answers.
     """
     _require_server()
     with get_client(sync_client=True) as client:
@@ -122,10 +122,10 @@ def _require_server() -> None:
 
 
 def _schedule(configured: Settings) -> Any:
-    """When `nightly` runs.
+    """Build the schedule of `nightly`.
 
     Raises:
-        SettingsError: the cron expression or the time zone is none.
+        SettingsError: The cron expression or the time zone is invalid.
     """
     problems = []
     try:

@@ -1,4 +1,4 @@
-"""From jobs to outcomes: batches go out to the workers, a bounded number at a time, and come back in whatever order."""
+"""Run jobs on workers: submit batches, a bounded number at a time, and collect outcomes in order of completion."""
 
 from __future__ import annotations
 
@@ -28,20 +28,26 @@ from nst_tasks.tasks import failed, inspect_pictures, stylize_batches, with_retr
 T = TypeVar("T")
 
 INSPECTED_AT_ONCE = 100
-"""Pictures that one task run inspects."""
+"""Images inspected by one task run."""
 
 HELD_SECONDS = 2.0
-"""Between two looks at pairs that another run is doing."""
+"""Seconds between two checks of pairs that another run has claimed."""
 
 HELD_TOLD = 10
-"""Of these pairs, in a line of the log; there may be a hundred thousand."""
+"""Maximum number of such pairs named in a log line; there may be a hundred thousand."""
 
 LAST_SECONDS = 3.0
-"""For what is in flight when a run ends early: a chunk of steps and its checkpoint, before a cluster of its own is gone."""
+"""Seconds given to task runs in flight when a run ends early, before its own cluster does: a chunk of steps, a checkpoint."""
 
 
 def inspected(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings) -> dict[str, Source | NstError]:
-    """Every picture of the manifest, once: remembered from earlier outcomes, or inspected."""
+    """Return the source, or the inspection error, of every image of the manifest by URI.
+
+    An image is inspected once, in a task run, unless its source is known from earlier outcomes.
+
+    Raises:
+        NstError: An error that ends the run.
+    """
     uris = intake.picture_uris(pairs)
     sources: dict[str, Source | NstError] = dict(intake.remembered(uris, done, settings.readers))
     unknown = [uri for uri in uris if uri not in sources]
@@ -65,18 +71,17 @@ def inspected(pairs: Iterable[Pair], done: Iterable[Outcome], settings: Settings
 
 
 def standing(run: Run) -> dict[str, Claim]:
-    """The claims that hold in the output of a run, by key; none where its store does not honour them."""
+    """Return the claims in the run's output by pair key; none if the store does not support claims."""
     if not run.exclusive:
         return {}
     return storage.patiently(lambda: claims.standing(run.out), run.settings, watch().stop, get_run_logger().warning)
 
 
 def stylized(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follower) -> list[Outcome]:
-    """Fan the jobs out and gather their outcomes, whatever becomes of each.
+    """Run the jobs on the workers and return one outcome for each.
 
-    Pairs that a process died over come after the others, so that one that takes its process down again keeps nothing else
-    from being done; those that were part of a crash in native code come last, and each alone, so that the next crash tells
-    which it is.
+    Pairs whose process died come after all others, so that a pair that kills its process again delays no other pair. Pairs that
+    were part of a crash in native code come last, each alone, so that the next crash identifies the pair.
     """
     dead = {key: claim.next_strikes for key, claim in standing(run).items() if not claim.is_live}
     alone = replace(workers, window=1, most_pairs=1)
@@ -89,7 +94,14 @@ def stylized(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follower
 
 
 def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follower) -> list[Outcome]:
-    """Outcomes of jobs that go out to the workers in batches."""
+    """Run the jobs in batches and return their outcomes.
+
+    Waits for pairs that another run has claimed. Batches of a lost task run are submitted again, each in a task run of its own.
+
+    Raises:
+        NstError: An error that ends the run.
+        Interrupted: The run received a stop signal.
+    """
     logger, observer = get_run_logger(), watch()
     told = len(observer.warnings)
     shell = with_retries(stylize_batches, run.settings)
@@ -109,7 +121,7 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
             result = runners.result(future)
             if isinstance(result, NstError) and ends_run(result):
                 raise result
-            if isinstance(result, BaseException):  # the task itself was lost: the other pairs go on
+            if isinstance(result, BaseException):  # the task run itself was lost: the other pairs go on
                 if len(share) > 1 and not is_transient(result):
                     lost += [job for batch in share for job in batch.jobs]
                     continue
@@ -123,7 +135,7 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
                 ours = [job for batch in share for job in batch.jobs if job.id in done]
                 observer.add(steps_done=sum(job.steps for job in ours), work_done=sum(job.work for job in ours))
         waiting, held = _released(held, run)
-    if lost:  # with its worker, which one of them may have taken down over and over: each batch alone tells which
+    if lost:  # one of their batches may have killed the worker repeatedly: run each alone to find it
         logger.warning("task runs of %d pairs were lost; each batch has one of its own now, what is done stands", len(lost))
         alone = replace(run, settings=replace(run.settings, task_runs=len(lost)))
         outcomes += _fanned_out(lost, alone, workers, follower)
@@ -131,7 +143,11 @@ def _fanned_out(jobs: Sequence[Job], run: Run, workers: Workers, follower: Follo
 
 
 def _released(held: list[Job], run: Run) -> tuple[list[Job], list[Job]]:
-    """Pairs that another run was doing: those that it is done with, once there is one, and those that it still does."""
+    """Wait until any of the pairs claimed by another run is free; return the free ones and those still claimed.
+
+    Raises:
+        Interrupted: The run received a stop signal while waiting.
+    """
     if held:
         more = f" and {len(held) - HELD_TOLD} more" if len(held) > HELD_TOLD else ""
         get_run_logger().info("waiting for another run that is doing %s%s", ", ".join(job.id for job in held[:HELD_TOLD]), more)
@@ -148,9 +164,13 @@ def _released(held: list[Job], run: Run) -> tuple[list[Job], list[Job]]:
 def windowed(
     items: Iterable[T], submit: Callable[[T], PrefectFuture[Any]], window: int
 ) -> Iterator[tuple[T, PrefectFuture[Any]]]:
-    """Each item with its future, as they finish, with at most `window` submitted at a time, also while the caller looks at one.
+    """Yield each item with its future in order of completion, with at most `window` futures in flight.
 
-    `task.map` would submit them all at once: ten thousand pairs would wait in memory and in the API's queue.
+    The window is refilled before each item is yielded, so that work goes on while the caller handles it. `task.map` would
+    submit all items at once: ten thousand pairs would wait in memory and in the API's queue.
+
+    Raises:
+        Interrupted: The run received a stop signal.
     """
     in_flight: dict[PrefectFuture[Any], T] = {}
     waiting, stop = iter(items), watch().stop
@@ -174,7 +194,7 @@ def windowed(
             item = in_flight.pop(future)
             fill()
             yield item, future
-    except TerminationSignal:  # SIGTERM, as Prefect delivers it: workers and threads stop after their current chunk of steps
+    except TerminationSignal:  # SIGTERM, as Prefect delivers it: workers stop after their current chunk of steps
         stop.set()
         raise
     finally:

@@ -1,4 +1,4 @@
-"""The flow `nightly`: run every manifest of an inbox that is new or has changed, and keep a ledger of what was run."""
+"""The flow `nightly`: run every new or changed manifest of an inbox, and record the results in a ledger."""
 
 from __future__ import annotations
 
@@ -42,27 +42,35 @@ from nst_tasks.settings import Run, Settings
 T = TypeVar("T")
 
 CLAIM = "nightly"
-"""What a sweep claims below the ledger, so that no two go into one output at the same time, where its store honours claims."""
+"""Key of the claim that a sweep holds below the ledger, so that no two sweeps write to one output at the same time.
+
+Effective only if the store supports conditional creates.
+"""
 
 SHOWN = 500
-"""Manifests in a sweep's artifact."""
+"""Maximum number of manifests in a sweep's artifact."""
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep came to: the ledger's new entries by the manifest's file name, and how many there was nothing to do for."""
+    """Result of a sweep.
+
+    Attributes:
+        entries: New ledger entries by the manifest's file name.
+        unchanged: Number of manifests that needed no run.
+    """
 
     entries: dict[str, Entry]
     unchanged: int
 
     @property
     def broken(self) -> int:
-        """How many manifests were not carried out whole."""
+        """Number of manifests run with any result but `good`."""
         return sum(entry.result is not Result.GOOD for entry in self.entries.values())
 
     @property
     def message(self) -> str:
-        """The counts in one line."""
+        """Counts in one line."""
         counts = Counter(entry.result for entry in self.entries.values())
         return (
             f"{len(self.entries) + self.unchanged} manifests: {counts[Result.GOOD]} good, {counts[Result.FAILURES]} with "
@@ -94,22 +102,22 @@ def nightly(
     """Stylize every manifest of an inbox that is new or has changed since its last good run, one after the other.
 
     Args:
-        inbox: URI of the folder or prefix in which the manifests lie; nothing in it is moved, deleted or written.
-        out: URI of the folder below which each manifest has its output, in a folder of its own name.
-        recipe: recipe of the rows that name none: one that `nst recipes` lists, or the URI of a TOML file.
-        size: longest side of the results in pixels, for rows that name none; the recipe's if empty.
-        steps: optimization steps at full size, for rows that name none; the recipe's if empty.
-        precision: of the network, for rows that name none; the recipe's if empty. auto is mixed, with bfloat16, where the
-            flow's machine is fast at that.
-        plateau: for rows that name none, a level ends once its mean loss falls by no more than this share over 20 steps,
-            such as 0.01; 0 is never; the recipe's if empty.
+        inbox: URI of the folder or prefix that holds the manifests; nothing in it is moved, deleted or written.
+        out: URI of the folder for all output; each manifest has a subfolder of its own name.
+        recipe: name that `nst recipes` lists, or URI of a TOML file; applies to rows that name no recipe.
+        size: longest side of the results in pixels, for rows that give none; empty for the recipe's value.
+        steps: optimization steps at full size, for rows that give none; empty for the recipe's value.
+        precision: precision of the network, for rows that give none; empty for the recipe's value. auto means mixed, with
+            bfloat16, where the flow's machine computes that fast.
+        plateau: for rows that give none, end a level once its mean loss falls by no more than this share over 20 steps, such as
+            0.01; 0 for never, empty for the recipe's value.
         backbone: network whose features are used.
         weights_file: URI of a Keras weights file for vgg19 or vgg16.
-        strict: run nothing of a manifest of which any row is rejected.
+        strict: run nothing of a manifest that has a rejected row.
         max_failures: a manifest's run ends Failed if more rows than this fail, such as 10 or 5%.
-        upscale: enlarge pictures that are smaller than the size.
-        pair_timeout: seconds of compute after which a pair fails; never if empty.
-        runner: where batches run: threads of the flow's process, or the workers of a Dask or Ray cluster.
+        upscale: enlarge images that are smaller than the size.
+        pair_timeout: seconds of compute after which a pair fails; empty for no limit.
+        runner: where batches run: in threads of the flow's process, or on the workers of a Dask or Ray cluster.
     """
     request = Request(
         manifest=storage.absolute(inbox),
@@ -142,11 +150,11 @@ def nightly(
         return Failed(message=f"the sweep could not go on, what is finished is safe: {error}", data=error)
     except PrefectException:
         raise
-    except Exception as error:  # a defect: Prefect logs and shows what it says
+    except Exception as error:  # a bug: Prefect logs and shows the message
         raise fit_to_log(error) from None
     if swept is None:
         return Cancelled(message=f"another sweep into {redact(request.out)} is going on; nothing was run")
-    if not (swept.entries or swept.unchanged):  # no store tells an empty prefix from a misspelt one
+    if not (swept.entries or swept.unchanged):  # stores cannot distinguish an empty prefix from a misspelled one
         message = f"no manifest in {redact(request.manifest)}; if there should be one, correct --inbox"
         get_run_logger().warning(message)
         return Completed(message=message, data=swept)
@@ -158,7 +166,7 @@ def nightly(
 
 
 def parameters(request: Request) -> dict[str, Any]:
-    """The parameters of a sweep's flow run; the request's manifest is the inbox."""
+    """Return the parameters of a sweep's flow run; the request's manifest is the inbox."""
     return {
         "inbox": request.manifest,
         "out": request.out,
@@ -178,16 +186,18 @@ def parameters(request: Request) -> dict[str, Any]:
 
 
 def start(request: Request) -> State[Any]:
-    """The state in which the flow run of a sweep ends."""
+    """Run the flow for a sweep and return its final state."""
     return nightly(**parameters(request), return_state=True)
 
 
 def sweep(request: Request, settings: Settings) -> Swept | None:
-    """Carry out a sweep inside a flow run; None if another one is going on.
+    """Run a sweep inside a flow run; return None if another sweep is in progress.
 
     Raises:
-        InputError: an option is wrong, and nothing ran. Interrupted: it was asked to stop.
-        StorageError: the inbox, the ledger or every output cannot be read or written. ClusterError: its workers are gone.
+        InputError: An option is wrong; nothing ran.
+        Interrupted: The sweep received a stop signal.
+        StorageError: The inbox, the ledger or the whole output cannot be read or written.
+        ClusterError: The workers can no longer be reached.
     """
     options = inbox.options(request, settings)
     exclusive = _patiently(lambda: storage.honours_create(request.out), settings)
@@ -221,15 +231,18 @@ def sweep(request: Request, settings: Settings) -> Swept | None:
 
 
 def _run(found: Found, request: Request, options: dict[str, Any], settings: Settings) -> Entry:
-    """Run one manifest, whatever becomes of it, and write its entry.
+    """Run one manifest and write its ledger entry, whether or not the run succeeds.
 
     Raises:
-        Interrupted: it was asked to stop. StorageError, ClusterError: no other manifest would fare better.
+        Interrupted: The sweep received a stop signal.
+        StorageError: The failure would affect every other manifest too.
+        ClusterError: The workers can no longer be reached.
     """
     began = datetime.now(UTC)
     asked = replace(request, manifest=found.uri, out=found.out)
 
     def enter(result: Result, message: str, state: State[Any] | None = None, report: Report | None = None) -> Entry:
+        """Write the ledger entry and return it; a failure that affects only this manifest is logged."""
         sha256 = report.manifest_sha256 if report else found.sha256
         settled = result != Result.INTERRUPTED and _patiently(
             lambda: inbox.is_settled(found, report, request.strict, settings), settings
@@ -288,7 +301,7 @@ def _patiently(function: Callable[[], T], settings: Settings) -> T:
 
 
 def _show(swept: Swept) -> None:
-    """A sweep's table in the Prefect UI, with links to the flow runs."""
+    """Publish a table of the sweep in the Prefect UI, with links to the flow runs."""
     lines = [swept.message, "", "| manifest | result | what came of it | flow run |", "|---|---|---|---|"]
     for file, entry in list(swept.entries.items())[:SHOWN]:
         url = url_for("flow-run", obj_id=entry.flow_run_id) if entry.flow_run_id else None

@@ -1,7 +1,7 @@
-"""Where batches run: threads of this process, or the workers of a Dask or Ray cluster.
+"""Workers that run batches: threads of this process, or the workers of a Dask or Ray cluster.
 
-A worker needs this package, the pictures and the output; settings travel with each batch, credentials do not. Without an
-address the cluster is one of this machine's own, and ends with the run.
+A worker needs this package and access to the images and the output. Settings travel with each batch, credentials do not.
+Without an address, a cluster is started on this machine and ends with the run.
 """
 
 from __future__ import annotations
@@ -32,21 +32,26 @@ from nst_tasks.request import Runner
 from nst_tasks.settings import Settings
 
 ANSWER_SECONDS = 10.0
-"""Within which a cluster answers and shows its first worker."""
+"""Time limit for a cluster to answer and to show its first worker."""
 
 CORES = 4
-"""Of a CPU for which one worker has work: of a GPU host's many, one worker would leave most idle."""
+"""CPU cores that one worker keeps busy; on a GPU host with many cores, one worker would leave most of them idle."""
 
 
 AHEAD = 1
-"""What is handed to a cluster beyond what it can compute at once: it waits where the next is free."""
+"""Task runs submitted to a cluster beyond its slots, so that the next one waits where a slot becomes free."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Where batches run: how some are handed over, how many times that at once, the most pairs in a batch, whether on GPUs.
+    """Where batches run.
 
-    elsewhere: in other processes, which see neither the run's progress nor its wish to stop.
+    Attributes:
+        submit: Submits a task with its parameters and returns its future.
+        window: Maximum number of task runs in flight.
+        most_pairs: Maximum number of pairs in a batch.
+        on_gpus: True if batches run on GPUs.
+        elsewhere: True if batches run in other processes, which see neither the run's progress nor its stop signal.
     """
 
     submit: Callable[[Task[Any, Any], dict[str, Any]], PrefectFuture[Any]]
@@ -58,13 +63,13 @@ class Workers:
 
 @contextlib.contextmanager
 def opened(runner: Runner, settings: Settings) -> Iterator[Workers]:
-    """The workers of a runner, inside a flow run, until the run ends.
+    """Yield the workers of a runner, inside a flow run, until the run ends.
 
     Raises:
-        SettingsError: the runner's package is not installed, its cluster does not answer, or has no worker that fits.
+        SettingsError: The runner's package is not installed, or its cluster does not answer or has no suitable worker.
     """
     if runner == "threads":
-        window = 3 * len(devices.names())  # one that each device computes, one that is being read and one that is being written
+        window = 3 * len(devices.names())  # one batch computing, one being read and one being written
         on_gpus = devices.are_gpus()
         most = devices.most_pairs(settings.batch, on_gpus)
         yield Workers(lambda task, parameters: task.submit(**parameters), window, most, on_gpus, elsewhere=False)
@@ -78,17 +83,21 @@ def opened(runner: Runner, settings: Settings) -> Iterator[Workers]:
 
 
 def result(future: PrefectFuture[Any]) -> Any:
-    """What a task came to: its result, or what it or its cluster failed of."""
+    """Return the task's result, or the exception of the task or its cluster."""
     try:
         return future.result(raise_on_failure=False)
     except CancelledError:
         return ClusterError("the cluster's scheduler went away; start it again, and the same command goes on")
-    except Exception as error:  # the workers that had it died, more often than the cluster allows
+    except Exception as error:  # its workers died more often than the cluster allows
         return error
 
 
 def _check(name: str, address: str) -> None:
-    """Refuse an address at which nothing listens: the clusters' own clients would try for long, and say it in many lines."""
+    """Refuse an address at which nothing listens; the clusters' own clients retry for long and fail with many lines.
+
+    Raises:
+        SettingsError: The address holds a secret, has no host and port, or does not answer.
+    """
     if not address:
         return
     if without_secrets(address) != address:
@@ -103,6 +112,7 @@ def _check(name: str, address: str) -> None:
 
 
 def _silent(name: str, address: str, error: BaseException) -> SettingsError:
+    """Return the error for a cluster that does not answer."""
     remedy = "start that cluster, correct the address, or unset it to start workers on this machine"
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
     return SettingsError(f"{name}: {redact(address)!r} does not answer ({redact(why)}); {remedy}")
@@ -110,27 +120,41 @@ def _silent(name: str, address: str, error: BaseException) -> SettingsError:
 
 @contextlib.contextmanager
 def _api_for_workers(address: str) -> Iterator[None]:
-    """Prefect's context, which goes out with each batch, names the API that workers report to."""
+    """Set the API URL to which workers report in Prefect's context, which is sent with each batch.
+
+    Raises:
+        SettingsError: The cluster is remote, but no API is configured.
+    """
     if PREFECT_API_URL.value() and not server.is_own():
         yield
         return
     if address:
         raise SettingsError("PREFECT_API_URL: not set, but workers elsewhere report to that API; start a server, and set it")
-    with get_client(sync_client=True) as client:  # of the server that was started for this run
+    with get_client(sync_client=True) as client:  # the server started for this run
         url = str(client.api_url)
-    with temporary_settings({PREFECT_API_URL: url}):  # or else each worker would start one more
+    with temporary_settings({PREFECT_API_URL: url}):  # otherwise each worker would start a server of its own
         yield
 
 
 def _local_workers(settings: Settings) -> tuple[int, int]:
-    """How many workers to start on this machine, and for how many GPUs: one for each, or else for each four cores."""
-    gpus = len(tf.config.list_physical_devices("GPU"))  # which, unlike a list of the logical ones, leaves their memory alone
+    """Return the number of workers to start on this machine, and how many of them get a GPU.
+
+    There is one worker per GPU, or without GPUs one per four cores.
+    """
+    gpus = len(tf.config.list_physical_devices("GPU"))  # listing logical devices would allocate their memory
     count = settings.local_workers or gpus or max(1, (os.cpu_count() or 1) // CORES)
     return count, min(count, gpus)
 
 
 def check_versions(found: dict[str, Any]) -> None:
-    """Refuse workers that would make other pictures, or none."""
+    """Refuse workers with another version of nst, which could compute other pixels, and workers without nst.
+
+    Args:
+        found: Version of nst, or the exception of its import, by worker.
+
+    Raises:
+        SettingsError: A worker cannot import nst, or has another version.
+    """
     for worker, version in sorted(found.items()):
         if isinstance(version, BaseException):
             raise SettingsError(
@@ -141,12 +165,13 @@ def check_versions(found: dict[str, Any]) -> None:
 
 
 def _leave_interrupts_to_the_run() -> None:
-    """Ctrl-C in a terminal reaches the workers too, which stop when the run tells them."""
+    """Ignore SIGINT: Ctrl-C in a terminal reaches workers too, but they stop by the stop signal of the run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def _dask(address: str, settings: Settings) -> Iterator[Workers]:
+    """Yield the workers of a Dask cluster, one batch per GPU or worker."""
     import distributed
     from dask.base import annotate
     from prefect_dask.task_runners import DaskTaskRunner
@@ -166,7 +191,7 @@ def _dask(address: str, settings: Settings) -> Iterator[Workers]:
             silence_logs=logging.CRITICAL,
         )
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it would say in many lines, the run says in one
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # the run reports its failures in one line
     options: dict[str, Any] = {"address": address} if address else {"cluster_class": own}
     with DaskTaskRunner(**options, client_kwargs={"timeout": ANSWER_SECONDS}) as runner:
         try:
@@ -189,9 +214,9 @@ def _dask(address: str, settings: Settings) -> Iterator[Workers]:
 
 
 def on_nodes(nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, int]]:
-    """How many batches these nodes of a Ray cluster take at once, and what each wants of one: a GPU, or else cores.
+    """Return how many batches the nodes of a Ray cluster run at once, and the resources of one batch: a GPU, or else cores.
 
-    Ray would wait for ever for a node with as many cores as none has.
+    A batch never requires more cores than the largest node has: Ray would wait for such a node forever.
     """
     if gpus := sum(int(node.get("GPU", 0)) for node in nodes):
         return gpus, {"num_gpus": 1}
@@ -202,6 +227,7 @@ def on_nodes(nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, int]]
 
 @contextlib.contextmanager
 def _ray(address: str, settings: Settings) -> Iterator[Workers]:
+    """Yield the workers of a Ray cluster, one batch per GPU or per `CORES` cores."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray starts
     import ray
     from prefect_ray import RayTaskRunner
@@ -218,7 +244,7 @@ def _ray(address: str, settings: Settings) -> Iterator[Workers]:
         except ConnectionError as error:
             raise _silent("NST_RAY_ADDRESS", address, error) from None
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, asked_to_stop)  # Ray's own would end the process in the middle of everything
+            signal.signal(signal.SIGTERM, asked_to_stop)  # Ray's handler would end the process at once
         slots, wants = on_nodes([node["Resources"] for node in ray.nodes() if node["Alive"]])
         if not slots:
             raise SettingsError(

@@ -1,8 +1,8 @@
-"""The server that a run starts where no Prefect API is configured: what it does without, and its start beside other work.
+"""Local Prefect server that a run starts if no Prefect API is configured: its settings, and its start beside other work.
 
     python -m flows.server PORT
 
-is that server: it listens on loopback, and ends once nobody holds its standard input open any more.
+runs the server. It listens on loopback, and ends once its standard input is closed.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from nst_tasks.errors import SettingsError
 
 SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # it comes up in 10 s; a machine that is busy with other runs took longer than the 20 s that Prefect waits
+    # it starts in 10 s; on a machine busy with other runs it took longer than the 20 s that Prefect waits
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    # a second of its start; who saves a block registers its type then
+    # saves a second of its start; saving a block registers its type anyway
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
-    # each pair's task run is told in three events: recorded singly, as by default, they take most of the server's time
+    # each task run sends three events: recorded one by one, as by default, they take most of the server's time
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-    # it ends with the run, so nobody looks at its events, and no automation waits for them
+    # the server ends with the run, so its events are never viewed, and no automation waits for them
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
 }
-"""Of that server; another one has its own environment."""
+"""Environment variables of the local server; a configured server has its own environment."""
 
 ATTEMPTS = 2
-"""To start it: the port that it was to have may be taken by another just then, or its database be made by another run."""
+"""Number of attempts to start it: another process may take its port, or another run may be creating its database."""
 
 _started: list[subprocess.Popen[bytes]] = []
 
 
 def is_own() -> bool:
-    """Whether the API that this process uses is one that it has started, and that ends with it."""
+    """Return whether this process uses an API server that it started itself and that ends with it."""
     return bool(_started)
 
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Start it, where one is wanted, while something else is done; at the end it answers, and is this process's until its own.
+    """Start the local server, if one is needed, during the block; afterwards it answers, until this process ends.
 
-    Prefect would start it for its first client, and import all of a server into this process for that: seconds, and 80 MiB.
-    Whether one is wanted is only known for certain once Prefect's settings are imported, which takes a second or two by itself:
-    unless the environment names an API it is started before, and stopped again where a profile does.
+    Prefect would start it for its first client, and import a whole server into this process, which takes seconds and 80 MiB.
+    Only Prefect's settings, whose import takes a second or two, say for certain if a server is needed. So it is started
+    before, unless the environment names an API, and stopped again if a Prefect profile names one.
 
     Raises:
-        SettingsError: it could not be started, in all its attempts.
+        SettingsError: The server could not be started in `ATTEMPTS` attempts.
     """
     if os.environ.get("PREFECT_API_URL"):
         yield
@@ -77,7 +77,7 @@ def starting() -> Iterator[None]:
         if attempt:
             url = _start()
         if (failure := _silence(url, own.startup_timeout_seconds)) is None:
-            os.environ["PREFECT_API_URL"] = url  # for processes that this one starts, too
+            os.environ["PREFECT_API_URL"] = url  # also for child processes
             os.environ.setdefault("NST_IMAGE_ARTIFACTS", "0")  # it has no UI that would show them
             refresh_global_settings_context()
             return
@@ -89,20 +89,20 @@ def starting() -> Iterator[None]:
 
 
 def _start() -> str:
-    """The address of the API of a server that has been started, and is stopped at this process's end at the latest."""
+    """Start a server and return the URL of its API; it is stopped when this process ends at the latest."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "flows.server", str(port)]  # these flows, not a folder of that name in the user's
-    # its input is a pipe that breaks when this process is killed; in a session of its own no Ctrl-C reaches it before the run
-    # what it says goes to standard error, for on standard output is the run's result
+    command = [sys.executable, "-P", "-m", "flows.server", str(port)]  # -P: this package, not `flows` in the working folder
+    # its input is a pipe, closed when this process is killed; in its own session, Ctrl-C does not reach it before the run;
+    # its output goes to standard error, because standard output is for the run's result
     _started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True))  # noqa: S603
     atexit.register(_stop)
     return f"http://127.0.0.1:{port}/api"
 
 
 def _silence(url: str, seconds: float) -> str | None:
-    """Why the server does not answer after so many seconds; None as soon as it does."""
-    import httpx  # Prefect's
+    """Wait until the server answers and return None, or return the reason why it does not within `seconds`."""
+    import httpx  # a dependency of Prefect
 
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -116,7 +116,7 @@ def _silence(url: str, seconds: float) -> str | None:
 
 
 def _stop() -> None:
-    """Have it end, by force after five seconds."""
+    """Stop the started servers, by force after five seconds."""
     while _started:
         with _started.pop() as server:
             server.terminate()

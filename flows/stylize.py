@@ -1,4 +1,4 @@
-"""The flow `stylize-manifest`: read, validate, fan out with a bounded window, gather, report."""
+"""The flow `stylize-manifest`: validate a manifest, run its pairs on workers, collect the outcomes, write the report."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ T = TypeVar("T")
 
 
 LINES_LOGGED = 100
-"""Failures before any work, and markers that are not trusted, in the flow run's log: a manifest may have 100,000 of each."""
+"""Maximum number of log lines for failures before any work, and for untrusted markers: a manifest may have 100,000 of each."""
 
 MOST_THREADS = 64
-"""Of the task runner; how many batches are really in flight is bounded by the window, see `runners`."""
+"""Threads of the task runner; the window, not this number, bounds the batches in flight, see `runners`."""
 
 
 REFUSED = "Refused"
 WITH_FAILURES = "Completed with failures"
-"""Names of final states that Prefect has none for."""
+"""Names of final states for which Prefect has no type."""
 
 MESSAGE_ANNOUNCED = 2000
-"""Characters of a run's message that its event carries: one about a manifest can have a line for every row."""
+"""Maximum length in characters of the message in a run's event: a message about a manifest can have a line for every row."""
 
 
 INTERRUPTED = "interrupted; what is finished is safe: run the same command again"
@@ -68,7 +68,7 @@ INTERRUPTED = "interrupted; what is finished is safe: run the same command again
 BackboneName = Annotated[str, Field(json_schema_extra={"enum": [*weights.BACKBONES]})]
 Size = Annotated[int | None, Field(json_schema_extra={"minimum": MIN_SIZE, "maximum": MAX_SIZE})]
 Steps = Annotated[int | None, Field(json_schema_extra={"minimum": 0, "maximum": MAX_STEPS})]
-"""Parameters as the form of a deployment offers them; what the form lets through is checked like everything else."""
+"""Flow parameters with the limits shown in a deployment's form; values from the form are validated like all others."""
 
 
 def _flow_run_name() -> str:
@@ -76,7 +76,7 @@ def _flow_run_name() -> str:
 
 
 def manifest_name(uri: str) -> str:
-    """What a person calls a manifest: its file's name without folder and suffix."""
+    """Return the short name of a manifest: its file name without folder and suffix."""
     return redact(uri).rpartition("/")[2].removesuffix(".csv") or "manifest"
 
 
@@ -110,23 +110,23 @@ def stylize_manifest(
     Args:
         manifest: URI of the CSV manifest, local or remote.
         out: URI of the folder for images, history, outcomes and the report.
-        recipe: recipe of the rows that name none: one that `nst recipes` lists, or the URI of a TOML file.
-        size: longest side of the results in pixels, for rows that name none; the recipe's if empty.
-        steps: optimization steps at full size, for rows that name none; the recipe's if empty.
-        precision: of the network, for rows that name none; the recipe's if empty. auto is mixed, with bfloat16, where the
-            flow's machine is fast at that.
-        plateau: for rows that name none, a level ends once its mean loss falls by no more than this share over 20 steps,
-            such as 0.01; 0 is never; the recipe's if empty.
+        recipe: name that `nst recipes` lists, or URI of a TOML file; applies to rows that name no recipe.
+        size: longest side of the results in pixels, for rows that give none; empty for the recipe's value.
+        steps: optimization steps at full size, for rows that give none; empty for the recipe's value.
+        precision: precision of the network, for rows that give none; empty for the recipe's value. auto means mixed, with
+            bfloat16, where the flow's machine computes that fast.
+        plateau: for rows that give none, end a level once its mean loss falls by no more than this share over 20 steps, such as
+            0.01; 0 for never, empty for the recipe's value.
         backbone: network whose features are used.
         weights_file: URI of a Keras weights file for vgg19 or vgg16.
         strict: run nothing if any row is rejected.
         max_failures: the run ends Failed if more rows than this fail, such as 10 or 5%.
-        upscale: enlarge pictures that are smaller than the size.
-        history_every: keep every N-th step in the loss history.
-        snapshots: write the unfinished picture beside the image every N steps; never if empty.
-        checkpoint_every: write a checkpoint every so many seconds of compute such as 30s, or steps such as 50; 0 is never.
-        pair_timeout: seconds of compute after which a pair fails; never if empty.
-        runner: where batches run: threads of the flow's process, or the workers of a Dask or Ray cluster.
+        upscale: enlarge images that are smaller than the size.
+        history_every: record every N-th step in the loss history.
+        snapshots: write the unfinished image beside the final one every N steps; empty for never.
+        checkpoint_every: interval between checkpoints, in seconds of compute such as 30s, or in steps such as 50; 0 for never.
+        pair_timeout: seconds of compute after which a pair fails; empty for no limit.
+        runner: where batches run: in threads of the flow's process, or on the workers of a Dask or Ray cluster.
     """
     request = Request(
         storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
@@ -147,13 +147,14 @@ def stylize_manifest(
 
 
 def _carried_out(request: Request) -> State[Report]:
+    """Run the manifest of a request and convert its report, or its exception, into a final state."""
     observer = watch()
     current.set(observer)
     try:
         configured = settings.from_environment()
         with runners.opened(request.runner, configured) as workers:
             report = run_manifest(request, configured, workers)
-    except TerminationSignal:  # SIGTERM, as Prefect delivers it: the threads stop after their current chunk of steps
+    except TerminationSignal:  # SIGTERM, as Prefect delivers it: threads stop after their current chunk of steps
         observer.stop.set()
         raise
     except InputError as error:
@@ -162,11 +163,11 @@ def _carried_out(request: Request) -> State[Report]:
         return Cancelled(message=INTERRUPTED)
     except (StorageError, ClusterError) as error:
         if not is_pairs_own(error):
-            observer.stop.set()  # what is still being computed is in vain, and so would be another manifest's
+            observer.stop.set()  # all pairs are affected: stop those in flight, and a sweep's other manifests
         return Failed(message=f"the run could not go on, what is finished is safe: {error}", data=error)
     except PrefectException:
         raise
-    except Exception as error:  # a defect: Prefect logs and shows what it says
+    except Exception as error:  # a bug: Prefect logs and shows the message
         raise fit_to_log(error) from None
     message = report.message
     if len(report.failures) > failure_limit(request.max_failures, report.rows):
@@ -178,7 +179,7 @@ def _carried_out(request: Request) -> State[Report]:
 
 
 def start(request: Request) -> State[Any]:
-    """The state in which the flow run of a request ends."""
+    """Run the flow for a request and return its final state."""
     return stylize_manifest(
         manifest=request.manifest,
         out=request.out,
@@ -202,7 +203,7 @@ def start(request: Request) -> State[Any]:
 
 
 def result_of(state: State[Any]) -> Result:
-    """What a run's final state means to those who wait for its manifest."""
+    """Return the ledger's result for the final state of a run."""
     if state.is_completed():
         return Result.FAILURES if state.name == WITH_FAILURES else Result.GOOD
     if state.is_cancelled():
@@ -211,9 +212,9 @@ def result_of(state: State[Any]) -> Result:
 
 
 def announce(request: Request, result: Result, message: str, report: Report | None = None) -> None:
-    """Tell Prefect, for automations, that a manifest's run has ended.
+    """Emit the event that a manifest's run has ended, for Prefect automations.
 
-    The event's resource carries what a trigger matches by, its payload what a person wants to read.
+    Triggers match on the event's resource; its payload holds details for people.
     """
     manifest = redact(request.manifest)
     payload: dict[str, Any] = {"out": redact(request.out), "message": message[:MESSAGE_ANNOUNCED]}
@@ -233,11 +234,13 @@ def announce(request: Request, result: Result, message: str, report: Report | No
 
 
 def run_manifest(request: Request, settings: Settings, workers: Workers) -> Report:
-    """Carry out a request inside a flow run.
+    """Run a request inside a flow run and return its report.
 
     Raises:
-        InputError: something in it is wrong as a whole, and nothing ran. Interrupted: it was asked to stop.
-        StorageError: the output could not be listed, a pair's files or the summary not written, now or later.
+        InputError: The request or its manifest is invalid as a whole; nothing ran.
+        Interrupted: The run received a stop signal.
+        StorageError: The output could not be listed, or a pair's files or the summary could not be written.
+        ClusterError: The workers can no longer be reached.
     """
     logger, observer = get_run_logger(), watch()
 
@@ -305,12 +308,17 @@ def run_manifest(request: Request, settings: Settings, workers: Workers) -> Repo
 
 
 def _log(logger: Any, lines: Sequence[str]) -> None:
+    """Log these lines as warnings, at most `LINES_LOGGED` of them."""
     for line in at_most(LINES_LOGGED, lines, "run.json has them all"):
         logger.warning(line)
 
 
 def _recorded(failed: Sequence[Outcome], run: Run, patiently: Callable[[Callable[[], Outcome]], Outcome]) -> list[Outcome]:
-    """These outcomes, once their markers are written, several at a time."""
+    """Write the markers of failed outcomes in parallel, and return the outcomes.
+
+    Raises:
+        NstError: A marker could not be written.
+    """
     found = storage.each(lambda o: patiently(partial(work.record_failure, o, run)), failed, run.settings.readers)
     for result in found:
         if isinstance(result, NstError):
@@ -319,7 +327,7 @@ def _recorded(failed: Sequence[Outcome], run: Run, patiently: Callable[[Callable
 
 
 def _sweep(keys: set[str], run: Run) -> None:
-    """Remove what a kill left behind: half-written files, and checkpoints and claims of pairs that are done."""
+    """Remove leftovers of killed runs: partial files, and checkpoints and claims of pairs that are done."""
     for name in outcome.FOLDERS:
         with contextlib.suppress(StorageError):
             storage.sweep(storage.join(run.out, name), run.settings.lease_seconds)

@@ -1,4 +1,4 @@
-"""The flow under a terminal: a progress bar, signals, and an exit code."""
+"""Flow runs on a terminal: progress bar, signals and exit code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from nst_tasks.request import Request
 
 @dataclass(frozen=True)
 class Ended:
-    """How a flow run ended: its state's name and message, the exit code, and the report if it got that far."""
+    """End of a flow run: its state's name and message, the exit code, and the report if there is one."""
 
     name: str
     message: str
@@ -43,14 +43,14 @@ class Ended:
 STOPPED = Ended("Cancelled", INTERRUPTED, 130, None)
 
 GRACE_SECONDS = 3.8
-"""From the end of what cannot be interrupted to a last clean-up of at most a second, whatever a thread still waits for."""
+"""Seconds from the end of uninterruptible computation to the forced exit, which itself takes at most one more."""
 
 
 def run_flow(request: Request) -> Ended:
     """Run `stylize_manifest` with a progress bar on standard error; SIGINT and SIGTERM end it between two chunks of steps.
 
     Raises:
-        InputError: the request is refused, or the Prefect API does not answer.
+        InputError: The request is refused, or the Prefect API does not answer.
     """
     state = _attended(partial(stylize.start, request))
     if state is None or state.is_cancelled():
@@ -64,10 +64,13 @@ def run_flow(request: Request) -> Ended:
 
 
 def run_sweep(request: Request) -> tuple[Ended, Swept | None]:
-    """Run `nightly` once, likewise; the request's manifest is the inbox. And what came of it, unless it was stopped.
+    """Run `nightly` once, as `run_flow` does, and also return the sweep's result, or None if it did not finish.
+
+    Args:
+        request: Request whose manifest is the inbox.
 
     Raises:
-        InputError: an option is wrong, or the Prefect API does not answer.
+        InputError: An option is wrong, or the Prefect API does not answer.
     """
     state = _attended(partial(nightly.start, request))
     if state is None:
@@ -80,7 +83,7 @@ def run_sweep(request: Request) -> tuple[Ended, Swept | None]:
 
 
 def _attended(call: Callable[[], State[Any]]) -> State[Any] | None:
-    """The state that a flow ends in under the progress bar; None if it was asked to stop before."""
+    """Run a flow under the progress bar and return its final state, or None if it was stopped before its end."""
     require_api()
     with _progress_bar() as watch, _signals(watch):
         token = current.set(watch)
@@ -94,10 +97,12 @@ def _attended(call: Callable[[], State[Any]]) -> State[Any] | None:
 
 
 def require_api() -> str | None:
-    """The Prefect API that is configured, if one is. One that does not answer is refused: Prefect itself would wait and retry.
+    """Return the URL of the configured Prefect API, or None if none is configured.
+
+    Prefect itself would wait and retry if the API does not answer.
 
     Raises:
-        SettingsError: it does not answer.
+        SettingsError: The API does not answer.
     """
     url: str | None = PREFECT_API_URL.value()
     if not url:
@@ -105,7 +110,7 @@ def require_api() -> str | None:
     try:
         with get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
-    except Exception as error:  # whatever the client raises before its own health check
+    except Exception as error:  # the client raises errors of many kinds before its own health check
         problem = error
     if problem is not None:
         raise SettingsError(
@@ -117,7 +122,7 @@ def require_api() -> str | None:
 
 @contextmanager
 def _signals(watch: Watch) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks the run to stop, the second SIGINT ends it where it is."""
+    """Ask the run to stop at the first SIGINT or SIGTERM, and raise `KeyboardInterrupt` at a later SIGINT."""
     asked = False
 
     def ask(number: int, frame: object) -> None:
@@ -140,9 +145,9 @@ def _signals(watch: Watch) -> Iterator[None]:
 
 
 def _leave(watch: Watch) -> None:
-    """End the process of a run that was asked to stop, should anything still hold it up: a store that does not answer, a delay.
+    """Exit the process of a stopped run even if something blocks it, such as a retry delay or a store that does not answer.
 
-    A preempted machine is gone within seconds, and everything that counts is written already.
+    A preempted machine is gone within seconds, and everything that counts is already written.
     """
     until = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < until:
@@ -150,8 +155,8 @@ def _leave(watch: Watch) -> None:
         if watch.computing:
             until = time.monotonic() + GRACE_SECONDS
     print(INTERRUPTED, file=sys.stderr, flush=True)
-    # what would run at a normal exit, such as the end of the run's own server: if it is quick, and whatever it says
-    # of a cluster that the run still waits for, in the middle of which it comes
+    # run the exit functions for at most a second, such as the one that stops the run's own server; standard error is
+    # discarded, as they may complain about a cluster that the run is still waiting for
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
     last.start()

@@ -1,7 +1,7 @@
-"""What a person sees of a run in the Prefect UI: its log, and artifacts for progress, pictures, failures and the report.
+"""Log lines and artifacts of a run in the Prefect UI: progress, images, failures and the report.
 
-The pictures are `data:` URIs, so that the UI shows them wherever the output lies. An artifact that the API does not take is a
-line in the log and no failure of the run.
+Images are `data:` URIs, so that the UI shows them wherever the output is stored. If the API refuses an artifact, the run logs a
+warning and goes on.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from nst_tasks.reporting import Report
 from nst_tasks.settings import Run
 
 PROGRESS_SECONDS = 5.0
-"""Between two updates of the progress artifact."""
+"""Seconds between two updates of the progress artifact."""
 
 TOLD_SINGLY = 4
-"""Pairs of one task run that are each a line of the log; more are one line together."""
+"""Maximum number of pairs of a task run that are logged in a line each; more are logged in one line together."""
 
 PICTURE_HEIGHT = 128
-"""Of an image artifact, in pixels: the server keeps it, and the UI shows it small."""
+"""Maximum height in pixels of an image artifact: the server stores it, and the UI shows it small."""
 
 REASONS_TOLD = 50
-"""Problems of a refused manifest that are part of its state's message."""
+"""Maximum number of problems in the state's message of a refused manifest."""
 
 FAILURES_SHOWN = 1000
-"""Rows of the table of failures; the summary has all of them."""
+"""Maximum number of rows in the table of failures; the summary has all of them."""
 
 
 def artifact_key(name: str, kind: str) -> str:
-    """The key under which the API keeps the versions of one manifest's artifact: lowercase letters, digits and dashes."""
+    """Build the key that groups the versions of a manifest's artifact in the API: lowercase letters, digits and dashes."""
     return "-".join([*re.findall("[a-z0-9]+", name.lower()), kind])
 
 
 @dataclass
 class Follower:
-    """Tells of one run as it goes: `name` is the flow run's, `observer` counts what is done."""
+    """Reporter of one run to Prefect: `name` is the flow run's, `observer` has the counts of the run."""
 
     name: str
     run: Run
@@ -66,27 +66,27 @@ class Follower:
     began: float = field(default_factory=time.monotonic)
 
     def seconds_left(self) -> float | None:
-        """As long as the rest takes at the pace so far; None before anything is done."""
+        """Estimate the remaining time from the pace so far; None before anything is done."""
         seen = self.observer
-        left = max(seen.work - seen.work_done, 0)  # steps may be gone through twice
+        left = max(seen.work - seen.work_done, 0)  # repeated steps are counted twice
         return left / seen.work_done * (time.monotonic() - self.began) if seen.work_done > 0 else None
 
     def standing(self) -> str:
-        """How far the run is, in words: `3 of 12 rows done, about 4 min left`."""
+        """Describe the progress in words: `3 of 12 rows done, about 4 min left`."""
         seen, left = self.observer, self.seconds_left()
         more = f", {in_words(left)} left" if left is not None and seen.pairs_done < seen.pairs else ""
         return f"{seen.pairs_done} of {seen.pairs} rows done{more}"
 
     def percent(self) -> float:
-        """The share of the optimization that is done, or of the rows where there is none to do."""
+        """Return the percentage of the optimization that is done, or of the rows if none needs any."""
         seen = self.observer
         if 0 < seen.pairs <= seen.pairs_done:
-            return 100.0  # pairs that failed, or that another run did, took fewer steps than was reckoned
+            return 100.0  # pairs that failed, or that another run did, took fewer steps than planned
         share = seen.work_done / seen.work if seen.work > 0 else seen.pairs_done / seen.pairs if seen.pairs > 0 else 0.0
         return round(100 * min(max(share, 0.0), 1.0), 1)
 
     def tell(self, outcomes: Sequence[Outcome], task_run_id: UUID) -> None:
-        """Log what a task run came to, and show its pictures, as many as the settings allow in one run."""
+        """Log the outcomes of a task run and show its images, up to the settings' limit per run."""
         logger, standing = get_run_logger(), self.standing()
         if len(outcomes) <= TOLD_SINGLY:
             for o in outcomes:
@@ -108,9 +108,9 @@ class Follower:
             stored = self.observer.written.get(uri, lambda: storage.read(uri))
             strip = images.shrunk(stored, PICTURE_HEIGHT, self.run.settings.max_pixels)
         except NstError:
-            return  # the picture itself is safe, and the report shows it too
+            return  # the image itself is safe, and the report shows it too
         facts = f"{o.recipe['name']}, {o.width} x {o.height}, {o.steps} steps, {o.seconds:.0f} s{_flags(o)}"
-        artifact = ImageArtifact(  # without a key: the API's page of all artifacts is not for thousands of pairs
+        artifact = ImageArtifact(  # without a key, so that thousands of pairs do not fill the page of all artifacts
             image_url="data:image/jpeg;base64," + base64.b64encode(strip).decode(),
             description=f"**{plain(o.id)}**: content, style and result; {plain(facts)}",
             task_run_id=task_run_id,
@@ -118,7 +118,7 @@ class Follower:
         taken(artifact.create)
 
     def conclude(self, report: Report, outcomes: Iterable[Outcome]) -> None:
-        """Log what the run came to; show its failures with their remedies, and where the report lies."""
+        """Log the result of the run, and show its failures with their remedies and the location of the report."""
         get_run_logger().info("%s; report: %s", report.message, report.files["report"])
         broken = sorted((o for o in outcomes if o.is_broken), key=lambda o: o.row)
         if broken:
@@ -138,7 +138,7 @@ class Follower:
 
 
 def refused(name: str, error: InputError) -> str:
-    """Show why a manifest was refused, a row for each problem; the sentences that fit into a state's message."""
+    """Show why a manifest was refused, in a table with a row per problem, and return the text for the state's message."""
     lines = str(error).splitlines()
     taken(
         create_table_artifact,
@@ -170,7 +170,7 @@ def _code(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text as markdown that shows it as it is, whatever is in it."""
+    """Escape text so that markdown shows it literally."""
     return re.sub(r"([\\`*_{}\[\]()#+!|<>&~-])", r"\\\1", text)
 
 
@@ -179,14 +179,14 @@ def _flags(o: Outcome) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A duration that is only roughly known: `about 40 s`, `about 12 min`, `about 3.5 h`."""
+    """Format a rough duration: `about 40 s`, `about 12 min`, `about 3.5 h`."""
     if seconds < 90:
         return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 90 * 60 else f"about {seconds / 3600:.1f} h"
 
 
 def taken(call: Callable[..., Any], **values: Any) -> Any:
-    """What the API answers, or None where it does not: a run is not to fail for want of something to look at."""
+    """Call the API and return its answer; if it fails, log a warning and return None: a lost artifact must not fail the run."""
     try:
         return call(**values)
     except Exception as error:
@@ -196,7 +196,7 @@ def taken(call: Callable[..., Any], **values: Any) -> Any:
 
 @contextmanager
 def progress(follower: Follower) -> Iterator[None]:
-    """Keep a progress artifact of the run until its end."""
+    """Keep a progress artifact of the run up to date during the block."""
     key = artifact_key(follower.name, "progress")
     artifact = taken(create_progress_artifact, progress=follower.percent(), key=key, description=follower.standing())
     if artifact is None:
@@ -220,5 +220,5 @@ def progress(follower: Follower) -> Iterator[None]:
         yield
     finally:
         ended.set()
-    keeper.join()  # not when an exception ends the run: who asked it to stop does not wait for a last word
+    keeper.join()  # not reached after an exception: a run that is asked to stop does not wait for a last update
     update()

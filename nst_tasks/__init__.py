@@ -1,3 +1,3 @@
-"""What the flows are made of: manifests, pictures, recipes, storage and the style transfer itself."""
+"""Style transfer and everything the flows need for it: manifests, images, recipes and storage."""
 
 __version__ = "0.5.0"

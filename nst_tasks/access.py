@@ -1,7 +1,7 @@
-"""What a URI may name: on which stores, below which folders, and for whose manifest.
+"""Restrict the URIs that may be read and written: by store, by root folder, and by where the manifest came from.
 
-The ways around a folder are many (`..`, a link, `file://host`, a chain of file systems), so what is allowed is listed and
-everything else refused. Pure: what has to look at the disk, the resolver of links, is passed in.
+There are many ways around a folder restriction (`..`, links, `file://host`, chained file systems), so this is an allow list.
+Pure: the one function that looks at the disk, which resolves links, is passed in.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ _STORES = {
     "http": "http",
     "https": "https",
 }
-"""Protocol -> the store that it means. fsspec knows many more, and some of them open whatever another file says."""
+"""Protocol -> store. fsspec knows more protocols, but some of them open other files that a file's content names."""
 
 _WEB = ("http", "https")
 _METADATA = tuple(map(ipaddress.ip_network, ("169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "100.100.100.200/32")))
-"""Link-local addresses and those at which clouds hand out the credentials of the machine that asks."""
+"""Link-local addresses and the metadata addresses at which clouds give a machine its credentials."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What may be read and written: everything on the stores that are known, unless `roots` name folders to stay below.
+    """Permission to read and write: everything on the known stores, or only what lies below `roots` if there are any.
 
-    `web` allows http(s); without `local`, no file of this machine may be named. A root's own protocol is allowed by it.
+    Attributes:
+        roots: Allowed folders and URIs; their protocols are allowed too.
+        web: Whether http and https are allowed.
+        local: Whether files of this machine are allowed.
     """
 
     roots: tuple[str, ...] = ()
@@ -45,28 +48,31 @@ class Access:
 
 
 ANYWHERE = Access()
-"""All that is allowed unless somebody says otherwise."""
+"""Default access: every known store except the web."""
 
 
 def for_manifest(access: Access, manifest: str) -> Access:
-    """What a manifest at this URI may name: one that comes from a store names nothing on this machine."""
+    """Return the access of a manifest at this URI: one from a remote store may not name local files."""
     return replace(access, local=access.local and is_local(manifest))
 
 
 def is_local(uri: str) -> bool:
-    """Whether a URI, or a path, means a file of this machine."""
+    """Return whether a URI or path names a file of this machine."""
     return _STORES.get(_protocol(uri)) == "file"
 
 
 def local_path(uri: str) -> str:
-    """The path that a local URI means."""
+    """Return the path of a local URI."""
     return uri.partition("://")[2] if "://" in uri else uri
 
 
 def fault(uri: str, access: Access, real: Callable[[str], str] = posixpath.normpath) -> str | None:
-    """What is wrong with naming this absolute path or URI, as a sentence goes on after it; None when it is allowed.
+    """Return why an absolute path or URI is not allowed, as a predicate that follows it in a sentence, or None if it is.
 
-    `real` gives a local path without `..` and, where it looks at the disk, without links.
+    Args:
+        uri: The path or URI to check.
+        access: The access to check it against.
+        real: A function that resolves `..` in a local path and, if it looks at the disk, links.
     """
     protocol = _protocol(uri)
     own = {_protocol(root) for root in access.roots}
@@ -101,24 +107,24 @@ def fault(uri: str, access: Access, real: Callable[[str], str] = posixpath.normp
 
 
 def is_below(uri: str, folder: str, real: Callable[[str], str] = posixpath.normpath) -> bool:
-    """Whether one allowed place is another or lies in it; `real` as for `fault`."""
+    """Return whether an allowed URI equals a folder or lies in it; `real` is as for `fault`."""
     return _is_below(_canonical(uri, real), _canonical(folder, real))
 
 
 def is_root(root: str) -> bool:
-    """Whether this can be an allowed root: a whole path or a URI, without credentials, query, chain or `..` in a store."""
+    """Return whether a text is a valid root: an absolute path or a URI without credentials, query, chain or remote `..`."""
     if "::" in root or without_secrets(root) != root:
         return False
     return local_path(root).startswith("/") if is_local(root) else not _climbs(root)
 
 
 def is_metadata(host: str) -> bool:
-    """Whether a host, given as an address, is link-local or hands out a machine's credentials; a name never is."""
+    """Return whether a host is a link-local or cloud metadata IP address; False for host names."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
-    plain = getattr(address, "ipv4_mapped", None) or address  # ::ffff:169.254.169.254 reaches the same
+    plain = getattr(address, "ipv4_mapped", None) or address  # ::ffff:169.254.169.254 reaches the same host
     return any(plain in network for network in _METADATA)
 
 
@@ -127,13 +133,13 @@ def _protocol(uri: str) -> str:
 
 
 def _climbs(uri: str) -> bool:
-    """Whether a remote URI has a `..`, also as %2e%2e or between backslashes, which some servers take for it."""
+    """Return whether a remote URI has a `..` segment, also as %2e%2e or between backslashes, which some servers accept."""
     path = uri.partition("?")[0] if _protocol(uri) in _WEB else uri
     return ".." in re.split(r"[/\\?#]", unquote(path))
 
 
 def _canonical(uri: str, real: Callable[[str], str]) -> str:
-    """A URI in the one way of writing in which two can be compared."""
+    """Return a URI in normalized form, so that two can be compared."""
     if is_local(uri):
         return "file://" + real(re.sub("^/+", "/", local_path(uri)))
     protocol = _protocol(uri)

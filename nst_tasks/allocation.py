@@ -1,4 +1,4 @@
-"""Memory that was freed is kept for what is computed next."""
+"""Make the C library reuse the memory of freed tensors instead of returning it to the system."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import os
 import sys
 
 LARGEST = 40 * 2**20
-"""Bytes of the largest tensor whose memory is kept: features have fewer (core/bands.py), a picture of 2048 x 2048 has more."""
+"""Size, in bytes, of the largest tensor whose freed memory is reused.
+
+Features are smaller (core/bands.py), an image of 2048 x 2048 pixels is larger.
+"""
 
 TOGETHER = 2**30
-"""Bytes that are kept at most, where they lie together at the end."""
+"""Maximum free bytes at the end of the heap that are not returned to the system."""
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
-"""Parameters of `mallopt`, as <malloc.h> numbers them."""
+"""Parameter numbers of `mallopt` in <malloc.h>."""
 
 
 def keep_freed() -> None:
-    """Tell the C library to keep large memory that is freed, unless the environment tells it anything: before threads begin.
+    """Set glibc's allocator to reuse large freed memory; to be called before threads start.
 
-    By itself it asks the system for each tensor of some 128 KiB to 32 MiB or more, and gives it back: every page of it is made
-    blank and mapped anew, a quarter of a million times in a step of 512 px, a sixth of its time. All threads share one heap,
-    since what one of them has freed is otherwise no other's. Does nothing where the C library is not glibc (`man mallopt`).
+    By default glibc maps each tensor of some 128 KiB to 32 MiB or more from the system and unmaps it again: pages are zeroed
+    and mapped a quarter of a million times in a step at 512 px, a sixth of its time. All threads share one heap (arena), since
+    memory freed in one arena is not reused in another. Do nothing if the environment configures the allocator
+    (`GLIBC_TUNABLES`, `MALLOC_*`) or the C library is not glibc (`man mallopt`).
     """
     told = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

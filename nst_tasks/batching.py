@@ -1,4 +1,4 @@
-"""Jobs, and how they are grouped into batches: one method and shape, all masked or none, as many as the memory takes."""
+"""Jobs, and their grouping into batches of one method, shape and number of styles that fit into memory."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from nst_tasks.recipes import MIN_SIZE, Recipe
 from nst_tasks.source import Source
 
 AT_ONCE = 3_000
-"""Peak bytes of a step for each pixel of a picture that is computed as a whole, in float32, and some room (bench/memory.py)."""
+"""Peak bytes of a step per pixel of an image computed as a whole in float32, with a margin (bench/memory.py)."""
 
 IN_A_BAND = 96
-"""Peak bytes for each value of the one band of a large picture's features that is in memory at a time (core/bands.py)."""
+"""Peak bytes per value of the single band of features that is in memory at a time, for a large image (core/bands.py)."""
 
 IN_BANDS = 490
-"""Peak bytes for each pixel of a picture in bands: the image, its gradient, Adam's moments, what lies between two blocks."""
+"""Peak bytes per pixel of an image in bands: the image, its gradient, Adam's moments, the features between two blocks."""
 
 BESIDE = 340
-"""Peak bytes for each pixel, in a picture of `LARGE` at most, that L-BFGS takes beside features and history."""
+"""Peak bytes per pixel that L-BFGS takes besides features and history, for an image of at most `LARGE` pixels."""
 
 UPDATE = 420
-"""Peak bytes for each pixel while L-BFGS makes an update, besides its history; some is kept from coarser levels."""
+"""Peak bytes per pixel during an L-BFGS update, besides its history; some of it stays allocated from coarser levels."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A manifest row with its recipe resolved and its pictures known; `height` and `width` are those of the result.
+    """A manifest row with its recipe resolved and its images identified; `height` and `width` are those of the result.
 
-    `init` is the picture to start from, None leaves it to the method. `mask` is white where to stylize, None stylizes all.
-    `keep_color` is empty, `luminance` or `match`.
+    `init` is the image to start from; None leaves it to the method. `mask` is white where the content is stylized; None
+    stylizes all pixels. `keep_color` is empty, `luminance` or `match`.
     """
 
     id: str
@@ -56,7 +56,7 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of all that decides the result's bytes; a finished outcome with the same key need not be made again."""
+        """SHA-256 of everything that decides the bytes of the result; a finished outcome with the same key is reused."""
         decides = {
             "numerics": NUMERICS_VERSION,
             "content": self.content.sha256,
@@ -75,38 +75,38 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What a person calls the pair: `tubingen x starry_night`."""
+        """Display name of the pair: `tubingen x starry_night`."""
         return f"{self.content.name} x {' + '.join(style.name for style in self.styles)}"
 
     @property
     def steps(self) -> int:
-        """Steps over all levels."""
+        """Number of steps over all levels."""
         return sum(level.steps for level in levels(self.recipe.method, self.height, self.width))
 
     @property
     def work(self) -> int:
-        """Pixel-steps: pixels times steps, summed over levels; time passes in proportion to them."""
+        """Pixel-steps: pixels times steps, summed over levels; compute time is proportional to them."""
         return sum(at.steps * at.height * at.width for at in levels(self.recipe.method, self.height, self.width))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs of one method and one shape, masked all or none, optimized together."""
+    """Jobs of one method, one shape and one number of styles, all masked or none, optimized together."""
 
     jobs: tuple[Job, ...]
 
     @property
     def name(self) -> str:
-        """The pair's name, or the first one's and how many more."""
+        """Name of the only pair, or of the first one and the number of others."""
         more = f" and {len(self.jobs) - 1} more" if len(self.jobs) > 1 else ""
         return self.jobs[0].name + more
 
 
 def memory(method: Method, height: int, width: int, on_gpu: bool = False) -> int:
-    """Peak bytes of one step of one pair of so many pixels, over what the process takes anyway (bench/memory.py).
+    """Estimate the peak bytes of one step of one pair of this size, in addition to those of the idle process (bench/memory.py).
 
-    A large picture's features are computed in bands; what lies outside them takes two thirds with `mixed`. Each difference of
-    L-BFGS's history is two float32 images, and while an update is made there are two of it.
+    The features of a large image are computed in bands; everything outside the bands takes two thirds with `mixed`. An entry
+    of the L-BFGS history is two float32 images, 24 bytes per pixel, and during an update the history exists twice.
     """
     pixels, optimizer = height * width, sized(method, height, width).optimizer
     at_once, outside = AT_ONCE * pixels, IN_BANDS * pixels
@@ -121,10 +121,10 @@ def memory(method: Method, height: int, width: int, on_gpu: bool = False) -> int
 
 
 def fitting_size(method: Method, height: int, width: int, memory_bytes: float, on_gpu: bool = False) -> int:
-    """About the longest side, in pixels, to which a picture of this size must be scaled down to fit into a memory alone."""
+    """Return the approximate longest side, in pixels, at which one image scaled down fits into `memory_bytes`."""
     longest = max(height, width)
     sides = range(MIN_SIZE, longest, 16)
-    # one by one, for where L-BFGS begins to remember less, a larger picture takes less
+    # a linear search: memory is not monotonic, because the L-BFGS history is shorter for images above `LARGE`
     fitting = (
         side
         for side in reversed(sides)
@@ -134,10 +134,10 @@ def fitting_size(method: Method, height: int, width: int, memory_bytes: float, o
 
 
 def batches(jobs: Iterable[Job], most: int, memory_bytes: float, on_gpus: bool = False) -> list[Batch]:
-    """Group jobs of one method, shape and number of styles, masked apart from whole ones, in the order of their first rows.
+    """Group jobs of one method, shape and number of styles, masked or not, into batches in the order of their first rows.
 
-    A batch holds at most `most` jobs and as many as `memory_bytes` have room for, but always at least one: a picture too
-    large for the memory is tried alone.
+    A batch holds at most `most` jobs, as many as fit into `memory_bytes`, and at least one: an image too large for the memory
+    is tried alone.
     """
     groups: dict[object, list[Job]] = {}
     for job in jobs:
@@ -152,13 +152,13 @@ def batches(jobs: Iterable[Job], most: int, memory_bytes: float, on_gpus: bool =
 
 
 def shares(batches: Sequence[Batch], most: int) -> list[tuple[Batch, ...]]:
-    """The batches in their order, in at most `most` shares of as many batches each, the last one of fewer."""
+    """Split the batches, in order, into at most `most` shares of equal length; the last one may be shorter."""
     each = max(1, -(-len(batches) // most))
     return [tuple(batches[k : k + each]) for k in range(0, len(batches), each)]
 
 
 def share_name(share: Sequence[Batch]) -> str:
-    """The only batch's name, or how many pairs and between which rows of the manifest."""
+    """Return the name of the only batch, or the number of pairs and the range of their manifest rows."""
     if len(share) == 1:
         return share[0].name
     rows = [job.row for batch in share for job in batch.jobs]

@@ -1,6 +1,6 @@
-"""How long things take on this device: a few real steps of the pairs that a plan is for, by the code of a run.
+"""Measure what the pairs of a plan cost on this device, by a few real steps with the code of a run.
 
-Results go to a temporary folder, so that reading, encoding and writing count too; nothing goes to the output.
+Results are written to a temporary folder, so that reading, encoding and writing count too; nothing is written to the output.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from nst_tasks.request import Request
 from nst_tasks.settings import Run, Settings
 
 SECONDS = 40.0
-"""After which nothing more is begun to be measured; the first, smallest measurement of all is always made."""
+"""Default time limit, in seconds, after which no measurement starts, except the first and smallest of all."""
 
 ENOUGH = 0.9
-"""Share of the work whose shapes are measured, the largest shares first; each has its share of the seconds."""
+"""Share of the work whose shapes are measured, the largest first; each shape gets a proportional share of the time."""
 
 CHUNK_SECONDS = 0.3
-"""Of steps timed together; three such chunks are, and the middle one counts."""
+"""Duration, in seconds, of a chunk of steps timed together; the median of three chunks counts."""
 
 SMALLEST = 256
-"""Longest side, in pixels, from about which on the shapes of a method of one level are measured."""
+"""Approximate longest side, in pixels, of the smallest size measured for a method of one level."""
 
 STEPS = 10
-"""Of a size, done to measure it: one that may trace a graph, one to see how many fit a chunk, three chunks of one or more, and
-those of a pair's whole way, three times."""
+"""Estimated number of steps to measure one size: one that may trace a graph, one to choose the chunk length, three chunks of
+at least one, and the steps of a whole pair, three times."""
 
 TRIED = 3
-"""Batches of one shape whose pictures are tried, should the first ones not be readable."""
+"""Maximum number of batches of one shape that are tried until one has only readable images."""
 
 
 @dataclass
 class _Found:
-    """What was measured of one kind."""
+    """Measured seconds of one kind of pair: `step` and `pair` by pixels, `style` and `method` as in `planning.Costs`."""
 
     step: dict[int, float] = field(default_factory=dict)
     pair: dict[int, float] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Bench:
-    """What every measurement needs."""
+    """Inputs common to all measurements of a shape; `until` is the time limit on the monotonic clock."""
 
     run: Run
     device: Device
@@ -67,21 +67,23 @@ class _Bench:
 
     @property
     def memory(self) -> float:
-        """Bytes that a batch may take on the device."""
+        """Device memory available to a batch, in bytes."""
         return self.run.settings.device_memory_gib * 2**30
 
     def affords(self, seconds: float) -> bool:
-        """Whether something that may take so long is to be begun."""
+        """Return whether a measurement of this many seconds would end before the time limit."""
         return time.monotonic() + seconds <= self.until
 
 
 def calibrate(
     jobs: Iterable[Job], request: Request, weights_sha256: str, settings: Settings, seconds: float = SECONDS
 ) -> Calibration:
-    """Measure, for about so many seconds at most, what these jobs of a request cost on a device.
+    """Measure what these jobs of a request cost on a device, for about `seconds` at most.
 
     Raises:
-        StorageUnavailable: the pictures' store failed for the moment. StorageUnusable: it lets nobody in.
+        StorageUnavailable: The images' store failed temporarily.
+        StorageUnusable: The images' store denies all access.
+        Interrupted: The run was stopped while waiting for a device.
     """
     names = devices.names()
     on_gpus = devices.are_gpus()
@@ -112,7 +114,10 @@ def _samples(measured: dict[int, float]) -> tuple[Sample, ...]:
 
 
 def _groups(batches: Iterable[Batch]) -> Iterator[tuple[list[Batch], float]]:
-    """Batches of one kind and shape, the most work first, until `ENOUGH` of it all; and their share of what is left of it."""
+    """Yield the batches of each kind and shape, most work first, until `ENOUGH` of all work is covered.
+
+    Each group comes with its share of the work that is not yet covered.
+    """
     alike: dict[object, list[Batch]] = {}
     for batch in batches:
         job = batch.jobs[0]
@@ -127,7 +132,7 @@ def _groups(batches: Iterable[Batch]) -> Iterator[tuple[list[Batch], float]]:
 
 
 def _measure(group: list[Batch], found: _Found, bench: _Bench) -> None:
-    """Add what the pairs of one shape cost, from small sizes up, as far as the seconds and the memory allow."""
+    """Measure the pairs of one shape into `found`, from small sizes up, as far as time and memory allow."""
     sizes = _sizes(group[0].jobs[0])
     members = next((batch.jobs for batch in group[:TRIED] if _are_readable(_sized(batch.jobs, sizes[0]), bench.run)), ())
     reached = []
@@ -153,7 +158,7 @@ def _sized(jobs: Iterable[Job], size: tuple[int, int]) -> list[Job]:
 
 
 def _are_readable(jobs: Iterable[Job], run: Run) -> bool:
-    """Whether all pictures of these jobs can be read; the run will tell of those that cannot."""
+    """Return whether all images of these jobs can be read; the run itself reports the unreadable ones."""
     try:
         for job in jobs:
             loading.load(job, run)
@@ -165,7 +170,7 @@ def _are_readable(jobs: Iterable[Job], run: Run) -> bool:
 
 
 def _sizes(job: Job) -> list[tuple[int, int]]:
-    """The job's own (height, width) and its halves, down to about its coarsest level, ascending."""
+    """Return the job's own (height, width) and its successive halves, down to about its coarsest level, ascending."""
     coarsest, *finer = levels(job.recipe.method, job.height, job.width)
     least = max(coarsest.height, coarsest.width) if finer else SMALLEST
     found = [(job.height, job.width)]
@@ -175,9 +180,9 @@ def _sizes(job: Job) -> list[tuple[int, int]]:
 
 
 def _step_seconds(jobs: list[Job], bench: _Bench) -> tuple[float, float]:
-    """Seconds of the first step of a batch, which may trace its graph, and of one of the following."""
+    """Return the seconds of a batch's first step, which may trace its graph, and of a later step."""
     method, backbone = jobs[0].recipe.method, bench.backbone
-    level = Level(jobs[0].height, jobs[0].width, steps=1000)  # of which a few are done
+    level = Level(jobs[0].height, jobs[0].width, steps=1000)  # only a few of them are run
     loaded = [loading.load(job, bench.run) for job in jobs]
     targets = measuring.targets(loaded, method, level, backbone, bench.device)
     images = np.stack([loading.initial(ready, method, level.height, level.width) for ready in loaded])
@@ -195,10 +200,10 @@ def _step_seconds(jobs: list[Job], bench: _Bench) -> tuple[float, float]:
 
 
 def _measure_pair(jobs: list[Job], found: _Found, bench: _Bench) -> None:
-    """Time the whole way of a batch but for its steps: with graphs to trace, with none, and with the styles known as well.
+    """Time everything a batch takes except its steps: with tracing, without tracing, and with cached styles as well.
 
-    Each of its levels has one step, for without any it would be left out or begin without an optimizer; what the steps take is
-    taken off.
+    Each level has one step, since a level without steps would be skipped or start without an optimizer; the time of these steps
+    is subtracted.
     """
     pixels = jobs[0].height * jobs[0].width
     if pixels in found.pair:
@@ -207,7 +212,7 @@ def _measure_pair(jobs: list[Job], found: _Found, bench: _Bench) -> None:
     styles = {style.sha256: style for job in jobs for style in job.styles}
     took = []
     for styles_known in (False, False, True):
-        bench.device.contents.clear()  # a pair's is its own, more often than not
+        bench.device.contents.clear()  # most pairs do not share their content
         loading.forget(source for job in jobs for source in (job.content, job.init) if source)
         if not styles_known:
             bench.device.statistics.clear()
@@ -228,7 +233,7 @@ def _measure_pair(jobs: list[Job], found: _Found, bench: _Bench) -> None:
 
 
 def _with_single_steps(method: Method) -> Method:
-    """The method with one step on each level that has any."""
+    """Return the method with a single step on each level that has any."""
     pyramid = method.pyramid and replace(
         method.pyramid,
         coarse_steps=min(method.pyramid.coarse_steps, 1),

@@ -1,4 +1,4 @@
-"""An unfinished pair as bytes: where its optimization stands and its losses so far. An npz, never a pickle, with a checksum."""
+"""Serialize the state and loss history of an unfinished pair: an npz with a checksum, never a pickle."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ KINDS: Mapping[str, Any] = MappingProxyType(
 MADE_BY: Mapping[str, str] = MappingProxyType(
     {"checkpoint": "1", "numerics": str(NUMERICS_VERSION), "nst": __version__, "tensorflow": tf.__version__}
 )
-"""What must be the same where a checkpoint is read, for the rest of the steps to give the bytes of an uninterrupted run."""
+"""Versions that must match on reading a checkpoint, so that the resumed run gives the same bytes as an uninterrupted one."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A batch of B pairs between two chunks of steps; level and step are the state's.
+    """State and loss history of a batch of B pairs between two chunks of steps.
 
-    state: as the core has it. first: the images (B, H, W, 3) that its level began with. terms, seconds: of every level begun,
-    the rows of its history so far, (n, B, 3) and (n + 1,), and both (n,) of a finished one; seconds of compute that the pairs
-    took together since they began. calmed_from: the level from which the learning rate is lower, because the loss blew up
-    there; None if it did not. companions: keys of the pairs that share the batch. After the last level `state.level` is one
-    more than there are, and its image the result.
+    Attributes:
+        state: State of `core.transfer`, with level and step. After the last level, `state.level` is the number of levels and
+            `state.image` the result.
+        first: Images (B, H, W, 3) at the start of the current level.
+        terms: Loss terms (n, B, 3) of each level so far; the last row of a finished level belongs to its result.
+        seconds: Compute time of all pairs together since their start: (n + 1,) for the current level, (n,) for a finished one.
+        calmed_from: Level from which the learning rate is lower because the loss blew up there, or None.
+        companions: Keys of the pairs that share the batch.
     """
 
     state: TransferState
@@ -51,12 +54,12 @@ class Checkpoint:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of compute that the pairs took together to come here."""
+        """Compute time of all pairs together so far, in seconds."""
         return float(self.seconds[-1][-1])
 
 
 def take(at: Checkpoint, pairs: Sequence[int]) -> Checkpoint:
-    """The pairs of these indices alone, in this order, with their share of the seconds."""
+    """Return the checkpoint of the pairs at these indices, in this order, with their share of the seconds."""
     chosen = list(pairs)
     share = len(chosen) / at.first.shape[0]
     return replace(
@@ -69,7 +72,7 @@ def take(at: Checkpoint, pairs: Sequence[int]) -> Checkpoint:
 
 
 def merge(parts: Sequence[Checkpoint]) -> Checkpoint:
-    """One batch of pairs that stand at the same level and step."""
+    """Merge pairs at the same level and step into one batch."""
     if len(parts) == 1:
         return parts[0]
     return replace(
@@ -82,14 +85,14 @@ def merge(parts: Sequence[Checkpoint]) -> Checkpoint:
 
 
 def on_host(at: Checkpoint) -> Checkpoint:
-    """The same in NumPy arrays, which no device needs to be asked for."""
-    # not by `numpy`, which copies: of a large picture that is gigabytes
+    """Return the checkpoint with NumPy arrays in place of tensors, so that it can be used without the device."""
+    # `numpy()` would copy, gigabytes for a large image
     state = tf.nest.map_structure(lambda leaf: np.asarray(leaf) if isinstance(leaf, tf.Tensor) else leaf, at.state)
     return replace(at, state=state, first=np.asarray(at.first))
 
 
 def _rows(leaf: Any, chosen: list[int]) -> Any:
-    """Of what leads with the batch axis; a number is the whole batch's."""
+    """Select these pairs along the leading batch axis; a scalar belongs to the whole batch and is returned unchanged."""
     if not _is_batched(leaf) or chosen == list(range(leaf.shape[0])):
         return leaf
     return leaf[chosen] if isinstance(leaf, np.ndarray) else tf.gather(leaf, chosen)
@@ -104,14 +107,14 @@ def _is_batched(leaf: Any) -> bool:
 
 
 def encode(at: Checkpoint, key: str) -> bytes:
-    """The bytes of a checkpoint of one pair of this key."""
+    """Encode the checkpoint of a single pair with this key."""
     file = io.BytesIO()
     write(at, key, file)
     return file.getvalue()
 
 
 def write(at: Checkpoint, key: str, file: IO[bytes]) -> None:
-    """Write the bytes of a checkpoint of one pair of this key into a file, without a copy of them in memory."""
+    """Write the checkpoint of a single pair with this key into a file, without a copy of its bytes in memory."""
     facts = {
         **MADE_BY,
         "key": key,
@@ -135,10 +138,10 @@ def write(at: Checkpoint, key: str, file: IO[bytes]) -> None:
 
 
 def decode(data: bytes, key: str) -> Checkpoint:
-    """The checkpoint of one pair in these bytes.
+    """Decode the checkpoint of a single pair.
 
     Raises:
-        ValueError: they are damaged, of another pair, or of another version of nst or TensorFlow.
+        ValueError: The bytes are damaged, belong to another pair, or come from another version of nst or TensorFlow.
     """
     try:
         arrays = _arrays(data)
@@ -171,7 +174,7 @@ def decode(data: bytes, key: str) -> Checkpoint:
 def _arrays(data: bytes) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(io.BytesIO(data)) as whole:
         if sum(member.file_size for member in whole.infolist()) > len(data):
-            raise ValueError("more than is stored")  # nothing of ours is compressed: a bomb
+            raise ValueError("more than is stored")  # checkpoints are not compressed: a zip bomb
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
         return {name: found[name] for name in found.files}
 
@@ -185,7 +188,7 @@ def _count(prefix: str, arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """SHA-256 (32,) uint8 of all arrays by name, with their types and shapes."""
+    """Return the SHA-256, (32,) uint8, of all arrays in the order of their names, with their dtypes and shapes."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

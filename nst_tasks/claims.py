@@ -1,9 +1,11 @@
-"""Who is doing which pair: claims beside the output, so that no two runs do the same one, and what a dead one tells.
+"""Per-pair locks in the output store, so that concurrent runs never process the same pair.
 
-`OUT/claims/{key}.{generation}.json`, created only if there is none and renewed while its owner lives; the highest generation
-holds. A dead claim is taken over by creating the next generation, which only one of many succeeds in, and stays until the new
-one ends: a listing that is read while others come and go may miss the new one, and must then see that somebody held the pair.
-Where a store ignores the condition nothing is claimed: two runs then write the same bytes, and the last write wins.
+A claim is the file `OUT/claims/{key}.{generation}.json`, created only if it does not exist and renewed while its owner lives;
+the highest generation is the current one. To take over a dead claim, a run creates the next generation, which only one of
+several runs can do. The dead claim stays until the new one ends: a listing read while claims come and go may miss the new
+one, and must then still show that the pair was claimed. A claim also counts the crashes in native code of earlier owners.
+
+If the store ignores the condition on creation, nothing is claimed: two runs then write the same bytes, and the last write wins.
 """
 
 from __future__ import annotations
@@ -30,17 +32,22 @@ from nst_tasks.settings import Run
 FOLDER = "claims"
 
 STRIKES = 2
-"""A pair that took its process down this often is not tried again."""
+"""Number of native crashes of its process after which a pair is not tried again."""
 
 _CRASH_LOG = "nst-crash-"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That a process is doing a pair, until `expires` (seconds since 1970).
+    """Lock of one process on a pair.
 
-    owner: one taking of it, unlike any other. machine, process: where it lives. crash_log: the name of the file, among the
-    machine's temporary ones, that a crash in native code leaves. strikes: how many such crashes the pair was part of before.
+    Attributes:
+        owner: Random identifier of this acquisition.
+        machine: Identity of the owner's machine since its boot, see `_machine`.
+        process: PID and start time of the owner.
+        crash_log: Name of the file in the machine's temporary folder that a crash in native code leaves.
+        strikes: Number of earlier such crashes that the pair was part of.
+        expires: Time in seconds since 1970.
     """
 
     key: str
@@ -55,28 +62,28 @@ class Claim:
 
     @property
     def is_live(self) -> bool:
-        """Whether its owner may still be at work: not expired, and not known to be gone from this machine."""
+        """Return whether the owner may still be working: not expired, and not known to be dead on this machine."""
         if time.time() >= self.expires:
             return False
         return self.machine != _machine() or _is_running(self.process)
 
     @property
     def next_strikes(self) -> int:
-        """The strikes of the pair after this claim's owner died."""
+        """Strikes of the pair once this claim's owner is dead."""
         return self.strikes + _left_a_crash(self.crash_log)
 
 
 def standing(out: str) -> dict[str, Claim]:
-    """The claims that hold, by key; one that cannot be read counts as expired.
+    """Read the current claim of each key; a claim that is damaged or deleted meanwhile counts as expired.
 
     Raises:
-        StorageError: the store could not be listed or read.
+        StorageError: The store cannot be listed or read.
     """
     return {key: _read(out, key, generations[-1]) for key, generations in sorted(_generations(out).items())}
 
 
 def _generations(out: str, keys: Sequence[str] = ()) -> dict[str, list[int]]:
-    """The generations of every key, of these at least, in ascending order."""
+    """List the generations of every key, or at least of `keys`, in ascending order."""
     found: dict[str, list[int]] = {}
     for name in storage.listing(storage.join(out, FOLDER), os.path.commonprefix(keys)):
         key, _, generation = name.removesuffix(".json").rpartition(".")
@@ -87,12 +94,12 @@ def _generations(out: str, keys: Sequence[str] = ()) -> dict[str, list[int]]:
 
 @contextlib.contextmanager
 def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
-    """Claims on those of the pairs that nobody else holds, renewed until the end and then released.
+    """Claim the pairs that no other run holds, renew the claims during the block, and release them at its end.
 
-    What ends in an exception leaves the claim of a pair with strikes behind, expired: they must not be forgotten.
+    If the block raises, claims with strikes stay in the store, expired, so that the strikes are not lost.
 
     Raises:
-        StorageUnavailable: the store failed for the moment.
+        StorageUnavailable: The store failed temporarily.
     """
     mine: dict[str, Claim] = {}
     dead: dict[str, list[Claim]] = {}
@@ -100,7 +107,7 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
     done = threading.Event()
 
     def end(claim: Claim) -> None:
-        for one in dead.get(claim.key, ()):  # before the claim itself, beside which nobody begins at 0 again
+        for one in dead.get(claim.key, ()):  # first: while the current claim exists, no run starts at generation 0
             release(run.out, one)
         if finished or not claim.strikes:
             release(run.out, claim)
@@ -112,10 +119,10 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
     try:
         before: dict[str, Claim] = {}
         left = list(dict.fromkeys(keys))
-        for _ in range(2):  # as if nobody held any of them, which is so as a rule; then those that somebody does or did
+        for _ in range(2):  # first as if all were free, the usual case; then the pairs that are or were claimed
             for key in left:
                 if claim := _take(key, before.get(key), run):
-                    mine[key] = claim  # before the next is taken: should the store fail then, this one is released
+                    mine[key] = claim  # stored at once: if the store fails at the next key, this claim is released
             found = _generations(run.out, left) if run.exclusive and left else {}
             for key in [key for key, claim in mine.items() if key in found and found[key][-1] > claim.generation]:
                 release(run.out, mine.pop(key))
@@ -129,30 +136,31 @@ def taken(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
     finally:
         done.set()
         if renewing.ident is not None:
-            renewing.join(1.0)  # one that waits for the store must not hold up the end: it ends the claim it renews again
+            renewing.join(1.0)  # do not wait for a store that hangs: the thread ends the claim that it is renewing
         if run.exclusive:
             for claim in mine.values():
                 end(claim)
 
 
 def release(out: str, claim: Claim) -> None:
-    """Give a claim up, as far as the store lets: it expires anyway."""
+    """Delete a claim if the store allows it; otherwise it expires."""
     with contextlib.suppress(StorageError):
         storage.delete(_uri(out, claim.key, claim.generation))
 
 
 @functools.cache
 def watch_for_crashes() -> str:
-    """Have a crash of this process in native code leave its stack in a file: the file's name, or nothing if others watch.
+    """Make a native crash of this process leave its stack in a temporary file, and return the file's name.
 
-    A kill, a power failure and the kernel's out-of-memory killer leave nothing: they say nothing about the pair.
+    The name is empty if `faulthandler` is already in use or the file cannot be created. A kill, a power failure and the
+    kernel's out-of-memory killer leave no stack: they say nothing about the pair.
     """
     if faulthandler.is_enabled():
         return ""
     for old in Path(tempfile.gettempdir()).glob(f"{_CRASH_LOG}*.log"):
         with contextlib.suppress(OSError):
             if not old.stat().st_size and not _is_running(old.stem.removeprefix(_CRASH_LOG).rpartition("-")[0]):
-                old.unlink()  # of a process that was killed
+                old.unlink()  # left empty by a process that was killed
     path = Path(tempfile.gettempdir(), f"{_CRASH_LOG}{_process()}-{secrets.token_hex(4)}.log")
     try:
         file = path.open("x")
@@ -170,13 +178,16 @@ def watch_for_crashes() -> str:
 
 
 def _dead(out: str, key: str, generations: Sequence[int]) -> list[Claim]:
-    """Those of a key's generations whose owners are gone; one that is live began at 0 just now, and goes by itself."""
+    """Read the claims of a key's generations whose owners are dead.
+
+    A live one was just created at 0 by a run that missed the higher generation; that run releases it.
+    """
     return [claim for claim in (_read(out, key, one) for one in generations) if claim.owner and not claim.is_live]
 
 
 def _take(key: str, before: Claim | None, run: Run) -> Claim | None:
     if before is not None and before.is_live and before.run_id != run.id:
-        # one of this run's own is of an attempt that the store cut short before it could be released, or of another row with
+        # a live claim of this same run is left from an attempt that a store failure cut short, or belongs to another row with
         # the same pair: these two write the same bytes, and cost each other no more than a checkpoint
         return None
     claim = Claim(
@@ -193,7 +204,7 @@ def _take(key: str, before: Claim | None, run: Run) -> Claim | None:
     if not run.exclusive:
         return claim
     created = storage.create(_uri(run.out, key, claim.generation), _to_json(claim))
-    # a client that tried again after a lost answer may have lost to itself
+    # the client repeats a request whose answer was lost, and is then refused because of its own object
     if not created and _read(run.out, key, claim.generation).owner != claim.owner:
         return None
     return claim
@@ -207,10 +218,10 @@ def _renew(mine: dict[str, Claim], run: Run, done: threading.Event, end: Callabl
         for claim in mine.values():
             renewed = replace(claim, expires=time.time() + run.settings.lease_seconds)
             with contextlib.suppress(StorageError):
-                # somebody may have taken it over while the store or this process was away: both then write the same bytes
+                # another run may have taken it over while the store or this process stalled: both then write the same bytes
                 if not done.is_set() and is_mine(claim) and not done.is_set():
                     storage.write(_uri(run.out, claim.key, claim.generation), _to_json(renewed))
-            if done.is_set():  # the claim may have been ended before it was written
+            if done.is_set():  # the claim may have been ended just before the write above recreated it
                 with contextlib.suppress(StorageError):
                     if is_mine(claim):
                         end(claim)
@@ -236,7 +247,7 @@ def _read(out: str, key: str, generation: int) -> Claim:
     except StorageError as error:
         if not is_pairs_own(error):
             raise
-        return nobody  # released since it was listed
+        return nobody  # deleted after it was listed
     return replace(found, key=key, generation=generation)
 
 
@@ -250,7 +261,7 @@ def _left_a_crash(name: str) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """This machine since it was started, and the numbering of processes in it that this one sees."""
+    """Return the host name, boot ID and PID namespace: processes with equal values see each other's PIDs."""
 
     def told(read: str) -> str:
         try:
@@ -279,7 +290,10 @@ def _is_running(process: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in ticks: a number may be used again. Empty where the system does not say, and of a dead one."""
+    """Return the start time of a process in clock ticks since boot, which distinguishes it from a later one with the same PID.
+
+    Empty for a dead process or a zombie, and on systems without `/proc`.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

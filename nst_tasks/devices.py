@@ -1,7 +1,7 @@
-"""Devices of this process, leased one batch at a time, each with what was already computed on it.
+"""Devices of this process, each used by one batch at a time, with their caches.
 
-Threads and leases, not processes: a process pool breaks whole when one worker dies. A device keeps its backbone's weights and
-the statistics of pictures, so that a style or a content at one size is measured once and not once per pair.
+Threads share a pool of devices in one process: a process pool breaks as a whole when one worker dies. A device caches its
+backbone's weights and image statistics, so that a style or a content at one size is measured once and not once per pair.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from nst_tasks.kept import Kept
 from nst_tasks.progress import Watch
 
 STATISTICS_BYTES = 2**30
-"""For style statistics on a device; those of one style at one size are about 5 MB of VGG16."""
+"""Size of a device's cache of style statistics; one style at one size takes about 5 MB with VGG16."""
 
 CONTENTS_BYTES = 2**28
-"""For what is kept of contents on a device, likewise: about 10 MB at 256 pixels, which a grid's rows share with their
-neighbours."""
+"""Size of a device's cache of content statistics; one content takes about 10 MB at 256 pixels, shared by neighboring rows of a
+grid."""
 
 PAIRS_ON_GPU = 8
-"""The most pairs in a batch on a GPU where nobody says otherwise."""
+"""Default maximum number of pairs in a batch on a GPU."""
 
 
 @dataclass
 class Device:
-    """A device of this process, by its TensorFlow name such as `/GPU:0`; used only by the thread that leases it."""
+    """A device of this process, by its TensorFlow name such as `/GPU:0`; used only by the thread that has acquired it."""
 
     name: str
     backbones: dict[str, Backbone] = field(default_factory=dict)
@@ -44,49 +44,49 @@ class Device:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a GPU."""
+        """Return whether the device is a GPU."""
         return "GPU" in self.name
 
     def backbone(self, sha256: str, make: Callable[[], Backbone]) -> Backbone:
-        """The backbone with weights of this SHA-256, made at first use."""
+        """Return the backbone with weights of this SHA-256, built by `make` on first use."""
         if sha256 not in self.backbones:
             self.backbones[sha256] = make()
         return self.backbones[sha256]
 
     def forget(self) -> None:
-        """Give up what can be measured again: when memory is short, up to 1.25 GiB of it."""
+        """Clear the caches of statistics, up to 1.25 GiB, when memory is short."""
         self.statistics.clear()
         self.contents.clear()
 
 
 def names() -> list[str]:
-    """The devices that batches run on: all GPUs, or else the CPU, or each of several that it was divided into."""
+    """Return the names of the devices that run batches: all GPUs, or else the CPU, or all logical CPUs it is divided into."""
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     return [f"/{kind}:{k}" for k in range(len(tf.config.list_logical_devices(kind)))]
 
 
 def are_gpus() -> bool:
-    """Whether the devices that batches run on are GPUs."""
+    """Return whether the devices that run batches are GPUs."""
     return "GPU" in names()[0]
 
 
 def most_pairs(asked: int, on_gpus: bool) -> int:
-    """The most pairs in a batch: on GPUs as asked, or else 8; on a CPU 1, whatever is asked.
+    """Return the maximum number of pairs in a batch: on GPUs `asked`, or 8 if that is 0; on a CPU always 1.
 
-    A CPU's product over one pair's positions adds them up in another order than that over several pairs', so that its last bits
-    would depend on the neighbours; and a batch gains it little.
+    On a CPU, a matrix product over one pair's positions is summed in another order than one over several pairs', so that the
+    last bits of a pair would depend on its batch; and batching gains little there.
     """
     return (asked or PAIRS_ON_GPU) if on_gpus else 1
 
 
 @contextlib.contextmanager
 def lease(watch: Watch) -> Iterator[Device]:
-    """A device for the caller alone, as soon as one is free.
+    """Acquire a device for the caller alone, as soon as one is free.
 
     Raises:
-        Interrupted: the run is asked to stop while waiting.
+        Interrupted: The run was stopped while waiting.
     """
-    with _POOLING:  # of threads that come first at once, the cache alone would let each make a pool
+    with _POOLING:  # `functools.cache` alone would let simultaneous first callers make a pool each
         pool = _pool()
     while True:
         if watch.stop.is_set():
@@ -108,12 +108,12 @@ _POOLING = threading.Lock()
 
 @functools.cache
 def _pool() -> queue.SimpleQueue[Device]:
-    # the same pixels from the same inputs, on a GPU too; must be said before the first operation
+    # same inputs, same pixels, on a GPU too; must be set before the first operation
     tf.config.experimental.enable_op_determinism()
-    # then a GPU's scatters go through the host, buffer and all, for the order of their sums; ours never write to a place twice,
-    # so that they need none (on an H200 they stayed on the device so)
+    # a deterministic GPU scatter goes through the host, buffer and all, to fix the order of its sums; ours never write to a
+    # place twice and need no order (measured on an H200: with this variable they stay on the device)
     os.environ.setdefault("TF_DISABLE_SCATTER_OP_DETERMINISM", "1")
-    # each recipe's graphs are traced once; after a few recipes TensorFlow takes that for one function traced over and over
+    # no retracing warnings: each recipe's graphs are traced once, which looks like one function traced over and over
     tf.get_logger().setLevel(logging.ERROR)
     pool: queue.SimpleQueue[Device] = queue.SimpleQueue()
     for name in names():

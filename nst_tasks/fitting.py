@@ -1,4 +1,4 @@
-"""A batch on a device whose memory may be too small for it: halved until it fits; a pair that alone does not is refused."""
+"""On out-of-memory, retry the batch in halves; a single pair that does not fit fails."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from nst_tasks.progress import Watch
 from nst_tasks.settings import Run
 
 _SIGNS = ("out of memory", "alloc_failed", "failed to allocate", "dst tensor is not initialized")
-"""What the texts of TensorFlow's other errors say where a GPU's memory ran out."""
+"""Substrings of the other TensorFlow errors by which a GPU reports that it ran out of memory, in lower case."""
 
 
 def optimized(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -> list[Result | PairError]:
-    """`optimization.optimize`, in as many parts as the device's memory asks for, each from its last checkpoint.
+    """Optimize a batch, in halves if the device's memory is too small for it, each part from its last checkpoint.
 
     Raises:
-        Interrupted: the run was asked to stop. StorageUnavailable: a checkpoint could not be read for the moment.
+        Interrupted: The run was stopped.
+        StorageUnavailable: A checkpoint could not be read temporarily.
     """
     try:
         return optimize(loaded, run, device, observer)
     except (tf.errors.OpError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    # here, and not inside the handler: its traceback would hold on to what was allocated
+    # outside the handler, whose traceback would keep the allocated tensors alive
     device.forget()
     if len(loaded) == 1:
         return [_too_small(loaded[0], run, device)]
@@ -37,7 +38,7 @@ def optimized(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the device, or the machine's, ran out."""
+    """Return whether an error means that the device or the machine ran out of memory."""
     if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
         return True
     return isinstance(error, tf.errors.OpError) and any(sign in str(error).lower() for sign in _SIGNS)
@@ -45,7 +46,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _too_small(ready: Loaded, run: Run, device: Device) -> MemoryTooSmall:
     job = ready.job
-    # half of what was tried, at most: that is too much, whatever the estimate says
+    # at most half of the estimate for the size that failed: whatever the settings say, that size is too large
     what = job.recipe.method, job.height, job.width
     tried = batching.memory(*what, on_gpu=device.is_gpu)
     room = min(run.settings.device_memory_gib * 2**30, tried / 2)

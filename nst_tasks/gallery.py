@@ -1,7 +1,7 @@
-"""Outcomes as one self-contained HTML page: no network, thumbnails inside, readable without its script. Pure.
+"""Report of outcomes as one self-contained HTML page: embedded thumbnails, no network, readable without its script.
 
-Its parts lie in `report/`: `page.html` is the template, `style.css` and `script.js` go into the page as they are, and the
-page's policy lets a browser take nothing but them, by their hashes.
+The functions are pure. The page's parts are in `report/`: `page.html` is the template; `style.css` and `script.js` are inserted
+unchanged, and the page's content security policy allows no other style or script, by their hashes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from nst_tasks.errors import reason_and_remedy, redact
 from nst_tasks.outcome import Outcome, Status, counts
 
 MOST = 1000
-"""Pictures on the page, and failures: so many a browser filters and sorts at once. The output has the others."""
+"""Maximum number of images, and of failures, on the page: a browser filters and sorts so many at once."""
 
 MEASURES = {"style gap closed": "style_gap_held_out", "content kept": "content_cosine"}
-"""Qualities that a card tells, by the words for them."""
+"""Keys of `Outcome.quality` that a card shows, by their labels."""
 
 
 def shown(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those whose pictures the page shows: the first `MOST` of them in their order, and the flagged before the others."""
+    """Select the outcomes whose images the page shows: at most `MOST`, preferring flagged ones, in the given order."""
     pictures = [o for o in outcomes if not o.is_broken]
     kept = sorted(range(len(pictures)), key=lambda k: not pictures[k].flags)[:MOST]
     return [pictures[k] for k in sorted(kept)]
@@ -42,15 +42,22 @@ def page(
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     base: str,
 ) -> str:
-    """The page: a header of `facts`, what failed, what is flagged, then each picture. The same input gives the same bytes.
+    """Render the page: a header of `facts`, the failures, the flagged images, then each image.
 
-    By pair id, `thumbnails` holds strips as `data:` URIs, and `curves` what `history.curves` finds. `base` leads from where
-    the page will lie to the output folder. Every text is escaped.
+    The same input gives the same bytes, and all text is escaped.
+
+    Args:
+        title: Title of the page.
+        facts: Values of the header, by their labels.
+        outcomes: All outcomes of the run or output.
+        thumbnails: Thumbnail strips as `data:` URIs, by pair id.
+        curves: Results of `history.curves`, by pair id.
+        base: Relative URL from the page's folder to the output folder, such as `../../`.
     """
     style, script = _part("style.css"), _part("script.js")
     policy = {
         "default-src": "'none'",
-        "img-src": "data: 'self'",  # the pictures at full size, beside the page
+        "img-src": "data: 'self'",  # the full-size images, in files beside the page
         "style-src": _hashed(style),
         "script-src": _hashed(script),
         "base-uri": "'none'",
@@ -97,13 +104,13 @@ def _hashed(text: str) -> str:
 
 
 def _embedded(value: object) -> str:
-    """JSON that no HTML parser finds an end or a comment in; in ASCII, so that U+2028 is escaped too."""
+    """Encode a value as JSON that is safe inside a `<script>` element; as ASCII, so that U+2028 is escaped too."""
     plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return plain.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _totals(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """What the pictures of this run took, and what all of them were made with; nothing where there are none."""
+    """Sum up the compute of this run's images, and list backbones and versions of all images; omit what is unknown."""
     pictures = [o for o in outcomes if not o.is_broken]
     made = [o for o in pictures if o.status == Status.SUCCEEDED]
     totals = {}
@@ -118,12 +125,12 @@ def _totals(outcomes: Sequence[Outcome]) -> dict[str, str]:
 
 
 def _names(found: Iterable[Iterable[str]]) -> list[str]:
-    """Each name once, in the order of its first appearance."""
+    """Return each name once, in the order of first appearance."""
     return list(dict.fromkeys(name for names in found for name in names))
 
 
 def _choices(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
-    """What a reader may filter by, with how many rows each leaves."""
+    """Count the rows that each choice of each filter leaves."""
     flags = Counter(name for o in outcomes for name in set(o.flags))
     none = {"none": bare} if 0 < (bare := sum(not o.flags for o in outcomes)) < len(outcomes) else {}
     return {
@@ -147,12 +154,12 @@ def _style_names(o: Outcome) -> list[str]:
 
 
 def _measured(o: Outcome) -> str:
-    """An outcome's quality in few words; none for what was not measured."""
+    """Format the quality of an outcome for its card; omit what was not measured."""
     return " \u00b7 ".join(f"{said} {o.quality[name]:.2f}" for said, name in MEASURES.items() if name in o.quality)
 
 
 def _made(o: Outcome) -> dict[str, str]:
-    """What it takes to make a picture again, and what came of it, in words; nothing that is not known."""
+    """Describe an image's inputs, options and result by label; omit what is unknown."""
     weighted = zip(o.styles, o.style_weights or [1.0] * len(o.styles), strict=False)
     styles = [redact(style.uri) + (f" ({weight:.2g})" if len(o.styles) > 1 else "") for style, weight in weighted]
     told = {

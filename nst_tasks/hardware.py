@@ -1,4 +1,7 @@
-"""What this machine computes fast; without TensorFlow where there is no GPU, so that a manifest is looked at without it."""
+"""Detect the fast precision and the fast convolutions of this machine.
+
+TensorFlow is imported only where there may be a GPU, so that manifests can be validated without it.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,41 @@ from nst_tasks import quiet
 from nst_tasks.core.architecture import Turns
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
-"""One of them is there where CUDA may find a GPU."""
+"""Device files, at least one of which exists wherever CUDA may find a GPU."""
 
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
-"""Of a CPU that multiplies bfloat16 faster than float32, as Linux names them."""
+"""Linux names of the CPU flags, either of which means that bfloat16 multiplies faster than float32."""
 
 BLOCKING = "avx512f"
-"""The flag of a CPU on which TensorFlow's gradient of a convolution is faster than the convolution; without it, slower."""
+"""CPU flag with which TensorFlow's gradient of a convolution is faster than the convolution; without it, slower."""
 
 CAPABILITY = (8, 0)
-"""CUDA's compute capability from which a GPU does."""
+"""Minimum CUDA compute capability of a GPU that is fast at bfloat16."""
 
 
 def auto_precision() -> Literal["float32", "mixed"]:
-    """What the precision `auto` means on this machine: `mixed` where bfloat16 is fast on all that batches run on."""
+    """Return the precision that `auto` means on this machine: `mixed` if bfloat16 is fast on all devices that run batches."""
     capabilities = _capabilities() if any(Path(driver).exists() for driver in GPU_DRIVERS) else []
     fast = are_fast_gpus(capabilities) if capabilities else is_fast_cpu(_cpuinfo())
     return "mixed" if fast else "float32"
 
 
 def turns() -> Turns:
-    """Which way convolutions are computed by their turned kernels on this machine's CPU; none where it does not tell of it."""
+    """Return the direction in which this machine's CPU computes convolutions with flipped kernels.
+
+    The direction is `none` without a /proc/cpuinfo to read.
+    """
     return turns_on(_cpuinfo())
 
 
 def turns_on(cpuinfo: str) -> Turns:
-    """The same, by the text of /proc/cpuinfo: as measured on x86 with AVX-512, and with AVX2 alone."""
+    """Return that direction for a text of /proc/cpuinfo, as measured on x86 with AVX-512 and with AVX2 alone."""
     flags = _flags(cpuinfo)
     return "forward" if BLOCKING in flags else "backward" if "avx2" in flags else "none"
 
 
 def is_fast_cpu(cpuinfo: str) -> bool:
-    """Whether a CPU is fast at bfloat16, by the text of /proc/cpuinfo."""
+    """Return whether a CPU is fast at bfloat16, from the text of its /proc/cpuinfo."""
     return not CPU_FLAGS.isdisjoint(_flags(cpuinfo))
 
 
@@ -57,7 +63,7 @@ def _flags(cpuinfo: str) -> set[str]:
 
 
 def are_fast_gpus(capabilities: Iterable[tuple[int, int]]) -> bool:
-    """Whether GPUs of these compute capabilities are all fast at bfloat16; an unknown one is (0, 0)."""
+    """Return whether GPUs of these compute capabilities, (0, 0) if unknown, are all fast at bfloat16."""
     return all(capability >= CAPABILITY for capability in capabilities)
 
 

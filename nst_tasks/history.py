@@ -1,7 +1,7 @@
-"""The loss history of a pair: its schema, and parquet in and out.
+"""Loss history of a pair: its schema, and conversion to and from parquet.
 
-Row `step` k of a level holds the losses of the image after k updates there, so step 0 is the level's initial image. The
-weighted terms add up to `total`. `pandas.read_parquet("OUT/history")` reads those of every pair.
+Row `step` k of a level holds the losses of the image after k updates at that level, so step 0 is the level's initial image.
+The weighted terms add up to `total`. `pandas.read_parquet("OUT/history")` reads the histories of all pairs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LevelHistory:
-    """A pair's losses at one level of n steps done: terms (n + 1, 3), content, style, tv; learning rates and seconds (n + 1,).
+    """Losses of a pair at one level after n steps.
 
-    Seconds are of compute since the pair began: its share of those of its batch.
+    Attributes:
+        terms: Content, style and total variation loss, weighted, `(n + 1, 3)`.
+        learning_rate: Learning rates, `(n + 1,)`.
+        seconds: Compute time since the pair began, its share of its batch's time, `(n + 1,)`.
     """
 
     level: int
@@ -38,7 +41,7 @@ class LevelHistory:
 
 
 def table(pair_id: str, run_id: str, levels: list[LevelHistory], every: int) -> pa.Table:
-    """The history of one pair, thinned to every `every`-th step; each level's first and last row stay."""
+    """Build the history table of one pair: every `every`-th step, and each level's first and last row."""
     parts = []
     for at in levels:
         step = np.arange(len(at.terms), dtype=np.int32)
@@ -64,14 +67,14 @@ def table(pair_id: str, run_id: str, levels: list[LevelHistory], every: int) -> 
 
 @functools.cache
 def _schema() -> pa.Schema:
-    """Names and types as pandas writes and reads them, without the time that it takes to find them out anew for each pair."""
+    """Build the schema as pandas would; cached, because inferring it for each pair takes longer."""
     kinds = dict.fromkeys(COLUMNS, "float64") | dict.fromkeys(("level", "height", "width", "step"), "int32")
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in (kinds | dict.fromkeys(COLUMNS[:2], "str")).items()})
     return pa.Schema.from_pandas(empty, preserve_index=False)
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A table as parquet bytes."""
+    """Encode a table as parquet."""
     buffer = io.BytesIO()
     parquet.write_table(table, buffer)
     return buffer.getvalue()
@@ -82,13 +85,15 @@ CURVES = ["level", "height", "width", "step", "content", "style", "tv"]
 
 
 def curves(data: bytes, points: int) -> list[dict[str, Any]]:
-    """What a plot needs of a pair's history, as plain values: a dict for each level, in order, with `height` and `width` and
-    lists of at most `points` entries by `step`, `content`, `style` and `tv`, evenly thinned; the first and last stay.
+    """Extract the loss curves for a plot from a pair's parquet history, as plain Python values.
 
-    A loss has four digits, and None stands for one that is no finite number.
+    Returns:
+        A dict for each level, in order: `height`, `width`, and the lists `step`, `content`, `style` and `tv` of at most
+        `points` entries each, evenly thinned, with the first and last entry. Losses are rounded to four significant digits;
+        a loss that is not finite is None.
 
     Raises:
-        ValueError: the bytes are no history.
+        ValueError: The bytes are not a loss history.
     """
     try:
         found = parquet.ParquetFile(io.BytesIO(data)).read(CURVES, use_threads=False)

@@ -1,4 +1,4 @@
-"""The manifests of an inbox: which of them are new or have changed since a run that another could not better."""
+"""Manifests of an inbox, and which of them need a run: new, changed, or not settled by their last run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ SUFFIX = ".csv"
 
 @dataclass(frozen=True)
 class Found:
-    """A manifest in the inbox, and what the ledger makes of it.
+    """A manifest in the inbox and its state by the ledger.
 
-    out: the folder for what its run brings out. sha256, version: as in the ledger. is_settled: whether there is nothing to run.
-    problem: why it cannot be run as it is. warning: what is wrong with the ledger.
+    Attributes:
+        file: Its file name in the inbox.
+        out: The output folder of its run.
+        sha256, version: As in the ledger; empty if the file was not read.
+        is_settled: True if there is nothing to run.
+        problem: The reason why it cannot be run, or empty.
+        warning: A problem of its ledger entry, or empty.
     """
 
     file: str
@@ -36,10 +41,10 @@ class Found:
 
 
 def check_places(request: Request, settings: Settings) -> None:
-    """Refuse a sweep whose inbox or output may not be used, or that names a secret; the request's manifest is the inbox.
+    """Refuse a sweep whose inbox or output is forbidden, or whose paths contain a secret; the request's manifest is the inbox.
 
     Raises:
-        SettingsError: one line for each problem.
+        SettingsError: A path is refused; one line for each problem.
     """
     places = {"--inbox": request.manifest, "--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
     problems = unstorable_in(places)
@@ -55,10 +60,10 @@ def check_places(request: Request, settings: Settings) -> None:
 
 
 def options(request: Request, settings: Settings) -> dict[str, Any]:
-    """What decides, besides a manifest, what its run comes to; the request's manifest is the inbox.
+    """Return the options that decide the result of a run besides its manifest; the request's manifest is the inbox.
 
     Raises:
-        InputError: an option is wrong, or inbox or output are no places that may be read and written.
+        SettingsError: An option is invalid, or the inbox or the output is forbidden; one line for each problem.
     """
     problems = []
     try:
@@ -85,10 +90,10 @@ def options(request: Request, settings: Settings) -> dict[str, Any]:
 
 
 def look(request: Request, options: Mapping[str, Any], settings: Settings) -> list[Found]:
-    """Every manifest that lies directly in the inbox, by name; what its folders hold are pictures.
+    """List the manifests directly in the inbox, by name, with their state by the ledger; subfolders hold images.
 
     Raises:
-        StorageError: the inbox or the ledger cannot be read.
+        StorageError: The inbox or the ledger cannot be read.
     """
     files = [name for name in storage.listing(request.manifest) if name.lower().endswith(SUFFIX)]
     alike: dict[str, list[str]] = {}
@@ -135,16 +140,16 @@ def _look_at(
 
 
 def is_settled(found: Found, report: Report | None, strict: bool, settings: Settings) -> bool:
-    """Whether only editing the manifest could make another run of it come to something else.
+    """Return whether another run of this manifest would have the same result unless the manifest is edited.
 
-    It could not where every row is done, or is rejected for what the manifest itself says; it could where a pair failed, and
-    where a recipe's file or a setting of this machine is to blame.
+    This holds if every row is done or is rejected for the manifest's own content. It does not hold if a pair failed, or if a
+    recipe file or a setting of this machine is the cause.
 
     Raises:
-        StorageError: the store failed for the moment.
+        StorageError: The failure of the store concerns every manifest, or is temporary.
     """
     if found.problem:
-        return bool(found.sha256)  # two that clash: removing one mends the other
+        return bool(found.sha256)  # empty if two names clash: removing one file fixes the other
     if report is not None and report.counts["failed"]:
         return False
     if report is not None and not report.counts["rejected"]:
@@ -165,10 +170,11 @@ def is_settled(found: Found, report: Report | None, strict: bool, settings: Sett
 
 
 def _bytes(uri: str, settings: Settings) -> bytes:
-    """A manifest's bytes.
+    """Read the bytes of a manifest.
 
     Raises:
-        ManifestError: it cannot be read, now or later. StorageError: the store's failure concerns every manifest.
+        ManifestError: This manifest cannot be read, and a retry would not help.
+        StorageError: The failure of the store concerns every manifest, or is temporary.
     """
     try:
         return intake.manifest_bytes(uri, settings.access)

@@ -1,6 +1,6 @@
-"""From a manifest to jobs: read it, refuse what is wrong before anything runs, look up what is done, inspect the pictures.
+"""Prepare a run: read the manifest, validate all inputs, find finished pairs, inspect the images, build the jobs.
 
-No TensorFlow and no Prefect: `nst validate` is built on this and answers at once.
+No TensorFlow and no Prefect: `nst validate` is built on this module and answers at once.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ from nst_tasks.source import Source
 
 @dataclass(frozen=True)
 class Intake:
-    """A manifest that was read, with the identity of its bytes and of the weights that the run will use.
+    """A parsed manifest with its bytes, and the weights and recipes that the run will use.
 
-    `recipes` holds every recipe that its rows or the request may name, by that name or URI. `exclusive` tells whether the
-    output's store lets only one of several runs claim a pair. `auto` is what that precision means on this machine.
+    `recipes` holds every recipe that its rows or the request may name, by preset name or URI. `exclusive` is true if the
+    output store honours conditional creates, so that only one of several runs can claim a pair. `auto` is the precision that
+    `auto` stands for on this machine.
     """
 
     manifest: Manifest
@@ -61,15 +62,15 @@ class Intake:
 
 
 def manifest_bytes(uri: str, allowed: Access = ANYWHERE) -> bytes:
-    """A manifest's bytes.
+    """Read the bytes of a manifest.
 
     Raises:
-        ManifestError: it cannot be reached or may not be, or is too large for one.
+        ManifestError: The file is missing, unreachable, forbidden or too large.
     """
     try:
         check_access(uri, allowed)
         if entry := storage.stat(uri):
-            manifest.check_size(entry.size)  # before it is read: it may be anything
+            manifest.check_size(entry.size)  # before reading, because the file may be of any size
         return storage.read(uri)
     except StorageError as error:
         raise ManifestError(f"manifest {error}") from error
@@ -78,10 +79,10 @@ def manifest_bytes(uri: str, allowed: Access = ANYWHERE) -> bytes:
 
 
 def read_manifest(uri: str, allowed: Access = ANYWHERE) -> tuple[bytes, Manifest]:
-    """A manifest's bytes and its rows; those that name what it may not name are rejected.
+    """Read and parse a manifest; rows that name a forbidden URI are rejected.
 
     Raises:
-        ManifestError: it cannot be reached or may not be, or is no manifest.
+        ManifestError: The file cannot be read or is not a manifest; one line for each problem.
     """
     data = manifest_bytes(uri, allowed)
     try:
@@ -91,34 +92,43 @@ def read_manifest(uri: str, allowed: Access = ANYWHERE) -> tuple[bytes, Manifest
 
 
 def _fault_of(manifest_uri: str, allowed: Access) -> Callable[[str], str | None]:
-    """What is wrong with naming a URI in this manifest: each looked at once, links followed."""
+    """Return a cached function from a URI to why this manifest may not name it, or None; symbolic links are resolved."""
     own = access.for_manifest(allowed, manifest_uri)
     real = functools.cache(os.path.realpath)
     return functools.cache(lambda uri: access.fault(uri, own, real))
 
 
 def check_access(uri: str, allowed: Access) -> None:
-    """Refuse a place that may not be read or written, links followed, and a local one that would never end.
+    """Refuse a URI outside the allowed places, symbolic links resolved, and a local device or pipe.
 
     Raises:
-        StorageError: it may not be, or is a device or a pipe.
+        StorageError: The URI is forbidden, or names a device or a pipe.
     """
     if reason := access.fault(uri, allowed, os.path.realpath):
         raise StorageError(f"{redact(uri)}: {reason}")
     if access.is_local(uri):
-        with contextlib.suppress(OSError, ValueError):  # what is not there is told by whoever opens it
+        with contextlib.suppress(OSError, ValueError):  # a missing file is reported when it is opened
             mode = os.stat(access.local_path(uri)).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise StorageError(f"{redact(uri)}: is a device or a pipe, which may have no end; name a file")
 
 
 def with_recipes(uri: str, data: bytes, parsed: Manifest, allowed: Access = ANYWHERE) -> tuple[Manifest, dict[str, Recipe]]:
-    """The manifest of this URI and these bytes, with rows rejected whose recipe file is wrong; and all recipes, by name or URI.
+    """Load the recipe files that rows name, and reject the rows whose file is invalid.
 
     Each file is read once, however many rows name it.
 
+    Args:
+        uri: The URI of the manifest.
+        data: Its bytes.
+        parsed: Its rows, as `read_manifest` returns them.
+        allowed: The places that may be read.
+
+    Returns:
+        The manifest, and every recipe by preset name or URI.
+
     Raises:
-        SettingsError: the store of a recipe file failed for the moment.
+        SettingsError: The store of a recipe file failed temporarily.
     """
     known = dict(presets.PRESETS)
     unusable = {}
@@ -135,11 +145,10 @@ def with_recipes(uri: str, data: bytes, parsed: Manifest, allowed: Access = ANYW
 
 
 def find_recipe(name: str, allowed: Access = ANYWHERE) -> Recipe:
-    """The preset of this name, or the recipe in the file of this URI.
+    """Return the preset of this name, or read the recipe file of this URI.
 
     Raises:
-        SettingsError: there is no such preset, the file cannot or may not be read, or it holds no recipe; one line for each
-            problem.
+        SettingsError: There is no such preset, or the file is unreadable, forbidden or invalid; one line for each problem.
     """
     if not recipe_file.is_file(name):
         return presets.find(name)
@@ -147,7 +156,7 @@ def find_recipe(name: str, allowed: Access = ANYWHERE) -> Recipe:
     try:
         check_access(name, allowed)
         if entry := storage.stat(name):
-            recipe_file.check_size(entry.size)  # before it is read: it may be anything
+            recipe_file.check_size(entry.size)  # before reading, because the file may be of any size
         return recipe_file.parse(storage.read(name), place.rpartition("/")[2][: -len(".toml")])
     except StorageError as error:
         raise SettingsError(f"recipe {error}") from error
@@ -156,17 +165,17 @@ def find_recipe(name: str, allowed: Access = ANYWHERE) -> Recipe:
 
 
 def located(recipe: str) -> str:
-    """A recipe by the name that finds it from any working folder: a file's path is made absolute."""
+    """Return a recipe name that is valid in any working folder: the path of a file is made absolute."""
     return storage.absolute(recipe) if recipe_file.is_file(recipe) else recipe
 
 
 def prepare(request: Request, settings: Settings, *, writing: bool = True) -> Intake:
-    """Everything that can be known to be wrong before any compute, looked at and told at once.
+    """Validate all inputs of a run before computing, and report every problem at once.
 
-    Unless it is for `writing`, the output need not be writable, nor is it tried.
+    Without `writing`, access to the output is checked but nothing is written to test it.
 
     Raises:
-        InputError: the manifest, an option or the output is wrong; each problem on its own line.
+        InputError: The manifest, an option or the output is invalid; one line for each problem.
     """
     problems = unstorable(request)
     data, parsed = b"", None
@@ -196,15 +205,15 @@ def prepare(request: Request, settings: Settings, *, writing: bool = True) -> In
         raise InputError("\n".join(problems))
     known[request.recipe] = recipe
     asked = {_precision(pair, request, known) for pair in parsed.pairs}
-    auto = hardware.auto_precision() if "auto" in asked else "float32"  # GPUs are asked only if it matters
+    auto = hardware.auto_precision() if "auto" in asked else "float32"  # the hardware is examined only if a row needs it
     return Intake(parsed, data, weights_sha256, known, exclusive, auto)
 
 
 def check_options(request: Request, settings: Settings) -> tuple[Recipe, str]:
-    """The recipe and the SHA-256 of the weights that a request means, whatever its manifest.
+    """Return the recipe and the SHA-256 of the weights that a request names, without reading its manifest.
 
     Raises:
-        InputError: an option is wrong; each problem on its own line.
+        InputError: An option is invalid; one line for each problem.
     """
     recipe, weights_sha256, problems = _options(request, settings, presets.PRESETS)
     if problems:
@@ -213,7 +222,7 @@ def check_options(request: Request, settings: Settings) -> tuple[Recipe, str]:
 
 
 def _options(request: Request, settings: Settings, known: Mapping[str, Recipe]) -> tuple[Recipe, str, list[str]]:
-    """The recipe, the SHA-256 of the weights, and a line for each option that is wrong."""
+    """Return the recipe, the SHA-256 of the weights, and one line for each invalid option."""
     problems = []
     weights_sha256 = ""
     try:
@@ -224,15 +233,15 @@ def _options(request: Request, settings: Settings, known: Mapping[str, Recipe]) 
         recipe = known.get(request.recipe) or find_recipe(request.recipe, settings.access)
     except SettingsError as error:
         problems += [f"--{line}" for line in str(error).splitlines()]
-        recipe = presets.PRESETS[presets.DEFAULT]  # for a look at size and steps
+        recipe = presets.PRESETS[presets.DEFAULT]  # a stand-in, so that the other options are checked too
     return recipe, weights_sha256, problems + option_problems(request, recipe)
 
 
 def read_weights(uri: str | None, allowed: Access = ANYWHERE) -> bytes | None:
-    """The bytes of a weights file, or None where none is asked for.
+    """Read the bytes of a weights file, or return None if no file is given.
 
     Raises:
-        SettingsError: the file cannot or may not be read.
+        SettingsError: The file is missing, unreadable or forbidden.
     """
     if uri is None:
         return None
@@ -244,10 +253,10 @@ def read_weights(uri: str | None, allowed: Access = ANYWHERE) -> bytes | None:
 
 
 def check_output(out: str, allowed: Access) -> None:
-    """Refuse an output that may not be written, and one with a folder inside that leads away from where it may.
+    """Refuse a forbidden output, and one that contains a symbolic link to a forbidden place.
 
     Raises:
-        StorageError: it may not be written.
+        StorageError: The output or the target of a link is forbidden.
     """
     check_access(out, allowed)
     if allowed.roots and access.is_local(out):
@@ -257,9 +266,9 @@ def check_output(out: str, allowed: Access) -> None:
 
 
 def finished(out: str, ids: Iterable[str], readers: int) -> tuple[dict[str, Outcome], list[str]]:
-    """Outcomes of earlier runs for these ids, and a warning for each marker that cannot be trusted.
+    """Load the outcomes of earlier runs for these ids, and return a warning for each marker that cannot be trusted.
 
-    A marker counts only while the picture and the history that it names lie beside it in the sizes that it names.
+    A marker counts only while the image and the loss history that it names exist and have the sizes that it records.
     """
     wanted = set(ids)
     names = [name for name in storage.listing(storage.join(out, "outcomes")) if name.removesuffix(".json") in wanted]
@@ -275,17 +284,17 @@ def finished(out: str, ids: Iterable[str], readers: int) -> tuple[dict[str, Outc
 
 
 def read_outcomes(out: str, names: Iterable[str], readers: int) -> tuple[list[Outcome], list[str]]:
-    """The outcomes in markers of these names below OUT/outcomes, and a warning for each that is damaged or misnamed.
+    """Load the markers of these names below OUT/outcomes, and return a warning for each that is damaged or misnamed.
 
     Raises:
-        StorageUnavailable: the store failed for the moment. StorageUnusable: it lets nobody in.
+        StorageUnavailable: The store failed temporarily.
+        StorageUnusable: The store rejects all requests.
     """
-
     names = list(names)
     markers = [storage.join(out, "outcomes", name) for name in names]
     found = storage.each(storage.read, markers, readers, access.is_local(out))
     outcomes, warnings = [], []
-    for name, data in zip(names, found, strict=True):  # parsed on one thread: several would only wait for one another
+    for name, data in zip(names, found, strict=True):  # parsed on one thread: parsing JSON holds the interpreter lock
         try:
             if isinstance(data, NstError):
                 raise data
@@ -313,7 +322,10 @@ def _is_beside(done: Outcome, beside: Mapping[str, Mapping[str, storage.Entry]])
 
 
 def remembered(uris: Iterable[str], done: Iterable[Outcome], readers: int) -> dict[str, Source]:
-    """Sources that earlier outcomes describe and that their store says have not been rewritten since: no need to open them."""
+    """Return the sources that earlier outcomes describe and that are unchanged, by their version in the store.
+
+    These images need not be read again.
+    """
     described = (source for result in done for source in (result.content, *result.styles, result.init, result.mask))
     seen = {source.uri: source for source in described if source is not None}
     candidates = sorted(uri for uri in uris if redact(uri) in seen)
@@ -327,15 +339,16 @@ def remembered(uris: Iterable[str], done: Iterable[Outcome], readers: int) -> di
 
 
 def inspect(uri: str, max_pixels: int, allowed: Access = ANYWHERE) -> Source:
-    """Read a picture's bytes for their SHA-256, and its header for its size.
+    """Read an image file's bytes for their SHA-256, and its header for its size.
 
-    A link that is exchanged afterwards leads nowhere: whoever reads the picture again compares the SHA-256.
+    Exchanging a symbolic link after this check gains nothing: every later read compares the SHA-256.
 
     Raises:
-        PictureError: it is not a picture, or too large. StorageError: it cannot or may not be read.
+        PictureError: The file is not an image, or too large.
+        StorageError: The file is missing, unreadable or forbidden.
     """
     check_access(uri, allowed)
-    entry = storage.stat(uri)  # before the bytes: a rewrite in between is then noticed by the next run
+    entry = storage.stat(uri)  # before the bytes, so that the next run notices a rewrite in between
     try:
         images.check_size(entry.size if entry else 0, max_pixels)
         data = storage.read(uri)
@@ -346,13 +359,13 @@ def inspect(uri: str, max_pixels: int, allowed: Access = ANYWHERE) -> Source:
 
 
 def picture_uris(pairs: Iterable[Pair]) -> list[str]:
-    """Every picture that these rows name, once, sorted."""
+    """Return the URI of every image that these rows name, once, sorted."""
     return sorted({uri for pair in pairs for _, uri in pair.pictures})
 
 
 @dataclass(frozen=True)
 class Triage:
-    """Rows by what becomes of them: jobs to do, whose result is there, not to be tried again; pairs that cannot be done."""
+    """Rows in four groups: jobs to do, jobs with a result, jobs not to be retried, and pairs that cannot become jobs."""
 
     to_do: tuple[Job, ...]
     done: tuple[Job, ...]
@@ -361,11 +374,10 @@ class Triage:
 
 
 def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Request, done: Mapping[str, Outcome]) -> Triage:
-    """Resolve every row and hold it against the earlier outcomes, by id; each part keeps the rows' order.
+    """Resolve every row to a job and compare it with the earlier outcome of its id; each group keeps the order of the rows.
 
-    What `auto` came to on another machine is a result here too.
+    For a row of precision `auto`, a result in the precision that `auto` stands for on another machine counts too.
     """
-
     settled: dict[tuple[Any, ...], Recipe] = {}
 
     def of(pair: Pair, auto: Precision) -> Job:
@@ -390,12 +402,14 @@ def triage(taken: Intake, sources: Mapping[str, Source | NstError], request: Req
 
 
 def done_meanwhile(job: Job, out: str, run_id: str) -> Outcome | None:
-    """What became of this job by now: its result, of another run or of an attempt that the store cut short, or its failure.
+    """Return the outcome of this job if it was written in the meantime, or None.
 
-    A failure counts only in the run of that id: there, another attempt would come to the same.
+    A result counts if it is of any run, also of an attempt of this one that a failure of the store cut short. A failure counts
+    only if it is of the run `run_id`, in which another attempt would fail in the same way.
 
     Raises:
-        StorageUnavailable: the store failed for the moment.
+        StorageUnavailable: The store failed temporarily.
+        StorageUnusable: The store rejects all requests.
     """
     for done in read_outcomes(out, [f"{job.id}.json"], 1)[0]:
         if done.status == Status.FAILED and (done.run_id, done.key) == (run_id, job.key):
@@ -412,13 +426,13 @@ def _has_size(uri: str, size: int) -> bool:
 
 
 def is_done(job: Job, done: Mapping[str, Outcome]) -> bool:
-    """Whether an earlier outcome already holds this job's result."""
+    """Return whether an earlier outcome already holds this job's result."""
     before = done.get(job.id)
     return before is not None and before.status == Status.SUCCEEDED and before.key == job.key
 
 
 def is_quarantined(job: Job, done: Mapping[str, Outcome]) -> bool:
-    """Whether an earlier outcome says that this job is not to be tried again."""
+    """Return whether an earlier outcome excludes this job from another attempt."""
     before = done.get(job.id)
     return before is not None and outcome.QUARANTINED in before.flags and before.key == job.key
 
@@ -432,13 +446,20 @@ def resolve(
     auto: Precision = "float32",
     settled: dict[tuple[Any, ...], Recipe] | None = None,
 ) -> Job:
-    """A row's job: its recipe with the run's and its own overrides, its pictures, and the size of its result.
+    """Build a row's job: its recipe with the overrides of run and row, its sources, and the size of its result.
 
-    `known` holds the recipes by the names or URIs that the row and the request use. A precision `auto` is settled as `auto`.
-    `settled` keeps what recipes with overrides came to for the next rows: they share one, and what is derived from it.
+    Args:
+        pair: The row.
+        sources: Each image by URI, or the error with which its inspection failed.
+        request: The options of the run, which apply where the row leaves a cell empty.
+        weights_sha256: The SHA-256 of the backbone's weights.
+        known: The recipes by preset name or URI.
+        auto: The precision that replaces `auto`.
+        settled: A cache of recipes with overrides applied, so that rows share one recipe object and its cached properties.
 
     Raises:
-        NstError: one of its pictures cannot be read, is too small for the network, or has not the content's proportions.
+        NstError: An image cannot be read or is too small for the network, or the initial image or mask differs from the
+            content in proportions.
     """
 
     def source(uri: str) -> Source:
@@ -491,7 +512,7 @@ def resolve(
 _OVERRIDES = attrgetter(
     "recipe", "size", "steps", "init", "content_weight", "style_weight", "tv_weight", "precision", "plateau"
 )  # fmt: skip
-"""What a row says of its recipe."""
+"""Getter of the cells of a row that select or override its recipe."""
 
 
 def _recipe(pair: Pair, request: Request, known: Mapping[str, Recipe], auto: Precision) -> Recipe:
@@ -510,15 +531,15 @@ def _recipe(pair: Pair, request: Request, known: Mapping[str, Recipe], auto: Pre
 
 
 def _precision(pair: Pair, request: Request, known: Mapping[str, Recipe]) -> Precision:
-    """The precision asked for: by the row, or else by the run, or else by its recipe."""
+    """Return the precision set by the row, or else by the run, or else by the recipe; it may be `auto`."""
     return pair.precision or request.precision or known[pair.recipe or request.recipe].method.precision
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is found before a run's first step: its rows, by what becomes of them, and how many pictures no marker describes.
+    """Result of inspecting a run before its first step: its rows in groups, and the number of images that no marker describes.
 
-    A problem makes a row fail; a warning, such as a damaged marker, only has it made again.
+    A problem makes a row fail; a warning, such as a damaged marker, only makes it run again.
     """
 
     rows: Triage
@@ -528,7 +549,7 @@ class Findings:
 
 
 def look(request: Request, taken: Intake, settings: Settings) -> Findings:
-    """Look at everything that a run would look at before its first step, and write nothing."""
+    """Inspect everything that a run inspects before its first step, without writing anything."""
     pairs = taken.manifest.pairs
     done, warnings = finished(request.out, (pair.id for pair in pairs), settings.readers)
     uris = picture_uris(pairs)
@@ -545,7 +566,7 @@ def look(request: Request, taken: Intake, settings: Settings) -> Findings:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a run of a request would do: its rows, what is done already, what is to do, and every problem in a line."""
+    """Summary of a dry run: the number of rows and of finished ones, and one line per row to do, problem and warning."""
 
     rows: int
     done: int
@@ -554,13 +575,13 @@ class Survey:
     warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The survey in lines to print."""
+        """Return the summary as lines to print."""
         total = f"{self.rows} rows: {self.done} done, {len(self.to_do)} to do"
         return [*self.warnings, *self.problems, *self.to_do, total]
 
 
 def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
-    """What a run would do, each row that it would work on in a line."""
+    """Summarize what a run would do, with one line for each row that it would process."""
     found = look(request, taken, settings)
     to_do = (
         f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps"
@@ -570,7 +591,7 @@ def survey(request: Request, taken: Intake, settings: Settings) -> Survey:
 
 
 def probe(pairs: Iterable[Pair], settings: Settings) -> list[str]:
-    """Open every picture of these rows; a line for each that fails, with the first row that names it."""
+    """Open every image of these rows and return one line for each that fails, with the first row that names it."""
     rows: dict[str, str] = {}
     for pair in pairs:
         for column, uri in pair.pictures:

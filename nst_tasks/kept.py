@@ -1,4 +1,4 @@
-"""Values that take long to make, kept by what they depend on, as many as a bound of bytes allows."""
+"""Thread-safe LRU cache bounded by the total size of its values in bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 @dataclass
 class Kept:
-    """Values of at most so many bytes together, the least recently used given up first; threads may share them.
+    """Thread-safe LRU cache of at most `most_bytes` bytes.
 
-    Of two threads that ask for the same new value at once both make it; one that is larger than all of the room is not kept.
+    Two threads that request the same missing value at once both compute it. A value larger than the cache is not cached.
     """
 
     most_bytes: int
@@ -23,7 +23,7 @@ class Kept:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value of a key that says all it depends on, made at first use."""
+        """Return the value of a key, computed by `make` if it is not cached; the key must determine the value."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -33,7 +33,7 @@ class Kept:
         return value
 
     def keep(self, key: Hashable, value: Any) -> None:
-        """Keep a value of which nobody needs to ask how it is made, unless there is one."""
+        """Cache a value unless its key is present or the value is larger than the cache."""
         taken = size(value)
         with self._lock:
             if key not in self._values and taken <= self.most_bytes:
@@ -43,13 +43,13 @@ class Kept:
                     self._bytes -= self._values.popitem(last=False)[1][1]
 
     def forget(self, which: Callable[[Hashable], bool]) -> None:
-        """Give up the values of such keys."""
+        """Remove the values whose keys satisfy a predicate."""
         with self._lock:
             for key in [*filter(which, self._values)]:
                 self._bytes -= self._values.pop(key)[1]
 
     def clear(self) -> None:
-        """Give all of them up."""
+        """Remove all values."""
         with self._lock:
             self._values.clear()
             self._bytes = 0
@@ -59,7 +59,7 @@ class Kept:
 
 
 def size(value: Any) -> int:
-    """Bytes of the bytes, arrays and tensors in a value: in sequences, mappings and dataclasses, however deep."""
+    """Return the size in bytes of all bytes objects, arrays and tensors nested in sequences, mappings and dataclasses."""
     if isinstance(value, bytes):
         return len(value)
     if is_dataclass(value):
@@ -70,4 +70,4 @@ def size(value: Any) -> int:
         return sum(map(size, value))
     if not hasattr(value, "dtype"):
         return 0
-    return int(math.prod(value.shape) * (getattr(value.dtype, "itemsize", 0) or value.dtype.size))  # NumPy's name, TensorFlow's
+    return int(math.prod(value.shape) * (getattr(value.dtype, "itemsize", 0) or value.dtype.size))  # NumPy's, TensorFlow's

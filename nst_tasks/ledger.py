@@ -1,7 +1,7 @@
-"""Which version of which manifest was run when, and what came of it.
+"""Ledger of an inbox: the version, time and result of every run of a manifest.
 
-`OUT/_ledger/{manifest's file name}/{began}-{token}.json`, one small file for each run, written once and never again: nothing is
-read, changed and written back, so that nobody's entry can be lost. The newest entry of a manifest is the one that counts.
+`OUT/_ledger/{manifest's file name}/{began}-{token}.json`, one small file per run, written once and never changed: without
+read-modify-write, concurrent runs cannot lose each other's entries. The newest entry of a manifest counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOLDER = "_ledger"
 
 
 class Result(StrEnum):
-    """How the run of a manifest ended."""
+    """Final result of one run of a manifest."""
 
     GOOD = "good"
     FAILURES = "failures"
@@ -32,9 +32,14 @@ class Result(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """A run of a manifest: `sha256` of the bytes that were run, `version` of these with all that decides what they mean.
+    """One run of a manifest.
 
-    settled: whether another run of this version could only come to the same. manifest: without secrets. began, ended: ISO 8601.
+    Attributes:
+        manifest: The URI of the manifest, without secrets.
+        sha256: SHA-256 of the bytes that were run.
+        version: SHA-256 of these bytes, their URI and the options of the run; see the function `version`.
+        settled: True if another run of this version would have the same result.
+        began, ended: ISO 8601.
     """
 
     manifest: str
@@ -52,15 +57,15 @@ class Entry:
 
 
 def version(manifest: str, sha256: str, options: Mapping[str, Any]) -> str:
-    """SHA-256 of where a manifest lies, of its own SHA-256, and of the options that it is run with."""
+    """Return the SHA-256 of a manifest's URI, its SHA-256 and the options that it is run with."""
     return hashlib.sha256(json.dumps([manifest, sha256, options], sort_keys=True).encode()).hexdigest()
 
 
 def write(out: str, file: str, entry: Entry) -> str:
-    """Add an entry about the manifest of this file name: its URI.
+    """Write an entry for the manifest of this file name, and return the entry's URI.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: The entry cannot be written.
     """
     began = datetime.fromisoformat(entry.began)
     uri = storage.join(out, FOLDER, file, f"{began:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(2)}.json")
@@ -69,10 +74,11 @@ def write(out: str, file: str, entry: Entry) -> str:
 
 
 def newest(out: str, file: str) -> Entry | None:
-    """The newest entry about the manifest of this file name, if there is any.
+    """Return the newest entry for the manifest of this file name, or None.
 
     Raises:
-        ValueError: it is damaged, so that nobody knows what was run last. StorageError: it cannot be read.
+        ValueError: The newest entry is damaged, so that the last run is unknown.
+        StorageError: The ledger cannot be read.
     """
     folder = storage.join(out, FOLDER, file)
     names = [name for name in storage.listing(folder) if name.endswith(".json")]
@@ -85,7 +91,11 @@ def newest(out: str, file: str) -> Entry | None:
 
 
 def _from_json(data: bytes) -> Entry:
-    """The entry in these bytes; fields that a newer version added are ignored."""
+    """Parse an entry; fields that a newer version added are ignored.
+
+    Raises:
+        ValueError: The bytes are not an entry.
+    """
     record = json.loads(data)
     if not isinstance(record, dict):
         raise ValueError("not an entry of the ledger")

@@ -1,6 +1,6 @@
-"""A job with its pictures in hand: decoded, brought to size, their colours prepared; and the way back from the network's image.
+"""Decode and preprocess a job's images, and turn the network's image into the final one.
 
-What the network is shown is not always what the files hold: with `keep_color` it sees gray or colour-matched pictures.
+With `keep_color` the network sees gray or color-matched images instead of the files' pixels.
 """
 
 from __future__ import annotations
@@ -28,14 +28,18 @@ from nst_tasks.source import Source
 T = TypeVar("T")
 
 PICTURES_BYTES = 2**28
-"""For decoded pictures, which the pairs of a grid share: 20 of 1024 x 1024 pixels."""
+"""Size of the cache of decoded images, which the pairs of a grid share: 20 images of 1024 x 1024 pixels."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A job with its pictures decoded: content and mask at the result's size, the styles and the initial picture as they are.
+    """A job with its decoded images.
 
-    `styles` are what the network sees: gray or colour-matched where the job keeps the content's colours.
+    Attributes:
+        content: At the result's size.
+        styles: Each at its own size; gray or color-matched if the job keeps the content's colors.
+        mask: (H, W) in [0, 1] at the result's size, 1 where to stylize; None stylizes everything.
+        initial: Image to start from, at its own size; None leaves the start to the method.
     """
 
     job: Job
@@ -46,10 +50,11 @@ class Loaded:
 
 
 def load(job: Job, run: Run) -> Loaded:
-    """Read and decode a job's pictures.
+    """Read and decode a job's images.
 
     Raises:
-        PictureError: one is not a picture, or has changed since it was inspected. StorageError: one cannot be read.
+        PictureError: An image is invalid, too large, or has changed since it was inspected.
+        StorageError: An image cannot be read.
     """
     content = _picture(job.content, run, (job.height, job.width))
     styles = tuple(_matched(job, _picture(style, run), content) for style in job.styles)
@@ -60,26 +65,35 @@ def load(job: Job, run: Run) -> Loaded:
 
 
 def forget(sources: Iterable[Source]) -> None:
-    """Give up these pictures, decoded: the next one who asks for them reads them."""
+    """Remove these images from the cache of decoded images."""
     given_up = {(source.uri, source.sha256) for source in sources}
     _pictures().forget(lambda key: isinstance(key, tuple) and key[:2] in given_up)
 
 
 def network_content(ready: Loaded, height: int, width: int) -> np.ndarray:
-    """The content as the network sees it at a level's size, (height, width, 3)."""
+    """Return the content as the network sees it at a level's size, (height, width, 3)."""
     rgb = images.resize(Picture(ready.content.rgb, None), height, width).rgb
     return gray(rgb) if ready.job.keep_color == "luminance" else rgb
 
 
 def network_style(ready: Loaded, style: Picture, level: tuple[int, int]) -> np.ndarray:
-    """A style as the network sees it at a level of this (height, width): in its own proportions, or stretched to it."""
+    """Return a style as the network sees it at a level of this (height, width), transparency on white.
+
+    It keeps its own proportions unless `style_shape` is `content`, which stretches it to the level's size.
+    """
     height, width = style_size(ready.job, style.rgb.shape[0], style.rgb.shape[1], level)
     sized = images.resize(style, height, width)
     return images.on_white(sized.rgb, sized.alpha)
 
 
 def style_size(job: Job, height: int, width: int, level: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) of a style of this size at a level of that one, at least what the network can see of it."""
+    """Return the (height, width) to which a style is resized at a level, large enough for the deepest layer.
+
+    Args:
+        height: The style's own height.
+        width: The style's own width.
+        level: (height, width) of the level.
+    """
     method = job.recipe.method
     if method.style_shape == "content":
         return level
@@ -88,7 +102,7 @@ def style_size(job: Job, height: int, width: int, level: tuple[int, int]) -> tup
 
 
 def initial(ready: Loaded, method: Method, height: int, width: int) -> np.ndarray:
-    """The image that the optimization starts from at a level's size, (height, width, 3), before any noise."""
+    """Return the image from which optimization starts at a level's size, (height, width, 3), before noise is added."""
     if ready.initial is not None:
         opaque = images.on_white(ready.initial.rgb, ready.initial.alpha)
         rgb = images.resize(Picture(opaque, None), height, width).rgb
@@ -99,7 +113,7 @@ def initial(ready: Loaded, method: Method, height: int, width: int) -> np.ndarra
         return np.broadcast_to(np.array(MEAN_RGB, np.float32) / np.float32(255.0), (height, width, 3))
     style = ready.styles[0]
     opaque = images.on_white(style.rgb, style.alpha)
-    scale = max(height / opaque.shape[0], width / opaque.shape[1])  # the least that covers the frame
+    scale = max(height / opaque.shape[0], width / opaque.shape[1])  # the smallest that covers the frame
     covering = (max(height, math.ceil(opaque.shape[0] * scale)), max(width, math.ceil(opaque.shape[1] * scale)))
     rgb = images.resize(Picture(opaque, None), *covering).rgb
     top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
@@ -107,7 +121,7 @@ def initial(ready: Loaded, method: Method, height: int, width: int) -> np.ndarra
 
 
 def finished(ready: Loaded, image: np.ndarray) -> np.ndarray:
-    """The picture to show for the network's image (h, w, 3): colours and what the mask keeps put back, in [0, 1]."""
+    """Return the final image for the network's image (h, w, 3): colors and masked-out content restored, in [0, 1]."""
     height, width = image.shape[:2]
     content = images.resize(Picture(ready.content.rgb, None), height, width).rgb
     rgb: np.ndarray = np.clip(image, 0.0, 1.0)
@@ -119,15 +133,15 @@ def finished(ready: Loaded, image: np.ndarray) -> np.ndarray:
 
 
 def gray(rgb: np.ndarray) -> np.ndarray:
-    """Luminance in all three channels, (H, W, 3) -> (H, W, 3)."""
+    """Return the luminance in all three channels, (H, W, 3) -> (H, W, 3)."""
     return np.repeat(images.luminance(rgb)[..., None], 3, axis=2)
 
 
 def _matched(job: Job, style: Picture, content: Picture) -> Picture:
-    """A style with the content's colours, as Gatys et al. 2016 (arXiv 1606.05897) have it, if the job keeps them."""
+    """Return a style with the content's colors if the job keeps them, as in Gatys et al. 2016 (arXiv 1606.05897)."""
     if not job.keep_color:
         return style
-    seen = images.on_white(style.rgb, style.alpha)  # what is invisible has no say in the statistics
+    seen = images.on_white(style.rgb, style.alpha)  # invisible pixels must not count in the statistics
     if job.keep_color == "luminance":
         luma = images.match_luminance(images.luminance(seen), images.luminance(content.rgb))
         matched = np.repeat(luma[..., None], 3, axis=2)
@@ -142,14 +156,14 @@ def _pictures() -> Kept:
 
 
 def _picture(source: Source, run: Run, size: tuple[int, int] | None = None) -> Picture:
-    """A picture, at this (height, width) or as it is: decoded once for those who ask for it at about the same time."""
+    """Return a decoded image, resized to `size` (height, width) if given, from the cache if it was decoded recently."""
 
     def make() -> Picture:
         found = _read(source, run, images.decode)
         picture = images.resize(found, *size) if size else found
         for plane in (picture.rgb, picture.alpha):
             if plane is not None:
-                plane.flags.writeable = False  # several threads look at it
+                plane.flags.writeable = False  # shared between threads
         return picture
 
     kept: Picture = _pictures().get((source.uri, source.sha256, size), make)

@@ -1,7 +1,7 @@
-"""The manifest: CSV bytes -> pairs to stylize, every problem of every row found at once.
+"""Parse a CSV manifest into content x style pairs, and collect every problem of every row.
 
-Pure: no I/O, standard library only, so that checking a manifest takes a moment. What is wrong with the file as a whole
-is raised as one `ManifestError`; what is wrong with a row is data, a `Problem` for each cell, and the other rows go on.
+Pure: no I/O, standard library only, so that checking a manifest takes a moment. A problem of the file as a whole is raised
+as one `ManifestError`; a problem of a row is data, one `Problem` per cell, and the other rows go on.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from nst_tasks.source import FORMATS
 MAX_SEED = 2**31 - 1
 MAX_BYTES = 64 * 2**20
 MAX_COLUMNS = 100
-"""Of the header, the unknown ones included: for each of these the nearest name is looked for."""
+"""Columns of a header, unknown ones included; a bound because the closest known name is searched for each unknown one."""
 MAX_ROWS = 100_000
 MAX_CELL = 16_384
-"""Characters: more than any place needs, less than the CSV reader itself takes."""
+"""Characters of a cell: more than any path or URI needs, less than the limit of the CSV reader itself."""
 MAX_STYLES = 32
-"""Of one row; all of them are in memory at once."""
+"""Styles of one row; all of them are in memory at the same time."""
 KEEP_COLOR = {
     "luminance": "luminance",
     "match": "match",
     **dict.fromkeys(("true", "yes", "1"), "luminance"),
     **dict.fromkeys(("false", "no", "0"), ""),
 }
-"""What a cell of `keep_color` may say, and what it means; see `Pair`."""
+"""Accepted values of a `keep_color` cell and their meaning; see `Pair`."""
 
 REQUIRED = ("content", "style")
 COLUMNS: Mapping[str, str] = {
@@ -68,15 +68,16 @@ COLUMNS: Mapping[str, str] = {
     "format": f"of the result: {', '.join(FORMATS)}; png when empty",
     "problem": "ignored; nst writes the reason there in rejected.csv",
 }
-"""Every column a manifest may have, in any order, with what it holds."""
+"""Every column that a manifest may have, in any order, with a description of its content."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One good row, starting on line `row` (the header is line 1). None leaves the choice to the run or its recipe.
+    """A valid manifest row, starting on line `row` (the header is line 1).
 
-    `init` is one of `INITS`, or else `init_picture` the URI of a picture. `keep_color` is empty, `luminance` (the luminance
-    alone is stylized) or `match` (the style takes the content's colors). `mask` is the URI of a picture; None stylizes all.
+    None leaves the choice to the run or its recipe. `init` is one of `INITS`; `init_picture` is the URI of an image to start
+    from instead. `keep_color` is empty, `luminance` (the luminance alone is stylized) or `match` (the style takes the
+    content's colors). `mask` is the URI of an image; None stylizes all pixels.
     """
 
     row: int
@@ -101,7 +102,7 @@ class Pair:
 
     @property
     def pictures(self) -> list[tuple[str, str]]:
-        """The column and the URI of each picture that the row names."""
+        """Column and URI of each image that the row names."""
         optional = [("init", self.init_picture), ("mask", self.mask)]
         return [
             ("content", self.content),
@@ -112,7 +113,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with one cell and what to do about it; `value` is fit to print: short, and without secrets."""
+    """A problem of one cell and its remedy; `value` is safe to print: short, and without secrets."""
 
     row: int
     column: str
@@ -125,7 +126,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The cells of a row with a problem, as they were."""
+    """The cells of a row with a problem, as submitted (but without apostrophes that escape formulas)."""
 
     row: int
     cells: tuple[str, ...]
@@ -133,7 +134,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All rows, good or rejected, in the file's order: `rows == len(pairs) + len(rejected)`."""
+    """All rows, valid or rejected, in the order of the file: `rows == len(pairs) + len(rejected)`."""
 
     pairs: tuple[Pair, ...]
     problems: tuple[Problem, ...]
@@ -148,14 +149,20 @@ def parse(
     unusable: Mapping[str, Sequence[str]] | None = None,
     fault: Callable[[str], str | None] = lambda uri: None,
 ) -> Manifest:
-    """Read a manifest whose relative URIs mean files under `folder`, an absolute path or a URI.
+    """Parse the bytes of a manifest into pairs, problems and rejected rows.
 
-    `unusable` says what is wrong with recipe files, by their URI, and `fault` what is wrong with naming a URI at all, as a
-    sentence goes on after it; a row that names such a one is rejected.
-    A row whose `id` another row above already has is rejected, even when that one is rejected too: it will come back.
+    A row whose `id` an earlier row already has is rejected, even if the earlier row is rejected too, because that one is
+    expected to be corrected and submitted again.
+
+    Args:
+        data: The CSV, in UTF-8.
+        folder: The absolute path or URI that relative URIs are resolved against.
+        unusable: The problems of recipe files, by URI; a row that names such a file is rejected.
+        fault: Returns why a manifest may not name a URI, as text that follows the URI in a message, or None if it may; a row
+            that names a forbidden URI is rejected.
 
     Raises:
-        ManifestError: the file as a whole is no manifest; one line for each reason.
+        ManifestError: The file as a whole is not a manifest; one line for each problem.
         ValueError: `folder` is relative.
     """
     if not _is_absolute(folder):
@@ -176,7 +183,7 @@ def parse(
 
 
 def reasons(manifest: Manifest) -> Mapping[int, Sequence[str]]:
-    """Why each rejected row was: its line -> a sentence for each problem."""
+    """Return the problems of each rejected row: its line -> one sentence per problem."""
     found: defaultdict[int, list[str]] = defaultdict(list)
     for problem in manifest.problems:
         found[problem.row].append(str(problem))
@@ -184,11 +191,11 @@ def reasons(manifest: Manifest) -> Mapping[int, Sequence[str]]:
 
 
 def rejected_csv(manifest: Manifest, folder: str) -> bytes:
-    """The rejected rows as a manifest to correct and submit again, from any folder: relative URIs are made absolute.
+    """Return the rejected rows as a CSV manifest, to be corrected and submitted again from any folder.
 
-    The reasons go into a first column, `problem`, so that spare cells at a row's end stay where they were. They begin
-    with "row", never with a character that a spreadsheet takes for a formula. The other cells are the submitter's own,
-    unescaped because they are submitted again. Styles stay relative below a folder with a | in its name.
+    Relative URIs are made absolute, except styles below a folder with a | in its name, because | separates styles.
+    The reasons go into a first column, `problem`, so that surplus cells at the end of a row keep their position. A reason
+    begins with "row", never with a character that a spreadsheet takes for a formula.
     """
     told = reasons(manifest)
 
@@ -198,7 +205,7 @@ def rejected_csv(manifest: Manifest, folder: str) -> bytes:
             return cell
         items = [item.strip() for item in (cell.split("|") if column == "style" else [cell])]
         if len(items) > MAX_STYLES:
-            return cell  # each would grow by the folder
+            return cell  # already invalid; with absolute URIs it could become enormous
         return "|".join(_resolve(folder, item) if item else "" for item in items)
 
     rows = [["problem", *(name for name in manifest.header if name != "problem")]]
@@ -210,12 +217,12 @@ def rejected_csv(manifest: Manifest, folder: str) -> bytes:
 
 
 def archived(data: bytes) -> bytes:
-    """A manifest as a run keeps it for others to read: no cell is a formula, no URI has credentials or a query.
+    """Return the copy of a manifest for the run's folder: formulas escaped, credentials and queries removed from URIs.
 
-    The same bytes where there is nothing to change.
+    The same bytes are returned if there is nothing to change.
 
     Raises:
-        ManifestError: it cannot be read as text.
+        ManifestError: The bytes are not text.
     """
     given = list(csv.reader(io.StringIO(_text(data), newline=""), skipinitialspace=True))
     header = [cell.strip().lower() for cell in next((cells for cells in given if any(map(str.strip, cells))), [])]
@@ -232,10 +239,10 @@ def archived(data: bytes) -> bytes:
 
 
 def grid(contents: Sequence[str], styles: Sequence[str], recipe: str | None) -> bytes:
-    """The manifest of every content with every style, each named once, sorted.
+    """Return the manifest of every content with every style as CSV, duplicates removed, sorted.
 
     Raises:
-        ManifestError: there is nothing to pair, no such recipe, or a name that no cell can hold.
+        ManifestError: There is no content or no style, the recipe is unknown, or a cell cannot hold one of the names.
     """
     problems = ["no content picture is given"] * (not contents) + ["no style picture is given"] * (not styles)
     for uri in sorted({*contents, *styles}):
@@ -266,14 +273,14 @@ def grid(contents: Sequence[str], styles: Sequence[str], recipe: str | None) -> 
 
 
 _UTF16 = re.compile(rb"(?:[\t -~]\0){4}|(?:\0[\t -~]){4}")
-"""Text in UTF-16 without a byte-order mark: of its first characters, every other byte is 0."""
+"""UTF-16 text without a byte-order mark: every other byte of its first four characters is 0."""
 
 
 def check_size(size: int) -> None:
-    """Refuse a manifest of more than `MAX_BYTES`.
+    """Refuse a manifest of more than `MAX_BYTES` bytes.
 
     Raises:
-        ManifestError: it is larger.
+        ManifestError: The size is above the limit.
     """
     if size > MAX_BYTES:
         raise ManifestError(f"{size} bytes are more than the {MAX_BYTES} that a manifest may have; split it")
@@ -299,7 +306,11 @@ def _text(data: bytes) -> str:
 
 
 def _table(text: str) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]]]:
-    """The header's names, and each row that is not blank with the line it starts on."""
+    """Split CSV text into the column names, and the rows that are not blank, each with the line it starts on.
+
+    Raises:
+        ManifestError: The text is not CSV separated by commas, the header is wrong, or there are no rows or too many.
+    """
     first_line = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         names = {cell.strip(' "').lower() for cell in first_line.split(separator)}
@@ -308,7 +319,7 @@ def _table(text: str) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]
 
     problems: list[str] = []
     table: list[tuple[int, tuple[str, ...]]] = []
-    # newline="" leaves CR, LF and CRLF for the reader to tell apart; strict refuses a quote left open.
+    # newline="" leaves CR, LF and CRLF to the CSV reader; strict=True raises on a quote that is left open
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     start = 1
     try:
@@ -351,7 +362,7 @@ def _header_problems(header: Sequence[str]) -> Iterable[str]:
             yield f"column {name} is missing; {f'is it the one named {_shown(similar[0])}?' if similar else 'add it'}"
 
 
-# Cells: a reader takes a stripped cell and gives its value, or raises what follows the value in the message
+# Cells: a reader takes a stripped cell and returns its value, or raises `_BadCell` with what follows the cell in a message
 
 
 class _BadCell(Exception):
@@ -374,7 +385,7 @@ def _uris(cell: str) -> tuple[str, ...]:
 
 
 def _is_init(cell: str) -> bool:
-    """Whether the cell is one of `INITS`; else it names a picture. A file of such a name is `./noise`."""
+    """Return whether the cell is one of `INITS`; otherwise it names an image. A file named `noise` is written `./noise`."""
     return cell.strip().lower() in INITS
 
 
@@ -393,7 +404,7 @@ def _number(cell: str) -> float:
 
 def _whole(cell: str, what: str, least: int, most: int) -> int:
     number, remedy = _number(cell), f"give {least} to {most} or leave it empty"
-    if not number.is_integer():  # 512.0 is: pandas writes so when a column of whole numbers has gaps
+    if not number.is_integer():  # 512.0 is accepted: pandas writes whole numbers so in a column with gaps
         raise _BadCell(f"is not a whole number; {remedy}")
     if number < least:
         raise _BadCell(f"is below the smallest {what}, {least}; {remedy}")
@@ -412,7 +423,7 @@ def _weight(cell: str) -> float:
 
 def _share(cell: str) -> float:
     number = _number(cell)
-    if not 0 <= number < 1:  # so written, it refuses NaN too
+    if not 0 <= number < 1:  # not `number < 0 or number >= 1`, which would accept NaN
         raise _BadCell("is not a share; give a number from 0 to below 1, such as 0.01, or leave the cell empty")
     return number
 
@@ -425,7 +436,7 @@ def _weights(cell: str) -> tuple[float, ...]:
     largest = max(values)
     if largest == 0:
         raise _BadCell("is all zeros; give one style or more a weight above 0")
-    total = sum(value / largest for value in values)  # scaled, so that the sum of huge weights stays finite
+    total = sum(value / largest for value in values)  # divided by the largest, so that the sum of huge weights stays finite
     return tuple(value / largest / total for value in values)
 
 
@@ -466,9 +477,10 @@ def _read_row(
     unusable: Mapping[str, Sequence[str]],
     fault: Callable[[str], str | None],
 ) -> Pair | list[Problem]:
-    """The row's pair, or all that is wrong with it; `owners` gains its id, in lower case, for the rows below.
+    """Return the row's pair, or all of its problems.
 
-    File systems may fold case, so that two ids which differ in capitals only would share their outputs.
+    Its id is added to `owners`, in lower case, for the rows below: on a file system that ignores case, two ids that differ
+    in case only would share their output files.
     """
     texts = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
     values: dict[str, Any] = {}
@@ -520,7 +532,7 @@ def _read_row(
 
 
 def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each column of a row that names a file, with what it names."""
+    """Yield the column and the URI of each file that a row names."""
     for column in ("content", "init", "mask", "recipe"):
         value = values.get(column, "")
         if value and not (column == "init" and _is_init(value)) and not (column == "recipe" and not is_file(value)):
@@ -533,27 +545,27 @@ def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _derived_id(content: str, styles: Sequence[str], overrides: Mapping[str, object]) -> str:
-    """`cat_starry`, or `cat_starry-3f2a9c` where the row has settings of its own: the row alone decides, no other."""
+    """Derive an id from a row alone: `cat_starry`, or `cat_starry-3f2a9c` if the row has settings of its own."""
     identity = f"{_stem(content)[:56]}_{'-'.join(map(_stem, styles))[:56]}"
     if overrides:
         canonical = "\n".join(f"{column}={_as_named(column, overrides[column])!r}" for column in sorted(overrides))
         identity += "-" + hashlib.sha256(canonical.encode()).hexdigest()[:6]
-    return identity  # at most 120 characters: `grid` has room for a number
+    return identity  # at most 120 of 128 characters, so that `grid` can append a number
 
 
 def _as_named(column: str, value: Any) -> object:
-    """A setting as it counts in a derived id: a picture by its name, for its place may change and its URL be signed."""
+    """Return a setting as it enters a derived id: an image by its file name, because folders change and URLs may be signed."""
     if column in _PICTURES:
         return _stem(value)
     if column == "recipe" and is_file(value):
         return f"{_stem(value)}.toml"
     if column == "keep_color":
-        return {"": False, "luminance": True}.get(value, value)  # all that there was at first: old outputs keep their ids
+        return {"": False, "luminance": True}.get(value, value)  # a boolean once: old outputs keep their ids
     return value
 
 
 def _stem(uri: str) -> str:
-    """The name of the file without its ending, in characters that are safe in an id; never a password or a query."""
+    """Return the file name without extension, in characters that are safe in an id, and without password or query."""
     before, scheme, path = uri.partition("://")
     if not scheme:
         path = before
@@ -570,7 +582,7 @@ def _is_absolute(uri: str) -> bool:
 
 
 def _resolve(folder: str, uri: str) -> str:
-    """`uri` as seen from `folder`. Stores know no `..`, so it is resolved; on disk it stays, for the sake of links."""
+    """Resolve `uri` against `folder`; `..` is removed on object stores, which lack it, and kept on disk for symbolic links."""
     if _is_absolute(uri):
         return uri
     joined = folder + ("" if folder.endswith("/") else "/") + uri
@@ -580,7 +592,7 @@ def _resolve(folder: str, uri: str) -> str:
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
-            del parts[max(len(parts) - 1, 1) :]  # never the bucket
+            del parts[max(len(parts) - 1, 1) :]  # index 0 is the bucket, which is never removed
         elif part != ".":
             parts.append(part)
     return scheme + mark + "/".join(parts)
@@ -593,10 +605,10 @@ def _nearest(word: str, names: Iterable[str]) -> str:
 
 
 def _shown(cell: str) -> str:
-    """A cell as a message shows it: 80 characters, none of control, no password, no query (it may be a signature)."""
+    """Format a cell for a message: at most 80 characters, no control character, password or query (it may be a signature)."""
     if not cell:
         return "an empty cell"
-    if "://" in cell:  # several may be separated by |, but a password may hold one
+    if "://" in cell:  # | separates several URIs, but in a single one it may be part of the password
         text = redact(cell) if cell.count("://") == 1 else "|".join(map(redact, cell.split("|")))
     else:
         before, at, after = cell.partition("?")[0].rpartition("@")
@@ -606,22 +618,22 @@ def _shown(cell: str) -> str:
 
 
 _FORMULA = re.compile(r"'*(?:\s*[=+\-@]|[\t\r])")
-"""The beginning of a cell that a spreadsheet takes for a formula, or would but for the apostrophes that were put before it."""
+"""Beginning of a cell that a spreadsheet takes for a formula, with or without apostrophes that escape it."""
 _PLAIN_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
 
 
 def _escaped(cell: str) -> str:
-    """A cell as a spreadsheet may open it: a formula has an apostrophe before it, but a negative number is none."""
+    """Put an apostrophe before a cell that a spreadsheet would take for a formula; a negative number is not one."""
     return f"'{cell}" if _FORMULA.match(cell) and not _PLAIN_NUMBER.fullmatch(cell) else cell
 
 
 def _unescaped(cell: str) -> str:
-    """The cell of which `_escaped` made this one."""
+    """Remove the apostrophe that `_escaped` puts before a cell."""
     return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> bytes:
-    """Escaped rows with LF ends. Unlike csv.writer's, a cell with a lone CR is quoted, without which it would end the row."""
+    """Encode rows as CSV with LF, formulas escaped; unlike csv.writer, a lone CR is quoted, because it would end the row."""
 
     def quoted(cell: str) -> str:
         return '"' + cell.replace('"', '""') + '"' if re.search(r'[,"\r\n]', cell) else cell

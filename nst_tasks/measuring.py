@@ -1,4 +1,4 @@
-"""What a batch is measured against and by: statistics of pictures, kept on the device, targets, and the quality of a result."""
+"""Optimization targets of a batch and quality of its results, with style and content statistics cached on the device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nst_tasks.images import Picture
 from nst_tasks.loading import Loaded
 
 StyleStatistics = dict[str, losses.Statistics]
-"""A style picture's statistics at each style layer."""
+"""Statistics of one style image at each style layer."""
 
 
 def styles(ready: Loaded, level: tuple[int, int], backbone: backbones.Backbone, device: Device) -> list[StyleStatistics]:
-    """Statistics of a pair's styles at a level of this (height, width)."""
+    """Return the statistics of each of a pair's styles at a level of this (height, width)."""
     job, found = ready.job, []
     for source, picture in zip(job.styles, ready.styles, strict=True):
 
@@ -33,20 +33,20 @@ def styles(ready: Loaded, level: tuple[int, int], backbone: backbones.Backbone, 
 
 
 def _recolored(ready: Loaded) -> str:
-    """What else a style's pixels depend on, where they are matched to the content's colours."""
+    """Return the part of a style's cache key that identifies the content whose colors it is matched to; empty without."""
     job = ready.job
     return f"{job.keep_color} {job.content.sha256} {ready.content.rgb.shape}" if job.keep_color else ""
 
 
 def _content(ready: Loaded) -> tuple[str | int, ...]:
-    """What the pixels of a content depend on."""
+    """Return the part of a cache key that identifies a content's pixels."""
     return ready.job.content.sha256, ready.job.height, ready.job.width, ready.job.keep_color
 
 
 def targets(
     loaded: list[Loaded], method: Method, level: Level, backbone: backbones.Backbone, device: Device
 ) -> objective.Targets:
-    """What the images of a batch are drawn to at a level."""
+    """Return the optimization targets of a batch at a level."""
     size = (level.height, level.width)
 
     def measure() -> tuple[np.ndarray, dict[str, losses.Statistics]]:
@@ -70,7 +70,12 @@ def targets(
 def quality_of(
     ready: Loaded, image: np.ndarray, of_pair: list[LevelHistory], backbone: backbones.Backbone, device: Device
 ) -> Quality:
-    """The pair's numbers, of what the network was shown, at the size at which pictures are compared."""
+    """Measure the quality of a pair's result, at the size at which `core.quality` compares images.
+
+    Args:
+        image: The network's image (H, W, 3), before original colors and masked-out content are restored.
+        of_pair: The pair's loss history, one for each level.
+    """
     job = ready.job
     height, width = images.fit(job.height, job.width, quality.SIZE, upscale=False)
     layers = tuple(layer for layer, _ in job.recipe.method.style.layers)

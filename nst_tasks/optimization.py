@@ -1,4 +1,4 @@
-"""One batch through the core: level by level, in chunks of steps, with progress, checkpoints and steps back."""
+"""Optimize one batch level by level, in chunks of steps, with progress, checkpoints and restarts at a lower learning rate."""
 
 from __future__ import annotations
 
@@ -24,21 +24,25 @@ from nst_tasks.progress import Watch
 from nst_tasks.settings import Run
 
 CHUNK_SECONDS = 1.0
-"""Compute between two looks at progress, deadline and interruption."""
+"""Target duration of a chunk, in seconds; progress, deadline and stop signal are checked between chunks."""
 
 CALMER = 0.1
-"""Share of its learning rate with which a pair whose loss blew up is taken through the level again."""
+"""Factor on the learning rate with which a pair whose loss blew up repeats the level."""
 
 EXPLODED = 1e4
-"""A loss this many times the largest of its level's first ten has exploded: no descent comes back from there."""
+"""Multiple of the largest of a level's first ten losses above which a loss has exploded: no descent recovers from there."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the optimization gave for one pair: the network's image (H, W, 3), history, quality, its share of seconds.
+    """Result of the optimization for one pair.
 
-    `stepped_back` tells whether its loss blew up once, and a level was gone through again at a lower rate; `has_checkpoints`,
-    whether any may lie in the output.
+    Attributes:
+        image: The network's image (H, W, 3) in [0, 1].
+        levels: Loss history of each level.
+        seconds: The pair's share of the compute time.
+        stepped_back: True if the loss blew up once, so that a level was repeated at a lower learning rate.
+        has_checkpoints: True if the output may hold checkpoints of the pair.
     """
 
     image: np.ndarray
@@ -51,7 +55,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Tools:
-    """What the steps of every batch of one call need; `pairs` are those of the call."""
+    """Everything that the groups of one call of `optimize` share; `pairs` is the number of pairs in the call."""
 
     pairs: int
     run: Run
@@ -64,16 +68,21 @@ class _Tools:
 
 @dataclass
 class _Cursor:
-    """Where a batch stands. The one reference to it: whoever kept the state before would keep gigabytes of a large picture."""
+    """Current checkpoint of a batch.
+
+    Sole owner of the state, so that the previous one, gigabytes for a large image, is freed.
+    """
 
     at: Checkpoint
 
 
 def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) -> list[Result | PairError]:
-    """Carry out the method on a batch from its last checkpoint: results in order, a pair's own error in place of its result.
+    """Optimize a batch from its last checkpoint; return, in order, the result of each pair or its own error.
 
     Raises:
-        Interrupted: the run was asked to stop; a checkpoint is written. StorageUnavailable: none could be read for the moment.
+        Interrupted: The run was stopped; a checkpoint is written.
+        StorageError: The checkpoints cannot be listed, or the weights file cannot be read or has changed.
+        StorageUnavailable: A checkpoint could not be read temporarily.
     """
     backbone = device.backbone(run.weights_sha256, lambda: build_backbone(run))
     results: dict[str, Result | PairError] = {}
@@ -86,12 +95,12 @@ def optimize(loaded: list[Loaded], run: Run, device: Device, observer: Watch) ->
 
 
 def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _Cursor]]:
-    """The batch by where its pairs stand, so that those go on together that did before, and are at the same step."""
+    """Group resumed pairs that shared a batch and are at the same step; group pairs without a checkpoint separately."""
     method, schedule = loaded[0].job.recipe.method, _schedule(loaded[0])
 
     def fits(at: Checkpoint) -> bool:
         k = at.state.level
-        if k == len(schedule):  # finished: its image is all that is left to look at
+        if k == len(schedule):  # finished: only the image is left to check
             return tuple(at.state.image.shape) == (1, schedule[-1].height, schedule[-1].width, 3)
         return k < len(schedule) and at.state.step <= schedule[k].steps and transfer.fits(method, at.state, schedule[k])
 
@@ -100,7 +109,7 @@ def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _
     stands = {key: (at.state.level, at.state.step) for key, at in zip(keys, found, strict=True) if at is not None}
 
     def steps_back(at: Checkpoint) -> bool:
-        """Whether a pair's loss blew up in a batch that has parted since: those who go on from the same place do so without."""
+        """Return whether a pair's loss blew up in a batch that has split since, whose other pairs continue without it."""
         k, here = at.state.level, (at.state.level, at.state.step)
         parted = any(stands.get(other, here) != here for other in at.companions)
         return parted and k < len(schedule) and _is_lost(method, schedule[k], at, 0)
@@ -110,7 +119,7 @@ def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _
     for ready, at in zip(loaded, found, strict=True):
         if at is None:
             fresh.append(ready)
-        else:  # plateaus may have cut other levels at other steps, and a batch may have parted
+        else:  # plateaus may have ended levels at different steps, and a batch may have split
             alike = (at.state.step, at.calmed_from, *map(len, at.terms), at.companions, steps_back(at) and ready.job.key)
             groups.setdefault(alike, []).append((ready, at))
     standing = [
@@ -122,10 +131,10 @@ def _standing(loaded: list[Loaded], tools: _Tools) -> list[tuple[list[Loaded], _
 
 
 def _tell(observer: Watch, loaded: list[Loaded], schedule: Sequence[Level], at: Checkpoint) -> None:
-    """Count what was done before, and what a plateau has spared."""
+    """Add the steps in a checkpoint to the progress, and subtract the steps that a plateau made unnecessary."""
     for number, (level, terms) in enumerate(zip(schedule, at.terms, strict=False)):
         ended = number < at.state.level
-        done = len(terms) - ended  # the last row of a level that has ended is its result's
+        done = len(terms) - ended  # the last row of a finished level belongs to its result
         pixels = len(loaded) * level.height * level.width
         observer.add(steps_done=done * len(loaded), work_done=done * pixels)
         if ended:
@@ -133,13 +142,13 @@ def _tell(observer: Watch, loaded: list[Loaded], schedule: Sequence[Level], at: 
 
 
 def _spare(observer: Watch, loaded: list[Loaded], level: Level, done: int) -> None:
-    """Count no longer on those of a level's steps that pairs, having done so many, do without."""
+    """Subtract from the progress totals the steps of a level that pairs skip by ending it after `done` steps."""
     if spared := (level.steps - done) * len(loaded):
         observer.add(steps=-spared, work=-spared * level.height * level.width)
 
 
 def _carried_out(loaded: list[Loaded], cursor: _Cursor, tools: _Tools) -> Iterator[tuple[Loaded, Result | PairError]]:
-    """Each pair with what becomes of it, from where the batch stands to its end; those that step back come last."""
+    """Optimize a group from its checkpoint to the end; yield each pair with its result or error, restarted pairs last."""
     schedule = _schedule(loaded[0])
     again: list[Iterator[tuple[Loaded, Result | PairError]]] = []
     while cursor.at.state.level < len(schedule):
@@ -153,10 +162,10 @@ def _carried_out(loaded: list[Loaded], cursor: _Cursor, tools: _Tools) -> Iterat
             loaded = []
             break
         ended, terms = _ended(method, level, cursor.at), np.concatenate([cursor.at.terms[-1], last[None]])
-        going = [k for k in range(len(loaded)) if k not in ended]  # past the others' plateau
+        going = [k for k in range(len(loaded)) if k not in ended]  # these continue beyond the others' plateau
         blown = {k: why for k in ended if (why := _blown_up(method, level, number, terms[:, k])) is not None}
         healthy = [k for k in ended if k not in blown]
-        if bool(going) + bool(healthy) + len(blown) > 1:  # each goes on apart from here: so it does after a kill, too
+        if bool(going) + bool(healthy) + len(blown) > 1:  # the batch splits here: after a kill it must resume split
             tools.saver.save([ready.job.key for ready in loaded], cursor.at)
         if going:
             again.append(_carried_out([loaded[k] for k in going], _Cursor(checkpoint.take(cursor.at, going)), tools))
@@ -170,7 +179,7 @@ def _carried_out(loaded: list[Loaded], cursor: _Cursor, tools: _Tools) -> Iterat
             cursor.at = checkpoint.take(cursor.at, healthy)
         _spare(tools.observer, loaded, level, cursor.at.state.step)
         cursor.at = _ascended(cursor.at, image, method, schedule)
-    if loaded and tools.pairs > 1:  # so that a kill before the last pair's marker leaves nothing of these to do again
+    if loaded and tools.pairs > 1:  # so that a kill before the last marker repeats no step
         tools.saver.save([ready.job.key for ready in loaded], cursor.at)
     for k, ready in enumerate(loaded):
         with tools.observer.compute():
@@ -183,17 +192,18 @@ def _carried_out(loaded: list[Loaded], cursor: _Cursor, tools: _Tools) -> Iterat
 def _stepped(
     loaded: list[Loaded], cursor: _Cursor, method: Method, schedule: Sequence[Level], tools: _Tools
 ) -> tuple[tf.Tensor, np.ndarray]:
-    """Steps of a level until it ends for one of the pairs; the images that these came to, and their terms (B, 3).
+    """Run steps of a level until it ends for one of the pairs; return the images (B, H, W, 3) and their terms (B, 3).
 
     Raises:
-        DeadlineError: the batch took longer than its pairs may. Interrupted: the run was asked to stop.
+        DeadlineError: The batch took longer than its pairs may.
+        Interrupted: The run was stopped.
     """
     run, backbone, observer, saver = tools.run, tools.backbone, tools.observer, tools.saver
     keys = [ready.job.key for ready in loaded]
     level, before = schedule[cursor.at.state.level], sum(len(terms) - 1 for terms in cursor.at.terms[:-1])
     began = time.monotonic() - cursor.at.elapsed
     if level.height * level.width > LARGE:
-        tools.device.contents.clear()  # of coarser levels: what they take is wanted here
+        tools.device.contents.clear()  # those of coarser levels: their memory is needed here
     targets = measuring.targets(loaded, method, level, backbone, tools.device)
     chunk = 1
     while not _ended(method, level, cursor.at):
@@ -223,7 +233,7 @@ def _stepped(
         if run.snapshots and done % run.snapshots == 0:
             _snapshot(loaded, transfer.result(backbone, method, targets, cursor.at.state)[0].numpy(), done, run)
         if level.height * level.width > LARGE:
-            saver.settle(observer.stop)  # what is still being written would be a third state, besides this one and the next
+            saver.settle(observer.stop)  # a state still being written would be a third, besides this one and the next
         if saver.due(done, run):
             saver.save(keys, cursor.at)
         chunk = int(np.clip(chunk * CHUNK_SECONDS / max(took, 1e-3), 1, 4 * chunk))
@@ -231,7 +241,7 @@ def _stepped(
 
 
 def _begun(loaded: list[Loaded], method: Method, level: Level) -> Checkpoint:
-    """A batch before its first step."""
+    """Return the checkpoint of a batch before its first step."""
     state = _start(loaded, method, level)
     return Checkpoint(state, state.image, (_no_rows(len(loaded)),), (np.zeros(1),))
 
@@ -246,7 +256,7 @@ def _extended(at: Checkpoint, state: transfer.TransferState, terms: np.ndarray, 
 
 
 def _ascended(at: Checkpoint, image: tf.Tensor, method: Method, schedule: Sequence[Level]) -> Checkpoint:
-    """The batch before the next level's first step; after the last level, with its results."""
+    """Return the checkpoint before the next level's first step; after the last level, the one with the results."""
     following = at.state.level + 1
     if following == len(schedule):
         return replace(at, state=transfer.TransferState(image, objective.Nothing(), objective.Nothing(), following, 0))
@@ -263,7 +273,10 @@ def _ascended(at: Checkpoint, image: tf.Tensor, method: Method, schedule: Sequen
 def _stepped_back(
     ready: Loaded, at: Checkpoint, why: tuple[int, str], level: Level, tools: _Tools
 ) -> Iterator[tuple[Loaded, Result | PairError]]:
-    """A pair whose loss blew up, once more from the level's first image at a lower learning rate; what blows up again fails."""
+    """Restart the level at a lower learning rate for a pair whose loss blew up, from the level's first image.
+
+    Yield a DivergedError instead if it blew up before, or at step 0, or if the optimizer is L-BFGS.
+    """
     step, sentence = why
     optimizer = ready.job.recipe.method.optimizer
     if isinstance(optimizer, LBFGS) or step == 0 or at.calmed_from is not None:
@@ -292,7 +305,7 @@ def _schedule(ready: Loaded) -> tuple[Level, ...]:
 
 
 def _method(ready: Loaded, calmed_from: int | None, level: int) -> Method:
-    """The method at a level of a pair that was stepped back at `calmed_from`, if it was."""
+    """Return the pair's method at a level, with a lower learning rate from level `calmed_from` on unless that is None."""
     method = ready.job.recipe.method
     if calmed_from is None or level < calmed_from or isinstance(method.optimizer, LBFGS):
         return method
@@ -314,7 +327,7 @@ def _result(ready: Loaded, at: Checkpoint, schedule: Sequence[Level], tools: _To
 
 def _start(loaded: list[Loaded], method: Method, level: Level) -> transfer.TransferState:
     firsts = np.stack([loading.initial(ready, method, level.height, level.width) for ready in loaded])
-    # a picture that somebody chose to start from is taken as it is, without the recipe's noise
+    # an initial image that the manifest names gets no noise from the recipe
     seeds = [ready.job.seed if ready.initial is None else None for ready in loaded]
     return transfer.start(method, firsts, seeds, level.steps)
 
@@ -322,12 +335,15 @@ def _start(loaded: list[Loaded], method: Method, level: Level) -> transfer.Trans
 def _snapshot(loaded: list[Loaded], batch: np.ndarray, step: int, run: Run) -> None:
     for ready, image in zip(loaded, batch, strict=True):
         picture = images.encode(loading.finished(ready, image), None, "png", {"nst:pair": ready.job.id, "nst:step": str(step)})
-        with contextlib.suppress(StorageError):  # something to look at: not worth the pair, should the store fail just now
+        with contextlib.suppress(StorageError):  # a snapshot is optional: its failure must not fail the pair
             storage.write(storage.join(run.out, outcome.snapshot_path(ready.job.id, step)), picture)
 
 
 def _ended(method: Method, level: Level, at: Checkpoint) -> list[int]:
-    """The pairs whose level is over, none while all go on; pairs whose loss blew up go along until another's level is over."""
+    """Return the indices of the pairs whose level is over, or an empty list while the whole batch continues.
+
+    A pair whose loss blew up stays in the batch until another pair's level is over, or all have blown up.
+    """
     pairs = range(at.terms[-1].shape[1])
     through = {k for k in pairs if at.state.step == level.steps or _is_flat(method, at, k)}
     lost = {k for k in pairs if _is_lost(method, level, at, k)}
@@ -340,24 +356,24 @@ def _is_flat(method: Method, at: Checkpoint, k: int) -> bool:
 
 
 def _is_lost(method: Method, level: Level, at: Checkpoint, k: int) -> bool:
-    """Whether a pair's loss blew up; L-BFGS may come back from there."""
+    """Return whether a pair's loss blew up; never with L-BFGS, which may recover."""
     if isinstance(method.optimizer, LBFGS):
         return False
     return _blown_up(method, level, at.state.level, at.terms[-1][:, k]) is not None
 
 
 def _blown_up(method: Method, level: Level, number: int, terms: np.ndarray) -> tuple[int, str] | None:
-    """The first step of a level's rows (n, 3) at which the loss is not finite or has exploded, and a sentence with its term."""
+    """Return the first step of terms (n, 3) whose loss is not finite or exploded, and a sentence naming the term, or None."""
     bad = ~np.isfinite(terms)
     if isinstance(method.optimizer, LBFGS) and not bad[-1].any():
-        return None  # it comes back from the values that are not: only what it ends with counts
+        return None  # it recovers from non-finite values: only the last row counts
     where = f"of level {number} ({level.width} x {level.height})"
     if bad.any():
         step, term = np.argwhere(bad)[0]
         return int(step), f"the {objective.TERMS[term]} loss is not a finite number at step {step} {where}"
     total = terms.sum(axis=1, dtype=np.float64)
     high = EXPLODED * total[:10].max(initial=0.0)
-    if method.clip or not (exploded := np.flatnonzero(total > high)).size:  # a clipped image is never far from any other
+    if method.clip or not (exploded := np.flatnonzero(total > high)).size:  # a clipped image's loss is bounded
         return None
     step = int(exploded[0])
     term = int(np.argmax(terms[step]))
@@ -365,12 +381,12 @@ def _blown_up(method: Method, level: Level, number: int, terms: np.ndarray) -> t
 
 
 def build_backbone(run: Run) -> backbones.Backbone:
-    """The backbone of a run.
+    """Build the backbone of a run.
 
     Raises:
-        StorageError: its weights file cannot be read, or is another by now.
+        StorageError: The weights file cannot be read, or has changed since the run started.
     """
-    data = storage.read(run.weights) if run.weights else None  # not by `intake`, for whom any failure is an option's
+    data = storage.read(run.weights) if run.weights else None  # `intake.read_weights` would report any failure as a bad option
     if weights.sha256(run.backbone, data) != run.weights_sha256:
         raise StorageError("--weights: the file changed while the run was going on; run the same command again")
     return backbones.build(run.backbone, weights.load(run.backbone, data), turns=hardware.turns())

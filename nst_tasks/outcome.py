@@ -1,6 +1,6 @@
-"""What became of a pair: `Outcome`, and the JSON marker that commits it.
+"""`Outcome`, the record of one pair, and its JSON marker.
 
-The marker is written last, after image and history; a reader trusts markers only.
+The marker is written last, after the image and the loss history, and commits the pair: readers trust markers only.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 MARKER_VERSION = 1
 
 LOSSES = ("total", "content", "style", "tv")
-"""Keys of an outcome's losses: the last total and its weighted terms."""
+"""Keys of `Outcome.losses`: the final total loss and its weighted terms."""
 
 QUALITY = ("style_gap_held_out", "style_gap_used", "content_cosine", "luminance_ssim")
-"""Keys of an outcome's quality that hold one number for the whole picture."""
+"""Keys of `Outcome.quality` that hold one number for the whole image."""
 
 
 FOLDERS = ("images", "thumbnails", "history", "outcomes", "checkpoints", "claims")
-"""Below the output, where a run writes one file a pair or more."""
+"""Folders below the output in which a run writes one or more files per pair."""
 
 QUARANTINED = "quarantined"
-"""The flag of a failed pair that is not tried again while its marker stands."""
+"""Flag of a failed pair that is not retried while its marker exists."""
 
 
 class Status(StrEnum):
-    """Where a manifest row ended in a run; a marker only ever says succeeded or failed."""
+    """Final status of a manifest row in a run; a marker holds only succeeded or failed."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -45,7 +45,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The record of one pair: everything needed to trust, repeat or explain its picture."""
+    """Record of one pair: everything needed to trust, reproduce or explain its image."""
 
     id: str
     row: int
@@ -70,9 +70,9 @@ class Outcome:
     seconds: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
-    """`core.quality.Quality.as_plain`: a number by each of `QUALITY`, and `style_gap`, a number by layer; any may be absent."""
+    """`core.quality.Quality.as_plain`: numbers for `QUALITY`, and `style_gap` with a number per layer; any may be absent."""
     flags: tuple[str, ...] = ()
-    """Names among `core.flags.FLAGS`."""
+    """Names from `core.flags.FLAGS`."""
     image: str = ""
     image_bytes: int = 0
     image_sha256: str = ""
@@ -83,49 +83,49 @@ class Outcome:
 
     @property
     def precision(self) -> str:
-        """In which precision the network computed, if it is known."""
+        """Precision in which the network computed; empty if unknown."""
         method = self.recipe.get("method")
         return str(method.get("precision", "")) if isinstance(method, dict) else ""
 
     @property
     def is_broken(self) -> bool:
-        """Whether the row came to no picture: it failed or was rejected."""
+        """Return whether the row produced no image: it failed or was rejected."""
         return self.status in (Status.FAILED, Status.REJECTED)
 
 
 def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """How many rows ended in each status, in the order of `Status`."""
+    """Count the rows by final status, in the order of `Status`."""
     found = Counter(outcome.status for outcome in outcomes)
     return {str(status): found[status] for status in Status}
 
 
 def image_path(id: str, format: str) -> str:
-    """Where a pair's picture lies below the output."""
+    """Return the path of a pair's image, relative to the output folder."""
     return f"images/{id}.{format}"
 
 
 def history_path(id: str) -> str:
-    """Where a pair's loss history lies below the output."""
+    """Return the path of a pair's loss history, relative to the output folder."""
     return f"history/{id}.parquet"
 
 
 def thumbnail_path(id: str) -> str:
-    """Where a pair's thumbnail strip (content, styles, result) lies below the output."""
+    """Return the path of a pair's thumbnail strip (content, styles, result), relative to the output folder."""
     return f"thumbnails/{id}.jpg"
 
 
 def snapshot_path(id: str, step: int) -> str:
-    """Where a pair's unfinished picture after `step` steps over all levels lies below the output."""
+    """Return the path of a pair's unfinished image after `step` steps over all levels, relative to the output folder."""
     return f"images/{id}.snapshots/step-{step:06d}.png"
 
 
 def marker_path(id: str) -> str:
-    """Where a pair's outcome marker lies below the output."""
+    """Return the path of a pair's outcome marker, relative to the output folder."""
     return f"outcomes/{id}.json"
 
 
 def to_json(outcome: Outcome) -> bytes:
-    """The marker's bytes: sorted keys, so that the same outcome gives the same bytes."""
+    """Encode an outcome as its marker's JSON, with sorted keys, so that equal outcomes give equal bytes."""
     record = {"marker_version": MARKER_VERSION, **asdict(outcome)}
     return (json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -133,14 +133,14 @@ def to_json(outcome: Outcome) -> bytes:
 _JSON_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict}
 
 _KINDS = {field.name: _JSON_TYPES.get(str(field.type).partition("[")[0], object) for field in fields(Outcome)}
-"""Types of an outcome's fields where JSON holds them as they are, and `object` for the others."""
+"""Types of the `Outcome` fields that JSON stores directly; `object` for the others."""
 
 
 def from_json(data: bytes) -> Outcome:
-    """The outcome in a marker's bytes; fields that a newer version added are ignored.
+    """Decode a marker's JSON, ignoring fields that a newer version of nst added.
 
     Raises:
-        ValueError: the bytes are no marker: damaged, or of another version.
+        ValueError: The bytes are not a marker, are damaged, or have another marker version.
     """
     record = json.loads(data)
     if not isinstance(record, dict) or record.get("marker_version") != MARKER_VERSION:
@@ -159,8 +159,8 @@ def from_json(data: bytes) -> Outcome:
         found = Outcome(**values)
     except (KeyError, TypeError) as error:
         raise ValueError("an outcome marker with missing or wrong fields") from error
-    # its paths are opened and linked to: one that somebody else wrote must not lead elsewhere
-    thumbnails = {thumbnail_path(found.id), f"thumbnails/{found.id}.webp"}  # before 0.5 it was a WebP
+    # readers open and link to these paths: a forged marker must not lead to other files
+    thumbnails = {thumbnail_path(found.id), f"thumbnails/{found.id}.webp"}  # WebP before version 0.5
     own = {history_path(found.id)} | thumbnails | {image_path(found.id, format) for format in FORMATS}
     if not {found.image, found.history, found.thumbnail} <= own | {""} or "/" in found.id:
         raise ValueError("an outcome marker that names files other than its own")
@@ -168,7 +168,7 @@ def from_json(data: bytes) -> Outcome:
 
 
 def _is_measured(losses: Any, quality: Any, flags: Any) -> bool:
-    """Whether these hold what a report computes with and shows: finite numbers and names."""
+    """Return whether the values are fit for a report: finite losses and quality measures, and flags that are names."""
     if not isinstance(losses, dict) or not isinstance(quality, dict) or not isinstance(flags, list):
         return False
     gaps = quality.get("style_gap", {})
@@ -183,7 +183,7 @@ def _is_measured(losses: Any, quality: Any, flags: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    # so written, it refuses NaN and whole numbers that no float can hold
+    # written this way, the comparison also refuses NaN and integers too large for a float
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -196,8 +196,11 @@ SUMMARY_COLUMNS = (
 
 
 def summary(outcomes: list[Outcome]) -> pd.DataFrame:
-    """One row per manifest row, in manifest order, with `SUMMARY_COLUMNS`; `style_gap` is the mean over the held-out layers."""
-    import pandas as pd  # here, because a manifest is validated without it
+    """Build the summary table: one row per manifest row, in manifest order, with `SUMMARY_COLUMNS`.
+
+    The column `style_gap` is the mean over the held-out layers.
+    """
+    import pandas as pd  # imported here, because validating a manifest does not need it
 
     rows = [
         (

@@ -1,7 +1,7 @@
-"""What a run would do, need and take: from the rows that are to do, and a few steps measured on this device, to a plan.
+"""Plan a run: its batches, memory and time, from the rows to do and a few steps measured on this device.
 
-Pure, no TensorFlow: `calibration` measures, this reckons. The seconds of a step grow with the pixels that it works on, all
-pairs of a batch together; they are read between measured sizes off a line, and beyond the largest in proportion.
+Pure, no TensorFlow: `calibration` measures, this module calculates. The seconds of a step depend on the pixels of all pairs of
+its batch; they are interpolated linearly between measured sizes, and proportional to the pixels beyond the largest one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from nst_tasks.manifest import Manifest
 from nst_tasks.settings import Settings
 
 SHOWN = 5
-"""Shapes, and pairs of one and the same picture, that the printed plan names; the JSON has all."""
+"""Limit of the printed plan on shapes, on groups of rows with the same result and on ids per group; the JSON has all."""
 
 TASK_SECONDS = 0.05
-"""A batch's task run in Prefect, its claim and its look at what is done: a constant, as they are not measured here."""
+"""Seconds of a batch's Prefect task run, claim and check for finished pairs: a constant, because they are not measured."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What decides, besides the pixels, how long a step takes: the method's structure, the styles, a mask."""
+    """Everything except the pixels that decides the time of a step: method structure, number of styles, mask or none."""
 
     method: Method
     styles: int
@@ -36,13 +36,13 @@ class Kind:
 
 
 def kind_of(job: Job) -> Kind:
-    """The kind of a job; those of one batch are of one kind."""
+    """Return the kind of a job; all jobs of a batch are of one kind."""
     return Kind(structure(job.recipe.method), len(job.styles), job.mask is not None)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds that something took at so many pixels."""
+    """A measurement: seconds at a number of pixels."""
 
     pixels: int
     seconds: float
@@ -50,11 +50,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Costs:
-    """What one kind of pair was measured to cost on a device, samples by ascending pixels.
+    """Measured seconds of one kind of pair on a device; samples in ascending order of pixels.
 
-    step: one step, by the pixels of all pairs of the batch. pair: everything but the steps, from reading the content to writing
-    the result, on all levels, by the pixels of the result. style: reading a style picture and its statistics, once for each
-    structure and size. method: once for each, to trace its graphs.
+    Attributes:
+        kind: The kind of pair that was measured.
+        step: One step, by the pixels of all pairs of the batch.
+        pair: Everything except the steps, from reading the content to writing the result, on all levels, by the pixels of
+            the result.
+        style: Reading a style image and computing its statistics, once per structure and size.
+        method: Tracing the graphs, once per structure.
     """
 
     kind: Kind
@@ -66,7 +70,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured on this machine: its devices, the most pairs that it batches, the seconds to build the backbone."""
+    """Measurements on this machine: its devices, its largest batch, the seconds to build the backbone, the costs per kind."""
 
     devices: tuple[str, ...]
     most: int
@@ -75,13 +79,17 @@ class Calibration:
 
     @property
     def on_gpus(self) -> bool:
-        """Whether it was measured on GPUs."""
+        """True if measured on GPUs."""
         return "GPU" in self.devices[0]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Pairs of one size and memory need, and of the longest side that would fit where one alone exceeds the device's memory."""
+    """Pairs of one size and one memory need.
+
+    `memory_gib` is that of `at_once` pairs. `fitting_size` is the longest side that would fit, in pixels, if one pair alone
+    exceeds the memory of the device, or else None.
+    """
 
     width: int
     height: int
@@ -93,7 +101,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rate:
-    """A recipe's step at one size, as measured."""
+    """Measured seconds of one step of a recipe at one number of pixels."""
 
     recipe: str
     pixels: int
@@ -102,7 +110,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long a run takes once it has started; `measured` is the share of work whose kind and size were timed."""
+    """Estimated seconds of a run once it has started; `measured` is the share of its work whose kind and size were timed."""
 
     seconds: float
     devices: tuple[str, ...]
@@ -112,10 +120,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do; every count is of rows, but for pictures and batches. What was not calibrated is None.
+    """Plan of a run; every count is of rows, except those of images and batches.
 
-    same_picture: ids of rows that would come to the very same picture. unknown_pictures: those that no earlier run describes,
-    so that they are read whole before the first step. shapes: the largest memory need first.
+    Fields that need a calibration are None without one.
+
+    Attributes:
+        same_picture: Groups of ids of rows that would produce the same image.
+        unknown_pictures: Number of images that no earlier run describes, which are read whole before the first step.
+        shapes: Largest memory need first.
     """
 
     rows: int
@@ -136,7 +148,7 @@ class Plan:
     warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The plan in lines to print."""
+        """Return the plan as lines to print."""
         found = [
             *self.warnings,
             *self.problems,
@@ -161,7 +173,7 @@ class Plan:
 
 
 def plan(manifest: Manifest, found: Findings, settings: Settings, calibration: Calibration | None) -> Plan:
-    """The plan of a run that has found this before its first step."""
+    """Build the plan of a run from the findings before its first step, and a calibration if there is one."""
     memory = settings.device_memory_gib * 2**30
     to_do = found.rows.to_do
     most = calibration.most if calibration else settings.batch or 1
@@ -221,14 +233,14 @@ def _estimate(batches: Sequence[Batch], calibration: Calibration) -> Estimate:
     for batch in batches:
         job, pairs = batch.jobs[0], len(batch.jobs)
         kind = kind_of(job)
-        # without a figure of its own: as the kind that has the most work, which is measured first
+        # a kind that was not measured is assumed to cost as much as the first one, which has the most work
         costs = by_kind.get(kind, calibration.costs[0])
         steps, covered = _steps(batch, costs.step)
         took.append(TASK_SECONDS + steps + pairs * at(costs.pair, job.height * job.width))
         work += pairs * job.work
         measured += pairs * covered if kind in by_kind else 0
         traced[kind.method, kind.masked] = costs.method
-        side = max(job.height, job.width)  # whatever the other one: a style is fitted to it in its own proportions
+        side = max(job.height, job.width)  # a style is scaled to this side in its own proportions
         styles |= {(kind.method, style.sha256, side): costs.style for each in batch.jobs for style in each.styles}
     devices = len(calibration.devices)
     shared = max((sum(took) + sum(styles.values())) / devices, *took)
@@ -248,7 +260,7 @@ def _name(batches: Iterable[Batch], kind: Kind) -> str:
 
 
 def _steps(batch: Batch, samples: Sequence[Sample]) -> tuple[float, int]:
-    """Seconds of a batch's steps, and the pixel-steps of one pair that lie no further than a factor of two from a sample."""
+    """Return the seconds of a batch's steps, and the pixel-steps of one pair at no more than twice a measured size."""
     job, pairs = batch.jobs[0], len(batch.jobs)
     seconds, covered = 0.0, 0
     for level in levels(job.recipe.method, job.height, job.width):
@@ -260,9 +272,10 @@ def _steps(batch: Batch, samples: Sequence[Sample]) -> tuple[float, int]:
 
 
 def at(samples: Sequence[Sample], pixels: int) -> float:
-    """Seconds at so many pixels: between two samples on a line, below the smallest as there, beyond the largest in proportion.
+    """Interpolate the seconds at a number of pixels linearly between samples, in ascending order of pixels.
 
-    A step on few pixels takes its least whatever their number; one on many takes a time in proportion to them.
+    Constant below the smallest sample, because a step on few pixels takes a minimum time; proportional to the pixels beyond
+    the largest.
     """
     if pixels <= samples[0].pixels:
         return samples[0].seconds
@@ -274,7 +287,7 @@ def at(samples: Sequence[Sample], pixels: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: `50 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    """Format seconds for people: `50 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 180:
         return f"{math.ceil(seconds)} s"
     minutes = math.ceil(seconds / 60)

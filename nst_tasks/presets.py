@@ -1,4 +1,4 @@
-"""The recipes that come with nst: `PRESETS` is the list that `nst recipes` prints."""
+"""Built-in recipes: `PRESETS` is the list that `nst recipes` prints."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _BACKBONE = "for VGG19; on vgg16-hed it is the recipe on VGG16, activations scal
 _UNIT_VARIANCE = "for torchvision's VGG19, whose unit-variance input features divided by 57.4 stand for; on vgg16-hed, on VGG16"
 
 _TO_UNIT_VARIANCE = 1.0 / (255.0 * 0.225)
-"""Features of a network fed with 0-255, as its input divided by the pixels' standard deviation would give them.
+"""Factor from features of a network fed with 0-255 to those for input divided by the pixels' standard deviation.
 
-VGG is homogeneous but for its biases, so that dividing the features is dividing the input, biases along with it.
+VGG is homogeneous except for its biases: dividing its features equals dividing its input and its biases.
 """
 
 PAINTERLY = Recipe(
@@ -129,7 +129,7 @@ TF_EAGER_2018 = Recipe(
         content=ContentLoss(layers=(("block5_conv2", 1.0),), weight=1e3),
         style=StyleLoss(layers=tuple((layer, 0.2) for layer in _FIRSTS), weight=1e-2),
         total_variation=TotalVariation(weight=0.0),
-        # published for pixels of 0-255, where gradients are smaller by 255 and steps larger by it
+        # published for pixels in 0-255, where gradients are 255 times smaller and steps 255 times larger
         optimizer=Adam(learning_rate=5.0 / 255.0, beta_1=0.99, beta_2=0.999, epsilon=1e-1 * 255.0),
         steps=1000,
         output="best",
@@ -226,10 +226,10 @@ PRESETS: Mapping[str, Recipe] = {
 
 
 def find(name: str) -> Recipe:
-    """The preset of this name.
+    """Return the preset of this name.
 
     Raises:
-        SettingsError: there is none; the nearest known name is suggested.
+        SettingsError: The name is unknown; the message suggests the nearest known one.
     """
     if name in PRESETS:
         return PRESETS[name]

@@ -1,7 +1,7 @@
-"""How far a run is, told upwards, and whether it should stop, told downwards, between threads of one process.
+"""Progress, warnings and stop event of a run, shared by the threads of one process.
 
 A context variable carries the `Watch`: Prefect copies the context into its worker threads, so neither flow nor task needs a
-parameter that the Prefect API could not store. Where nobody watches (a worker process elsewhere), all of it is silent.
+parameter that the Prefect API could not store. Without one, as in a worker process elsewhere, updates have no effect.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ from dataclasses import dataclass, field
 from nst_tasks.kept import Kept
 
 WARNINGS_KEPT = 1000
-"""Of a run, at most: what goes wrong for every pair may do so a hundred thousand times."""
+"""Maximum number of warnings kept of a run: a problem that affects every pair may occur a hundred thousand times."""
 
 WRITTEN_BYTES = 2**26
-"""For the thumbnails and histories of about a thousand pairs."""
+"""Capacity of `Watch.written` in bytes: the thumbnails and histories of about a thousand pairs."""
 
 
 @dataclass
 class Watch:
-    """Counts of a run in progress; `work` is in pixel-steps (pixels times steps), the unit in which time passes evenly.
+    """Counts, warnings and stop event of a run in progress.
 
-    `written` holds by URI what this process has just written and will show: it need not be read back from the store.
+    Attributes:
+        changed: Called after each change of a count.
+        work: Compute in pixel-steps (pixels times steps), a unit proportional to time.
+        computing: Number of computations in progress that cannot be interrupted.
+        whole: Watch to which the counts are added as well.
+        written: Files that this process has just written and will show, by URI, to save reading them back from the store.
     """
 
     changed: Callable[[Watch], None] = lambda watch: None
@@ -46,7 +51,7 @@ class Watch:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, **counts: int) -> None:
-        """Add to the named counts and tell the watcher."""
+        """Add to the named counts, here and in `whole`, and call `changed`."""
         with self._lock:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
@@ -55,11 +60,11 @@ class Watch:
             self.whole.add(**counts)
 
     def part(self) -> Watch:
-        """A watch of one of several runs: its counts are added to these as well, and a wish to stop reaches it."""
+        """Create a watch for one of several runs: it shares the stop event, and its counts are added to these as well."""
         return Watch(stop=self.stop, whole=self)
 
     def finish(self, ids: Iterable[str]) -> None:
-        """Count these pairs as done, each once, however often and by whom it is told."""
+        """Count these pairs as done, each only once, however often it is reported."""
         with self._lock:
             new = {*ids} - self._finished
             self._finished |= new
@@ -67,7 +72,7 @@ class Watch:
 
     @contextlib.contextmanager
     def compute(self) -> Iterator[None]:
-        """For as long as something is computed that cannot be interrupted, `computing` is above 0."""
+        """Count a computation that cannot be interrupted in `computing` during the block."""
         self.add(computing=1)
         try:
             yield
@@ -75,7 +80,7 @@ class Watch:
             self.add(computing=-1)
 
     def warn(self, sentence: str) -> None:
-        """Tell once what went wrong without harm to the result, as far as there is room."""
+        """Record a problem that does not harm the result, once, up to `WARNINGS_KEPT` in all."""
         with self._lock:
             if sentence in self._warned:
                 return
@@ -87,7 +92,7 @@ class Watch:
 
     @property
     def summary(self) -> list[str]:
-        """The warnings, and a line that says how many there were no room for."""
+        """Warnings, and a last line with the number of dropped ones."""
         return [*self.warnings, *([f"and {self._not_kept} more warnings"] if self._not_kept else [])]
 
 
@@ -95,5 +100,5 @@ current: ContextVar[Watch | None] = ContextVar("nst_watch", default=None)
 
 
 def watch() -> Watch:
-    """The watch of the run that this code is part of, or a silent one."""
+    """Return the watch of the run that this code is part of, or a new one without effect."""
     return current.get() or Watch()

@@ -1,4 +1,4 @@
-"""TensorFlow without its greeting, and without Keras."""
+"""Import TensorFlow without its startup messages and without Keras."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from nst_tasks import __version__, allocation
 
 
 def import_tensorflow() -> str:
-    """Import TensorFlow with standard error closed to it: it announces its build there before it can be told not to.
+    """Import TensorFlow with standard error closed, and return nst's version, which a cluster asks of its workers.
 
-    Keras, which it would import for `tf.keras`, is held back for as long: a second and 100 MB of each process for nothing that
-    nst uses. Whoever imports it later has it.
-
-    Returns nst's version: what a worker of a cluster is asked for.
+    TensorFlow prints its build to standard error before its log level takes effect. The import of Keras for `tf.keras` is
+    blocked meanwhile, as it costs a second and 100 MB per process and nst does not use it; it can be imported afterwards.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     allocation.keep_freed()
@@ -22,13 +20,13 @@ def import_tensorflow() -> str:
     kept = os.dup(2)
     held_back = "keras" not in sys.modules
     if held_back:
-        sys.modules["keras"] = None  # type: ignore[assignment]  # so Python says that an import is to fail
+        sys.modules["keras"] = None  # type: ignore[assignment]  # None makes its import fail
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # looks for GPUs, and says so where there are none
+        tf.config.list_physical_devices()  # searches for GPUs, and prints if there are none
     finally:
         if held_back:
             del sys.modules["keras"]

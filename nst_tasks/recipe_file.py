@@ -1,9 +1,9 @@
-"""Recipes as TOML files: bytes -> `Recipe`, every problem found at once, and back.
+"""Recipes as TOML files: parse bytes to a `Recipe`, reporting every problem at once, and write one as text.
 
 The keys are the fields of `Recipe` and of its `Method`, with a table for each value that has fields of its own, so that a file
-can say all that `core.method` can. With `base`, a file starts from a preset and changes only what it says.
+can express all that `core.method` can. With `base`, a file starts from a preset and lists only its changes.
 
-Pure: no I/O, no TensorFlow.
+This module does no I/O and does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from nst_tasks.recipes import Recipe
 
 MAX_BYTES = 1_000_000
 MAX_TEXT = 500
-"""The longest name, summary, source or departure, in characters."""
+"""Longest name, summary, source or `differs`, in characters."""
 
 OPTIMIZERS: Mapping[str, type] = {"adam": Adam, "sgd": SGD, "lbfgs": LBFGS}
-"""What `kind` may say in the table `optimizer`."""
+"""Optimizer class for each value of `kind` in the table `optimizer`."""
 
 
 def is_file(recipe: str) -> bool:
-    """Whether a recipe is named by its file, a path or URI that ends in `.toml`, rather than by a preset's name."""
+    """Return whether a recipe is given as a file, a path or URI that ends in `.toml`, and not as a preset's name."""
     return redact(recipe).lower().endswith(".toml")
 
 
 def document(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as its file holds it: nested tables. TOML has no null, so that what is None is left out."""
+    """Return a recipe as the nested tables of its file, without values that are None, since TOML has no null."""
     plain = _plain(recipe)
     method = plain.pop("method")
     return {**plain, **method}
 
 
 def text(recipe: Recipe) -> str:
-    """A recipe's file, from which `parse` makes the same recipe again."""
+    """Return the text of a recipe's file, which `parse` turns back into the same recipe."""
     return tomli_w.dumps(document(recipe))
 
 
@@ -68,26 +68,30 @@ def check_size(size: int) -> None:
     """Refuse a file of more than `MAX_BYTES`.
 
     Raises:
-        SettingsError: it is larger.
+        SettingsError: The file is larger.
     """
     if size > MAX_BYTES:
         raise SettingsError(f"{size} bytes are too many for a recipe, which has {MAX_BYTES} at most; name another file")
 
 
 def parse(data: bytes, name: str) -> Recipe:
-    """The recipe in a file; `name` is the name of one that starts from a `base` and says none itself.
+    """Return the recipe in a file's bytes.
 
-    A table that is in the base too changes single keys of it; a table of layers takes the place of the base's, and so does an
-    optimizer of another kind.
+    With `base`, a table in the file changes single keys of the base's table. Only a table of layers and an optimizer of another
+    kind replace the base's table as a whole.
+
+    Args:
+        data: Content of the file.
+        name: Name of a recipe that starts from a `base` and gives no name.
 
     Raises:
-        SettingsError: it is no recipe; one line for each problem, with its key or its line and column.
+        SettingsError: The file is not a recipe; the message has one line for each problem, with its key or its line and column.
     """
     given = _tables(data)
     problems = []
     if "base" in given:
         base = given.pop("base")
-        preset = PRESETS[DEFAULT]  # for a look at the rest, should the one asked for not be known
+        preset = PRESETS[DEFAULT]  # if the base is unknown, check the rest of the file against this
         if isinstance(base, str) and base in PRESETS:
             preset = PRESETS[base]
         else:
@@ -102,7 +106,7 @@ def parse(data: bytes, name: str) -> Recipe:
     return Recipe(**own, method=Method(**values))
 
 
-# The file as a whole
+# Reading the file
 
 
 def _tables(data: bytes) -> dict[str, Any]:
@@ -126,12 +130,12 @@ def _tables(data: bytes) -> dict[str, Any]:
         raise SettingsError(f"{place}: {_brief(reason)}; {remedy}") from error
     except RecursionError:
         raise SettingsError("its tables or lists are nested too deeply; a recipe has tables in tables at most") from None
-    except ValueError as error:  # Python's own, of a whole number that takes too long to read
+    except ValueError as error:  # Python's limit on the digits of an integer
         raise SettingsError("it has a number of thousands of digits; write a shorter one") from error
 
 
 def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is `given` laid over a base, key by key; see `parse` for what takes the place of a whole table."""
+    """Return `base` with the values of `given` merged in, key by key; `parse` lists the tables that are replaced as a whole."""
     merged = dict(base)
     for key, value in given.items():
         below = base.get(key)
@@ -143,18 +147,18 @@ def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# Tables and values: what is wrong is raised, a line for each problem, and gathered by the table around it
+# Tables and values. Problems are raised as SettingsError, a line each, and collected by the enclosing table.
 
 
 def _values(kind: type[Any], given: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
-    """A dataclass's fields out of a table, and what is wrong with them; `prefix` leads to the table's keys."""
+    """Return a dataclass's fields read from a table, and the problems with them; `prefix` is the path of the table's keys."""
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     problems: list[str] = []
     for field in fields(kind):
         at = prefix + field.name
         if hints[field.name] is Method:
-            continue  # its fields stand beside the recipe's own
+            continue  # in a file its fields are at the top level, beside the recipe's own
         if field.name in given:
             with _gathered(problems):
                 value = _value(hints[field.name], given[field.name], at)
@@ -167,7 +171,11 @@ def _values(kind: type[Any], given: Mapping[str, Any], prefix: str) -> tuple[dic
 
 
 def _value(kind: Any, given: Any, at: str) -> Any:
-    """What a key holds, in the type of its field."""
+    """Return a key's value in the type of its field.
+
+    Raises:
+        SettingsError: The value is of another type or out of range; one line for each problem.
+    """
     if kind == Optimizer:
         return _optimizer(given, at)
     if kind == LayerWeights:
@@ -191,7 +199,7 @@ def _table(kind: type[Any], given: Any, at: str) -> Any:
     problems = _unknown(given, [field.name for field in fields(kind)], f"{at}.") + problems
     if problems:
         raise SettingsError("\n".join(problems))
-    return kind(**values)  # which refuses values that do not go together
+    return kind(**values)  # refuses combinations that are not allowed
 
 
 def _optimizer(given: Any, at: str) -> Any:
@@ -230,12 +238,18 @@ def _unknown(given: Iterable[str], known: list[str], prefix: str) -> list[str]:
 
 
 def _remedy(key: str, known: Iterable[str]) -> str:
-    """What to do about a key that is not among those known in its table: the commonest slip is to write it below a table."""
+    """Return a remedy for an unknown key of a table; the commonest mistake is a top-level key below a table's heading."""
     return "move it to the top, above the first table" if key in _NAMES else _nearest(key, known)
 
 
 def _check_alone(kind: type[Any], name: str, value: Any, at: str) -> None:
-    """Refuse a value that is out of range whatever the others are, under its own key: so all such are told at once."""
+    """Refuse a value that is out of range regardless of the other fields.
+
+    Checking each value alone reports all such problems at once, each with its own key.
+
+    Raises:
+        SettingsError: The value is out of range.
+    """
     try:
         replace(_VALID[kind], **{name: value})
     except SettingsError as error:
@@ -259,13 +273,13 @@ _MEANING: Mapping[type, str] = {
 
 
 def _is(kind: type, given: object) -> bool:
-    if isinstance(given, bool) or kind is bool:  # Python takes true for a 1
+    if isinstance(given, bool) or kind is bool:  # in Python, bool is a subclass of int
         return isinstance(given, bool) and kind is bool
     if kind is str:
         return isinstance(given, str) and 0 < len(given) <= MAX_TEXT and given.isprintable()
     if kind is int:
         return isinstance(given, int) and abs(given) <= sys.maxsize
-    return isinstance(given, int | float) and abs(given) <= sys.float_info.max  # so written, it refuses NaN too
+    return isinstance(given, int | float) and abs(given) <= sys.float_info.max  # False for NaN too
 
 
 _LAYERS = (("block1_conv1", 1.0),)
@@ -285,13 +299,13 @@ _VALID: Mapping[type, Any] = {
         Plateau(),
     )
 }
-"""One of each, with nothing in it that any single value could fail to go with."""
+"""An instance of each class in which any single field may take any value in its own range."""
 
 _NAMES = [field.name for kind in (Recipe, Method) for field in fields(kind) if field.name != "method"]
-"""The keys at the top of a file, but for `base`."""
+"""Keys at the top level of a file, without `base`."""
 
 
-# Text
+# Text of files and messages
 
 
 def _plain(value: Any) -> Any:
@@ -315,7 +329,7 @@ def _key(key: str) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as a message shows it: much as the file does, and short."""
+    """Return a value as a message shows it: short, and close to its form in the file."""
     if isinstance(value, dict | list):
         return "a table" if isinstance(value, dict) else "a list"
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""Recipes: named style transfers, each with its source and what knowingly differs from it.
+"""Recipes: named style transfers, each with its source and its known differences from it.
 
-`presets` holds those that come with nst, `recipe_file` reads those that a person wrote. A manifest row may override a recipe's
-numbers: see `override`.
+`presets` holds the built-in ones, `recipe_file` reads those of users. A manifest row may override numbers of a recipe with
+`override`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from nst_tasks.core.method import MAX_STEPS, Method, Plateau, Precision, Pyramid
 from nst_tasks.errors import SettingsError
 
 MIN_SIZE, MAX_SIZE = 64, 8192
-"""Bounds of a picture's longest side, in pixels."""
+"""Bounds of an image's longest side, in pixels."""
 
 INIT_NOISE = 0.1
-"""Standard deviation of the initial noise, in [0, 1] units, where it is asked for and the recipe has none."""
+"""Standard deviation, in units of the [0, 1] range, of the initial noise if it is requested and the recipe has none."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A cited `Method` together with the size its constants are meant for.
+    """A cited `Method` with the size that its constants are meant for.
 
-    `size` is the longest side of the result, in pixels. `differs` says in one sentence what knowingly departs from `source`.
+    `size` is the longest side of the result, in pixels. `differs` is a sentence with the known differences from `source`.
+
+    Raises:
+        SettingsError: The size is out of range.
     """
 
     name: str
@@ -38,7 +41,7 @@ class Recipe:
             raise SettingsError(f"size: {self.size!r} is not in {MIN_SIZE}..{MAX_SIZE} pixels")
 
     def as_plain(self) -> dict[str, Any]:
-        """The recipe as nested dicts and lists, for JSON."""
+        """Return the recipe as nested dicts and lists, for JSON."""
         plain: dict[str, Any] = as_plain(self)
         return plain
 
@@ -55,18 +58,21 @@ def override(
     precision: Precision | None = None,
     plateau: float | None = None,
 ) -> Recipe:
-    """The recipe with a row's settings in place of its own; None keeps the recipe's.
+    """Return the recipe with a row's settings in place of its own; None keeps the recipe's.
 
-    `steps` are those of the last (or only) level; a pyramid's coarser levels are scaled in proportion. `init` is one of
-    `method.INITS`; with `noise`, a recipe without initial noise gets `INIT_NOISE`, so that there is something to start from.
-    `plateau` is the tolerance of the recipe's `method.Plateau`, or of a usual one; 0 takes it away.
+    Args:
+        size: Longest side of the result, in pixels.
+        steps: Steps of the last (or only) level; those of a pyramid's coarser levels change in proportion.
+        init: One of `method.INITS`; with `noise`, a recipe without initial noise gets `INIT_NOISE`, since it would start
+            from a flat image.
+        plateau: Tolerance of the recipe's `Plateau`, or of a default one if it has none; 0 removes it.
 
     Raises:
-        SettingsError: a number is out of range, or `init` or `precision` is none that there is.
+        SettingsError: A number is out of range, or `init` or `precision` is unknown.
     """
     method = recipe.method
     if steps is not None:
-        method = replace(method, steps=steps)  # first: what is out of range is then refused by this name
+        method = replace(method, steps=steps)  # before the pyramid, so that an error names `steps`
         if method.pyramid is not None and recipe.method.steps:
             method = replace(method, pyramid=_scaled(method.pyramid, steps, recipe.method.steps))
     if init is not None:
@@ -87,7 +93,7 @@ def override(
 
 
 def _scaled(pyramid: Pyramid, steps: int, before: int) -> Pyramid:
-    """The pyramid whose coarser levels take part in a change from `before` steps at the last level to `steps`."""
+    """Return the pyramid with its coarser levels' steps changed in proportion to the last level's, from `before` to `steps`."""
 
     def scaled(coarse: int) -> int:
         return min(round(coarse * steps / before), MAX_STEPS)

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides its pictures: summary, rejected rows, report and the run's own record."""
+"""Files that a run writes besides its images: summary, rejected rows, report page and run record."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from nst_tasks.settings import Run, Settings
 T = TypeVar("T")
 
 THUMBNAIL_HEIGHT = 128
-"""Of the strips in the page, in pixels: those in the output are higher."""
+"""Maximum height in pixels of the strips in the page; those in the output are higher."""
 
 POINTS = 60
-"""Of a loss curve at each level."""
+"""Maximum number of points of a loss curve at each level."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run came to: rows by status, every failure and flag in a line, where the files are. Fit to print as JSON."""
+    """Result of a run, fit to print as JSON: rows by status, a line for each failure and flag, URIs of the files."""
 
     run_id: str
     out: str
@@ -47,19 +47,19 @@ class Report:
 
     @property
     def message(self) -> str:
-        """The counts in one line: `4 succeeded, 1 failed, 0 rejected, 2 skipped of 7 rows`."""
+        """Counts in one line: `4 succeeded, 1 failed, 0 rejected, 2 skipped of 7 rows`."""
         counted = ", ".join(f"{self.counts[status]} {status}" for status in Status)
         return f"{counted} of {self.rows} rows"
 
 
 def failures(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
-    """A line for each failed or rejected row, in the rows' order."""
+    """Format a line for each failed or rejected row, in row order."""
     broken = sorted((o for o in outcomes if o.is_broken), key=lambda o: o.row)
     return tuple(f"row {o.row}, {o.id}: {o.error}" if o.id else o.error for o in broken)
 
 
 def flagged(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
-    """A line for each flag of each picture, in the rows' order: what it means and what may be done about it."""
+    """Format a line for each flag of each image, in row order, with its meaning and remedy."""
     lines = []
     for o in sorted((o for o in outcomes if not o.is_broken), key=lambda o: o.row):
         for name in o.flags:
@@ -77,10 +77,10 @@ def write(
     warnings: list[str],
     began: datetime,
 ) -> Report:
-    """Write the files of a finished run into its folder.
+    """Write the files of a finished run into its folder and return the report.
 
     Raises:
-        StorageError: one of them cannot be written.
+        StorageError: A file cannot be written.
     """
     outcomes = sorted(outcomes, key=lambda o: o.row)
     names = {"summary": "summary.parquet", "report": "report.html", "run": "run.json"}
@@ -123,10 +123,13 @@ def write(
 
 
 def rebuild(out: str, settings: Settings) -> tuple[str, int, list[str]]:
-    """Write `OUT/report.html` from all outcome markers: its URI, how many pairs it shows, and what was ignored.
+    """Write `OUT/report.html` from all outcome markers.
+
+    Returns:
+        The page's URI, the number of outcomes, and a warning for each marker that was ignored.
 
     Raises:
-        StorageError: the output cannot be read or written, or holds no outcome.
+        StorageError: The output cannot be read or written, or holds no outcomes.
     """
     names = [name for name in storage.listing(storage.join(out, "outcomes")) if name.endswith(".json")]
     if not names:
@@ -144,12 +147,13 @@ def _page(title: str, facts: dict[str, str], outcomes: list[Outcome], out: str, 
 
 
 def thumbnails(out: str, outcomes: list[Outcome], settings: Settings) -> dict[str, str]:
-    """Thumbnail strips as `data:` URIs by pair id, of the pairs that have one.
+    """Read the thumbnail strips as `data:` URIs, by pair id.
 
-    What is no such picture is left out: a page that is passed on must not carry whatever a link in its place leads to.
+    A file that is missing or not such an image is omitted: a page that is passed on must not carry the content of some other
+    file that a link in the strip's place leads to.
 
     Raises:
-        StorageUnavailable: the store failed for the moment; one that is gone for good is left out.
+        StorageUnavailable: The store failed temporarily.
     """
 
     def embedded(data: bytes) -> str:
@@ -160,16 +164,20 @@ def thumbnails(out: str, outcomes: list[Outcome], settings: Settings) -> dict[st
 
 
 def curves(out: str, outcomes: list[Outcome], settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """Loss curves by pair id, as `history.curves` gives them, of the pairs that have a history.
+    """Read the loss curves, as `history.curves` returns them, by pair id; a missing or damaged history is omitted.
 
     Raises:
-        StorageUnavailable: the store failed for the moment; one that is gone for good, or damaged, is left out.
+        StorageUnavailable: The store failed temporarily.
     """
     return _of_each({o.id: o.history for o in outcomes}, out, settings, lambda data: history.curves(data, POINTS))
 
 
 def _of_each(paths: Mapping[str, str], out: str, settings: Settings, seen: Callable[[bytes], T]) -> dict[str, T]:
-    """What is `seen` in each of the files, by pair id; those that are not what they should be are left out."""
+    """Read each file and decode it with `seen`, by pair id; a file that is missing or invalid is omitted.
+
+    Raises:
+        StorageUnavailable: The store failed temporarily.
+    """
     named = [(id, path) for id, path in paths.items() if path]
     written = watch().written
 

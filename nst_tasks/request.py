@@ -1,4 +1,4 @@
-"""What a person asks of one run, and what can be wrong with it before anything is looked at."""
+"""Run options and their validation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nst_tasks.errors import SettingsError, redact, without_secrets
 from nst_tasks.recipes import Recipe
 
 Runner = Literal["threads", "dask", "ray"]
-"""Where batches run."""
+"""Backend that runs the batches: threads of this process, or workers of a Dask or Ray cluster."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks of one run: where from, where to, and the defaults for rows that say nothing themselves."""
+    """Options of one run: manifest, output, and the defaults for empty cells of its rows."""
 
     manifest: str
     out: str
@@ -41,13 +41,13 @@ class Request:
 
 
 def unstorable(request: Request) -> list[str]:
-    """A line for each place of a request that Prefect must not, or cannot, store as a parameter of a flow run."""
+    """Return one line for each path or URI of a request that Prefect must not, or cannot, store as a flow run parameter."""
     options = {"--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
     return unstorable_in({"manifest": request.manifest, **options})
 
 
 def unstorable_in(places: Mapping[str, str]) -> list[str]:
-    """A line for each of these URIs that names a secret, which Prefect would show, or is not UTF-8, in which it stores."""
+    """Return one line for each URI that contains a secret, which Prefect would show, or is not UTF-8, as Prefect stores it."""
     remedy = "which Prefect would store; give credentials by environment variables or a profile"
     return [
         f"{name}: {redact(uri)} is not UTF-8, in which Prefect would store it; rename it"
@@ -61,7 +61,7 @@ def unstorable_in(places: Mapping[str, str]) -> list[str]:
 
 
 def is_text(name: str) -> bool:
-    """Whether a file's name can be told to others: bytes of another encoding than UTF-8 are surrogates in it."""
+    """Return whether a file name can be encoded as UTF-8; Python represents bytes of other encodings as surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -70,7 +70,7 @@ def is_text(name: str) -> bool:
 
 
 def option_problems(request: Request, recipe: Recipe) -> list[str]:
-    """A line for each option that is out of range, or that does not go with this recipe."""
+    """Return one line for each option that is out of range or incompatible with this recipe."""
     problems = []
     options: list[dict[str, Any]] = [
         {"size": request.size},
@@ -84,7 +84,7 @@ def option_problems(request: Request, recipe: Recipe) -> list[str]:
         except SettingsError as error:
             problems.append(f"--{error}")
     try:
-        if request.backbone in weights.BACKBONES:  # or else told already
+        if request.backbone in weights.BACKBONES:  # an unknown name is reported by `weights.sha256`
             check_layers(weights.architecture(request.backbone), recipe.method.layers)
     except SettingsError as error:
         problems.append(f"--recipe {recipe.name}: {error}")
@@ -106,10 +106,12 @@ def option_problems(request: Request, recipe: Recipe) -> list[str]:
 
 
 def checkpoint_interval(text: str) -> tuple[int, float]:
-    """After how many (steps, seconds) a checkpoint is due, one of them 0: `50` is steps, `30s` seconds of compute, `0` never.
+    """Parse a checkpoint interval into (steps, seconds): `50` is steps, `30s` is seconds of compute, `0` is never.
+
+    At least one of the two is 0.
 
     Raises:
-        SettingsError: it is neither.
+        SettingsError: The text is neither a number of steps nor of seconds.
     """
     number = text.strip()
     try:
@@ -122,10 +124,10 @@ def checkpoint_interval(text: str) -> tuple[int, float]:
 
 
 def failure_limit(text: str | None, rows: int) -> int:
-    """How many of `rows` rows may fail: `N` or `P%`; without a limit, all but the last one.
+    """Return the number of `rows` rows that may fail: `N` or `P%`, by default all except one.
 
     Raises:
-        SettingsError: it is neither a whole number nor a percentage.
+        SettingsError: The text is neither a whole number nor a percentage.
     """
     if text is None:
         return max(rows - 1, 0)
@@ -134,6 +136,6 @@ def failure_limit(text: str | None, rows: int) -> int:
         value = float(number) if percent else int(number)
     except ValueError:
         value = -1
-    if rest or not value >= 0 or (percent and value > 100):  # so written, it refuses NaN too
+    if rest or not value >= 0 or (percent and value > 100):  # not `value < 0`, which is false for NaN
         raise SettingsError(f"--max-failures: {text!r} is not a whole number such as 10, or a percentage such as 5%")
     return int(rows * value / 100) if percent else int(value)

@@ -1,8 +1,8 @@
-"""Checkpoints in the output: found and read, written off the compute path, removed.
+"""Checkpoints in the output: list, read, write in the background and delete them.
 
-`OUT/checkpoints/{key}.{level}-{step}.npz`, only while a pair is unfinished. A batch's next ones are written for all its pairs
-before the last one of any is removed, so that after a kill at any moment all have one of the same step. Where a batch parts,
-all have one of that very step before any of them goes on.
+The files are `OUT/checkpoints/{key}.{level}-{step}.npz` and exist only while a pair is unfinished. A batch's new ones are
+written for all its pairs before any pair's previous one is deleted, so that after a kill at any moment all pairs have one of
+the same step. Where a batch splits, all pairs have one of that very step before any of them continues.
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ from nst_tasks.settings import Run
 FOLDER = "checkpoints"
 
 FAREWELL_SECONDS = 3.0
-"""The longest that a run which is asked to stop waits for its last checkpoint to be written."""
+"""Maximum time, in seconds, that a stopped or failed batch waits for its last checkpoint to be written."""
 
 Place = tuple[int, int]
-"""Level and step."""
+"""Level and step of a checkpoint."""
 
 
 def uri(out: str, key: str, place: Place) -> str:
-    """Where a pair's checkpoint of this place lies."""
+    """Return the URI of a pair's checkpoint of this level and step."""
     return storage.join(out, FOLDER, f"{key}.{place[0]}-{place[1]:06d}.npz")
 
 
 def listed(out: str, keys: Sequence[str] = ()) -> dict[str, list[Place]]:
-    """The places of every key's checkpoints, of these at least, the furthest first.
+    """Return the (level, step) of every checkpoint by key, furthest first.
+
+    Args:
+        keys: The keys needed, to narrow the listing by their common prefix; others may be included.
 
     Raises:
-        StorageError: the store could not be listed.
+        StorageError: The store could not be listed.
     """
     found: dict[str, list[Place]] = {}
     for name in storage.listing(storage.join(out, FOLDER), os.path.commonprefix(keys)):
@@ -58,14 +61,18 @@ def resumed(
     fits: Callable[[Checkpoint], bool],
     warn: Callable[[str], None],
 ) -> list[Checkpoint | None]:
-    """Each pair's checkpoint to go on from, of the `listed` ones: of the furthest place that all have, or else its furthest.
+    """Read the checkpoint from which each pair resumes: the furthest that all pairs have in common, or else its own furthest.
 
-    A checkpoint counts only if the companions that are here again were saved as well, or have gone on from there: alone a
-    pair's last bits are others than in a batch, and a kill that comes while a batch's first checkpoints are written costs no
-    more than that interval. One that is damaged, another's, or does not fit is told to `warn` and not used.
+    A pair's own furthest counts only if its companions among `keys` were saved there too or are further: a pair alone differs
+    in its last bits from the same pair in a batch, and a kill while a batch's first checkpoints are written costs no more than
+    one interval. A checkpoint that is damaged, belongs to another pair or does not fit is reported to `warn` and ignored.
+
+    Args:
+        places: Existing checkpoints, as from `listed`.
+        fits: Predicate: the checkpoint matches the pair's method and schedule.
 
     Raises:
-        StorageUnavailable: the store failed for the moment.
+        StorageUnavailable: The store failed temporarily.
     """
 
     def load(key: str, place: Place) -> Checkpoint | None:
@@ -78,7 +85,7 @@ def resumed(
                 raise ValueError("it does not fit the pair")
         except (ValueError, StorageError) as error:
             if not is_pairs_own(error):
-                raise  # to try again costs less than the work
+                raise  # a retry costs less than repeating the steps
             warn(f"{FOLDER}/{at.rpartition('/')[2]}: ignored, {error}")
             return None
         return found
@@ -93,7 +100,7 @@ def resumed(
     def has_come(other: str, place: Place) -> bool:
         if other not in places or places[other][0] >= place:
             return other in places
-        found = load(other, places[other][0])  # it may have stepped back since, alone, to an earlier step
+        found = load(other, places[other][0])  # it may have restarted its level alone since
         return found is not None and found.calmed_from is not None
 
     for place in sorted(set.intersection(*(set(places.get(key, ())) for key in keys)), reverse=True):
@@ -104,7 +111,7 @@ def resumed(
 
 
 def remove(out: str, keys: Collection[str]) -> None:
-    """Remove every checkpoint of these pairs, as far as the store lets: the next run sweeps what is left."""
+    """Delete every checkpoint of these pairs; ignore store errors, since the next run deletes what is left."""
     with contextlib.suppress(StorageError):
         places = listed(out, [*keys]) if keys else {}
         for key in keys:
@@ -114,7 +121,7 @@ def remove(out: str, keys: Collection[str]) -> None:
 
 @dataclass
 class Saver:
-    """Writes the checkpoints of one batch on a thread of its own, one at a time; a failed one is told and not missed."""
+    """Background writer of a batch's checkpoints, one at a time; a write that fails is only reported to `warn`."""
 
     out: str
     warn: Callable[[str], None]
@@ -124,21 +131,21 @@ class Saver:
 
     @property
     def has_saved(self) -> bool:
-        """Whether one was written, or is being."""
+        """Return whether a checkpoint was written or is being written."""
         return self._last is not None
 
     @property
     def idle(self) -> bool:
-        """Whether none is being written."""
+        """Return whether no checkpoint is being written."""
         return self._last is None or self._last.done()
 
     def settle(self, stop: threading.Event) -> None:
-        """Wait until what is being written is written, and its memory given back; no longer than until the run is to stop."""
+        """Wait until the current checkpoint is written and its memory freed, or until `stop` is set."""
         while self._last is not None and not self._last.done() and not stop.is_set():
             wait([self._last], 0.2)
 
     def due(self, done: int, run: Run) -> bool:
-        """Whether it is time for a checkpoint after `done` steps; not while the last one is still being written."""
+        """Return whether a checkpoint is due after `done` steps; never while the previous one is being written."""
         if not self.idle:
             return False
         if run.checkpoint_steps:
@@ -146,7 +153,7 @@ class Saver:
         return 0 < run.checkpoint_seconds <= time.monotonic() - self._saved_at
 
     def save(self, keys: Sequence[str], at: Checkpoint) -> None:
-        """Write the checkpoints of a batch with these keys; returns at once."""
+        """Start writing the checkpoints of a batch with these keys, and return at once."""
         self._saved_at = time.monotonic()
         self._last = self._thread.submit(self._write, list(keys), at)
 

@@ -1,4 +1,4 @@
-"""The demo's pictures, made without a network: photographs that scikit-image's wheel carries, paintings of our own.
+"""Sample images of the demo, available offline: photographs from scikit-image's wheel, styles shipped with this package.
 
 Photographs, as `skimage.data` documents them:
     astronaut   Eileen Collins; NASA Great Images; public domain, no known copyright restrictions
@@ -6,7 +6,7 @@ Photographs, as `skimage.data` documents them:
     coffee      a cup, courtesy of Pikolo Espresso Bar; Rachel Michetti; CC0
     rocket      DSCOVR's launch on a Falcon 9; SpaceX; released into the public domain
 
-Paintings: `nst_tasks.painting`, our own code, under this project's licence.
+Styles: `manifests/samples/*.webp`; the README beside them says how they were made.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Mapping
+from importlib import resources
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
 from nst_tasks.errors import SettingsError
-from nst_tasks.painting import paint
 
-LONGEST = 512
-"""The longest side of each sample, in pixels."""
+MAX_SIDE = 512
+"""Longest side of each photograph, in pixels."""
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
-PAINTINGS: Mapping[str, int] = {"swirls": 2, "dunes": 3, "stipple": 3, "ink": 4}
-"""Each style with the seed whose painting we like best."""
+STYLES = ("swirls", "dunes", "stipple", "ink")
 
 
 @functools.cache
 def samples() -> Mapping[str, bytes]:
-    """Each sample's file by its name, content/{photograph}.jpg and style/{painting}.png: painted once, as it takes seconds.
+    """Return the bytes of each sample by its file name, content/{photograph}.jpg and style/{style}.webp.
 
     Raises:
         SettingsError: scikit-image is not installed.
@@ -45,14 +44,10 @@ def samples() -> Mapping[str, bytes]:
     files = {}
     for name in PHOTOGRAPHS:
         photograph = Image.fromarray(np.asarray(getattr(data, name)(), np.uint8))
-        photograph.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-        files[f"content/{name}.jpg"] = _encoded(photograph, "JPEG")
-    for style, seed in PAINTINGS.items():
-        files[f"style/{style}.png"] = _encoded(Image.fromarray(paint(style, LONGEST, LONGEST, seed)), "PNG")
+        photograph.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        photograph.save(file, "JPEG", quality=95)
+        files[f"content/{name}.jpg"] = file.getvalue()
+    folder = resources.files("manifests").joinpath("samples")
+    files |= {f"style/{name}.webp": folder.joinpath(f"{name}.webp").read_bytes() for name in STYLES}
     return MappingProxyType(files)
-
-
-def _encoded(picture: Image.Image, form: str) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, form, **({"quality": 95} if form == "JPEG" else {}))
-    return file.getvalue()

@@ -1,4 +1,4 @@
-"""Run-level settings from the environment: built once at the front door, passed down by value."""
+"""Machine settings from environment variables, read once at startup and passed down by value."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nst_tasks.errors import SettingsError, redact
 PREFIX = "NST_"
 
 LONGEST_DELAY = 15.0
-"""Seconds before a retry: a store that is back is soon noticed, and so is a wish to stop."""
+"""Longest delay in seconds before a retry, so that a recovered store is noticed soon."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an operator sets for a machine rather than a person for a manifest; see `VARIABLES`."""
+    """Settings of a machine, as opposed to options of a run; `VARIABLES`, `TEXTS` and `ROOTS` describe the fields."""
 
     max_megapixels: int = 100
     device_memory_gib: float = 8.0
@@ -40,17 +40,17 @@ class Settings:
 
     @property
     def max_pixels(self) -> int:
-        """The largest picture that is decoded, in pixels."""
+        """Size in pixels of the largest image that is decoded."""
         return self.max_megapixels * 1_000_000
 
     @property
     def access(self) -> Access:
-        """What may be read and written."""
+        """Permission to read and write, from `allowed_roots` and `allow_http`."""
         return Access(self.allowed_roots, web=bool(self.allow_http))
 
     @property
     def delays(self) -> list[float]:
-        """Seconds to wait before each retry: doubled up to a limit, and by default two minutes in all."""
+        """Delays in seconds before each retry, doubled up to `LONGEST_DELAY`; two minutes in all by default."""
         longest = max(self.retry_seconds, LONGEST_DELAY)
         return [min(self.retry_seconds * 2**k, longest) for k in range(self.retries)]
 
@@ -68,7 +68,7 @@ VARIABLES = {
     "local_workers": ("0", "256", "workers that a cluster of this machine's own has; 0: one a GPU, or for each four cores"),
     "allow_http": ("0", "1", "1 allows pictures, recipes and manifests on the web, by http and https"),
 }
-"""Field -> (smallest, largest, meaning); the environment variable is NST_ and the field in capitals."""
+"""Numeric field -> (smallest, largest, meaning); its environment variable is NST_ and the field in capitals."""
 
 TEXTS = {
     "inbox": "folder or prefix whose manifests `nightly` runs",
@@ -78,17 +78,17 @@ TEXTS = {
     "dask_address": "the scheduler of `--runner dask`, such as tcp://host:8786; empty starts workers on this machine",
     "ray_address": "the cluster of `--runner ray`, such as ray://host:10001; empty starts workers on this machine",
 }
-"""Field -> meaning, where the variable's text is taken as it is; whoever uses it checks it."""
+"""Text field -> meaning; the text is validated where it is used."""
 
 ROOTS = "allowed_roots"
-"""The field whose variable is a list: folders and URIs below which all that is read and written must lie."""
+"""Field whose variable is a list: folders and URIs below which everything read and written must lie."""
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
-    """The settings with each field overridden by its environment variable.
+    """Read the settings from environment variables; an unset variable leaves its field's default.
 
     Raises:
-        SettingsError: a variable is not a number or out of range, or a root is no place; all of them are named.
+        SettingsError: A variable is not a number or out of range, or a root is not valid; the text names all of them.
     """
     environment = os.environ if environment is None else environment
     values: dict[str, int | float | str | tuple[str, ...]] = {}
@@ -111,7 +111,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         if text := environment.get(PREFIX + field.upper(), "").strip():
             values[field] = text
     text = environment.get(PREFIX + ROOTS.upper(), "").strip()
-    separated = text.split("|") if "|" in text else text.split()  # a | lets a folder's name have a space
+    separated = text.split("|") if "|" in text else text.split()  # with |, folder names may have spaces
     values[ROOTS] = roots = tuple(root.strip() for root in separated if root.strip())
     for root in roots or filter(None, [text]):
         if not is_root(root):
@@ -119,12 +119,12 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"{PREFIX}{ROOTS.upper()}: {redact(root)!r} is not a place to stay below; {remedy}")
     if problems:
         raise SettingsError("\n".join(problems))
-    return Settings(**values)  # type: ignore[arg-type]  # each value was made by its field's own type
+    return Settings(**values)  # type: ignore[arg-type]  # each value has its field's type
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every task of one run needs to know besides its own jobs; small enough to travel with each."""
+    """Context of one run that every task needs besides its jobs; small enough to be sent with each."""
 
     id: str
     out: str
@@ -134,11 +134,12 @@ class Run:
     history_every: int
     settings: Settings
     snapshots: int = 0
-    """Every so many steps the unfinished picture is written beside the image; 0 is never."""
+    """Steps between snapshots of the unfinished image; 0 writes none."""
     checkpoint_steps: int = 0
+    """Steps between checkpoints; 0 goes by `checkpoint_seconds` instead."""
     checkpoint_seconds: float = 30.0
-    """A checkpoint is written every so many steps or seconds of compute; 0 is never."""
+    """Seconds between checkpoints if `checkpoint_steps` is 0; 0 disables them."""
     pair_timeout: float = 0.0
-    """Seconds of compute after which a pair fails; 0 is never."""
+    """Seconds of compute after which a pair fails; 0 means no limit."""
     exclusive: bool = False
-    """Whether the output's store lets only one of several runs claim a pair."""
+    """Whether the output store supports create-if-absent, so that concurrent runs cannot claim the same pair."""

@@ -1,4 +1,4 @@
-"""Pictures as the rooms speak of them: an input as it was found, and the formats a result may have."""
+"""Identity of an input image, and the file formats of results."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from nst_tasks.errors import redact
 
 FORMATS = ("png", "jpg", "webp")
-"""Formats of results, which are also their files' endings."""
+"""File formats of results, which are also their file extensions."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture's URI, the SHA-256 of its bytes, its store's version mark, and its height and width in pixels, upright."""
+    """Identity of an input image: URI, SHA-256, store version, and displayed height and width in pixels."""
 
     uri: str
     sha256: str
@@ -22,10 +22,10 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The file's name up to its first dot: what a person calls the picture."""
+        """File name up to its first dot, for display."""
         file = redact(self.uri).rpartition("/")[2]
         return file.partition(".")[0] or file
 
     def redacted(self) -> Source:
-        """The same source with a URI fit for markers and reports."""
+        """Return the same source with its URI redacted for markers and reports."""
         return replace(self, uri=redact(self.uri))

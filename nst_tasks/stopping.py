@@ -1,6 +1,7 @@
-"""The wish to stop, told to workers in other processes: `OUT/runs/{run}/stop`, in the store that all of them reach.
+"""Stop signal for workers in other processes: the file `OUT/runs/{run}/stop`, in the store that all of them reach.
 
-A thread learns it from its run's `Watch`; a worker of a cluster, which may be on another machine, looks here.
+Threads of the run's process read the stop event of its `Watch`; a worker of a cluster, possibly on another machine, polls
+the file.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from nst_tasks.progress import Watch, current
 from nst_tasks.settings import Run
 
 SECONDS = 1.0
-"""Between two looks of a worker: about as long as a chunk of steps."""
+"""Seconds between two polls of a worker: about the duration of a chunk of steps."""
 
 FAREWELL_SECONDS = 3.0
-"""The longest that a run which an exception ends waits until its workers are told, while the store fails."""
+"""Maximum seconds that a run ended by an exception retries to write the stop file while the store fails."""
 
 
 def _uri(run: Run) -> str:
@@ -27,14 +28,14 @@ def _uri(run: Run) -> str:
 
 @contextlib.contextmanager
 def told(run: Run, observer: Watch) -> Iterator[None]:
-    """Meanwhile the run's workers are told to stop once its watch is, and when an exception ends it early."""
+    """Write the stop file once the run's stop event is set during the block, or when the block raises."""
     broken, ended = threading.Event(), threading.Event()
 
     def tell() -> None:
         while not (observer.stop.wait(0.1) or broken.is_set()):
             if ended.is_set():
                 return
-        with contextlib.suppress(StorageError, Interrupted):  # then they end what they have begun
+        with contextlib.suppress(StorageError, Interrupted):  # without the file, the workers finish their current tasks
             storage.patiently(lambda: storage.write(_uri(run), b""), run.settings, ended, lambda sentence: None)
 
     telling = threading.Thread(target=tell, name="tell to stop", daemon=True)
@@ -52,10 +53,10 @@ def told(run: Run, observer: Watch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def heeded(run: Run) -> Iterator[Watch]:
-    """A watch for what a worker does of the run, asked to stop soon after the run is.
+    """Provide a `Watch` for a worker's part of the run, whose stop event is set soon after the stop file appears.
 
     Raises:
-        Interrupted: the run was asked to stop before.
+        Interrupted: The run was already asked to stop.
     """
     observer, ended = Watch(), threading.Event()
 

@@ -1,8 +1,8 @@
-"""Read, write atomically, list and probe, on whatever fsspec reaches: a local folder, S3, memory.
+"""Read, write, list and probe files by URI on any store that fsspec supports: local disk, S3, memory.
 
-Plain functions of URIs. Foreign errors are translated here once, by the tables below, into `StorageUnavailable` (worth a
-retry), `StorageUnusable` (no use going on) or plain `StorageError` (this object's own failure). What fsspec does not promise
-and we do: a write is whole or absent, and listings are never stale.
+Plain functions of URIs. Errors of other libraries are translated here, once, by the tables below, into `StorageUnavailable`
+(worth a retry), `StorageUnusable` (the run cannot go on) or plain `StorageError` (only this object fails). Beyond fsspec's
+own guarantees, writes are atomic and listings are never stale.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ R = TypeVar("R")
 
 
 QUICK_SECONDS = 0.001
-"""For a file on this machine, what is quick; see `each`."""
+"""Average time per local file up to which `each` reads files one after the other."""
 
 GRACE_SECONDS = 0.05
-"""After which files that are not quick are waited for together."""
+"""Extra time that `each` allows for slow local files before it starts threads."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a store says of an object without opening it: its size in bytes, and a version that changes when it is rewritten."""
+    """Size of an object in bytes, and a version string that changes whenever the object is rewritten."""
 
     size: int
     version: str
 
 
 def read(uri: str) -> bytes:
-    """All bytes of an object.
+    """Return all bytes of an object.
 
     Raises:
-        StorageError: it is missing, forbidden or not a file. StorageUnavailable: the store may answer later, or its answer
-            broke off. StorageUnusable: the credentials are refused.
+        StorageError: The object is missing, forbidden or not a file.
+        StorageUnavailable: The store may answer later, or its answer broke off.
+        StorageUnusable: The credentials are refused.
     """
     with _translated(uri):
         fs, path = _open(uri)
-        if type(fs) is fsspec.implementations.local.LocalFileSystem:  # as it would, but in a third of its time for a small file
+        if type(fs) is fsspec.implementations.local.LocalFileSystem:  # same result, three times as fast for small files
             with open(path, "rb") as file:
                 return file.read()
         data: bytes = fs.cat_file(path)
@@ -60,15 +61,16 @@ def read(uri: str) -> bytes:
 
 
 Content = bytes | Callable[[IO[bytes]], None]
-"""What is to be written, or a function that writes it into a file: on a local disk it is then never in memory as a whole."""
+"""Bytes to write, or a function that writes them to a file object; on local disk the function's output is streamed."""
 
 
 def write(uri: str, data: Content) -> None:
-    """Write an object whole or not at all, folders included.
+    """Write an object atomically, creating its folders.
 
     Raises:
-        StorageError: the name cannot be used. StorageUnavailable: the store may answer later. StorageUnusable: nothing can be
-            written there: it is full, read-only, or the permissions or credentials do not allow it.
+        StorageError: The name cannot be used.
+        StorageUnavailable: The store may answer later.
+        StorageUnusable: The store is full or read-only, or permissions or credentials forbid writing.
     """
     with _translated(uri, writing=True):
         fs, path = _open(uri)
@@ -79,10 +81,10 @@ def write(uri: str, data: Content) -> None:
 
 
 def write_all(files: Mapping[str, bytes]) -> None:
-    """Write some objects, each whole or not at all: one after the other to a local disk, which is quicker, or all at once.
+    """Write several objects, each atomically: in turn on local disk, where that is faster, in parallel elsewhere.
 
     Raises:
-        StorageError, StorageUnavailable, StorageUnusable: as for `write`, of the first that could not be written.
+        StorageError, StorageUnavailable, StorageUnusable: As `write`, for the first object that could not be written.
     """
     local = not files or _is_local(_open(next(iter(files)))[0])
     for written in each(lambda uri: write(uri, files[uri]), files, 1 if local else len(files)):
@@ -99,15 +101,16 @@ def _bytes(data: Content) -> bytes:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Write an object only if there is none: whether this call wrote it. A store that `honours_create` denies overwrites.
+    """Write an object unless it exists, and return whether this call wrote it.
 
-    A power failure may leave a local one empty: nothing waits for the disk, as for what only counts while its writer lives.
+    Stores for which `honours_create` is False overwrite instead. A local file is not synced to disk, so a power failure may
+    leave it empty: use this for objects that count only while their writer lives.
 
-    The client repeats a request whose answer was lost, and is then refused because of its own object: a caller to whom False
-    matters reads the object back.
+    False may be wrong: a client that repeats a request whose answer was lost is refused because of its own object. A caller
+    to whom that matters reads the object back.
 
     Raises:
-        StorageError, StorageUnavailable, StorageUnusable: as for `write`.
+        StorageError, StorageUnavailable, StorageUnusable: As `write`.
     """
     with _translated(uri, writing=True):
         fs, path = _open(uri)
@@ -118,7 +121,7 @@ def create(uri: str, data: bytes) -> bool:
                 fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             return False
-        except OSError as error:  # servers name the refusal differently: whether the object is there does not
+        except OSError as error:  # servers name the refusal differently, so ask whether the object exists
             if _code(error) not in _CONDITION_CODES:
                 raise
             if fs.exists(path):
@@ -129,19 +132,28 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def delete(uri: str) -> None:
-    """Remove an object; one that is not there is no error.
+    """Delete an object; do nothing if it does not exist.
 
     Raises:
-        StorageError: it is forbidden. StorageUnavailable: the store may answer later.
+        StorageError: Deleting is forbidden.
+        StorageUnavailable: The store may answer later.
     """
-    with _translated(uri):  # not writing: some may write and not delete
+    with _translated(uri):  # without `writing`: credentials may allow writing and forbid deleting
         fs, path = _open(uri)
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(path)
 
 
 def sweep(uri: str, seconds: float) -> None:
-    """Remove what writes that were killed left directly below a local folder, if it is older than so many seconds."""
+    """Delete the temporary files that killed writes left directly in a local folder.
+
+    Args:
+        uri: The folder; on other stores nothing is done.
+        seconds: The age in seconds above which a temporary file is deleted; younger ones may still be written.
+
+    Raises:
+        StorageError: The folder cannot be read or changed.
+    """
     with _translated(uri):
         fs, path = _open(uri)
         if not _is_local(fs) or not os.path.isdir(path):
@@ -154,10 +166,13 @@ def sweep(uri: str, seconds: float) -> None:
 
 
 def honours_create(uri: str) -> bool:
-    """Whether `create` below this prefix refuses to overwrite; some servers ignore the condition, some clients know none.
+    """Return whether `create` below this prefix refuses to overwrite.
+
+    Some servers ignore the condition, and some clients cannot send it.
 
     Raises:
-        StorageError: the prefix cannot be written. StorageUnavailable: the store does not answer.
+        StorageError: The probe cannot be deleted.
+        StorageUnavailable: The store does not answer.
     """
     probe = join(uri, f".nst-probe-{secrets.token_hex(4)}")
     try:
@@ -171,7 +186,13 @@ def honours_create(uri: str) -> bool:
 
 
 def stat(uri: str) -> Entry | None:
-    """Size and version of an object, or None where there is none."""
+    """Return the size and version of an object, or None if it does not exist.
+
+    Raises:
+        StorageError: The object is forbidden.
+        StorageUnavailable: The store may answer later.
+        StorageUnusable: The credentials are refused.
+    """
     with _translated(uri):
         fs, path = _open(uri)
         try:
@@ -179,15 +200,24 @@ def stat(uri: str) -> Entry | None:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if _code(error) in ("400", "403"):  # the answer to HEAD has no body that says why; the answer to GET has
+            if _code(error) in ("400", "403"):  # HEAD's answer has no body with a reason; GET's has
                 fs.cat_file(path, start=0, end=1)
             raise
 
 
 def listing(uri: str, prefix: str = "") -> dict[str, Entry]:
-    """Names and entries of the objects directly below a folder, sorted by name; none where there is no such folder.
+    """Return the names and entries of the files directly in a folder, sorted by name; empty if the folder does not exist.
 
-    prefix: what the names begin with. S3 looks for those only; elsewhere it costs as much as to list the whole folder.
+    Dot files are left out.
+
+    Args:
+        uri: The folder.
+        prefix: The beginning of the names to list. S3 filters on the server; other stores list the whole folder.
+
+    Raises:
+        StorageError: The folder is forbidden.
+        StorageUnavailable: The store may answer later.
+        StorageUnusable: The credentials are refused.
     """
     with _translated(uri):
         fs, path = _open(uri)
@@ -205,7 +235,15 @@ def listing(uri: str, prefix: str = "") -> dict[str, Entry]:
 
 
 def expand(pattern: str) -> list[str]:
-    """URIs of the files that match a glob pattern, sorted, no dot files; with the pattern's own protocol, if any."""
+    """Return the files that match a glob pattern, sorted, without dot files.
+
+    They are URIs if the pattern has a protocol, otherwise paths.
+
+    Raises:
+        StorageError: The pattern is not valid or its folder is forbidden.
+        StorageUnavailable: The store may answer later.
+        StorageUnusable: The credentials are refused.
+    """
     with _translated(pattern):
         fs, path = _open(pattern)
         matching = (str(name) for name in fs.glob(path) if fs.isfile(name))
@@ -214,10 +252,12 @@ def expand(pattern: str) -> list[str]:
 
 
 def probe_writable(uri: str) -> None:
-    """Write and delete a small object below a prefix, so that an output that cannot be written is known before any compute.
+    """Write and delete a small object below a prefix, so that an unwritable output is detected before any compute.
 
     Raises:
-        StorageError: the prefix cannot be written. StorageUnavailable: the store does not answer.
+        StorageError: The prefix cannot be written, or the probe cannot be deleted.
+        StorageUnavailable: The store may answer later.
+        StorageUnusable: The store is full or read-only, or permissions or credentials forbid writing.
     """
     probe = join(uri, f".nst-probe-{secrets.token_hex(4)}")
     write(probe, b"probe")
@@ -225,10 +265,14 @@ def probe_writable(uri: str) -> None:
 
 
 def each(function: Callable[[T], R], items: Iterable[T], readers: int, near: bool = False) -> list[R | NstError]:
-    """`function` of each item on up to `readers` threads, in order; an `NstError` it raises takes its result's place.
+    """Apply a function to each item on a thread pool, and return the results in order, an `NstError` in place of a result.
 
-    near: the items are files on this machine. They are then taken one after the other, in this thread, for as long as they take
-    less than `QUICK_SECONDS` each: a file that the system has in its memory is read sooner than threads take turns in Python.
+    Args:
+        function: The function to apply; an `NstError` that it raises becomes the item's result.
+        items: Its arguments.
+        readers: The largest number of threads.
+        near: Whether the items are files on this machine. They are then read in the calling thread as long as each takes
+            less than `QUICK_SECONDS` on average: a file in the page cache is read faster than Python switches threads.
     """
 
     def attempt(item: T) -> R | NstError:
@@ -246,7 +290,7 @@ def each(function: Callable[[T], R], items: Iterable[T], readers: int, near: boo
         while len(here) < len(items) and time.perf_counter() - began < GRACE_SECONDS + QUICK_SECONDS * len(here):
             here.append(attempt(items[len(here)]))
     left = items[len(here) :]
-    # several at a time: handing one over takes as long as to read a small local file
+    # in chunks: passing one item to a thread takes as long as reading a small local file
     some = max(1, min(64, len(left) // (4 * readers)))
     parts = [left[first : first + some] for first in range(0, len(left), some)]
     with ThreadPoolExecutor(max_workers=readers) as pool:
@@ -254,10 +298,17 @@ def each(function: Callable[[T], R], items: Iterable[T], readers: int, near: boo
 
 
 def patiently(function: Callable[[], T], settings: Settings, stop: threading.Event, tell: Callable[[str], None]) -> T:
-    """What `function` returns, called again after each of the settings' delays while the store fails for the moment.
+    """Call a function, retry it after each of the settings' delays while its error is transient, and return its result.
+
+    Args:
+        function: The function to call.
+        settings: The settings with the delays.
+        stop: The run's stop signal.
+        tell: A function that logs a message about each retry.
 
     Raises:
-        Interrupted: the run was asked to stop while waiting. Whatever `function` raises for good, or at the last attempt.
+        Interrupted: The run was asked to stop during a delay.
+        Exception: The function's own error, if it is not transient or the last attempt fails.
     """
     for delay in settings.delays:
         try:
@@ -272,37 +323,37 @@ def patiently(function: Callable[[], T], settings: Settings, stop: threading.Eve
 
 
 def join(base: str, *names: str) -> str:
-    """A URI below another."""
+    """Return a URI with names appended to its path."""
     protocol, mark, path = base.rpartition("://")
     return protocol + mark + "/".join([path.rstrip("/"), *names])
 
 
 def folder(uri: str) -> str:
-    """The folder of an object's URI: what a manifest's relative URIs are resolved against."""
+    """Return the folder of an object's URI; a manifest's relative URIs are resolved against it."""
     protocol, mark, path = uri.rpartition("://")
     head, slash, _ = path.rpartition("/")
     return protocol + mark + (head or slash or ("" if mark else "."))
 
 
 def absolute(uri: str) -> str:
-    """A URI as it is, a local path made absolute: the same place whatever the working folder becomes."""
+    """Return a URI unchanged, or a local path made absolute, so that it does not depend on the working folder."""
     return uri if "://" in uri else os.path.abspath(uri)
 
 
 _S3_TIMEOUTS = {"connect_timeout": 5, "read_timeout": 10}
-"""Seconds without a byte after which S3's client gives a request up."""
+"""Timeouts in seconds of the S3 client's connections and reads."""
 
 _S3_ATTEMPTS = 3
-"""Of S3's client, which cannot be interrupted: what lasts is left to those who wait and can."""
+"""Attempts of the S3 client, which cannot be interrupted; longer outages are for `patiently`, which can be stopped."""
 
 
 def _open(uri: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False, **_client_options(uri))
-    except TypeError as error:  # a file system that wants more than a URI says
+    except TypeError as error:  # a file system that needs more arguments than a URI holds
         raise ValueError("a URI is not enough for this protocol") from error
     if uri.startswith(_S3_PROTOCOLS):
-        fs.retries = 2  # around those of the client: 5 x 5 would spend minutes on each request while a server is away
+        fs.retries = 2  # multiplies with the client's: 5 x 5 would spend minutes per request while a server is away
     return fs, path
 
 
@@ -310,9 +361,9 @@ _S3_PROTOCOLS = ("s3://", "s3a://")
 
 
 def _client_options(uri: str) -> dict[str, Any]:
-    """How the web is to be reached; and S3, save for what the user's own fsspec configuration or environment says."""
+    """Return the client options for HTTP or S3; the user's fsspec configuration and environment take precedence for S3."""
     if uri.startswith(("http://", "https://")):
-        from nst_tasks import web  # here, because it takes a moment to import
+        from nst_tasks import web  # imported here because aiohttp is slow to import
 
         return {"get_client": web.client}
     if not uri.startswith(_S3_PROTOCOLS):
@@ -321,7 +372,7 @@ def _client_options(uri: str) -> dict[str, Any]:
     client: dict[str, Any] = dict(_S3_TIMEOUTS)
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         client["retries"] = {"total_max_attempts": _S3_ATTEMPTS}
-    # one stream an object: several would ask for its size first by HEAD, whose answer does not say why it is a refusal
+    # one stream per object: several would first ask for its size by HEAD, whose refusal gives no reason
     return {"max_concurrency": 1, **asked, "config_kwargs": {**client, **asked.get("config_kwargs", {})}}
 
 
@@ -330,13 +381,13 @@ def _is_local(fs: Any) -> bool:
 
 
 _TEMPORARY = ".nst.tmp"
-"""How the name of a file ends that is not yet what it is to be; it begins with a dot, which listings leave out."""
+"""Suffix of unfinished files; their names begin with a dot, which hides them from listings."""
 
 
 def _write_local(path: str, data: Content, place: Callable[[str, str], None] = os.replace, lasting: bool = True) -> None:
     parent, _, name = path.rpartition("/")
     os.makedirs(parent or "/", exist_ok=True)
-    temporary = f"{parent}/.{name[:50]}.{secrets.token_hex(4)}{_TEMPORARY}"  # in the same folder: a rename stays on its disk
+    temporary = f"{parent}/.{name[:50]}.{secrets.token_hex(4)}{_TEMPORARY}"  # same folder, hence same disk: renaming is atomic
     try:
         with open(temporary, "wb") as file:
             if isinstance(data, bytes):
@@ -348,7 +399,7 @@ def _write_local(path: str, data: Content, place: Callable[[str, str], None] = o
                 os.fsync(file.fileno())
         place(temporary, path)
     finally:
-        with contextlib.suppress(OSError):  # after a rename there is none
+        with contextlib.suppress(OSError):  # gone after a rename, still there after a link
             os.unlink(temporary)
 
 
@@ -372,7 +423,7 @@ _BY_NUMBER: dict[int, tuple[type[StorageError], str]] = {
     errno.EISDIR: (StorageError, "it is a folder, not a file; choose another path"),
     errno.EEXIST: (StorageError, "a file is in the way; choose another path"),
 }
-"""What an operating system's error number says; any other is taken for a passing failure."""
+"""Translation of operating system error numbers; any other number counts as transient."""
 
 _NUMBER_OF_TYPE = {
     FileNotFoundError: errno.ENOENT,
@@ -381,7 +432,7 @@ _NUMBER_OF_TYPE = {
     IsADirectoryError: errno.EISDIR,
     FileExistsError: errno.EEXIST,
 }
-"""For file systems that raise these without a number."""
+"""Error numbers for file systems that raise these exceptions without one."""
 
 _EXPIRED = (StorageUnusable, "access is denied, the credentials have expired; renew them and run the same command again")
 _INVALID = (StorageUnusable, "access is denied, the credentials are not valid; correct them and run the same command again")
@@ -393,10 +444,10 @@ _BY_CODE: dict[str, tuple[type[StorageError], str]] = {
     **dict.fromkeys(("QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "507"), _FULL),
     "AccountProblem": (StorageUnusable, "access is denied, the account is not in order; ask the store's provider"),
     "RequestTimeTooSkewed": (StorageUnusable, "access is denied, this machine's clock is wrong; set it and run again"),
-    # bytes that were damaged on the way, or an upload in parts that was completed by a request whose answer was lost
+    # bytes damaged in transit, or a multipart upload completed by a request whose answer was lost
     **dict.fromkeys(("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "InvalidPart", "NoSuchUpload"), _LATER),
 }
-"""What an S3 server's error code says where the number that s3fs makes of it says too little."""
+"""Translation of S3 error codes for which s3fs's error number is too coarse."""
 
 _CONDITION_CODES = ("PreconditionFailed", "ConditionalRequestConflict", "409", "412")
 
@@ -412,17 +463,22 @@ _BY_CLASS: dict[str, tuple[type[StorageError], str]] = {
     **dict.fromkeys(("SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError"), _EXPIRED),
     "ParamValidationError": (StorageError, "the store refuses the name; check bucket and key"),
 }  # fmt: skip
-"""What a client says before it asks a server, by its exception's class; botocore need not be imported for it."""
+"""Translation of errors that a client raises before any request, by class name so that botocore need not be imported."""
 
 _HTTP_LATER = (408, 425, 429)
-"""HTTP statuses below 500 that ask to come back later."""
+"""HTTP statuses below 500 that are transient: timeout, too early, too many requests."""
 
 _CLIENT_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "urllib3", "s3fs", "requests", "httpx")
-"""Whatever else these raise is a connection's failure, and passing."""
+"""Packages whose other errors are transient connection failures."""
 
 
 @contextlib.contextmanager
 def _translated(uri: str, writing: bool = False) -> Iterator[None]:
+    """Translate the errors of fsspec and its clients into `StorageError` and its subclasses.
+
+    Raises:
+        StorageError, StorageUnavailable, StorageUnusable: As `_verdict` decides; a defect of ours passes unchanged.
+    """
     try:
         yield
     except Exception as error:
@@ -436,7 +492,7 @@ def _translated(uri: str, writing: bool = False) -> Iterator[None]:
 
 
 def _verdict(error: Exception, uri: str, writing: bool) -> tuple[type[StorageError], str] | None:
-    """The class and the sentence that a foreign error is told by, or None for a defect of ours."""
+    """Return the class and sentence that translate a foreign error, or None if it is a defect of ours."""
     if (code := _code(error)) in _BY_CODE:
         return _BY_CODE[code]
     if isinstance(error, ImportError):
@@ -448,11 +504,11 @@ def _verdict(error: Exception, uri: str, writing: bool) -> tuple[type[StorageErr
         kind, sentence = _BY_NUMBER.get(number or 0, _LATER)
         if number == errno.EINVAL and code:
             sentence += f" ({code})"
-        # who may not read one object may read the next; an output that may not be written is no use to any pair
+        # an unreadable object fails only its pairs; an unwritable output fails all
         return (StorageUnusable if writing and sentence == _NO_ACCESS else kind), sentence
     if type(error).__name__ in _BY_CLASS:
         return _BY_CLASS[type(error).__name__]
-    if isinstance(error, ValueError):  # an unknown protocol, an address or a name that cannot be taken apart
+    if isinstance(error, ValueError):  # an unknown protocol, or an address or name that cannot be parsed
         return StorageError, "not a place that can be read or written; check protocol and name"
     status = getattr(error, "status", None)  # aiohttp's
     if isinstance(status, int) and 400 <= status < 500 and status not in _HTTP_LATER:
@@ -463,12 +519,12 @@ def _verdict(error: Exception, uri: str, writing: bool) -> tuple[type[StorageErr
 
 
 def _code(error: Exception) -> str:
-    """The S3 error code that s3fs found in a server's answer, if this is one: a name, or a status where there was no body."""
+    """Return the S3 error code behind an error of s3fs, or "": a name, or an HTTP status if the answer had no body."""
     response = getattr(error.__cause__, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _brief(error: BaseException) -> str:
-    """The error's class and number only: its text may repeat a signed URL or a credential."""
+    """Return only the error's class and number: its text may contain a signed URL or a credential."""
     number = getattr(error, "errno", None)
     return f"{type(error).__name__}, {errno.errorcode.get(number, number)}" if number else type(error).__name__

@@ -1,7 +1,7 @@
-"""What a picture's file is made of, walked before a decoder sees it: what would cost far more than its pixels is refused.
+"""Reject image files that are disproportionately expensive to decode, before a decoder sees them.
 
-The number of pixels says little about that: a JPEG may draw them over and over, scan by scan, a TIFF put one pixel into a tile
-of gigabytes, and a PNG or GIF have millions of parts of nothing. Pure; each walk is linear in the file and stops early.
+The number of pixels does not bound the cost: a JPEG may repeat them in many scans, a TIFF may put one pixel into a tile of
+gigabytes, and a PNG or GIF may have millions of empty parts. Pure; each check is linear in the file size and stops early.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from collections.abc import Iterator
 from nst_tasks.errors import PictureError
 
 MOST_PARTS = 100_000
-"""Chunks of a PNG, blocks before a GIF's first frame: some fifty thousand make the largest PNG."""
+"""Largest number of PNG chunks, or of GIF blocks before the first frame; the largest real PNG has about fifty thousand."""
 MOST_SCANS = 100
-"""Of a JPEG: a progressive one has about ten."""
+"""Largest number of scans in a JPEG; a progressive one has about ten."""
 MOST_VALUES = 500_000
-"""Of one TIFF tag that holds numbers: as many tiles of 16 x 16 make 128 megapixels."""
+"""Largest number of values in one numeric TIFF tag; as many tiles of 16 x 16 make 128 megapixels."""
 
 
 def check(data: bytes, max_pixels: int) -> None:
-    """Refuse a file whose structure makes a decoder work or allocate out of proportion; damage is left to the decoder to find.
+    """Refuse a file whose structure makes a decoder compute or allocate out of proportion.
+
+    Damaged files pass: the decoder reports them.
 
     Raises:
-        PictureError: too many chunks, blocks, scans or values, or a tile of more than `max_pixels` pixels.
+        PictureError: The file has too many chunks, blocks, scans or values, or a tile of more than `max_pixels` pixels.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         _count(_png_chunks(data), MOST_PARTS, "chunks")
@@ -34,12 +36,12 @@ def check(data: bytes, max_pixels: int) -> None:
     elif data.startswith((b"GIF87a", b"GIF89a")):
         _count(_gif_blocks(data), MOST_PARTS, "blocks before its first frame")
     elif data[:2] in (b"II", b"MM"):
-        for is_big in {data[2:3] == b"+", b"+" in data[2:4]}:  # decoders differ in what makes a BigTIFF
+        for is_big in {data[2:3] == b"+", b"+" in data[2:4]}:  # decoders differ in how they detect a BigTIFF
             _check_tiff(data, is_big, max_pixels)
 
 
 def png_chunk(data: bytes, kind: bytes) -> bytes | None:
-    """The content of a PNG's last chunk of this kind; None where there is none."""
+    """Return the content of a PNG's last chunk of a kind, such as `eXIf`, or None if it has no such chunk."""
     found = None
     for at, length in _png_chunks(data):
         if data[at + 4 : at + 8] == kind:
@@ -48,13 +50,18 @@ def png_chunk(data: bytes, kind: bytes) -> bytes | None:
 
 
 def _count(parts: Iterator[object], most: int, what: str) -> None:
+    """Refuse a file that has too many parts.
+
+    Raises:
+        PictureError: There are more than `most` parts.
+    """
     for number, _ in enumerate(parts):
         if number >= most:
             raise PictureError(f"the picture has more than {most} {what}; open it and save it anew")
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each chunk begins, and the length of its content."""
+    """Yield the offset of each PNG chunk and the length of its content, in bytes."""
     at = 8
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -63,10 +70,11 @@ def _png_chunks(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd9\xff]")
-"""What begins a segment, also after the coded pixels of a scan, in which \xff is followed by 0 or a restart."""
+"""Start of a JPEG segment; inside a scan's coded pixels, 0xFF is always followed by 0 or a restart marker."""
 
 
 def _jpeg_scans(data: bytes) -> Iterator[int]:
+    """Yield the offset of each scan of a JPEG."""
     at = 2
     while marker := _JPEG_MARKER.search(data, at):
         at = marker.end()
@@ -77,6 +85,7 @@ def _jpeg_scans(data: bytes) -> Iterator[int]:
 
 
 def _gif_blocks(data: bytes) -> Iterator[int]:
+    """Yield the offset of each extension block and sub-block before a GIF's first frame."""
     flags = data[10] if len(data) > 10 else 0
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     while data[at : at + 1] == b"!":
@@ -89,15 +98,20 @@ def _gif_blocks(data: bytes) -> Iterator[int]:
 
 
 _BYTES = (1, 2, 6, 7)
-"""TIFF's types of bytes and text, which stay what they are; of numbers, each becomes an object."""
+"""TIFF types of bytes and text, which decoders read as one string; of other types each value becomes a Python object."""
 _WHOLE = {**dict.fromkeys((1, 6), "B"), **dict.fromkeys((3, 8), "H"), **dict.fromkeys((4, 9, 13), "I")}
-"""Its types of whole numbers up to 32 bits, with `struct`'s codes."""
+"""TIFF integer types of up to 32 bits -> `struct` format characters."""
 _TILE_SIDES = (322, 323)
 _DIRECTORIES = (34665, 34853, 40965)
-"""Tags that point to further directories, those that are read with a picture: EXIF, GPS, interoperability."""
+"""TIFF tags that point to further directories and are read with an image: EXIF, GPS, interoperability."""
 
 
 def _check_tiff(data: bytes, is_big: bool, max_pixels: int) -> None:
+    """Refuse a TIFF or BigTIFF whose first directory, or one that it points to, has too many values or too large a tile.
+
+    Raises:
+        PictureError: A numeric tag has more than `MOST_VALUES` values, or a tile more than `max_pixels` pixels.
+    """
     order = "<" if data[:2] == b"II" else ">"
     head, entry, pointer = (struct.Struct(order + code) for code in (("Q", "HHQ8s", "Q") if is_big else ("H", "HHI4s", "I")))
     start = 8 if is_big else 4

@@ -1,7 +1,7 @@
 """Prefect tasks: thin shells over `intake` and `work` that add names, retries and states.
 
-Transient failures of the store are raised, so that Prefect tries the task again after a backoff with jitter; at the last
-attempt they become outcomes like any other failure. Everything else is decided in plain functions.
+Transient failures of the store are raised, so that Prefect retries the task after a backoff with jitter; at the last attempt
+they become outcomes like any other failure. Everything else is decided in plain functions.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 AWAY_AFTER = 5
-"""Batches of a task run for which the store failed one after the other: it is away, and the rest would only wait for it too."""
+"""Consecutive batches with store failures after which a task run leaves its other batches to the retry, too."""
 
 FAILURES_TOLD = 10
-"""Pairs whose failure is part of a task run's message."""
+"""Maximum number of failed pairs in a task run's message."""
 
 
 def _fit_to_log(shell: Callable[P, R]) -> Callable[P, R]:
-    """The same, but what it raises has no secret in it: Prefect logs it and shows it as the state's message."""
+    """Wrap a function so that its exceptions hold no secrets: Prefect logs them and shows them as the state's message."""
 
     @functools.wraps(shell)
     def careful(*arguments: P.args, **options: P.kwargs) -> R:
@@ -62,7 +62,10 @@ def _is_last_attempt(settings: Settings) -> bool:
 
 
 def with_retries(shell: Task[Any, Any], settings: Settings) -> Task[Any, Any]:
-    """A task with the settings' retries, backoff and jitter: to be made once for many runs, as Prefect reads its source."""
+    """Return the task with the settings' retries, backoff and jitter.
+
+    Make it once for many task runs, because Prefect reads the task's source each time.
+    """
     return shell.with_options(
         retries=settings.retries,
         retry_delay_seconds=settings.delays,
@@ -74,12 +77,13 @@ def with_retries(shell: Task[Any, Any], settings: Settings) -> Task[Any, Any]:
 @task(cache_policy=NO_CACHE, persist_result=False)
 @_fit_to_log
 def inspect_pictures(uris: list[str], settings: Settings, found: dict[str, Source | NstError]) -> dict[str, Source | NstError]:
-    """Read and identify pictures that no earlier run knows, several at once, save those that are `found`; add them there.
+    """Read and identify, several at once, the images that are not in `found`, and add them to it.
 
-    A thread that tries the task again has the same `found`, and so reads only those again for which the store failed.
+    A retry in the same process has the same `found`, and so reads only the images again for which the store failed.
 
     Raises:
-        StorageUnavailable: of one picture at least. StorageUnusable: the store's refusal concerns every picture.
+        StorageUnavailable: The store failed temporarily for at least one image, and a retry is left.
+        StorageUnusable: The store rejects all reads, not only this image's.
     """
     left = [uri for uri in uris if uri not in found]
     results = storage.each(lambda uri: intake.inspect(uri, settings.max_pixels, settings.access), left, settings.readers)
@@ -98,7 +102,7 @@ def inspect_pictures(uris: list[str], settings: Settings, found: dict[str, Sourc
 
 @contextlib.contextmanager
 def _watched(run: Run) -> Iterator[None]:
-    """On a worker of a cluster, where the run's watch is not: heed the wish to stop, and log what would be told."""
+    """Poll for the stop signal and log the warnings on a cluster worker, which the run's own `Watch` does not reach."""
     if current.get() is not None:
         yield
         return
@@ -109,10 +113,12 @@ def _watched(run: Run) -> Iterator[None]:
 
 
 def failed(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
-    """The outcomes of a batch that could not be done, as `work.fail` has them, however often the store fails meanwhile.
+    """Record the failure of a batch by `work.fail` and return its outcomes, with retries while the store fails.
 
     Raises:
-        StorageUnavailable: it stayed away. StorageUnusable: nothing can be written any more. Interrupted: asked to stop.
+        StorageUnavailable: The store kept failing through all retries.
+        StorageUnusable: The store rejects all writes.
+        Interrupted: The run was asked to stop.
     """
     return storage.patiently(lambda: work.fail(batch, error, run), run.settings, watch().stop, get_run_logger().warning)
 
@@ -121,18 +127,20 @@ def _share_name(parameters: dict[str, Any]) -> str:
     return batching.share_name(parameters["batches"])
 
 
-# the name by a function: a string would be a template of the parameters, and a picture's name may hold anything
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name=_share_name)  # type: ignore[arg-type]  # Prefect's own is a class
+# named by a function: a string would be a template of the parameters, and file names may hold anything
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name=_share_name)  # type: ignore[arg-type]  # a class in Prefect
 @_fit_to_log
 def stylize_batches(batches: Sequence[Batch], run: Run) -> State[list[Outcome]]:
-    """Stylize the pairs of some batches, one batch after the other; Failed when no pair succeeded.
+    """Stylize the pairs of some batches, one batch after the other; the state is Failed if no pair succeeded.
 
-    A batch for which the store fails for the moment keeps none of the others from being done: they come first, then the
-    task is tried again, which finds them done. When it fails for several in a row, they wait for that too. At the last
-    attempt the pairs of such a batch are tried one by one, so that only those fail that the store fails for.
+    A temporary store failure in one batch does not block the others: they are done first, and the retry finds them done.
+    After `AWAY_AFTER` such batches in a row the others wait for the retry as well. At the last attempt the pairs of such a
+    batch are tried one by one, so that only the affected pairs fail.
 
     Raises:
-        StorageUnavailable: of one batch at least. StorageUnusable, Interrupted: no other batch would fare better.
+        StorageUnavailable: The store failed temporarily for at least one batch, and a retry is left.
+        StorageUnusable: The store rejects all writes.
+        Interrupted: The run was asked to stop.
     """
     outcomes: list[Outcome] = []
     again: NstError | None = None

@@ -1,6 +1,6 @@
-"""HTTP as far as it is allowed: no connection to addresses that hand out a machine's credentials, no redirects.
+"""HTTP client that refuses redirects and connections to cloud metadata addresses.
 
-Checked where a socket is about to be connected, so that it holds whatever a name is resolved to, and whenever.
+The address is checked when a socket is opened, so that the check cannot be evaded by what a host name resolves to, or when.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from nst_tasks.errors import StorageError, redact
 
 
 async def client(**options: Any) -> aiohttp.ClientSession:
-    """A session for fsspec's HTTP file system."""
+    """Create a session for fsspec's HTTP file system."""
     tracing = aiohttp.TraceConfig()
     tracing.on_request_redirect.append(_refuse_redirect)
     connector = aiohttp.TCPConnector(socket_factory=open_socket)
-    # as long as bytes come a large picture may take its time; a silent server is tried again later
+    # no total limit, because a large image may take long; a silent server times out and is retried
     options.setdefault("timeout", aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=10))
     return aiohttp.ClientSession(connector=connector, trace_configs=[tracing], **options)
 
 
 def open_socket(address: tuple[Any, ...]) -> socket.socket:
-    """A socket for one of `socket.getaddrinfo`'s answers.
+    """Open a socket for one of the results of `socket.getaddrinfo`.
 
     Raises:
-        PermissionError: a connection there is not allowed.
+        PermissionError: The address is link-local or a cloud metadata address.
     """
     family, kind, protocol, _, place = address
     if is_metadata(str(place[0])):
@@ -38,5 +38,5 @@ def open_socket(address: tuple[Any, ...]) -> socket.socket:
 
 
 async def _refuse_redirect(session: object, context: object, sent: aiohttp.TraceRequestRedirectParams) -> None:
-    # it may lead out of the allowed roots
+    # a redirect may leave the allowed roots
     raise StorageError(f"{redact(str(sent.url))}: the server sends on to another address, which is not followed; name that one")

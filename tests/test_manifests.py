@@ -93,7 +93,7 @@ def test_every_recipe_runs_from_a_manifests_row(tmp_path: Path) -> None:
 def test_the_grids_manifest_is_three_contents_by_four_styles() -> None:
     parsed = manifest.parse(EXAMPLES["styles.csv"], "/")
     assert {(pair.content, pair.styles[0]) for pair in parsed.pairs} == {
-        (f"/content/{content}.jpg", f"/style/{style}.png")
+        (f"/content/{content}.jpg", f"/style/{style}.webp")
         for content in ("astronaut", "chelsea", "rocket")
         for style in ("swirls", "dunes", "stipple", "ink")
     }

@@ -1,10 +1,10 @@
-"""The loop of the Keras example (keras.io/examples/generative/neural_style_transfer) in our own words, on our features.
+"""The loop of the Keras example (keras.io/examples/generative/neural_style_transfer), rewritten here on our features.
 
     .venv/bin/python -m bench.peers.keras_example CONTENT STYLE OUT [--size PX] [--steps N]
 
-As published: content, style and image go through the network together at every step, every layer's output is asked for, losses
-are sums of squares over Gram matrices that are not normalized, and Keras's gradient descent moves a variable of 0-255 from
-a Python loop. The recipe `keras-io` is the same objective.
+As published: content, style and image pass through the network together at every step; every layer's output is returned; losses
+are sums of squares over Gram matrices that are not normalized; and Keras's gradient descent updates a variable of 0-255 in a
+Python loop. The recipe `keras-io` has the same objective.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEAN_BGR = np.float32((103.939, 116.779, 123.68))
 
 
 def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
-    """The loop from the content picture; both pictures have one shape (H, W, 3), in [0, 1]."""
+    """Return the loop, started from the content image; both images have the same shape (H, W, 3), in [0, 1]."""
     network = vgg.network(weights)
     extractor = keras.Model(network.inputs, {layer.name: layer.output for layer in network.layers})
     base, reference = tf.constant(_preprocessed(content)), tf.constant(_preprocessed(style))

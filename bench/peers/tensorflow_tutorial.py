@@ -1,9 +1,9 @@
-"""The loop of the TensorFlow tutorial (tensorflow.org/tutorials/generative/style_transfer) in our own words, on our features.
+"""The loop of the TensorFlow tutorial (tensorflow.org/tutorials/generative/style_transfer), rewritten here on our features.
 
     .venv/bin/python -m bench.peers.tensorflow_tutorial CONTENT STYLE OUT [--size PX] [--steps N]
 
-As published: one compiled train step, Gram matrices by einsum, Keras's Adam on a variable in [0, 1] that is clipped and
-assigned after each update, called from a Python loop. The recipe `tf-tutorial` is the same objective.
+As published: one compiled train step, Gram matrices by einsum, and Keras's Adam on a variable in [0, 1] that is clipped and
+assigned after each update, called in a Python loop. The recipe `tf-tutorial` has the same objective.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONTENT_WEIGHT, STYLE_WEIGHT, TV_WEIGHT = 1e4, 1e-2, 30.0
 
 
 class Extractor(keras.Model):
-    """Gram matrices at the style layers, features at the content layers, of pictures in [0, 1]."""
+    """Gram matrices at the style layers and features at the content layers, of images in [0, 1]."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Extractor(keras.Model):
         self.vgg = keras.Model(network.inputs, [network.get_layer(name).output for name in (*STYLE_LAYERS, *CONTENT_LAYERS)])
 
     def call(self, inputs):
-        """(1, H, W, 3) -> two dicts by layer."""
+        """Return two dicts by layer, `style` and `content`, for images (1, H, W, 3)."""
         found = self.vgg(keras.applications.vgg16.preprocess_input(inputs * 255.0))
         grams = [_gram(x) for x in found[: len(STYLE_LAYERS)]]
         return {
@@ -40,7 +40,7 @@ class Extractor(keras.Model):
 
 
 def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
-    """The loop from the content picture; content (H, W, 3) and style (h, w, 3) in [0, 1]."""
+    """Return the loop, started from the content image; content (H, W, 3) and style (h, w, 3) in [0, 1]."""
     extractor = Extractor(weights)
     style_targets = extractor(tf.constant(style[None]))["style"]
     content_targets = extractor(tf.constant(content[None]))["content"]
@@ -63,7 +63,7 @@ def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
         gradient = tape.gradient(loss, image)
         optimizer.apply_gradients([(gradient, image)])
         image.assign(tf.clip_by_value(image, 0.0, 1.0))
-        return loss  # which the original drops
+        return loss  # the original does not return it
 
     evaluate = tf.function(objective)
     return Loop(train_step, lambda shown: float(evaluate(tf.constant(shown[None]))), lambda: image.numpy()[0])

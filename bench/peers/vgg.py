@@ -1,4 +1,4 @@
-"""The whole convolutional VGG16 as a Keras model, as `keras.applications` gives it without its classifier."""
+"""All convolutions of VGG16 as a Keras model, as `keras.applications` builds it without its classifier."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nst_tasks.weights import Weights
 
 
 def network(weights: Weights) -> keras.Model:
-    """Five blocks with a pooling after each, for pictures of any size, BGR 0-255 minus the mean colour."""
+    """Build five blocks, each followed by pooling, for images of any size, BGR 0-255 minus the mean colour."""
     shown = keras.Input((None, None, 3))
     x = shown
     for block, layers in itertools.groupby(weights, key=lambda layer: layer.partition("_")[0]):

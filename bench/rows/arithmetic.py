@@ -1,9 +1,9 @@
-"""The convolutions' arithmetic in a step, as a share of the best matrix product that this machine is seen to do.
+"""Arithmetic rate of the convolutions in a step, as a share of the best matrix product measured on this machine.
 
     .venv/bin/python -m bench.rows.arithmetic share --size 512
 
-Counted from the architecture: 2 x 9 x C_in x C_out operations a position and convolution, and as many again for its
-gradient with respect to what it was given (kernels are constants). Everything else that a step does counts as time only.
+Operations are counted from the architecture: 2 x 9 x C_in x C_out for each position of each convolution, and the same number
+for its gradient with respect to its input (kernels are constants). The rest of a step counts as time only.
 """
 
 from __future__ import annotations
@@ -26,27 +26,32 @@ SHAPES = (
     (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (65536, 576, 64), (16384, 1152, 128), (4096, 2304, 256),
     (4096, 4608, 512),
 )  # fmt: skip
-"""(m, k, n) of products (m, k) x (k, n): square ones, and those that convolutions come to."""
+"""(m, k, n) of products (m, k) x (k, n): square ones, and the shapes of convolutions."""
 
 GPU_SHAPES = ((8192, 8192, 8192), (16384, 16384, 16384))
-"""Where a GPU is, those above do not fill it."""
+"""Shapes for GPUs, which those above do not saturate."""
 
 DTYPES = {"float32": tf.float32, "mixed": tf.bfloat16}
 
 
 def convolutions(kernels: Mapping[str, tuple[int, ...]], layers: Iterable[str], height: int, width: int) -> float:
-    """Operations of a step's convolutions for a picture (height, width); kernels (3, 3, C_in, C_out) in the network's order."""
+    """Return the number of operations of the convolutions in a step, for an image (height, width).
+
+    Args:
+        kernels: Shape (3, 3, C_in, C_out) of each kernel by layer, in the network's order.
+        layers: Layers whose features are used; the deepest ends the network.
+    """
     deepest = max(list(kernels).index(layer) for layer in layers)
     operations, block = 0.0, "block1"
     for layer, shape in list(kernels.items())[: deepest + 1]:
         if not layer.startswith(block):
             height, width, block = height // 2, width // 2, layer.partition("_")[0]
-        operations += 2 * 2.0 * np.prod(shape) * height * width  # a multiplication and an addition, forward and back
+        operations += 2 * 2.0 * np.prod(shape) * height * width  # multiplication and addition, forward and backward
     return operations
 
 
 def share(size: int = 512, rounds: int = 7) -> list[Row]:
-    """A step of `tf-tutorial` against the best product, in each precision."""
+    """Measure a step of `tf-tutorial` against the best matrix product, in each precision."""
     content, style = ours.pair(size)
     arrays: Weights = weights.load(weights.DEFAULT, None)
     rows = []
@@ -72,10 +77,10 @@ def share(size: int = 512, rounds: int = 7) -> list[Row]:
 
 
 def _best_product(dtype: tf.DType) -> tuple[Callable[[], object], float, tuple[int, int, int]]:
-    """The product of the highest rate, as a call that waits for it, its operations and its shape."""
+    """Return the matrix product of the highest rate: a call that waits for its end, its operations, and its shape (m, k, n)."""
     found = []
     for m, k, n in SHAPES + (GPU_SHAPES if tf.config.list_physical_devices("GPU") else ()):
-        times = 1 + int(5e10 // (2 * m * k * n))  # for as long as a step takes: what a call costs is not what is measured
+        times = 1 + int(5e10 // (2 * m * k * n))  # as long as a step, so that the overhead of a call does not count
         right = tf.cast(tf.random.uniform((k, n)), dtype)
         left = tf.cast(tf.random.uniform((m, k)), dtype)
 

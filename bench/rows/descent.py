@@ -2,9 +2,9 @@
 
     .venv/bin/python -m bench.rows.descent tutorial --size 256 --steps 1000
 
-Ours is L-BFGS on that same objective, from the same content picture by way of one at half size, from where it needs fewer
-evaluations. How many is found first, off the clock; then whole transfers of so many are timed, from pictures to picture, in
-turns with stretches of the tutorial's steps. Graphs are traced before the clock starts, on both sides.
+Ours is L-BFGS on the same objective and from the same content image, with a coarser level at half size, after which it needs
+fewer evaluations. Their number is found first, untimed. Then whole transfers of this many evaluations are timed, from images to
+image, alternating with stretches of the tutorial's steps. Graphs are traced before the clock starts, on both sides.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from nst_tasks.core.pyramid import levels
 from nst_tasks.images import Picture
 
 BETWEEN = 2
-"""Evaluations between two looks at whether the loss is reached."""
+"""Evaluations between two checks of the loss."""
 
 HALF = Pyramid(smallest=32, ratio=2.0, coarse_steps=150, levels=2)
 
 
 def tutorial(size: int = 256, steps: int = 1000, rounds: int = 3, most: int = 400) -> list[Row]:
-    """The tutorial's 1,000 steps of Adam against our L-BFGS, of at most `most` evaluations."""
+    """Compare the tutorial's 1,000 steps of Adam with our L-BFGS, limited to `most` evaluations."""
     content, style = ours.pair(size)
     loop = tensorflow_tutorial.start(weights.load(weights.DEFAULT, None), content, style)
     first = float(loop.step())
@@ -76,14 +76,20 @@ def tutorial(size: int = 256, steps: int = 1000, rounds: int = 3, most: int = 40
 
 
 def transferred(network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, evaluations: int) -> np.ndarray:
-    """The best image (H, W, 3) after the coarser level and so many evaluations at full size."""
+    """Return the best image (H, W, 3) after the coarser level and this many evaluations at full size."""
     side = started(network, method, content, style)
     side.advance(evaluations)
     return best(side)
 
 
 class Search(NamedTuple):
-    """Evaluations at full size to the target, None if it was not reached; the last look's loss; their seconds alone."""
+    """Result of a search for the number of evaluations.
+
+    Attributes:
+        evaluations: Evaluations at full size until the target was reached; None if it was not.
+        loss: Loss at the last check.
+        seconds: Time of the evaluations at full size, without the checks.
+    """
 
     evaluations: int | None
     loss: float
@@ -93,7 +99,7 @@ class Search(NamedTuple):
 def search(
     network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, loop: Loop, target: float, most: int
 ) -> Search:
-    """How many evaluations until the peer's own loss function is at the target, and what of it if `most` do not do."""
+    """Count the evaluations until the peer's own loss function reaches the target, at most `most`."""
     side, taken, loss = started(network, method, content, style), 0.0, math.inf
     for evaluations in range(BETWEEN, most + 1, BETWEEN):
         began = time.perf_counter()
@@ -106,7 +112,7 @@ def search(
 
 
 def started(network: Backbone, method: Method, content: np.ndarray, style: np.ndarray) -> ours.Ours:
-    """The transfer before its first step at full size, its coarser levels behind it."""
+    """Return the transfer at full size before its first step, after its coarser levels."""
     side: ours.Ours | None = None
     for level in levels(method, *content.shape[:2]):
         shape = images.fit(*style.shape[:2], max(level.height, level.width), upscale=True)
@@ -121,7 +127,7 @@ def started(network: Backbone, method: Method, content: np.ndarray, style: np.nd
 
 
 def best(side: ours.Ours) -> np.ndarray:
-    """The evaluated image (H, W, 3) of least loss."""
+    """Return the evaluated image (H, W, 3) with the lowest loss."""
     image: np.ndarray = lbfgs.best(side.state.optimizer)[0].numpy()[0]
     return image
 

@@ -1,11 +1,11 @@
-"""Wall time to the style that `painterly` takes on, at no less content: against `wasserstein`'s published schedule.
+"""Wall time to the style gap that `painterly` closes, with content kept as well: against `wasserstein`'s published schedule.
 
     .venv/bin/python -m bench.rows.gap wasserstein --size 256
 
-`painterly` runs to its end; its picture's style gap on held-out layers and its content cosine are what is to be reached.
-`wasserstein` is the recipe of that name in float32: published constants and schedule, our code. It is looked at every so many
-steps off the clock: its time is that of the first look at which both are as high, or all its time where none is, which then is
-too short by an unknown part. Graphs are traced before.
+`painterly` runs to its end; the target is the style gap of its image on held-out layers and its content cosine. `wasserstein`
+is the recipe of that name in float32: published constants and schedule, our code. Its image is measured every few steps,
+untimed; its time is that of the first measurement at which both numbers reach the target. If none does, its total time is used,
+which underestimates the true one. Graphs are traced before.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAIRS = (("astronaut", "swirls"), ("rocket", "stipple"), ("chelsea", "dunes"))
 
 
 def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, shorten: int = 1) -> list[Row]:
-    """`painterly` in each precision against `wasserstein`, looked at `every` steps; `shorten` divides the steps of both."""
+    """Compare `painterly` in each precision with `wasserstein`, measured every `every` steps; `shorten` divides their steps."""
     names, network = precisions(), ours.backbone()
     theirs: dict[str, list[float]] = {name: [] for name in names}
     alone: dict[str, list[float]] = {name: [] for name in names}
@@ -47,7 +47,7 @@ def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, short
             reached = {}
             for name in names:
                 method = ours.method("painterly", name)
-                for _ in range(2):  # the first traces the graphs
+                for _ in range(2):  # the first round traces the graphs
                     *_, (spent, image) = transfer_in_time(network, method, content, style, 10**9, shorten)
                 mine[name].append(spent)
                 reached[name] = measured(network, image, content, style)
@@ -57,7 +57,7 @@ def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, short
             for spent, image in transfer_in_time(network, published, content, style, every, shorten):
                 seen.append((spent, measured(network, image, content, style)))
                 if all(seen[-1][1][k] >= max(goal[k] for goal in reached.values()) for k in (0, 1)):
-                    break  # what comes after is not looked at
+                    break  # later images are not needed
             for name, (gap, cosine) in reached.items():
                 alone[name].append(next((spent for spent, (its_gap, _) in seen if its_gap >= gap), seen[-1][0]))
                 in_time = [spent for spent, (its_gap, its_cosine) in seen if its_gap >= gap and its_cosine >= cosine]
@@ -79,7 +79,10 @@ def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, short
 def transfer_in_time(
     network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, every: int, shorten: int
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Seconds so far and the image (H, W, 3), after each `every` steps and at each level's end; waiting costs nothing."""
+    """Yield the seconds so far and the image (H, W, 3), after each `every` steps and at the end of each level.
+
+    Time that the caller spends between two images does not count.
+    """
     spent, began = 0.0, time.perf_counter()
     state = image = None
     for level in levels(method, *content.shape[:2]):
@@ -97,15 +100,15 @@ def transfer_in_time(
             image, _ = transfer.result(side.backbone, method, side.targets, side.state)
             ending = time.perf_counter() - began
             yield spent + ending, np.clip(image.numpy()[0], 0.0, 1.0)
-            spent += 0.0 if left else ending  # a level's end takes it, a look is off the clock
+            spent += 0.0 if left else ending  # computing the image is part of a level's end only
             began = time.perf_counter()
         state = side.state
 
 
 def measured(network: Backbone, out: np.ndarray, content: np.ndarray, style: np.ndarray) -> tuple[float, float]:
-    """The share of the style gap closed on held-out layers, and the content's cosine."""
+    """Return the share of the style gap closed on held-out layers, and the content cosine."""
     content, style = (_yardstick(picture) for picture in (content, style))
-    out = images.resize(Picture(out, None), *content.shape[:2]).rgb  # that of a coarser level is smaller
+    out = images.resize(Picture(out, None), *content.shape[:2]).rgb  # the image of a coarser level is smaller
     found = quality.measure(
         network, (), out, quality.content(network, content, ()), [quality.moments(network, style, ())], [1.0]
     )
@@ -114,6 +117,7 @@ def measured(network: Backbone, out: np.ndarray, content: np.ndarray, style: np.
 
 
 def _yardstick(picture: np.ndarray) -> np.ndarray:
+    """Resize an image to the size at which quality is measured."""
     shape = images.fit(*picture.shape[:2], quality.SIZE, upscale=False)
     return images.resize(Picture(picture, None), *shape).rgb
 

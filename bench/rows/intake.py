@@ -1,9 +1,9 @@
-"""A large manifest before and after its work: `nst validate`, `nst plan` on a finished output, `nst run` with nothing to do.
+"""Time of a large manifest without optimization: `nst validate`, `nst plan` on a finished output, `nst run` with nothing to do.
 
     .venv/bin/python -m bench.rows.intake large --pairs 10000
 
-The finished output is written here as a run would leave it, but for the pictures: every pair has those of the first one, which
-a run of that pair alone has made.
+The finished output is written here, with the same files that a run writes, except that all pairs share the image files of the
+first one, which is stylized by a real run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GOALS = {"validate": 2.0, "plan": 15.0, "run": 20.0}
 
 
 def large(pairs: int = 10_000, rounds: int = 3) -> list[Row]:
-    """Seconds of each as a process of its own."""
+    """Measure the seconds of each command in its own process."""
     taken: dict[str, list[float]] = {name: [] for name in GOALS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -38,7 +38,7 @@ def large(pairs: int = 10_000, rounds: int = 3) -> list[Row]:
         finish(manifest, out, environment)
         rest = [str(manifest), "--out", str(out), "--backbone", "tiny"]
         commands = {"validate": ["validate", str(manifest)], "plan": ["plan", *rest], "run": ["run", *rest, "--json"]}
-        for turn in range(rounds + 1):  # the first makes Prefect's database, and is not counted
+        for turn in range(rounds + 1):  # the first round creates Prefect's database and does not count
             for command, arguments in commands.items():
                 began = time.perf_counter()
                 done = subprocess.run([BIN / "nst", *arguments], env=environment, stdout=subprocess.PIPE, check=True)
@@ -54,7 +54,7 @@ def large(pairs: int = 10_000, rounds: int = 3) -> list[Row]:
 
 
 def write_manifest(folder: Path, pairs: int) -> Path:
-    """As many pairs of a hundredth as many pictures, 64 by 48 px."""
+    """Write a manifest of this many pairs, combined from few images of 64 by 48 px, and return its path."""
     side = math.ceil(math.sqrt(pairs))
     for k in range(2 * side):
         picture = np.random.default_rng(k).random((48, 64, 3), np.float32)
@@ -65,7 +65,7 @@ def write_manifest(folder: Path, pairs: int) -> Path:
 
 
 def finish(manifest: Path, out: Path, environment: Mapping[str, str]) -> None:
-    """Write what a run of a manifest with the tiny backbone leaves behind, every pair with the first one's files."""
+    """Write the output of a run of the manifest with the tiny backbone, with the first pair's files for every pair."""
     lines, alone = manifest.read_text().splitlines()[:2], manifest.with_name("first")
     manifest.with_name("first.csv").write_text("\n".join([*lines, ""]))
     run = [BIN / "nst", "run", manifest.with_name("first.csv"), "--out", alone, "--backbone", "tiny", "--steps", "4"]

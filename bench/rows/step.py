@@ -1,4 +1,4 @@
-"""One step, same math: a peer's loop and ours, interleaved in one process (PyTorch's in its own).
+"""Time of one step on the same objective: a peer's loop and ours, alternating in one process (PyTorch's in its own).
 
 .venv/bin/python -m bench.rows.step keras --size 256
 .venv/bin/python -m bench.rows.step tutorial --size 256
@@ -28,25 +28,25 @@ from nst_tasks import weights
 from nst_tasks.devices import PAIRS_ON_GPU
 
 SAME = 1e-3
-"""How far, relatively, the first losses of two sides with one objective may lie apart in float32."""
+"""Maximum relative difference between the first losses of two sides with the same objective, in float32."""
 
 
 def keras(size: int = 256, rounds: int = 9) -> list[Row]:
-    """The Keras example's loop, which runs content and style through the network at every step."""
+    """Measure the Keras example's loop, which runs content and style through the network at every step."""
     from bench.peers import keras_example
 
     return _in_one_process(keras_example, "keras-io", "Keras example's loop", size, rounds, (3.0, 5.0), stretch=True)
 
 
 def tutorial(size: int = 256, rounds: int = 9) -> list[Row]:
-    """The TensorFlow tutorial's loop."""
+    """Measure the TensorFlow tutorial's loop."""
     from bench.peers import tensorflow_tutorial
 
     return _in_one_process(tensorflow_tutorial, "tf-tutorial", "TensorFlow tutorial's loop", size, rounds, (1.05, 1.7))
 
 
 def torch(size: int = 256, rounds: int = 5, python: Path = Path(sys.executable)) -> list[Row]:
-    """The PyTorch neural-style loop, a process each round, its mean step against ours."""
+    """Measure the PyTorch neural-style loop, a process each round, its mean step against ours."""
     steps, theirs = 10, []
     taken: dict[str, list[float]] = {each: [] for each in precisions()}
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def _in_one_process(
         style = sized(str(pictures["swirls"]), size, content.shape[:2] if stretch else None)
     loop: Loop = peer.start(weights.load(weights.DEFAULT, None), content, style)
     batch = {each: 1 for each in precisions()}
-    if tf.config.list_physical_devices("GPU"):  # as a run does there, which takes its pairs together
+    if tf.config.list_physical_devices("GPU"):  # on a GPU a run computes pairs in batches of this size
         batch |= {f"{each}, a pair of {PAIRS_ON_GPU}": PAIRS_ON_GPU for each in precisions()}
     mine = {
         name: ours.start(ours.backbone(), ours.method(recipe, name.partition(",")[0]), content, style, pairs=pairs)
@@ -114,7 +114,7 @@ def _in_one_process(
 
 
 def check_same(mine: float, theirs: float) -> None:
-    """End with a sentence where the two first losses are not one objective's."""
+    """Exit with a message if the two first losses are not of the same objective."""
     if not abs(mine - theirs) <= SAME * abs(theirs):
         sys.exit(f"not the same objective: our first loss is {mine:.6g}, theirs {theirs:.6g}")
 

@@ -1,7 +1,7 @@
-"""The shape of the VGG networks (Simonyan and Zisserman, arXiv 1409.1556), as plain values: no TensorFlow.
+"""Layers of the VGG networks (Simonyan and Zisserman, arXiv 1409.1556) as plain values, without TensorFlow.
 
-Five blocks of 3x3 convolutions, a 2x2 pooling between blocks. Layers are named as in Keras Applications: `block4_conv2` is
-the activation after the second convolution (and ReLU) of the fourth block.
+A network has five blocks of 3x3 convolutions with a 2x2 pooling between blocks. Layers are named as in Keras Applications:
+`block4_conv2` is the activation after the second convolution (and ReLU) of the fourth block.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Literal
 from nst_tasks.errors import SettingsError
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-"""Convolutions in each block, by architecture."""
+"""Number of convolutions in each block, by architecture."""
 
 Turns = Literal["none", "forward", "backward"]
-"""Which way float32 convolutions are computed by their turned kernels on a CPU: see `backbones.quickened`."""
+"""Pass in which a CPU computes float32 convolutions by the flipped kernel (see `backbones.quickened`)."""
 
 
 def layer_names(architecture: str) -> tuple[str, ...]:
-    """Names of the convolution layers of `vgg16` or `vgg19`, shallowest first."""
+    """Return the names of the convolution layers of `vgg16` or `vgg19`, shallowest first."""
     blocks = enumerate(CONVOLUTIONS[architecture], start=1)
     return tuple(f"block{block}_conv{k}" for block, count in blocks for k in range(1, count + 1))
 
 
 def check_layers(architecture: str, layers: Iterable[str]) -> None:
-    """Refuse layers that the architecture does not have.
+    """Check that the architecture has all of these layers.
 
     Raises:
-        SettingsError: naming the layer and those there are.
+        SettingsError: The architecture lacks a layer; the message names it and the valid ones.
     """
     known = layer_names(architecture)
     for layer in layers:
@@ -37,6 +37,6 @@ def check_layers(architecture: str, layers: Iterable[str]) -> None:
 
 
 def smallest_side(layers: Iterable[str]) -> int:
-    """The smallest picture side, in pixels, that leaves the deepest of `layers` at least two positions wide."""
+    """Return the smallest image side, in pixels, at which the deepest of `layers` is at least two positions wide."""
     deepest = max(int(layer.removeprefix("block").partition("_")[0]) for layer in layers)
     return 1 << deepest

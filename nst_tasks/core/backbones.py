@@ -1,4 +1,4 @@
-"""VGG feature extractors, cut at the deepest layer asked for; `architecture` says what they are made of."""
+"""VGG feature extractors, truncated at the deepest requested layer; `architecture` lists their layers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from nst_tasks.core import winograd
 from nst_tasks.core.architecture import Turns
 
 MEAN_RGB = (123.68, 116.779, 103.939)
-"""ImageNet's mean colour on the 0-255 scale, which these networks were trained to see subtracted."""
+"""ImageNet's mean color on the 0-255 scale; these networks were trained with it subtracted."""
 
 
 TURNED_FROM = {"forward": 256, "backward": 64}
-"""Input channels from which that is the faster: with fewer, what stands beside the convolution costs what it gains."""
+"""Minimum input channels for the flipped kernel, by pass: with fewer, the overhead costs what the convolution gains."""
 
 HALVED_FROM = 64, 128
-"""Channels from which half of the multiplications are the faster: of the fewer and of the more, going in and coming out."""
+"""Minimum channels for Winograd F(4, 3): of the smaller and of the larger number among input and output channels."""
 
 WHOLE = "block5"
-"""Where they are not halved: of its few positions it takes little time, and six kernels for one would be most of the memory."""
+"""Block without Winograd F(4, 3): its few positions take little time, and six kernels for one would dominate memory."""
 
 
 class Ways(NamedTuple):
-    """How a convolution is computed by other kernels than its own, without its bias and with zeros around it.
+    """Forward and backward pass of a convolution by other kernels than its own, zero-padded and without bias.
 
-    forth: (B, h, w, C_in) -> (B, h, w, C_out). back: its gradient, the other way. form: one of them by the `turned` kernel, or
-    both with half of the multiplications, `halved`.
+    forth: forward pass, (B, h, w, C_in) -> (B, h, w, C_out). back: backward pass, the gradient with respect to the input,
+    (B, h, w, C_out) -> (B, h, w, C_in). form: `turned` if one of them uses the flipped kernel, `halved` if both use Winograd
+    F(4, 3).
     """
 
     form: Literal["turned", "halved"]
@@ -41,7 +42,7 @@ class Ways(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """Kernel (3, 3, C_in, C_out) and bias (C_out,) of a layer; ways: what to compute it by, None for its kernel."""
+    """Kernel (3, 3, C_in, C_out) and bias (C_out,) of a layer; ways: a faster way to compute it, or None."""
 
     layer: str
     kernel: tf.Tensor
@@ -51,9 +52,9 @@ class Convolution(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """Convolutions in order, all of the dtype that is computed in.
+    """VGG network as a sequence of convolutions, all of the dtype that features are computed in.
 
-    The first one's input is RGB in [0, 1] minus `MEAN_RGB / 255`. turns: what its machine computes fastest.
+    The input is RGB in [0, 1] minus `MEAN_RGB / 255`. turns: the pass that this machine computes faster by flipped kernels.
     """
 
     name: str
@@ -64,38 +65,48 @@ class Backbone:
 def build(
     name: str, weights: Mapping[str, tuple[np.ndarray, np.ndarray]], dtype: tf.DType = tf.float32, turns: Turns = "none"
 ) -> Backbone:
-    """A backbone from weights for BGR of 0-255 minus the mean: layer -> (kernel, bias), in the network's order."""
+    """Build a backbone from weights for inputs of BGR in 0-255 minus the mean.
+
+    Args:
+        weights: Layer -> (kernel, bias), in the network's order.
+    """
     convolutions: list[Convolution] = []
     for layer, (kernel, bias) in weights.items():
-        if not convolutions:  # so that no step has to bring the image into the network's range
+        if not convolutions:  # scale and reorder the first kernel once, instead of the image at each step
             kernel = 255.0 * np.asarray(kernel, np.float64)[:, :, ::-1]
         convolutions.append(Convolution(layer, tf.constant(kernel, dtype), tf.constant(bias, dtype)))
     return Backbone(name, tuple(convolutions), turns)
 
 
 def scaled(backbone: Backbone, factor: float) -> Backbone:
-    """The backbone whose every feature is `factor` times as large.
+    """Return the backbone with every feature multiplied by `factor`.
 
-    The network is homogeneous but for its biases: `relu(s W x + s b) = s relu(W x + b)` for s > 0, layer after layer.
+    The network is homogeneous if its biases are scaled too: `relu(s W x + s b) = s relu(W x + b)` for s > 0, layer after layer.
     """
     first, *rest = (one._replace(bias=factor * one.bias) for one in backbone.convolutions)
     return replace(backbone, convolutions=(first._replace(kernel=factor * first.kernel), *rest))
 
 
 def rounded(backbone: Backbone, dtype: tf.DType) -> Backbone:
-    """The backbone with weights, and so features, of another dtype."""
+    """Return the backbone with weights, and so features, of another dtype, and without fast convolutions."""
     weights = (Convolution(one.layer, tf.cast(one.kernel, dtype), tf.cast(one.bias, dtype)) for one in backbone.convolutions)
     return replace(backbone, convolutions=tuple(weights))
 
 
 def quickened(backbone: Backbone, turned_from: int | None = None, halved_from: tuple[int, int] = HALVED_FROM) -> Backbone:
-    """The backbone, on a CPU with its float32 kernels in the form that is computed fastest too; it computes the same.
+    """Return the backbone with its float32 convolutions in the form that this CPU computes fastest; unchanged on a GPU.
 
-    A convolution is the gradient, with respect to its input, of the one by the turned kernel. Which of TensorFlow's two CPU
-    kernels is the faster depends on the machine (bench/convolutions.py). With AVX-512, the gradient's: it puts the weights in
-    blocks first, which the convolution's does only with constants within the graph, and that takes twice as long for 512
-    channels. So there the turned kernel serves the way `forward`. Without, the convolution's, by up to twice: it serves the
-    gradient, `backward`, and wide convolutions go both ways with half of the multiplications (not measured with AVX-512).
+    Results are equal up to rounding. A convolution is the gradient, with respect to its input, of the convolution by the
+    flipped kernel. TensorFlow implements both on a CPU, and the faster one depends on the machine (bench/convolutions.py):
+
+    - With AVX-512, the gradient's. It first packs the weights into blocks; the convolution's does so only for constants within
+      the graph, and takes twice as long for 512 channels. So the flipped kernel serves the `forward` pass.
+    - Without AVX-512, the convolution's, by up to a factor of two. So the flipped kernel serves the `backward` pass, and wide
+      convolutions use Winograd F(4, 3) in both passes (not measured with AVX-512).
+
+    Args:
+        turned_from: Minimum input channels for the flipped kernel, by default those of `TURNED_FROM`.
+        halved_from: Minimum channels for Winograd F(4, 3), as in `HALVED_FROM`.
     """
     if backbone.turns == "none" or on_gpu(backbone):
         return backbone
@@ -122,26 +133,26 @@ def quickened(backbone: Backbone, turned_from: int | None = None, halved_from: t
 
 
 def on_gpu(backbone: Backbone) -> bool:
-    """Whether its weights, and so what is computed of them, are on a GPU."""
+    """Return whether the weights, and so all that is computed from them, are on a GPU."""
     device: str = backbone.convolutions[0].kernel.device
     return "GPU" in device
 
 
 def cut(backbone: Backbone, deepest: str) -> Backbone:
-    """The backbone as far as a layer."""
+    """Return the backbone up to and including the layer `deepest`."""
     names = [one.layer for one in backbone.convolutions]
     return replace(backbone, convolutions=backbone.convolutions[: 1 + names.index(deepest)])
 
 
 def blocks(backbone: Backbone, layers: Iterable[str]) -> tuple[tuple[Convolution, ...], ...]:
-    """The network's convolutions, block by block, up to the deepest of `layers`."""
+    """Return the convolutions up to the deepest of `layers`, grouped by block."""
     names = [one.layer for one in backbone.convolutions]
     used = cut(backbone, max(layers, key=names.index)).convolutions
     return tuple(tuple(block) for _, block in itertools.groupby(used, lambda convolution: convolution.layer.partition("_")[0]))
 
 
 def centred(backbone: Backbone, image: tf.Tensor) -> tf.Tensor:
-    """What the network looks at: the image (B, H, W, 3) RGB in [0, 1] minus the mean colour, in the backbone's dtype."""
+    """Return the network's input: the image (B, H, W, 3) RGB in [0, 1] minus the mean color, in the backbone's dtype."""
     mean = tf.constant(np.array(MEAN_RGB) / 255.0, image.dtype)
     return tf.cast(image - mean, backbone.convolutions[0].kernel.dtype)
 
@@ -149,10 +160,11 @@ def centred(backbone: Backbone, image: tf.Tensor) -> tf.Tensor:
 def through(
     block: Sequence[Convolution], x: tf.Tensor, padding: str = "zero", activation: str = "relu"
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """A block's output (B, h, w, C) for its input, and the activations at each of its layers.
+    """Apply a block to its input and return its output (B, h, w, C) and the activations of each of its layers.
 
-    Padding of its first convolution is `zero` or `replicate`; the activations are those after the ReLU (`relu`) or before it
-    (`linear`).
+    Args:
+        padding: Padding of the block's first convolution, `zero` or `replicate`.
+        activation: Activations to return, after the ReLU (`relu`) or before it (`linear`).
     """
     found: dict[str, tf.Tensor] = {}
     for k, convolution in enumerate(block):
@@ -163,7 +175,11 @@ def through(
 
 
 def convolved(convolution: Convolution, x: tf.Tensor, padding: str) -> tf.Tensor:
-    """A convolution of (B, h, w, C_in) -> (B, h, w, C_out), without its bias."""
+    """Return the convolution (B, h, w, C_out) of x (B, h, w, C_in), without its bias.
+
+    Args:
+        padding: `zero` or `replicate`.
+    """
     ways = convolution.ways
     if padding == "replicate":
         x = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")  # one pixel of SYMMETRIC repeats the edge
@@ -175,12 +191,12 @@ def convolved(convolution: Convolution, x: tf.Tensor, padding: str) -> tf.Tensor
 
 
 def _whole(kernel: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """The convolution (B, h, w, C_out), with zeros around it, of x (B, h, w, C_in) by a kernel (3, 3, C_in, C_out)."""
+    """Return the zero-padded convolution (B, h, w, C_out) of x (B, h, w, C_in) by a kernel (3, 3, C_in, C_out)."""
     return tf.nn.conv2d(x, kernel, 1, "SAME")
 
 
 def _gradient(kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """The gradient (B, h, w, C_in) of that convolution with respect to its input, given its output's (B, h, w, C_out)."""
+    """Return the gradient (B, h, w, C_in) of `_whole` with respect to x, given that of its output (B, h, w, C_out)."""
     channels = kernel.shape[2]
     shape = tf.concat([tf.shape(upstream)[:3], [channels]], axis=0)
     gradient = tf.raw_ops.Conv2DBackpropInput(
@@ -190,7 +206,7 @@ def _gradient(kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
 
 
 def pooled(x: tf.Tensor, pooling: str = "max") -> tf.Tensor:
-    """What the next block is given: (B, h, w, C) -> (B, h/2, w/2, C), by `max` or `average`."""
+    """Return the next block's input, (B, h, w, C) -> (B, h/2, w/2, C), by `max` or `average` pooling."""
     return (tf.nn.max_pool2d if pooling == "max" else tf.nn.avg_pool2d)(x, 2, 2, "VALID")
 
 
@@ -202,9 +218,12 @@ def features(
     padding: str = "zero",
     activation: str = "relu",
 ) -> dict[str, tf.Tensor]:
-    """Activations at `layers`: image (B, H, W, 3) RGB in [0, 1] -> layer -> (B, h, w, C) in the backbone's dtype.
+    """Return the activations at `layers` of an image (B, H, W, 3) RGB in [0, 1]: layer -> (B, h, w, C) in the backbone's dtype.
 
-    Pooling, padding (of the network's first convolution) and activation as for `pooled` and `through`.
+    Args:
+        pooling: `max` or `average`.
+        padding: Padding of the network's first convolution, `zero` or `replicate`.
+        activation: Activations to return, after the ReLU (`relu`) or before it (`linear`).
     """
     wanted = set(layers)
     found: dict[str, tf.Tensor] = {}

@@ -1,7 +1,7 @@
-"""Bands of rows: how much of a block of the network is computed at a time, so that a large picture takes no more memory for it.
+"""Bands of rows in which a block of the network is computed, to bound its memory for large images.
 
-A 3x3 convolution looks one row up and down. A band that is to have `n` of them right at its own rows, though it sees no more
-than a part of the picture, therefore takes `n` rows more on either side, except where the picture ends there as well.
+A 3x3 convolution reads one row above and one below. For `n` of them to be exact on a band's own rows, the band reads `n` more
+rows on either side, except at the edge of the image.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from nst_tasks.errors import SettingsError
 
 @dataclass(frozen=True)
 class Bands:
-    """A block of the network in which a picture has more than `most` values is computed in bands of about `each`, or `most`.
+    """Size limits, in feature values, for computing a block of the network in bands.
 
-    The picture's size alone decides, and neither the memory nor the batch, on which its pixels must not depend.
+    A block in which one image has more than `most` values `h w C` is computed in bands of about `each` values, or of `most` if
+    `each` is None. Bands depend on the image's size only, not on the memory or the batch, which must not affect its pixels.
+
+    Raises:
+        SettingsError: A limit is below 1.
     """
 
     most: int
@@ -31,33 +35,40 @@ class Bands:
 
 
 LEAST_ROWS = 32
-"""Of bands that are smaller than `most` asks for: what two of them look at is computed twice."""
+"""Minimum rows of a band that is smaller than `most` requires: rows read by two bands are computed twice."""
 
 USUAL = Bands(2**23, each=2**21)
-"""From 2^23 values on, a band computed once more costs less than the memory; where one is, a quarter as large ones cost a
-fiftieth more: TensorFlow's convolution unfolds what it is given, 3 x 3 values for each, in memory of its own."""
+"""float32 on a CPU: from 2^23 values on, recomputing a band costs less than the memory that it saves.
+
+Bands of a quarter of that take 2 % more time, and save workspace: TensorFlow's convolution unfolds its input to 3 x 3 values
+for each one."""
 
 MIXED = Bands(2**22)
-"""In bfloat16, where computing a band once more is cheap beside what the image and the weights take."""
+"""Mixed precision on a CPU: recomputing a band in bfloat16 is cheap compared with what the image and the weights take."""
 
 GPU = Bands(2**26)
-"""On a GPU, which small bands leave idle: of VGG16, a megapixel as a whole (an H200 takes 7 ms for a step of 512 x 512 pixels
-so, and 15 in two bands)."""
+"""On a GPU, which small bands leave idle: VGG16 computes a megapixel as a whole.
+
+A step of 512 x 512 pixels takes an H200 7 ms as a whole and 15 ms in two bands."""
 
 
 def usual(precision: str, on_gpu: bool) -> Bands:
-    """The bands of a precision where nobody says otherwise."""
+    """Return the default bands for a precision and kind of device."""
     if on_gpu:
         return GPU
     return MIXED if precision == "mixed" else USUAL
 
 
 def tables(height: int, width: int, blocks: Sequence[tuple[int, int]], bands: Bands) -> tuple[np.ndarray, ...]:
-    """The bands (K, 4) int32 of each block that is computed in bands, first block first, of a picture of so many pixels.
+    """Return the bands (K, 4) int32 of each block that is computed in bands, first block first.
 
-    blocks: of each, its channels and how many convolutions it has. A band is the rows `top` to `bottom` that are its own, `top`
-    even for the pooling that follows, and `first` to `last` that it looks at; in the block's own rows, of which a picture has
-    half as many in each block as in the one before.
+    A band is `(top, bottom, first, last)`: its own rows are `top:bottom`, with `top` even for the pooling that follows, and it
+    reads the rows `first:last`. Rows are counted at the block's resolution, which halves from block to block.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        blocks: Channels and number of convolutions of each block.
     """
     found = []
     for at, (channels, convolutions) in enumerate(blocks):
@@ -70,7 +81,7 @@ def tables(height: int, width: int, blocks: Sequence[tuple[int, int]], bands: Ba
         count = min(max(count, min(smaller, rows // LEAST_ROWS)), pairs)
         edges = np.array([2 * (pairs * k // count) for k in range(count)] + [rows])
         top, bottom = edges[:-1], edges[1:]
-        span = min(int((bottom - top).max()) + 2 * convolutions, rows)  # alike, for kernels are prepared anew for each shape
+        span = min(int((bottom - top).max()) + 2 * convolutions, rows)  # one for all: each shape prepares kernels
         first = np.clip(top - convolutions, 0, rows - span)
         found.append(np.stack([top, bottom, first, first + span], axis=1).astype(np.int32))
     return tuple(found)

@@ -1,6 +1,6 @@
-"""Flags: plain signs that a result went wrong, each with its rule. NumPy only, so that a report can explain them at once.
+"""Flags: simple signs that a result went wrong, each with its rule. NumPy only, so that a report loads them fast.
 
-A flagged picture is written all the same; a flag says that somebody should look at it.
+A flagged image is written all the same; a flag means that a person should look at it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 BLANK = 0.02
-"""Standard deviation, in units of the [0, 1] range, below which a picture counts as blank: five of 255 gray levels."""
+"""Standard deviation, in units of the [0, 1] range, below which an image is blank: five of 255 gray levels."""
 
 SATURATED = 0.2
-"""Share of clipped values beyond the content's and the styles' from which a picture counts as saturated."""
+"""Share of clipped values, in excess of the content's and the styles', from which an image is saturated."""
 
 LEAST_FALL = 0.01
-"""The least fall of a level's loss, as a share of its first value, that counts as progress."""
+"""Smallest fall of a level's loss, as a share of its first value, that counts as progress."""
 
 
 class Flag(NamedTuple):
-    """What a flag means and what may be done about it, each in words fit for a report."""
+    """Meaning of a flag and a remedy, each a phrase for a report."""
 
     meaning: str
     remedy: str
@@ -56,21 +56,21 @@ FLAGS: Mapping[str, Flag] = MappingProxyType(
         ),
     }
 )
-"""Every flag by name. The last three are the caller's to give; the others come from `find`."""
+"""Every flag by name. `find` returns the first three; the caller sets the others."""
 
 
 def spread(picture: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Standard deviation of values (H, W, 3) about their channel's mean, over all channels; weight (H, W) or None for 1."""
+    """Return the standard deviation of values (H, W, 3) around their channel's mean; weight (H, W) of pixels, or None for 1."""
 
     def variance(values: np.ndarray) -> float:
         return float(np.average(np.square(values - np.average(values, weights=weight)), weights=weight))
 
-    # one channel after another: sums over rows of 3 values, and arrays of all of them, take three times as long
+    # channel by channel: sums over the last axis of 3 values, or arrays of all channels, take three times as long
     return float(np.sqrt(np.mean([variance(channel.astype(np.float64)) for channel in np.moveaxis(picture, -1, 0)])))
 
 
 def clipped(picture: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Share of values (H, W, 3) in [0, 1] that 8 bits hold as 0 or 255; weight (H, W) of the pixels, or None for 1."""
+    """Return the share of values (H, W, 3) in [0, 1] that are 0 or 255 in 8 bits; weight (H, W) of the pixels, None for 1."""
     at_end = (picture < 0.5 / 255) | (picture > 254.5 / 255)
     if weight is None:
         return float(np.count_nonzero(at_end) / at_end.size)
@@ -78,10 +78,11 @@ def clipped(picture: np.ndarray, weight: np.ndarray | None = None) -> float:
 
 
 def no_progress(losses: Sequence[np.ndarray]) -> bool:
-    """Whether steps were taken and every level ended above 99 % of the loss that it began with.
+    """Return whether steps were taken and every level ended above 99 % of its first loss.
 
-    losses: the total loss (steps + 1,) of each level; first that of its initial image, last that of its result. Levels
-    without steps do not count, and a loss that begins at 0 has nothing to fall.
+    Args:
+        losses: The total loss (steps + 1,) of each level, from that of its initial image to that of its result. Levels without
+            steps are ignored. A level whose loss stays 0 counts as progress, since it cannot fall.
     """
     ends = [(level[0], level[-1]) for level in losses if len(level) > 1]
     return bool(ends) and all(last > (1 - LEAST_FALL) * first for first, last in ends)
@@ -94,11 +95,17 @@ def find(
     losses: Sequence[np.ndarray] = (),
     weight: np.ndarray | None = None,
 ) -> tuple[str, ...]:
-    """The flags of a result, in the order of `FLAGS`; out and content (H, W, 3) in [0, 1] at one size.
+    """Return the flags of a result, in the order of `FLAGS`.
 
     `blank`: spread(out) < 0.02 and spread(content) >= 0.04. `saturated`: clipped(out) exceeds the largest of clipped(content)
-    and `styles_clipped` by 0.2 or more. `no_progress`: of that name, of `losses`. A weight (H, W) in [0, 1] tells how much
-    each pixel counts in `out` and `content`.
+    and `styles_clipped` by 0.2 or more. `no_progress`: the function of this name is true for `losses`.
+
+    Args:
+        out: The result, (H, W, 3) in [0, 1].
+        content: The content, (H, W, 3) in [0, 1], at the same size.
+        styles_clipped: `clipped` of each style.
+        losses: The total loss of each level, as for `no_progress`.
+        weight: Weight (H, W) in [0, 1] of each pixel in `out` and `content`; None weights all by 1.
     """
     signs = {
         "blank": spread(out, weight) < BLANK and spread(content, weight) >= 2 * BLANK,

@@ -1,16 +1,16 @@
-"""Limited-memory BFGS as a state machine of tensors: one update for each evaluation of the loss, every pair at its own place.
+"""Limited-memory BFGS as a state machine of tensors: one update per loss evaluation, each pair in its own state.
 
 Liu and Nocedal 1989; Nocedal and Wright, Numerical Optimization, 2nd edition 2006, algorithms 7.4 (two-loop recursion) and 7.5.
-A batch is evaluated in lockstep, but each pair searches along its own line: no pair's numbers depend on its neighbours'.
+A batch is evaluated in lockstep, but each pair searches along its own line: no pair's numbers depend on the other pairs.
 
-`decrease` seeks the weak Wolfe conditions, with the approximate one of Hager and Zhang 2005 where rounding hides the decrease.
-A trial that is low enough but still steep becomes the point from which the same line is searched on, so that a search keeps
-one point and the nearest trial that failed. `fixed` is torch.optim.LBFGS without a line search. It departs from that in three
-ways: it is scaled as a first step whenever no difference is remembered, a difference's curvature is measured against its
-length, and it comes back from losses that are not finite.
+The line search `decrease` enforces the weak Wolfe conditions, with the approximate one of Hager and Zhang 2005 where rounding
+hides the decrease. A trial that is low enough but still too steep becomes the start of a continued search along the same line,
+so that a search stores one point and the nearest failed trial. `fixed` is torch.optim.LBFGS without a line search, except for
+three departures: a step is scaled like a first step whenever no differences are stored, the curvature of a difference is
+tested relative to its length, and non-finite losses lead to a restart.
 
-With `clip` the direction is that of Bertsekas 1982 (SIAM J. Control Optim. 20(2)): variables on a bound that the loss would
-push outward are left out of gradient, differences and direction, and every trial is clipped to [0, 1].
+With `clip` the direction is that of Bertsekas 1982 (SIAM J. Control Optim. 20(2)): variables on a bound that descent would
+push outward are excluded from gradient, differences and direction, and every trial is clipped to [0, 1].
 """
 
 from __future__ import annotations
@@ -23,36 +23,39 @@ import tensorflow as tf
 from nst_tasks.core.method import LBFGS
 
 SUFFICIENT = 1e-4
-"""A trial must lower the loss by this share of what the slope promises (Armijo)."""
+"""Armijo constant: a trial must lower the loss by at least this fraction of the decrease that the slope predicts."""
 
 CURVED = 0.9
-"""A search ends where the slope has risen to this share of its start (the weak curvature condition)."""
+"""Constant of the weak curvature condition: a search ends once the slope has risen to this fraction of its initial value."""
 
 TRIALS = 20
-"""After so many trials along one line, or so many restarts, there is no use in more."""
+"""Maximum number of trials along one line, and of restarts of a pair."""
 
 FIRST_CHANGE = 0.01
-"""Root mean square of the first trial's change to an image in [0, 1], where nothing else tells how far to go."""
+"""Root mean square change of an image in [0, 1] by the first trial of `decrease` along steepest descent."""
 
 CURVATURE = 1e-10
-"""Differences s and y are remembered only if `s.y > CURVATURE |s| |y|`, and used among free variables likewise."""
+"""Minimum curvature: differences s and y are stored only if `s.y > CURVATURE |s| |y|`.
+
+With `clip` they are used only if the free variables have more than this fraction of `s.y`."""
 
 ROUNDING = 8
-"""A rise of the loss by so many units of rounding is none."""
+"""A rise of the loss by up to this many units of rounding (machine epsilon times the loss) counts as none."""
 
 
 class LBFGSState(NamedTuple):
-    """All that a resume needs; B pairs, m = `history`, floats in the image's dtype.
+    """Complete optimizer state for a resume, with B pairs, m = `history` and floats in the image's dtype.
 
     point, loss, gradient: the accepted image (B, H, W, 3), its loss (B,) and gradient.
-    direction, slope, step: the line that is searched, `point + step * direction`, and the loss's slope (B,) at its start.
-    high, high_loss, high_slope: the shortest step (B,) known to be too long, infinity if none, and what was found there.
-    trials, restarts: how often (B,) int64 this line was tried, and the search begun again after a loss that was not finite.
-    begun, settled: whether (B,) the first loss has been seen, and whether the pair stays where it is.
-    s, y: ring buffers (B, m, H, W, 3) of the differences of points and gradients; rho: (B, m) their 1 / (s.y);
-    count, place: how many are remembered and where the next one goes, (B,) int64: a GPU keeps int32 with its host, which would
-    wait for them.
+    direction, slope, step: the search line `point + step * direction`, and the loss's slope (B,) along it at `point`.
+    high, high_loss, high_slope: the shortest step (B,) known to be too long, infinity if none, and the loss and slope there.
+    trials, restarts: (B,) int64, the number of trials along this line, and of restarts after a non-finite loss.
+    begun, settled: (B,) bool, true once a finite loss was seen since the start or a restart, and once the pair no longer moves.
+    s, y: ring buffers (B, m, H, W, 3) of the differences of points and gradients; rho: (B, m), their 1 / (s.y).
+    count, place: (B,) int64, the number of stored differences, and the index of the next write.
     best, best_loss: the evaluated image of least loss, and that loss.
+
+    Integers are int64 because TensorFlow keeps int32 in a GPU's host memory, and the host would wait for them.
     """
 
     point: tf.Tensor
@@ -78,7 +81,7 @@ class LBFGSState(NamedTuple):
 
 
 def spec(lbfgs: LBFGS, image: tf.TensorSpec) -> LBFGSState:
-    """The shapes and dtypes of a state for images (B, H, W, 3) of this spec, whose sizes may be open."""
+    """Return the shapes and dtypes of the state for images (B, H, W, 3) of this spec, whose dimensions may be None."""
     batch, *size = image.shape
     scalar = tf.TensorSpec((batch,), image.dtype)
     whole, flag = tf.TensorSpec((batch,), tf.int64), tf.TensorSpec((batch,), tf.bool)
@@ -94,7 +97,7 @@ def spec(lbfgs: LBFGS, image: tf.TensorSpec) -> LBFGSState:
 
 
 def init(lbfgs: LBFGS, image: tf.Tensor) -> LBFGSState:
-    """The state before the first evaluation of an image (B, H, W, 3), in [0, 1] if it is to be clipped."""
+    """Return the state before the first evaluation of an image (B, H, W, 3), which must lie in [0, 1] if updates clip."""
     batch, size = tf.shape(image)[:1], tf.shape(image)[1:]
 
     def zeros(*shape: tf.Tensor | list[int]) -> tf.Tensor:
@@ -113,7 +116,10 @@ def init(lbfgs: LBFGS, image: tf.Tensor) -> LBFGSState:
 
 
 def best(state: LBFGSState) -> tuple[tf.Tensor, tf.Tensor]:
-    """The evaluated image (B, H, W, 3) of least finite loss and that loss (B,): the first image and infinity if none is."""
+    """Return the evaluated image (B, H, W, 3) of least finite loss, and that loss (B,).
+
+    If no loss was finite, they are the initial image and infinity.
+    """
     return state.best, state.best_loss
 
 
@@ -126,10 +132,13 @@ def update(
     clip: bool,
     step: tf.Tensor,
 ) -> tuple[LBFGSState, tf.Tensor]:
-    """The next state and the image (B, H, W, 3) to evaluate next, from the loss (B,) and gradient of the last one.
+    """Return the next state and the next image (B, H, W, 3) to evaluate, given the loss (B,) and gradient of `image`.
 
-    A pair that has settled is given its best image again and again; so is one whose first loss is not finite. `step`: () int32,
-    how many updates came before; as many differences are looked at as there can be by then.
+    The next image of a settled pair, or of one without a finite loss yet, is its best image.
+
+    Args:
+        clip: Clip trials to [0, 1].
+        step: () int32, the number of updates so far, which bounds the number of stored differences.
     """
     finite = tf.math.is_finite(loss) & tf.reduce_all(tf.math.is_finite(gradient), axis=(1, 2, 3))
     better = finite & (loss < state.best_loss)
@@ -146,7 +155,10 @@ def update(
 def _fixed(
     state: LBFGSState, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, finite: tf.Tensor
 ) -> tuple[LBFGSState, tf.Tensor]:
-    """Every trial with a finite loss is accepted; after another the pair begins again at its best image, more carefully."""
+    """Accept every trial with a finite loss; otherwise restart the pair at its best image with a shorter first step.
+
+    Return the next state, and a mask (B,) of the pairs that need a new direction.
+    """
     accepted, lost = finite & ~state.settled, ~finite & ~state.settled
     state = _accepted(state, image, loss, gradient, accepted, remembered=accepted & state.begun)
     restarts = state.restarts + tf.cast(lost, tf.int64)
@@ -161,15 +173,18 @@ def _fixed(
 def _decrease(
     state: LBFGSState, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, finite: tf.Tensor, clip: bool
 ) -> tuple[LBFGSState, tf.Tensor]:
-    """One trial of a line search: accept it and turn, go on along the line, go back, or give up the line."""
+    """Evaluate one trial of the line search: accept it, continue along the line, shorten the step or abandon the line.
+
+    Return the next state, and a mask (B,) of the pairs that need a new direction.
+    """
     first, searching = finite & ~state.begun, state.begun & ~state.settled
-    moved = image - state.point  # as clipped and rounded
+    moved = image - state.point  # not step * direction: clipping and rounding count
     fall = _dot(state.gradient, moved)
     onward = state.direction * _free(image, state.direction) if clip else state.direction
     slope = _dot(gradient, onward)
 
     lower = loss <= state.loss + SUFFICIENT * fall
-    # Hager and Zhang 2005, (4.1); measured from the best loss, so that small rises do not add up
+    # Hager and Zhang 2005, (4.1); relative to the best loss, so that small rises do not accumulate
     level = loss <= state.best_loss + ROUNDING * np.finfo(loss.dtype.as_numpy_dtype).eps * tf.abs(state.best_loss)
     level &= slope <= (2.0 * SUFFICIENT - 1.0) * state.slope
     accepted = searching & finite & (fall < 0.0) & (lower | level)
@@ -185,7 +200,7 @@ def _decrease(
     start_loss, start_slope = tf.where(onwards, loss, state.loss), tf.where(onwards, slope, state.slope)
     between = _cubic_minimum(reach, start_loss, start_slope, high_loss, high_slope)
     between = tf.where(tf.math.is_finite(between), tf.clip_by_value(between, 0.1 * reach, 0.5 * reach), 0.1 * reach)
-    beyond = 9.0 * state.step  # a step that left 9/10 of the slope has that far to go at least, if the slope rises evenly
+    beyond = 9.0 * state.step  # 9/10 of the slope is left: if it rises linearly, the minimum is no nearer
 
     begun = state.begun | first
     settled = state.settled | (given_up & (state.count == 0))
@@ -208,7 +223,7 @@ def _decrease(
 def _cubic_minimum(
     reach: tf.Tensor, loss: tf.Tensor, slope: tf.Tensor, high_loss: tf.Tensor, high_slope: tf.Tensor
 ) -> tf.Tensor:
-    """Where the cubic with these values and slopes at 0 and `reach` is least (Nocedal and Wright, 3.59); NaN if nowhere."""
+    """Return the minimizer of the cubic with these values and slopes at 0 and `reach` (Nocedal and Wright, 3.59), or NaN."""
     bend = slope + high_slope - 3.0 * (high_loss - loss) / reach
     root = tf.sqrt(tf.square(bend) - slope * high_slope)
     return reach - reach * (high_slope + root - bend) / (high_slope - slope + 2.0 * root)
@@ -217,7 +232,7 @@ def _cubic_minimum(
 def _accepted(
     state: LBFGSState, image: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, accepted: tf.Tensor, remembered: tf.Tensor
 ) -> LBFGSState:
-    """The state at the accepted trials, with the differences from the points before where they are to be remembered."""
+    """Move the accepted pairs to their trials, and store the differences from the previous points of the `remembered` pairs."""
     s, y = image - state.point, gradient - state.gradient
     curvature = _dot(s, y)
     rho = 1.0 / curvature
@@ -238,23 +253,23 @@ def _accepted(
 
 
 def _written(buffer: tf.Tensor, place: tf.Tensor, new: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
-    """The buffer (B, m, H, W, 3) with what is new (B, H, W, 3) to the pairs where it is wanted (B,), at each one's place (B,).
+    """Write `new` (B, H, W, 3) into the ring buffer (B, m, H, W, 3) at `place` (B,), for the `wanted` (B,) pairs.
 
-    It is exact: -a + a = 0, and 0 + b = b. Each row of pixels has an index of its own: a GPU gives an index to one thread, and
-    took 18 ms for the 786,432 values of 512 x 512 pixels under a single one.
+    Values are replaced by additions, which is exact: -a + a = 0, and 0 + b = b. Each row of pixels has its own index: a GPU
+    assigns one thread to an index, and took 18 ms for the 786,432 values of 512 x 512 pixels under a single one.
     """
     shape = tf.shape(new)[:2]
     pair, row = (tf.cast(each, place.dtype) for each in tf.meshgrid(tf.range(shape[0]), tf.range(shape[1]), indexing="ij"))
     at = tf.stack([pair, tf.broadcast_to(place[:, None], shape), row], axis=-1)  # (B, H, 3)
-    # an update by tf.tensor_scatter_nd_update copies the whole buffer on a CPU; these sums are done in place inside a loop,
-    # where nothing else holds the buffer. All pairs are written: to find out which would make a GPU's host wait
+    # tf.tensor_scatter_nd_update copies the whole buffer on a CPU; these additions are done in place inside a loop, where
+    # nothing else references the buffer. All pairs are written: selecting the wanted ones would make a GPU's host wait
     add, old = tf.raw_ops.ScatterNdNonAliasingAdd, tf.gather_nd(buffer, at)
     emptied = add(input=buffer, indices=at, updates=-old)
     return add(input=emptied, indices=at, updates=tf.where(_pixels(wanted), new, old))
 
 
 def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool, most: tf.Tensor) -> LBFGSState:
-    """The state with a new line for the renewed pairs; a pair for which no line leads down has settled."""
+    """Set a new search line for the `renewed` pairs; a pair without a descent direction becomes settled."""
     downhill = -state.gradient
     free = _free(state.point, downhill) if clip else None
     if free is not None:
@@ -285,11 +300,14 @@ def _aimed(lbfgs: LBFGS, state: LBFGSState, renewed: tf.Tensor, clip: bool, most
 
 
 def _newton(state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, count: tf.Tensor, most: tf.Tensor) -> tf.Tensor:
-    """`H downhill` (B, H, W, 3) for the inverse Hessian H that the newest `count` differences tell of; 0 if there are none.
+    """Return `H downhill` (B, H, W, 3) for the inverse Hessian H estimated from the newest `count` differences, 0 if none.
 
-    Nocedal and Wright, algorithm 7.4, with `H0 = (s.y) / (y.y)` of the newest. `free` (B, H, W, 3) is 0 where a variable is
-    left out: then s.y is measured without it, and differences that have no curvature left are passed over. No count is above
-    `most`, which the host of a GPU knows: it need not wait to be told how often to go round.
+    Nocedal and Wright, algorithm 7.4, with `H0 = (s.y) / (y.y)` of the newest difference used.
+
+    Args:
+        free: (B, H, W, 3), 0 where a variable is excluded: s.y is then computed without it, and differences without enough
+            curvature left are skipped.
+        most: () int32, an upper bound of `count` that the host of a GPU knows, so that its loop does not wait for the GPU.
     """
     places = tf.range(state.rho.shape[1], dtype=tf.int64)
 
@@ -311,12 +329,12 @@ def _newton(state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, coun
 
     def back(k: tf.Tensor, q: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         s, y, _ = _difference(state, tf.cast(k, count.dtype))
-        weight = alphas[:, k] - rhos[:, k] * _dot(y, q)  # 0 - 0 where it is not used
+        weight = alphas[:, k] - rhos[:, k] * _dot(y, q)  # 0 - 0 for an unused difference
         return k - 1, q + _pixels(weight) * (s if free is None else s * free)
 
-    blank = tf.zeros_like(state.rho)  # (B, m), the newest first
+    blank = tf.zeros_like(state.rho)  # (B, m), newest first
     start = tf.constant(0), downhill, blank, blank, -tf.ones_like(count)
-    # loops by `for` would count their rounds by operations that run on a GPU
+    # a `for` loop would count its iterations with operations that run on the GPU
     _, q, alphas, rhos, newest = tf.while_loop(lambda k, *_: k < most, forth, start, parallel_iterations=1)
     _, y, _ = _difference(state, newest)
     if free is not None:
@@ -327,13 +345,13 @@ def _newton(state: LBFGSState, downhill: tf.Tensor, free: tf.Tensor | None, coun
 
 
 def _difference(state: LBFGSState, j: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The j-th newest s and y, (B, H, W, 3), and rho, (B,), of each pair; 0 is the newest."""
+    """Return the j-th newest s and y (B, H, W, 3) and rho (B,) of each pair; 0 is the newest."""
     at = (state.place - 1 - j) % state.rho.shape[1]  # (B,)
     return tuple(tf.gather(rows, at, batch_dims=1) for rows in (state.s, state.y, state.rho))
 
 
 def _free(image: tf.Tensor, direction: tf.Tensor) -> tf.Tensor:
-    """0 where a variable on a bound of [0, 1] would be moved out of it, else 1: (B, H, W, 3)."""
+    """Return a mask (B, H, W, 3): 0 where the direction pushes a variable on a bound of [0, 1] outward, else 1."""
     held = ((image <= 0.0) & (direction < 0.0)) | ((image >= 1.0) & (direction > 0.0))
     return tf.cast(~held, image.dtype)
 
@@ -343,7 +361,7 @@ def _within(image: tf.Tensor, clip: bool) -> tf.Tensor:
 
 
 def _unless(at: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-    """The numbers (B,), but 0 for the pairs (B,) at which that holds."""
+    """Return the numbers (B,), with 0 for the pairs where the mask `at` (B,) is true."""
     return tf.where(at, tf.zeros_like(number), number)
 
 
@@ -356,5 +374,8 @@ def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def _sum(x: tf.Tensor) -> tf.Tensor:
-    """The sum (B,) over each pair's (H, W, 3), rows first: TensorFlow sums a batch of one as a whole in another order."""
+    """Return the sum (B,) over each pair's (H, W, 3).
+
+    Rows are summed first: TensorFlow sums a batch of one as a whole in another order, and a pair's sum must not depend on B.
+    """
     return tf.reduce_sum(tf.reduce_sum(x, axis=(2, 3)), axis=1)

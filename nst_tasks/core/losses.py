@@ -1,7 +1,7 @@
-"""The terms of a style transfer's loss, each per pair: the batch axis B is never summed over.
+"""Loss terms of a style transfer, one value per pair: nothing is summed over the batch axis B.
 
-Statistics of a style picture are computed once and compared many times, so the style losses come as two functions, both of the
-`Sums` of features: one gives a style's statistics, one an image's distance from them. Sources are named at each.
+The statistics of a style image are computed once and compared many times. Hence the style loss is two functions of the
+features' `Sums`: `style_statistics` of a style, and `style_distance` of an image from them. Each function names its source.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import tensorflow as tf
 from nst_tasks.core.method import ContentLoss, StyleLoss, TotalVariation
 
 RIDGE = 1e-4
-"""Added to a covariance's diagonal so that its root has a gradient; small beside the mean square 1 of relative losses."""
+"""Value added to a covariance's diagonal so that its root has a gradient; small against relative losses' mean square of 1."""
 
 FLAT_SALIENCE = 0.05
-"""What a perfectly flat place of a content still counts, in units of the squared contrast over the energy."""
+"""Salience of a perfectly flat position of a content, in units of squared contrast over energy."""
 
 Statistics = dict[str, tf.Tensor]
-"""What is kept of a target picture at one layer; every tensor's leading axis is the batch."""
+"""Statistics of a target image at one layer, by name, computed once; every tensor's leading axis is the batch."""
 
 
 class Sums(NamedTuple):
-    """What the style losses need to know of features at one layer; those of parts of a picture add up to the whole picture's.
+    """Weighted sums over the positions of features f at one layer; the sums of an image's parts add up to those of the whole.
 
-    second: `sum w f f^T`, (B, C, C). first: `sum w f`, (B, C). weight: `sum w`, (B,). positions: how many, (). In float32 (or
-    float64, where the features are).
+    second: `sum w f f^T`, (B, C, C). first: `sum w f`, (B, C). weight: `sum w`, (B,). positions: their number, (). All are
+    float32, or float64 for float64 features.
     """
 
     second: tf.Tensor
@@ -37,7 +37,7 @@ class Sums(NamedTuple):
 
 
 def sums(x: tf.Tensor, weight: tf.Tensor | None = None) -> Sums:
-    """Sums over the positions of features (B, h, w, C), each counting by its weight (B, h, w), or all by 1."""
+    """Return the sums over the positions of features (B, h, w, C), each weighted by `weight` (B, h, w), or by 1 for None."""
     shape = tf.shape(x)
     positions = shape[1] * shape[2]
     flat = tf.reshape(x, (shape[0], positions, x.shape[-1] or shape[3]))  # (B, h*w, C)
@@ -51,22 +51,26 @@ def sums(x: tf.Tensor, weight: tf.Tensor | None = None) -> Sums:
 
 
 def exact(x: tf.Tensor) -> tf.DType:
-    """The type in which features are summed: float32 for those in bfloat16, else their own."""
+    """Return the dtype in which features are summed: float32 for bfloat16, otherwise their own."""
     return tf.float32 if x.dtype == tf.bfloat16 else x.dtype
 
 
 def gram(x: Sums) -> tf.Tensor:
-    """Gram matrix `F^T F / (h w)`, (B, C, C), the mean over positions of `f f^T` (Gatys et al. 2015, arXiv 1508.06576).
+    """Return the Gram matrix `F^T F / (h w)`, (B, C, C), the mean of `f f^T` over positions.
 
-    Of weighted sums it is `F^T W F / tr W`, the guided Gram matrix of Gatys et al. 2017 (arXiv 1611.07865).
+    Source: Gatys et al. 2015, arXiv 1508.06576. With weighted sums it is the guided Gram matrix `F^T W F / tr W` of Gatys et
+    al. 2017 (arXiv 1611.07865).
     """
     return x.second / tf.maximum(x.weight, 1e-12)[:, None, None]
 
 
 def style_statistics(loss: StyleLoss, style: Sums, pixels: tf.Tensor, dtype: tf.DType = tf.float64) -> Statistics:
-    """What `style_distance` needs to know of a style picture, from its features' sums at one layer; `pixels` are its H W.
+    """Return the statistics of a style image at one layer that `style_distance` takes, in the dtype of its sums.
 
-    A root is computed in `dtype`, and kept in the type of the sums.
+    Args:
+        style: Sums of the style's features at the layer.
+        pixels: H W of the style image.
+        dtype: Type in which the Wasserstein statistics are computed.
     """
     given = style.second.dtype
     if loss.statistic == "wasserstein":
@@ -85,11 +89,17 @@ def style_statistics(loss: StyleLoss, style: Sums, pixels: tf.Tensor, dtype: tf.
 def style_distance(
     loss: StyleLoss, image: Sums, style: Statistics, pixels: tf.Tensor, dtype: tf.DType = tf.float64
 ) -> tf.Tensor:
-    """Distance of an image, by its features' sums, from the statistics of S styles (B, S, ...) at one layer -> (B, S).
+    """Return the distances (B, S) of an image from the statistics of S styles (B, S, ...) at one layer.
 
-    Gram: mean or sum of `(G - G*)^2`, relative: divided by mean(style^2)^2. Wasserstein: `(|m - m*|^2 + tr(K + K* - 2 (K*^1/2
-    K K*^1/2)^1/2)) / C` over means m and covariances K (Olkin and Pukelsheim 1982), of features divided by rms(style) if
-    relative, computed in `dtype`: in float32, roots of small eigenvalues keep half its digits. `pixels` are the image's H W.
+    `gram`: mean or sum of `(G - G*)^2`; with `relative`, divided by mean(style^2)^2.
+    `wasserstein`: `(|m - m*|^2 + tr(K + K* - 2 (K*^1/2 K K*^1/2)^1/2)) / C` with means m and covariances K (Olkin and
+    Pukelsheim 1982); with `relative`, of features divided by rms(style).
+
+    Args:
+        image: Sums of the image's features at the layer.
+        style: Result of `style_statistics` for each style.
+        pixels: H W of the image.
+        dtype: Type in which Wasserstein is computed: in float32, roots of small eigenvalues keep only half of its digits.
     """
     if loss.statistic == "gram":
         difference = (gram(image) * _gram_factor(loss, image, pixels))[:, None] - style["gram"]  # (B, S, C, C)
@@ -104,24 +114,24 @@ def style_distance(
 
 
 def trace_of_root(matrix: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
-    """`tr((R M R)^1/2)` of symmetric positive M and R, `side`, (..., C, C) -> (...), with the gradient `1/2 R (R M R)^-1/2 R`.
+    """Return `tr((R M R)^1/2)`, (...), of symmetric positive M and R (`side`), (..., C, C).
 
-    The gradient through the eigenvectors, as automatic differentiation has it, divides by differences of eigenvalues and
-    so is not finite for repeated ones; this one needs none. Its products are made in the type of `side`, the eigenvalues in
-    that of `matrix`.
+    Its gradient is `1/2 R (R M R)^-1/2 R`. Automatic differentiation through the eigenvectors would divide by differences of
+    eigenvalues and not be finite for repeated ones. The gradient's products use the dtype of `side`, the eigenvalues that of
+    `matrix`.
     """
 
     @tf.custom_gradient
     def trace(matrix: tf.Tensor) -> tuple[tf.Tensor, object]:
         sides = tf.cast(side, matrix.dtype)
         product = tf.matmul(sides, tf.matmul(matrix, sides))
-        # on a CPU, eigh refuses the whole batch for one pair that has left the finite numbers: that pair alone gets NaN
+        # on a CPU, eigh fails for the whole batch if one pair is not finite: only that pair gets NaN
         symmetric = (product + tf.linalg.matrix_transpose(product)) / 2.0
         finite = tf.reduce_all(tf.math.is_finite(symmetric), axis=(-2, -1))
         values, vectors = tf.linalg.eigh(tf.where(finite[..., None, None], symmetric, 0.0))
-        roots = tf.sqrt(tf.maximum(values, RIDGE**2))  # both factors are at least RIDGE
+        roots = tf.sqrt(tf.maximum(values, RIDGE**2))  # M and R^2 both have eigenvalues of at least RIDGE
         roots = tf.where(finite[..., None], roots, np.nan)
-        # what is below the rounding of the largest, of sums in the type of `side`, is noise: no gradient may divide by it
+        # eigenvalues below the largest's rounding error, in the type of `side`, are noise: the gradient must not divide by them
         noise = np.finfo(side.dtype.as_numpy_dtype).eps * values[..., -1:]
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
@@ -136,7 +146,7 @@ def trace_of_root(matrix: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
 
 
 def content_statistics(loss: ContentLoss, x: tf.Tensor) -> Statistics:
-    """What `content_distance` needs to know of a content's features (B, h, w, C): themselves and a weight (B, h, w)."""
+    """Return the statistics of a content that `content_distance` takes: features (B, h, w, C) and their weight (B, h, w)."""
     kept, x = x, tf.cast(x, exact(x))
     if not loss.relative:
         return {"features": kept, "weight": tf.ones(tf.shape(x)[:3], x.dtype)}
@@ -150,12 +160,12 @@ def content_statistics(loss: ContentLoss, x: tf.Tensor) -> Statistics:
 
 
 def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf.Tensor:
-    """Mean or sum of the squared differences from the content's features (B, h, w, C) -> (B,), weighted by position.
+    """Return the mean or sum (B,) of squared differences from the content's features (B, h, w, C), weighted by position.
 
-    Plain: every weight is 1. Relative: a position's error is measured against the features' energy e there (plus a tenth of
-    its mean), and counts by their salience, the mean squared difference from the four neighbours over e, scaled to mean 1.
-    Flat places, a sky, may then be painted over, while edges stay: with the plain mean, the large activations that some
-    networks give to flat places would hold those fastest of all.
+    Without `relative`, every weight is 1. With it, the error at a position is divided by the features' energy e there (plus a
+    tenth of its mean) and weighted by their salience: the mean squared difference from the four neighbours over e, plus
+    `FLAT_SALIENCE`, scaled to mean 1. Flat regions, such as a sky, may then be painted over, while edges stay. The plain mean
+    would hold flat regions most strongly, because some networks give them large activations.
     """
     squares = tf.square(tf.cast(x, exact(x)) - tf.cast(content["features"], exact(x)))
     if loss.error == "sse":
@@ -164,12 +174,12 @@ def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf
 
 
 def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
-    """Differences of neighbouring pixels of an image (B, H, W, 3) in [0, 1] -> (B,), of one of `method.TV_KINDS`."""
+    """Return the unweighted total variation (B,), of the kind `loss.kind`, of an image (B, H, W, 3) in [0, 1]."""
     if loss.kind == "nine_point":
         edged = tf.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
         down = _cropped(edged, 2, 0, 1, 1) - image
         right = _cropped(edged, 1, 1, 2, 0) - image
-        # (B, H + 1, W + 1, 3), as published for the diagonals
+        # diagonals are (B, H + 1, W + 1, 3), as published
         falling = _cropped(edged, 1, 0, 1, 0) - _cropped(edged, 0, 1, 0, 1)
         rising = _cropped(edged, 1, 0, 0, 1) - _cropped(edged, 0, 1, 1, 0)
         return 2.0 * (
@@ -181,7 +191,7 @@ def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(tf.abs(down), axis=(1, 2, 3)) + tf.reduce_sum(tf.abs(right), axis=(1, 2, 3))
     if loss.kind == "l2_mean":
         return _mean_square(down) + _mean_square(right)
-    # where both neighbours exist, as published: all but the last row and column
+    # only where both neighbours exist, as published: not in the last row and column
     squares = tf.square(_cropped(down, 0, 0, 0, 1)) + tf.square(_cropped(right, 0, 1, 0, 0))
     if loss.kind == "squared_sum":
         return 0.5 * tf.reduce_sum(squares, axis=(1, 2, 3))
@@ -189,7 +199,10 @@ def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
 
 
 def _cropped(x: tf.Tensor, top: int, bottom: int, left: int, right: int) -> tf.Tensor:
-    """An image (B, H, W, 3) without so many rows and columns; the gradient of `x[...]` took four times as long (CPU)."""
+    """Return an image (B, H, W, 3) without so many rows and columns at its sides.
+
+    Not `x[...]`, whose gradient takes four times as long (CPU).
+    """
     batch, height, width, channels = tf.unstack(tf.shape(x))
     return tf.slice(x, (0, top, left, 0), tf.stack([batch, height - top - bottom, width - left - right, channels]))
 
@@ -199,7 +212,7 @@ def _mean_square(x: tf.Tensor) -> tf.Tensor:
 
 
 def _gram_factor(loss: StyleLoss, x: Sums, pixels: tf.Tensor) -> tf.Tensor:
-    """What turns the mean over positions, which `gram` is, into the published sum over N."""
+    """Return the factor that turns `gram`, a mean over positions, into the published sum over N."""
     positions, channels = x.positions, _channels(x.second)
     return {
         "none": positions,
@@ -211,9 +224,10 @@ def _gram_factor(loss: StyleLoss, x: Sums, pixels: tf.Tensor) -> tf.Tensor:
 
 
 def _second(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
-    """`F^T W F` of features (B, N, C) and weights (B, N, 1), in float32 or more: (B, C, C), with the gradient `W F (U + U^T)`.
+    """Return `F^T W F`, (B, C, C), of features (B, N, C) and weights (B, N, 1), in float32 or more.
 
-    Automatic differentiation would take two products for that, of the features cast.
+    Its gradient is `W F (U + U^T)`. Automatic differentiation would take two matrix products, of the features cast to the wider
+    type.
     """
 
     @tf.custom_gradient
@@ -230,7 +244,7 @@ def _second(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
 
 
 def _moments(x: Sums, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean (B, S, C) and covariance (B, S, C, C), its diagonal raised by `RIDGE`, of features times each scale (B, S)."""
+    """Return mean (B, S, C) and covariance (B, S, C, C), plus `RIDGE` on its diagonal, of features times each scale (B, S)."""
     mean = x.first / tf.maximum(x.weight, 1e-12)[:, None]  # (B, C)
     covariance = gram(x) - mean[:, :, None] * mean[:, None, :]
     scaled = covariance[:, None] * tf.square(scale)[..., None, None]
@@ -238,7 +252,7 @@ def _moments(x: Sums, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _scale(loss: StyleLoss, mean_square: tf.Tensor) -> tf.Tensor:
-    """What features are multiplied by before their moments are compared."""
+    """Return the factor on features before their moments are compared."""
     return tf.math.rsqrt(mean_square + 1e-12) if loss.relative else tf.ones_like(mean_square)
 
 

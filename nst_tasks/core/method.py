@@ -1,7 +1,7 @@
-"""What one style transfer computes, as plain frozen values: the losses, the optimizer, the schedule.
+"""Settings of one style transfer as frozen dataclasses: losses, optimizer and schedule.
 
-A recipe is a named and cited `Method`; `transfer` carries one out. Values only, no TensorFlow: listing recipes stays quick.
-Impossible settings are refused at construction.
+A `Recipe` is a named and cited `Method`, and `transfer` runs one. This module does not import TensorFlow, so that listing
+recipes is fast. Invalid settings raise `SettingsError` at construction.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any, Literal, get_args
 from nst_tasks.errors import SettingsError
 
 NUMERICS_VERSION = 3
-"""Raised whenever a change to the core changes pixels: part of a pair's key, so that old outputs are recomputed."""
+"""Version of the core's arithmetic, part of every job's key: raise it with each change that alters pixels."""
 
 MAX_STEPS = 100_000
 
 LARGE = 2**22
-"""Pixels of an image; of a larger one, L-BFGS's differences are what takes the most memory, 24 bytes a pixel each."""
+"""Pixels above which an image is large: there L-BFGS's history takes the most memory, 24 bytes a pixel for each entry."""
 
 LARGE_HISTORY = 2
-"""How many L-BFGS then remembers: `painterly` at 192 px ends 1 to 2 % above its loss with the 20 that it has."""
+"""Longest L-BFGS history for a large image. At 192 px, `painterly` ends with a loss 1 to 2 % higher than with its usual 20."""
 
 LayerWeights = tuple[tuple[str, float], ...]
-"""Layer names (Keras's, such as `block4_conv2`) with their weights."""
+"""Pairs of a layer's name in Keras, such as `block4_conv2`, and its weight."""
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -52,11 +52,11 @@ def _require_layers(name: str, layers: LayerWeights) -> None:
 
 @dataclass(frozen=True)
 class ContentLoss:
-    """`weight * sum_l w_l * error(F_l - P_l)` over features F of the image and P of the content.
+    """Content loss `weight * sum_l w_l * error(F_l - P_l)`, with features F of the image and P of the content.
 
-    `error` is the mean of squares (`mse`) or their sum (`sse`). With `relative`, the error at each position is measured against
-    the content's energy there and counts by the content's local contrast (`losses.content_distance`), so that one weight fits
-    every backbone and flat skies may be painted.
+    `error` is the mean of squares (`mse`) or their sum (`sse`). With `relative`, the error at each position is divided by the
+    content's energy there and weighted by the content's local contrast (`losses.content_distance`). One weight then fits every
+    backbone, and flat regions such as skies may change.
     """
 
     layers: LayerWeights
@@ -73,14 +73,15 @@ class ContentLoss:
 
 @dataclass(frozen=True)
 class StyleLoss:
-    """`weight * sum_l w_l * D(F_l, S_l)`, D a distance between the feature statistics of image and style.
+    """Style loss `weight * sum_l w_l * D(F_l, S_l)`, with D a distance between the feature statistics of image and style.
 
-    `gram`: D is the `error`, mean (`mse`) or sum (`sse`) of squares, of the difference of the Gram matrices `F^T F / N` (Gatys
-    et al. 2015, arXiv 1508.06576). N is the `normalization`: `none` 1, `hw` the positions h w of the layer, `chw` its elements
-    C h w, `sqrt_chw` their root, `image_hw` the pixels H W of the image.
-    `wasserstein`: D is the squared 2-Wasserstein distance of the Gaussians with the features' means and covariances, over C.
-    With `relative`, each layer's features are first divided by the root mean square of the style's features there, as
-    Gatys et al. 2016 normalized their network once: one set of weights then fits every backbone.
+    `gram`: D is the mean (`mse`) or sum (`sse`) of squares of the difference of the Gram matrices `F^T F / N` (Gatys et al.
+    2015, arXiv 1508.06576). `normalization` sets N: `none` is 1, `hw` the layer's h w positions, `chw` its C h w elements,
+    `sqrt_chw` the square root of these, `image_hw` the image's H W pixels.
+    `wasserstein`: D is the squared 2-Wasserstein distance, divided by C, of the Gaussians with the features' means and
+    covariances.
+    With `relative`, each layer's features are first divided by the root mean square of the style's features at that layer,
+    similar to the fixed normalization of the network by Gatys et al. 2016. One set of weights then fits every backbone.
     """
 
     layers: LayerWeights
@@ -112,12 +113,13 @@ TV_KINDS = ("l1_sum", "l2_mean", "squared_sum", "power_sum", "nine_point")
 
 @dataclass(frozen=True)
 class TotalVariation:
-    """`weight * TV(x)` of the image x in [0, 1], over neighbours along rows (dx) and columns (dy).
+    """Total variation loss `weight * TV(x)` of an image x in [0, 1], with dx and dy the differences along rows and columns.
 
     `l1_sum`: the sum of |dx| and |dy| (`tf.image.total_variation`).
-    `l2_mean`: the means of dx^2 and dy^2, so that the weight does not depend on the picture's size.
-    `squared_sum`: half the sum of `dx^2 + dy^2` (jcjohnson/neural-style). `power_sum`: the sum of `(dx^2 + dy^2)^1.25`
-    (Keras example). `nine_point`: means of squares over the eight neighbours, the diagonal ones counting a quarter
+    `l2_mean`: the mean of dx^2 plus the mean of dy^2, so that the weight does not depend on the image's size.
+    `squared_sum`: half the sum of `dx^2 + dy^2` (jcjohnson/neural-style).
+    `power_sum`: the sum of `(dx^2 + dy^2)^1.25` (Keras example).
+    `nine_point`: means of squares over the eight neighbours, with the diagonal ones at a quarter of the weight
     (crowsonkb/style-transfer-pytorch).
     """
 
@@ -131,10 +133,10 @@ class TotalVariation:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma and Ba, arXiv 1412.6980), epsilon added outside the bias correction as Keras does.
+    """Adam (Kingma and Ba, arXiv 1412.6980), with epsilon added outside the bias correction as in Keras.
 
-    The learning rate is in units of the image's [0, 1] range. With `decay_to`, it falls over each level along a cosine from
-    `learning_rate` to `learning_rate * decay_to`; 1 keeps it constant.
+    The learning rate is in units of the image's [0, 1] range. Over each level it follows a cosine from `learning_rate` down to
+    `learning_rate * decay_to`; with `decay_to` 1 it is constant.
     """
 
     learning_rate: float
@@ -153,7 +155,7 @@ class Adam:
 
 @dataclass(frozen=True)
 class SGD:
-    """Gradient descent with an exponentially falling rate: `learning_rate * decay^(t / decay_steps)` at update t."""
+    """Gradient descent with the exponentially decaying learning rate `learning_rate * decay^(t / decay_steps)` at update t."""
 
     learning_rate: float
     decay: float = 1.0
@@ -169,8 +171,8 @@ class SGD:
 class LBFGS:
     """Limited-memory BFGS (Liu and Nocedal 1989) over the last `history` pairs of differences; a step is one evaluation.
 
-    `line_search` `decrease` accepts a trial only if the loss falls enough, else shortens the step; `fixed` takes every step at
-    `learning_rate` times the quasi-Newton direction, as torch.optim.LBFGS does without a line search.
+    `line_search`: `decrease` accepts a trial only if the loss falls enough and otherwise shortens the step. `fixed` always
+    moves by `learning_rate` times the quasi-Newton direction, as torch.optim.LBFGS does without a line search.
     """
 
     history: int = 20
@@ -188,10 +190,11 @@ Optimizer = Adam | SGD | LBFGS
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Coarse to fine: levels of longest side `smallest * ratio^k` up to the asked size, each started from the one before.
+    """Coarse-to-fine schedule: levels whose longest side is the final one divided by `ratio^k`, down to `smallest` pixels.
 
-    Every level but the last takes `coarse_steps` (the first `first_steps`, if given); the last takes the method's `steps`.
-    At most `levels` are made, if given. With `carry`, Adam's moments go up with the image instead of beginning anew.
+    Each level starts from the result of the coarser one. The last level takes the method's `steps`, every other one
+    `coarse_steps`, except that the first takes `first_steps` if given. `levels` limits the number of levels. With `carry`,
+    Adam's moments are resized along with the image; otherwise each level starts with a fresh optimizer.
     """
 
     smallest: int
@@ -211,10 +214,10 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Plateau:
-    """A level ends early where its loss no longer falls: looked at every `window` steps, from the second window's end on.
+    """Criterion that ends a level early when its loss stops falling, checked every `window` steps from the second window on.
 
-    It ends once the mean total loss of the last `window` steps is no more than `tolerance`, a share, below that of the
-    `window` steps before. Means stand the rises of a line search's trials.
+    A level ends when the mean total loss of the last `window` steps is not below that of the `window` steps before by more than
+    the share `tolerance`. Means tolerate the rises of a line search's trials.
     """
 
     window: int = 20
@@ -225,7 +228,7 @@ class Plateau:
         _require(0 < self.tolerance < 1, f"plateau: {self.tolerance!r} is not a share between 0 and 1; take one such as 0.01")
 
     def is_reached(self, totals: Sequence[float]) -> bool:
-        """Whether a level ends that has these total losses, one for each step done; it does not by one that is not finite."""
+        """Return whether a level ends after these total losses, one for each step; False if a compared one is not finite."""
         if len(totals) < 2 * self.window or len(totals) % self.window:
             return False
         before, last = math.fsum(totals[-2 * self.window : -self.window]), math.fsum(totals[-self.window :])
@@ -237,7 +240,7 @@ INITS = ("content", "style", "noise")
 
 @dataclass(frozen=True)
 class Method:
-    """All that decides the arithmetic of one transfer, whichever pictures it is given."""
+    """All settings that decide the arithmetic of a transfer, independent of its images."""
 
     content: ContentLoss
     style: StyleLoss
@@ -246,29 +249,29 @@ class Method:
     steps: int
     pyramid: Pyramid | None = None
     init: Literal["content", "style", "noise"] = "content"
-    """The initial image: the content, the first style (covering the content's frame), or ImageNet's mean colour."""
+    """Initial image: the content, the first style (covering the content's frame), or ImageNet's mean colour (`noise`)."""
     init_noise: float = 0.0
     """Standard deviation, in units of the [0, 1] range, of the seeded Gaussian noise added to the initial image."""
     pooling: Literal["max", "average"] = "max"
     padding: Literal["zero", "replicate"] = "zero"
-    """How the first convolution sees beyond the border; the later ones always see zeros."""
+    """Padding of the first convolution at the image's border; later convolutions always pad with zeros."""
     activation: Literal["relu", "linear"] = "relu"
-    """Whether losses see a layer's features after its ReLU, or before."""
+    """Features that the losses use: after the layer's ReLU (`relu`) or before it (`linear`)."""
     feature_scale: float = 1.0
-    """Multiplies every feature: 1 for constants meant for networks fed with 0-255, 1/57.4 for unit-variance input."""
+    """Factor on every feature: 1 for constants published for networks fed with 0-255, 1/57.4 for unit-variance input."""
     style_shape: Literal["own", "content"] = "own"
-    """A style is fitted to the level's longest side in its own proportions, or stretched to the content's shape."""
+    """Style's shape: `own` keeps its proportions and fits the level's longest side; `content` stretches it to the content's."""
     clip: bool = True
-    """Whether the image is held in [0, 1] at every step, or only when it is written."""
+    """True clips the image to [0, 1] at every step, False only when it is written."""
     output: Literal["last", "best", "average"] = "last"
-    """The result of a level: its last image, the one of least loss, or the exponential average of all with `average_decay`."""
+    """Result of a level: its last image, the one of lowest loss, or the exponential moving average with `average_decay`."""
     average_decay: float = 0.99
     plateau: Plateau | None = None
-    """When a level ends before its last step; none does by default. A learning rate falls as if it did not."""
+    """Criterion for ending a level early; None disables it. The learning rate's schedule ignores an early end."""
     precision: Precision = "float32"
-    """`mixed`: weights and features in bfloat16; images, losses and sums over positions in float32.
+    """Compute precision. `mixed`: weights and features in bfloat16; images, losses and sums over positions in float32.
 
-    `auto` is for whoever knows the hardware to settle; the core takes it for float32.
+    The caller, which knows the hardware, resolves `auto`; the core treats it as `float32`.
     """
 
     def __post_init__(self) -> None:
@@ -292,17 +295,17 @@ class Method:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Every layer whose features the losses need, sorted by name (which is also their order in the network)."""
+        """Names of all layers whose features the losses use, sorted by name, which is also their order in the network."""
         return tuple(sorted({name for name, _ in self.content.layers + self.style.layers}))
 
     @functools.cached_property
     def plain(self) -> Any:
-        """The method as nested dicts and lists, for JSON."""
+        """Nested dicts and lists of the method, for JSON."""
         return as_plain(self)
 
 
 def sized(method: Method, height: int, width: int) -> Method:
-    """The method for an image of so many pixels: of one of more than `LARGE`, L-BFGS remembers `LARGE_HISTORY` at most."""
+    """Return the method for an image of this size: above `LARGE` pixels, its L-BFGS history is `LARGE_HISTORY` at most."""
     optimizer = method.optimizer
     if height * width <= LARGE or not isinstance(optimizer, LBFGS) or optimizer.history <= LARGE_HISTORY:
         return method
@@ -311,13 +314,13 @@ def sized(method: Method, height: int, width: int) -> Method:
 
 @functools.lru_cache(maxsize=1024)
 def structure(method: Method) -> Method:
-    """The method but for the numbers that its graphs are given as they run: methods of one structure share their graphs."""
+    """Return the method without the numbers that its graphs take as inputs; methods that are then equal share their graphs."""
     optimizer = method.optimizer
     return replace(
         method,
         content=replace(method.content, layers=_unweighted(method.content.layers), weight=1.0),
         style=replace(method.style, layers=_unweighted(method.style.layers), weight=1.0),
-        total_variation=replace(method.total_variation, weight=float(method.total_variation.weight > 0.0)),  # none is no work
+        total_variation=replace(method.total_variation, weight=float(method.total_variation.weight > 0.0)),  # 0 skips its work
         optimizer=optimizer if isinstance(optimizer, LBFGS) else replace(optimizer, learning_rate=1.0),
         steps=0,
         pyramid=None,
@@ -333,7 +336,7 @@ def _unweighted(layers: LayerWeights) -> LayerWeights:
 
 
 def as_plain(value: Any) -> Any:
-    """A frozen value as nested dicts and lists, for JSON: the same value always gives the same text."""
+    """Return a frozen value as nested dicts and lists, for JSON; equal values give equal text."""
     if hasattr(value, "__dataclass_fields__"):
         return {field.name: as_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):

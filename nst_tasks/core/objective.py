@@ -1,7 +1,7 @@
-"""The loss of an image and what it is measured against: features, block by block, and what is summed up of them.
+"""Loss of an image against its targets, from features that are computed and summed block by block.
 
-What is large in a block is computed in bands (`bands`): the losses are made for sums, and those of the whole picture are the
-sums over its bands. On the way back each band is computed once more, so that no more than one is ever in memory.
+Large blocks are computed in bands of rows (`bands`): losses are functions of sums over positions, and the sums of an image are
+those of its bands, added up. The backward pass computes each band again, so that at most one is in memory.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from nst_tasks.core.losses import Sums
 from nst_tasks.core.method import ContentLoss, Method, StyleLoss
 
 Tables = Sequence[tf.Tensor]
-"""The bands (K, 4) of each block that is computed in bands, as `bands.tables` has them."""
+"""Bands (K, 4) of each block that is computed in bands, as `bands.tables` returns them."""
 
 
 TERMS = ("content", "style", "tv")
-"""The weighted terms of the loss, in the order of `advance`'s and `result`'s last axis; they add up to the total."""
+"""Weighted terms of the loss, in the order of the last axis of `advance` and `result`; their sum is the total loss."""
 
 
 class Nothing(NamedTuple):
-    """What stands where there is nothing: TensorFlow's signatures take no None."""
+    """Placeholder for an absent part of a structure: TensorFlow's signatures do not accept None."""
 
 
 class Mask(NamedTuple):
-    """Where a batch's pictures are stylized: weight (B, H, W, 1) in [0, 1], over contents (B, H, W, 3) that show elsewhere.
+    """Region of a batch's images to stylize.
 
-    by_layer: style layer -> weight (B, h, w), how much each position counts in the image's style statistics.
+    weight: (B, H, W, 1) in [0, 1], 1 where the image is stylized. contents: (B, H, W, 3), shown where it is not.
+    by_layer: style layer -> weight (B, h, w) of each position in the image's style statistics.
     """
 
     weight: tf.Tensor
@@ -42,10 +43,10 @@ class Mask(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What a batch's images are drawn to at one level.
+    """Optimization targets of a batch at one level.
 
-    content: layer -> statistic -> (B, ...). style: layer -> statistic -> (B, S, ...), S styles a pair. style_weights: (B, S).
-    mask: nothing where the whole picture is stylized.
+    content: layer -> statistic -> (B, ...). style: layer -> statistic -> (B, S, ...), for S styles per pair.
+    style_weights: (B, S). mask: `Nothing` if the whole image is stylized.
     """
 
     content: dict[str, losses.Statistics]
@@ -55,9 +56,9 @@ class Targets(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What a method's graphs are given as they run, so that methods which differ in it alone share them: floats.
+    """Weights and learning rate of a method, as inputs of its graphs: methods that differ only in them share graphs.
 
-    terms: what each of the `TERMS` counts, (3,). content, style: what each layer counts in its term, in the method's order.
+    terms: weights of the `TERMS` (3,). content, style: weights of the layers (L,) in their term, in the method's order.
     learning_rate: (), before any schedule.
     """
 
@@ -70,12 +71,12 @@ class Numbers(NamedTuple):
 def weighted_terms(
     backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, numbers: Numbers, tables: Tables
 ) -> tf.Tensor:
-    """The weighted terms of the loss of images (B, H, W, 3), (B, 3) in the order of `TERMS`; the numbers are the method's."""
+    """Return the weighted terms (B, 3) of the loss of images (B, H, W, 3), in the order of `TERMS`."""
     image = shown(targets.mask, image)
     weights = targets.mask.by_layer if isinstance(targets.mask, Mask) else {}
     varied = method.total_variation.weight > 0.0
     variation = _variation(method, image) if varied else tf.zeros_like(image[:, 0, 0, 0])  # (B,)
-    with tf.control_dependencies([variation] if tables else []):  # so that their memory is not needed at the same time
+    with tf.control_dependencies([variation] if tables else []):  # so that their memory peaks do not add up
         seen = tf.identity(image)
     found = _found(backbone, seen, _Wanted(method, _layers(method.style), weights, targets.content), tables)
     content = tf.add_n(
@@ -91,7 +92,7 @@ def weighted_terms(
 
 
 def _variation(method: Method, image: tf.Tensor) -> tf.Tensor:
-    """The total variation (B,) with its gradient made at once: a tenth of the memory of all that it is made of."""
+    """Return the total variation (B,), with its gradient computed at once: a tenth of the memory of the intermediate values."""
 
     @tf.custom_gradient
     def known(image: tf.Tensor) -> tuple[tf.Tensor, object]:
@@ -108,7 +109,7 @@ def _variation(method: Method, image: tf.Tensor) -> tf.Tensor:
 
 
 def numbers(method: Method, dtype: tf.DType) -> Numbers:
-    """The method's numbers."""
+    """Return the weights and the learning rate of a method as tensors."""
     parts = (method.content, method.style, method.total_variation)
     return Numbers(
         tf.constant([part.weight for part in parts], dtype),
@@ -119,25 +120,29 @@ def numbers(method: Method, dtype: tf.DType) -> Numbers:
 
 
 def style_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, tables: Tables) -> dict[str, losses.Statistics]:
-    """Statistics of a style picture (1, h, w, 3) at each style layer."""
+    """Return the statistics of a style image (1, h, w, 3) at each style layer."""
     found = _found(backbone, picture, _Wanted(method, _layers(method.style)), tables)
     look = _pixels(picture), _roots_in(method)
     return {layer: losses.style_statistics(method.style, x, *look) for layer, x in found.style.items()}
 
 
 def content_statistics(backbone: Backbone, method: Method, picture: tf.Tensor, tables: Tables) -> dict[str, losses.Statistics]:
-    """What contents (B, H, W, 3) are to be compared with at each content layer."""
+    """Return the statistics of contents (B, H, W, 3) at each content layer."""
     found = _found(backbone, picture, _Wanted(method, kept=_layers(method.content)), tables)
     return {layer: losses.content_statistics(method.content, x) for layer, x in found.rows.items()}
 
 
 def shown(mask: Mask | Nothing, image: tf.Tensor) -> tf.Tensor:
-    """The image (B, H, W, 3) with the content where the mask keeps it."""
+    """Return the image (B, H, W, 3), blended with the content outside the mask."""
     return mask.contents + mask.weight * (image - mask.contents) if isinstance(mask, Mask) else image
 
 
 class _Wanted(NamedTuple):
-    """What is looked for: sums of style layers, by weights (B, h, w) if any, distances from contents, features to keep."""
+    """Request for the features of an image.
+
+    styles: layers to sum over positions. weights: layer -> (B, h, w), weights of those positions. contents: layer -> statistics
+    to compute the distance from. kept: layers whose features to return.
+    """
 
     method: Method
     styles: tuple[str, ...] = ()
@@ -147,7 +152,10 @@ class _Wanted(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What was found, by layer: rows (B, r, w, C) of features, and what adds up over bands, sums and distances (B,)."""
+    """Features of an image or of a band, by layer.
+
+    rows: feature maps (B, r, w, C). style: sums over positions. content: distances (B,). Sums and distances add up over bands.
+    """
 
     rows: dict[str, tf.Tensor]
     style: dict[str, Sums]
@@ -155,7 +163,7 @@ class _Found(NamedTuple):
 
 
 def _found(backbone: Backbone, image: tf.Tensor, wanted: _Wanted, tables: Tables) -> _Found:
-    """What the network finds in an image (B, H, W, 3)."""
+    """Compute the requested features of an image (B, H, W, 3)."""
     method = wanted.method
     seen = _as_seen(backbone, method.layers[-1], method.feature_scale, method.precision)
     found, on_gpu = _Found({}, {}, {}), backbones.on_gpu(seen)
@@ -172,7 +180,7 @@ def _found(backbone: Backbone, image: tf.Tensor, wanted: _Wanted, tables: Tables
 
 
 _POOLED = "pooled"
-"""Among the rows of a block, the input of the next one."""
+"""Key, among the rows of a block, of the next block's input."""
 
 
 def _at(
@@ -184,7 +192,12 @@ def _at(
     band: tf.Tensor | None,
     x: tf.Tensor,
 ) -> _Found:
-    """What a block finds in a band (4,) of its input, which has so many rows in all; or in the whole of it."""
+    """Compute a block's features of one band (4,), or of the whole image if it is None.
+
+    Args:
+        height: Rows of the whole input.
+        x: (B, r, w, C), the rows of the input that the band reads.
+    """
     method, found = wanted.method, _Found({}, {}, {})
     y, activations = backbones.through(block, x, method.padding if first else "zero", method.activation)
     if not last:
@@ -198,14 +211,14 @@ def _at(
         if layer in wanted.contents:
             there = {name: _rows(value, band) for name, value in wanted.contents[layer].items()}
             distance = losses.content_distance(method.content, own, there)
-            if band is not None and method.content.error == "mse":  # the mean over the band's rows, of all
+            if band is not None and method.content.error == "mse":  # a mean over the band counts by its share of rows
                 distance *= tf.cast((band[1] - band[0]) / height, distance.dtype)
             found.content[layer] = distance
     return found
 
 
 def _blank(block: Sequence[Convolution], last: bool, wanted: _Wanted, x: tf.Tensor) -> _Found:
-    """What a block has found before its first band."""
+    """Return a block's features before its first band: zeros."""
     shape, channels = tf.shape(x), block[0].kernel.shape[-1]
     batch, height, width = shape[0], shape[1], shape[2]
     exact = losses.exact(x)
@@ -226,7 +239,14 @@ def _blank(block: Sequence[Convolution], last: bool, wanted: _Wanted, x: tf.Tens
 def _in_bands(
     look: Callable[[tf.Tensor, tf.Tensor], _Found], blank: _Found, bands: tf.Tensor, x: tf.Tensor, on_gpu: bool
 ) -> _Found:
-    """What `look` finds in all bands (K, 4) of a block's input x (B, h, w, C), with a gradient that looks once more."""
+    """Compute a block's features band by band, with a gradient that computes each band again.
+
+    Args:
+        look: Returns the features of one band (4,) from the rows that it reads.
+        blank: Features before the first band.
+        bands: (K, 4).
+        x: (B, h, w, C), the block's input.
+    """
     count = tf.shape(bands)[0]
 
     def below(band: tf.Tensor, layer: str) -> tf.Tensor:
@@ -268,15 +288,15 @@ def _in_bands(
 
 
 def _loop(count: tf.Tensor, body: Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]], start: Any) -> Any:
-    """One band after another, so that only one is in memory."""
+    """Loop over bands one after another, so that only one is in memory."""
     return tf.while_loop(lambda k, _: k < count, body, (tf.constant(0), start), parallel_iterations=1)[1]
 
 
 def _added(buffer: tf.Tensor, top: tf.Tensor, rows: tf.Tensor, on_gpu: bool) -> tf.Tensor:
-    """The buffer (B, h, w, C) with these rows (B, r, w, C) added from row `top` on, in place.
+    """Add rows (B, r, w, C) to the buffer (B, h, w, C) from row `top` on, in place.
 
-    A CPU adds what one index names at once, so that it is given few. A GPU gives each index to a thread, and makes them itself:
-    those of int32 would be made by its host.
+    A CPU adds all values of one index at once, so it gets few indices. A GPU assigns a thread to each index, so it gets one per
+    position, in int64: TensorFlow would compute int32 indices on its host.
     """
     batch, height, width = (tf.shape(rows)[axis] for axis in range(3))
     axes = [tf.range(batch), top + tf.range(height)]
@@ -287,17 +307,17 @@ def _added(buffer: tf.Tensor, top: tf.Tensor, rows: tf.Tensor, on_gpu: bool) -> 
 
 
 def _slice(x: tf.Tensor, top: tf.Tensor, bottom: tf.Tensor) -> tf.Tensor:
-    """Rows of (B, h, w, C); its gradient is a padding, where that of `x[...]` is slow."""
+    """Return rows of x (B, h, w, C). The gradient of `tf.slice` is a padding; that of `x[...]` is slow."""
     return tf.slice(x, tf.stack([0, top, 0, 0]), tf.stack([-1, bottom - top, -1, -1]))
 
 
 def _own(x: tf.Tensor, band: tf.Tensor | None) -> tf.Tensor:
-    """Of the rows that a band looks at, its own."""
+    """Return a band's own rows among the rows x that it reads."""
     return x if band is None else _slice(x, band[0] - band[2], band[1] - band[2])
 
 
 def _rows(x: tf.Tensor | None, band: tf.Tensor | None) -> tf.Tensor | None:
-    """Of a whole picture's (B, h, ...), those of a band."""
+    """Return a band's own rows of the whole image's (B, h, ...)."""
     return x if x is None or band is None else x[:, band[0] : band[1]]
 
 
@@ -306,8 +326,8 @@ def _layers(loss: ContentLoss | StyleLoss) -> tuple[str, ...]:
 
 
 def _roots_in(method: Method) -> tf.DType:
-    """The type in which moments and roots of covariances are computed."""
-    # beside features rounded to bfloat16, float64 would tell no more, and make a whole step take two thirds longer
+    """Return the dtype in which moments and roots of covariances are computed."""
+    # with features rounded to bfloat16, float64 adds no accuracy, and a whole step takes two thirds longer
     return tf.float32 if method.precision == "mixed" else tf.float64
 
 
@@ -317,7 +337,8 @@ def _pixels(image: tf.Tensor) -> tf.Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _as_seen(backbone: Backbone, deepest: str, scale: float, precision: str) -> Backbone:
-    with tf.init_scope():  # once, and not at each step of the graph that is being traced
+    """Return the backbone up to the layer `deepest`, with scaled features and prepared for this precision."""
+    with tf.init_scope():  # compute the weights once, not at each step of the graph that is being traced
         seen = backbones.cut(backbone, deepest)
         seen = backbones.scaled(seen, scale) if scale != 1.0 else seen
         return backbones.rounded(seen, tf.bfloat16) if precision == "mixed" else backbones.quickened(seen)

@@ -1,6 +1,6 @@
-"""The optimizers as pure functions: `init(image)` gives a state, `update` a new state and the image to evaluate next.
+"""Optimizers as pure functions: `init` returns a state, `update` the next state and the next image to evaluate.
 
-Adam and gradient descent are here, L-BFGS has its own room. Every tensor of a state leads with the batch axis.
+Adam and gradient descent are implemented here, L-BFGS in `lbfgs`. Tensors of a state lead with the batch axis, except scalars.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nst_tasks.core.method import LBFGS, SGD, Adam, Optimizer
 
 
 class AdamState(NamedTuple):
-    """Running moments of the gradient, shaped like the image (B, H, W, 3) float32, and the number of updates, () int64."""
+    """Running moments of the gradient, shaped like the image (B, H, W, 3) float32, and the number of updates () int64."""
 
     mean: tf.Tensor
     square: tf.Tensor
@@ -25,7 +25,7 @@ class AdamState(NamedTuple):
 
 
 class SGDState(NamedTuple):
-    """The number of updates, () int64: gradient descent remembers nothing else."""
+    """State of gradient descent: only the number of updates () int64."""
 
     count: tf.Tensor
 
@@ -34,7 +34,7 @@ State: TypeAlias = AdamState | SGDState | LBFGSState
 
 
 def init(optimizer: Optimizer, image: tf.Tensor) -> State:
-    """The state before the first update of an image (B, H, W, 3)."""
+    """Return the state before the first update of an image (B, H, W, 3)."""
     if isinstance(optimizer, LBFGS):
         return lbfgs.init(optimizer, image)
     count = tf.constant(0, tf.int64)
@@ -44,7 +44,7 @@ def init(optimizer: Optimizer, image: tf.Tensor) -> State:
 
 
 def spec(optimizer: Optimizer, image: tf.TensorSpec) -> State:
-    """The shapes and dtypes of a state, for the signature of a compiled function over images of this shape."""
+    """Return the shapes and dtypes of the state for images of this spec, for the signature of a compiled function."""
     if isinstance(optimizer, LBFGS):
         return lbfgs.spec(optimizer, image)
     count = tf.TensorSpec((), tf.int64)
@@ -61,10 +61,12 @@ def update(
     clip: bool,
     step: tf.Tensor,
 ) -> tuple[State, tf.Tensor]:
-    """One update from the loss (B,) and gradient of an image (B, H, W, 3): the new state, and the next image.
+    """Return the next state and the next image (B, H, W, 3), given the loss (B,) and gradient of the current image.
 
-    With `clip` the image stays in [0, 1]. `rate` is that of `learning_rate`; L-BFGS finds its own steps. `step`: () int32, how
-    many updates came before.
+    Args:
+        rate: Learning rate, as `learning_rate` returns it; unused by L-BFGS, which computes its own steps.
+        clip: Clip the image to [0, 1].
+        step: () int32, the number of updates so far.
     """
     if isinstance(state, LBFGSState):
         assert isinstance(optimizer, LBFGS)
@@ -81,9 +83,10 @@ def update(
 
 
 def _adam(adam: Adam, state: AdamState, gradient: tf.Tensor, rate: tf.Tensor) -> tuple[AdamState, tf.Tensor]:
-    """`m' = b1 m + (1-b1) g`, `v' = b2 v + (1-b2) g^2`, step `-lr sqrt(1-b2^t)/(1-b1^t) m' / (sqrt(v') + eps)`.
+    """Return the next state and the change of the image.
 
-    Kingma and Ba, arXiv 1412.6980, algorithm 1 in the order of its section 2.
+    `m' = b1 m + (1-b1) g`, `v' = b2 v + (1-b2) g^2`, change `-lr sqrt(1-b2^t)/(1-b1^t) m' / (sqrt(v') + eps)`: Kingma and Ba,
+    arXiv 1412.6980, algorithm 1 in the order of its section 2.
     """
     count = state.count + 1
     t = tf.cast(count, gradient.dtype)
@@ -94,7 +97,7 @@ def _adam(adam: Adam, state: AdamState, gradient: tf.Tensor, rate: tf.Tensor) ->
 
 
 def resized(state: AdamState, height: int, width: int) -> AdamState:
-    """Adam's moments for the same picture at another size: the mean bicubic, the square bilinear and so never negative."""
+    """Resize Adam's moments to another image size: the mean bicubic, the square bilinear so that it stays non-negative."""
     return AdamState(
         tf.image.resize(state.mean, (height, width), "bicubic"),
         tf.image.resize(state.square, (height, width), "bilinear"),
@@ -103,7 +106,7 @@ def resized(state: AdamState, height: int, width: int) -> AdamState:
 
 
 def schedule(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-    """The share of the learning rate that the update after `step` of a level's `steps` has, as `method` says of each."""
+    """Return the factor of the learning rate for the update after `step` of a level's `steps`, by the optimizer's schedule."""
     if isinstance(optimizer, Adam):
         progress = tf.cast(step, tf.float32) / tf.cast(tf.maximum(steps, 1), tf.float32)
         fall = 0.5 * (1.0 + tf.cos(math.pi * progress))  # 1 at the first step, 0 after the last
@@ -114,10 +117,10 @@ def schedule(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tens
 
 
 def learning_rate(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
-    """The rate for the update after `step` of a level's `steps`, as `method` says of each optimizer."""
+    """Return the learning rate for the update after `step` of a level's `steps`, by the optimizer's schedule."""
     return optimizer.learning_rate * schedule(optimizer, step, steps)
 
 
 def learning_rates(optimizer: Optimizer, steps: int) -> np.ndarray:
-    """The rates of a level's updates, (steps + 1,) float32: entry k is that of the update after step k, the last is unused."""
+    """Return a level's learning rates (steps + 1,) float32: entry k is for the update after step k, the last is unused."""
     return np.asarray(learning_rate(optimizer, tf.range(steps + 1), tf.constant(steps)), np.float32)

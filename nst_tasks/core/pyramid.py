@@ -1,4 +1,4 @@
-"""The coarse-to-fine schedule: which sizes a picture is optimized at, and for how many steps."""
+"""Coarse-to-fine schedule: the sizes at which an image is optimized, and the number of steps at each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nst_tasks.core.method import Method
 
 @dataclass(frozen=True)
 class Level:
-    """One size of the picture, in pixels, and its steps."""
+    """Level of the pyramid: an image size in pixels and its number of steps."""
 
     height: int
     width: int
@@ -17,11 +17,11 @@ class Level:
 
 
 def levels(method: Method, height: int, width: int) -> tuple[Level, ...]:
-    """The levels of a picture of this final size, coarsest first; the last has the final size exactly.
+    """Return the levels for an image of this final size, coarsest first; the last has exactly the final size.
 
-    Sizes go down from the final one by the pyramid's `ratio` while the longest side stays at or above `smallest` (and the
-    shorter one at or above 32 px, below which the deep layers see nothing), for at most its number of `levels`. Those without
-    steps, but for the last, are left out: all that they do is to blur the initial image.
+    Sizes shrink from the final one by the pyramid's `ratio` while the longest side stays at or above `smallest` (and the
+    shortest at or above 32 px, below which the deep layers have no positions), up to `levels` in all. Levels without steps
+    are omitted, except the last: they would only blur the initial image.
     """
     found = [Level(height, width, method.steps)]
     pyramid = method.pyramid

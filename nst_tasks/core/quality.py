@@ -1,7 +1,7 @@
-"""How good a result is, measured apart from the loss that made it: style taken on, content kept.
+"""Quality metrics of a result, independent of the loss that produced it: style transferred, content preserved.
 
-The yardstick is the same whatever the recipe: features with max pooling and zero padding, of pictures at `SIZE`, at the
-recipe's own layers and at some that recipes leave alone. Where a pair has a mask, each position counts by its weight there.
+All recipes are measured in the same way: features with max pooling and zero padding, of images at `SIZE`, at the recipe's own
+style layers and at held-out ones. If a pair has a mask, it weights each position.
 """
 
 from __future__ import annotations
@@ -19,60 +19,63 @@ from nst_tasks.core.architecture import smallest_side
 from nst_tasks.core.backbones import Backbone
 
 HELD_OUT = ("block2_conv2", "block3_conv2", "block4_conv3")
-"""Layers from which recipes draw no style, so that none has learned them by heart; the same for all, so that numbers compare.
+"""Layers that recipes take no style from, so that none is fitted to them; the same for all recipes, so that numbers compare.
 
-The one exception among the presets, `pytorch-tutorial`, uses the first of them.
+One preset is an exception: `pytorch-tutorial` uses the first of them.
 """
 
 CONTENT = "block4_conv2"
-"""The layer at which what is kept of the content is measured."""
+"""Layer at which the preservation of content is measured."""
 
 SIZE = 256
-"""Longest side, in pixels, at which pictures are compared (smaller ones as they are): features depend on the size."""
+"""Longest side, in pixels, at which images are compared, because features depend on it; smaller images keep their size."""
 
 SMALLEST_GAP = 1e-5
-"""Share of the style's energy up to which a squared distance is rounding: a content so near has no gap that could be closed."""
+"""Squared distance, as a share of the style's energy, up to which it is rounding error: there is no gap to close."""
 
 LINEAR_ALGEBRA = "/CPU:0"
-"""Where moments and their distances are computed, in float64: by TensorFlow, whose decompositions take one core each. NumPy's
-spread over all cores and wait in a spin, which takes seconds on a busy machine; a GPU gains nothing on matrices this small."""
+"""Device on which TensorFlow computes moments and their distances, in float64.
+
+TensorFlow's decompositions take one core each. NumPy's use all cores and busy-wait, which takes seconds on a loaded machine. A
+GPU gains nothing on matrices this small.
+"""
 
 LUMA = (0.299, 0.587, 0.114)
-"""Rec. 601 weights of R, G, B."""
+"""Rec. 601 luma weights of R, G, B."""
 
 WINDOW, SIGMA = 11, 1.5
-"""Pixels across, and standard deviation, of the Gaussian window of the structural similarity."""
+"""Width and standard deviation, in pixels, of the Gaussian window of the structural similarity."""
 
 
 class Gaussian(NamedTuple):
-    """A layer's features over its positions: mean (C,) and covariance K (C, C), float64."""
+    """Mean (C,) and covariance K (C, C) of a layer's features over its positions, float64."""
 
     mean: tf.Tensor
     covariance: tf.Tensor
 
 
 class Target(NamedTuple):
-    """A Gaussian to compare many others with: mean (C,) and a root F (r, C) of its covariance `F^T F` of rank r, float64."""
+    """Gaussian prepared for many comparisons: mean (C,) and root F (r, C) of its covariance `F^T F` of rank r, float64."""
 
     mean: tf.Tensor
     root: tf.Tensor
 
     @property
     def energy(self) -> float:
-        """The mean squared norm of its vectors, `|m|^2 + tr K`."""
+        """Mean squared norm `|m|^2 + tr K` of the features."""
         return float(np.square(self.mean).sum() + np.square(self.root).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What is kept of a style picture: the moments of its features at each layer, and its share of clipped values."""
+    """Cached statistics of a style image: the moments of its features at each layer, and its share of clipped values."""
 
     layers: Mapping[str, Target]
     clipped: float
 
 
 class Luminance(NamedTuple):
-    """A picture's luminance (H, W), and its mean and variance under the window about each pixel."""
+    """Luminance (H, W) of an image, and its mean and variance under the window around each pixel."""
 
     value: np.ndarray
     mean: np.ndarray
@@ -81,9 +84,9 @@ class Luminance(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What is kept of a content picture (H, W, 3): the moments of its features, and those at `CONTENT`, (h, w, C) or None.
+    """Cached statistics of a content image (H, W, 3): its features' moments, and its features at `CONTENT`, (h, w, C) or None.
 
-    mask: (h, w) in [0, 1] at any size, how much each position counts, of a result too; None for 1.
+    mask: weight (h, w) in [0, 1] of each position, at any size, used for results too; None weights all by 1.
     """
 
     picture: np.ndarray
@@ -95,11 +98,11 @@ class Content:
 
 @dataclass(frozen=True)
 class Quality:
-    """The numbers of one result. What a picture is too narrow for, or has nothing to measure of, is left out, or None.
+    """Metrics of one result; a metric without enough to measure, such as on too small an image, is left out or None.
 
-    style_gap: layer -> share of the style gap closed, 1 at the style's statistics, 0 at the content's, below 0 beyond them.
-    used, held_out: its means over the recipe's style layers and over `HELD_OUT`. content_cosine: of the features at `CONTENT`.
-    luminance_ssim: in [-1, 1]. flags: names among `flags.FLAGS`.
+    style_gap: layer -> share of the style gap closed, 1 at the style's statistics, 0 at the content's, below 0 beyond these.
+    used, held_out: means of `style_gap` over the recipe's style layers and over `HELD_OUT`. content_cosine: cosine of the
+    features at `CONTENT`. luminance_ssim: in [-1, 1]. flags: names from `flags.FLAGS`.
     """
 
     style_gap: dict[str, float]
@@ -110,7 +113,7 @@ class Quality:
     flags: tuple[str, ...]
 
     def as_plain(self) -> dict[str, Any]:
-        """The numbers, without the flags, for JSON: finite, rounded to 6 digits; what is None is left out."""
+        """Return the metrics without the flags, for JSON: finite and rounded to 6 digits, without the ones that are None."""
         numbers = {
             "style_gap_used": self.used,
             "style_gap_held_out": self.held_out,
@@ -122,12 +125,14 @@ class Quality:
 
 
 def moments(backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask: np.ndarray | None = None) -> Moments:
-    """The moments of a style (H, W, 3) in [0, 1] at these layers and at `HELD_OUT`, to be kept for many comparisons.
+    """Return the statistics of a style (H, W, 3) in [0, 1] at these layers and at `HELD_OUT`, to be cached.
 
-    mask: (h, w) in [0, 1] at any size, or None.
+    Args:
+        layers: The recipe's style layers.
+        mask: Weight (h, w) in [0, 1] of each position, at any size; None weights all by 1.
 
     Raises:
-        ValueError: the mask is 0 everywhere.
+        ValueError: The mask is 0 everywhere.
     """
     clipped = flags.clipped(picture, _fitted(mask, picture.shape[:2]))
     found, _ = _statistics(backbone, picture, layers, mask)
@@ -135,10 +140,10 @@ def moments(backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask
 
 
 def content(backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask: np.ndarray | None = None) -> Content:
-    """The same of a content, for as many results; its mask counts for them too.
+    """Return the statistics of a content (H, W, 3) in [0, 1] for any number of results; arguments as for `moments`.
 
     Raises:
-        ValueError: the mask is 0 everywhere.
+        ValueError: The mask is 0 everywhere.
     """
     return Content(picture, luminance(picture), *_statistics(backbone, picture, layers, mask), mask)
 
@@ -154,12 +159,14 @@ def measure(
 ) -> Quality:
     """Measure one result against its content and its styles.
 
-    layers: the recipe's style layers, at which `content` and `moments` were taken. out: (H, W, 3) finite in [0, 1] at the
-    content's size, the longest side `SIZE` or less. style_weights: one each, of any sum above 0. losses: the total loss
-    (steps + 1,) of each level, for the flag `no_progress`.
+    Args:
+        layers: The recipe's style layers, at which `content` and `moments` were computed.
+        out: The result, (H, W, 3) finite in [0, 1], at the content's size, with a longest side of `SIZE` or less.
+        style_weights: One for each style, with any sum above 0.
+        losses: The total loss (steps + 1,) of each level, for the flag `no_progress`.
 
     Raises:
-        ValueError: out and content differ in size.
+        ValueError: The sizes of `out` and `content` differ.
     """
     if out.shape != content.picture.shape:
         raise ValueError(f"out: its shape is {out.shape}, the content's is {content.picture.shape}")
@@ -192,10 +199,10 @@ def measure(
 
 
 def gaussian(x: tf.Tensor, weight: tf.Tensor | None = None) -> Gaussian:
-    """Mean and covariance of features (h, w, C), each position counting by its weight (h, w), or alike for None."""
+    """Return mean and covariance of features (h, w, C), each position weighted by `weight` (h, w), or all equally for None."""
     flat = tf.reshape(tf.cast(x, tf.float64), (-1, x.shape[-1]))  # (h*w, C)
-    if weight is None:  # without the weights, of which each would be a pass over all features
-        # nor subtract the mean: features are 0 or more, and so their means not far above their deviations
+    if weight is None:  # faster: each use of weights would be another pass over all features
+        # E[f f^T] - m m^T loses few digits here: features are 0 or more, so their means are not far above their deviations
         mean = tf.reduce_mean(flat, axis=0)
         square = tf.matmul(flat, flat, transpose_a=True) / tf.cast(tf.shape(flat)[0], tf.float64)
         return Gaussian(mean, square - mean[:, None] * mean)
@@ -207,19 +214,20 @@ def gaussian(x: tf.Tensor, weight: tf.Tensor | None = None) -> Gaussian:
 
 
 def target(features: Gaussian) -> Target:
-    """The Gaussian with its covariance factored, of as many rows as its rank."""
+    """Return the Gaussian with its covariance factored; the root has as many rows as the covariance has rank."""
     with tf.device(LINEAR_ALGEBRA):
         values, vectors = (x.numpy() for x in tf.linalg.eigh(features.covariance))
-    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]  # below the rounding of the largest lies noise
+    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]  # smaller ones are the largest's rounding error
     root = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
     return Target(tf.convert_to_tensor(features.mean), tf.convert_to_tensor(root))
 
 
 def squared_frechet_distance(x: Gaussian, target: Target) -> tf.Tensor:
-    """Squared 2-Wasserstein distance `|m - m*|^2 + tr(K + K* - 2 (K*^1/2 K K*^1/2)^1/2)` of two Gaussians, float64.
+    """Return the squared 2-Wasserstein distance `|m - m*|^2 + tr(K + K* - 2 (K*^1/2 K K*^1/2)^1/2)` of two Gaussians, float64.
 
-    Its last trace is the sum of the square roots of the eigenvalues of `F K F^T` for any root F of `K* = F^T F`: of as many as
-    the target has ranks, so that covariances of few positions need no ridge. Leading axes of `x` are kept.
+    The trace of the last root is the sum of the square roots of the eigenvalues of `F K F^T`, for any root F of `K* = F^T F`.
+    There are as many as the rank of `K*`, so that covariances from few positions need no ridge. Leading axes of `x` are
+    preserved.
     Source: Dowson and Landau 1982; Olkin and Pukelsheim 1982.
     """
     product = tf.matmul(tf.matmul(target.root, x.covariance), target.root, transpose_b=True)  # (..., r, r)
@@ -229,11 +237,14 @@ def squared_frechet_distance(x: Gaussian, target: Target) -> tf.Tensor:
 
 
 def gap_closed(distances: Sequence[np.ndarray], styles: Sequence[Target], style_weights: Sequence[float]) -> float | None:
-    """`1 - d(out) / d(content)`, d the mean of the Fréchet distances to the styles by their weights.
+    """Return the share of the style gap closed, `1 - d(out) / d(content)`, with d the mean Fréchet distance to the styles.
 
-    distances: for each style, squared, of out and of content. The share is one of distances: of their squares, nine tenths
-    would be called closed where two thirds of the way are gone.
-    None where the content lies at the styles already, to rounding (`SMALLEST_GAP` of the styles' mean `|m*|^2 + tr K*`).
+    The share is None if the content is already at the styles, to rounding: `d(content)^2` is at most `SMALLEST_GAP` of the
+    styles' mean `|m*|^2 + tr K*`. d is weighted by `style_weights` and not squared: squares would count two thirds of the way
+    as nearly nine tenths.
+
+    Args:
+        distances: For each style, the squared distances of out and of content, (2,).
     """
     left, gap = np.average(np.sqrt(distances), axis=0, weights=style_weights)
     if gap**2 <= SMALLEST_GAP * np.average([style.energy for style in styles], weights=style_weights):
@@ -242,7 +253,7 @@ def gap_closed(distances: Sequence[np.ndarray], styles: Sequence[Target], style_
 
 
 def cosine(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> float | None:
-    """Cosine `<a, b> / (|a| |b|)` of features (h, w, C), each position counting by its weight (h, w); None if one is all 0."""
+    """Return the cosine `<a, b> / (|a| |b|)` of features (h, w, C), weighted by position (h, w); None if either is all 0."""
 
     def product(x: np.ndarray, y: np.ndarray) -> float:
         by_position = np.vecdot(x, y)  # (h, w)
@@ -253,18 +264,18 @@ def cosine(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> fl
 
 
 def luminance(picture: np.ndarray) -> Luminance:
-    """What `luminance_ssim` compares of a picture (H, W, 3) in [0, 1]."""
+    """Return the luminance of an image (H, W, 3) in [0, 1], with the statistics that `luminance_ssim` takes."""
     x = picture.astype(np.float64) @ LUMA
     mean = _blurred(x)
     return Luminance(x, mean, _blurred(x * x) - mean**2)
 
 
 def luminance_ssim(x: Luminance, y: Luminance, weight: np.ndarray | None = None) -> float:
-    """Mean structural similarity of the luminances of two pictures of one size (Wang et al. 2004).
+    """Return the mean structural similarity of the luminances of two images of one size (Wang et al. 2004).
 
     `(2 m_a m_b + C1) (2 s_ab + C2) / ((m_a^2 + m_b^2 + C1) (s_a^2 + s_b^2 + C2))` over a Gaussian window of 11 x 11 pixels,
-    sigma 1.5, with `C1 = 0.01^2` and `C2 = 0.03^2`. Unlike the paper's, the mean runs over every pixel, mirrored at the border,
-    so that pictures smaller than the window and masks have one too; weight (H, W), or None for 1.
+    sigma 1.5, with `C1 = 0.01^2` and `C2 = 0.03^2`. Unlike in the paper, the mean is over every pixel, with the images mirrored
+    at the border, so that it exists for masks and for images smaller than the window. weight: (H, W), or None for 1.
     """
     c1, c2 = 0.01**2, 0.03**2
     product = x.mean * y.mean
@@ -274,13 +285,13 @@ def luminance_ssim(x: Luminance, y: Luminance, weight: np.ndarray | None = None)
 
 
 def _blurred(x: np.ndarray) -> np.ndarray:
-    """(H, W) -> (H, W) under the window, mirrored at the border."""
+    """Return an image (H, W) averaged under the Gaussian window, mirrored at the border, (H, W)."""
     half = WINDOW // 2
     taps = np.exp(-0.5 * np.square(np.arange(-half, half + 1) / SIGMA))
     taps /= taps.sum()
     for _ in range(2):  # along one axis, then along the other
         padded = np.pad(x, ((0, 0), (half, half)), "symmetric")
-        # all rows as one: where the window reaches into the next lies what is cut off
+        # convolve all rows in one call: the values whose window crosses into another row are in the padding, which is cut off
         x = np.convolve(padded.ravel(), taps, "same").reshape(padded.shape)[:, half:-half].T
     return x
 
@@ -288,7 +299,10 @@ def _blurred(x: np.ndarray) -> np.ndarray:
 def _statistics(
     backbone: Backbone, picture: np.ndarray, layers: Iterable[str], mask: np.ndarray | None
 ) -> tuple[dict[str, Gaussian], np.ndarray | None]:
-    """Gaussians at these layers and at `HELD_OUT`, features at `CONTENT`: where a picture has two positions or more a side."""
+    """Return the Gaussians at these layers and at `HELD_OUT`, and the features at `CONTENT`.
+
+    Layers at which the image has fewer than two positions a side are left out.
+    """
 
     def seen(layers: Iterable[str]) -> tuple[str, ...]:
         return tuple(layer for layer in dict.fromkeys(layers) if min(picture.shape[:2]) >= smallest_side([layer]))
@@ -306,9 +320,9 @@ def _statistics(
 def _compiled(
     backbone: Backbone, measured: tuple[str, ...], kept: tuple[str, ...], masked: bool
 ) -> tf.types.experimental.PolymorphicFunction:
-    """The graph of the Gaussians at the layers that are measured and of the features at those that are kept, for any size."""
+    """Return the graph, for any image size, of the Gaussians at the `measured` layers and the features at the `kept` layers."""
 
-    # nothing in it loops or branches on a tensor: to look for that would take longer than the tracing
+    # no AutoGraph: nothing loops or branches on a tensor, and the search for that would take longer than the tracing
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3)), tf.TensorSpec((None, None))], autograph=False)
     def statistics(picture, mask):
         features = backbones.features(backbone, picture, (*measured, *kept), pooling="max", padding="zero")
@@ -329,7 +343,7 @@ _TARGET = Target(tf.TensorSpec((None,), tf.float64), tf.TensorSpec((None, None),
 
 @functools.lru_cache(maxsize=32)
 def _distances(layers: tuple[str, ...]) -> tf.types.experimental.ConcreteFunction:
-    """The graph of squared distances (L, 2) of an out's and a content's Gaussians to a style's, at each of these layers."""
+    """Return the graph of the squared distances (L, 2) of a result's and a content's Gaussians from a style's, at L layers."""
 
     @tf.function(input_signature=[dict.fromkeys(layers, _GAUSSIAN)] * 2 + [dict.fromkeys(layers, _TARGET)], autograph=False)
     def distances(out, content, style):
@@ -343,7 +357,7 @@ def _distances(layers: tuple[str, ...]) -> tf.types.experimental.ConcreteFunctio
                 ]
             )
 
-    return distances.get_concrete_function()  # to bind some 40 tensors takes it half as long
+    return distances.get_concrete_function()  # binds its some 40 tensors in half the time
 
 
 def _some(mask: np.ndarray) -> np.ndarray:
@@ -353,7 +367,11 @@ def _some(mask: np.ndarray) -> np.ndarray:
 
 
 def _fitted(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A mask (h, w) at another size by averages over areas, so that no part of it is lost on the way down; None stays None."""
+    """Return a mask (h, w) resized by area averages, so that no part of it vanishes when it shrinks; None stays None.
+
+    Raises:
+        ValueError: The mask is 0 everywhere.
+    """
     if mask is None:
         return None
     resized: np.ndarray = tf.image.resize(_some(mask)[None, ..., None], shape, "area").numpy()[0, ..., 0]

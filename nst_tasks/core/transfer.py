@@ -1,7 +1,7 @@
-"""The optimization itself: image in, image out, n steps at a time inside one compiled graph.
+"""Style transfer optimization: state in, state out, n steps at a time inside one compiled graph.
 
 The caller owns the loop over chunks and levels, so checkpoints, deadlines, progress and history live outside. Losses are
-summed over the pairs of a batch, never averaged: a pair's gradient does not depend on who shares its batch.
+summed over the pairs of a batch, never averaged: a pair's gradient does not depend on the other pairs of its batch.
 """
 
 from __future__ import annotations
@@ -24,21 +24,25 @@ from nst_tasks.core.pyramid import Level
 
 
 class Average(NamedTuple):
-    """An exponential average of images: its sum (B, H, W, 3) and the weights' sum ()."""
+    """Exponential moving average of images: their weighted sum (B, H, W, 3) and the sum of the weights ()."""
 
     image: tf.Tensor
     weight: tf.Tensor
 
 
 class Best(NamedTuple):
-    """The image of least loss so far, (B, H, W, 3), and its loss (B,)."""
+    """Image of least loss so far (B, H, W, 3), and its loss (B,)."""
 
     image: tf.Tensor
     loss: tf.Tensor
 
 
 class TransferState(NamedTuple):
-    """All that a resume needs: image (B, H, W, 3) float32, the optimizer's state, what is kept for the result, the place."""
+    """Complete state of an optimization for a resume.
+
+    image: (B, H, W, 3) float32. optimizer: `Nothing` for a level without steps. kept: the average or best image so far, for the
+    method's `output`. level: index of the level. step: number of steps done in it.
+    """
 
     image: tf.Tensor
     optimizer: optimizers.State | Nothing
@@ -50,7 +54,7 @@ class TransferState(NamedTuple):
 def style_statistics(
     backbone: Backbone, method: Method, style: np.ndarray, how: Bands | None = None
 ) -> dict[str, losses.Statistics]:
-    """Statistics of one style picture (h, w, 3) float32 in [0, 1] at each style layer, leading axis 1."""
+    """Return the statistics of one style image (h, w, 3) float32 in [0, 1] at each style layer, with a leading axis of 1."""
     tables = _tables(backbone, method, [layer for layer, _ in method.style.layers], style[None], how)
     graphs = _compiled(backbone, structure(method), False, len(tables))
     found: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32), tables)
@@ -60,7 +64,7 @@ def style_statistics(
 def content_statistics(
     backbone: Backbone, method: Method, contents: np.ndarray, how: Bands | None = None
 ) -> dict[str, losses.Statistics]:
-    """Statistics of a batch's contents (B, H, W, 3) float32 in [0, 1] at each content layer."""
+    """Return the statistics of a batch's contents (B, H, W, 3) float32 in [0, 1] at each content layer."""
     tables = _tables(backbone, method, [layer for layer, _ in method.content.layers], contents, how)
     graphs = _compiled(backbone, structure(method), False, len(tables))
     found: dict[str, losses.Statistics] = graphs.content(tf.constant(contents, tf.float32), tables)
@@ -77,10 +81,14 @@ def targets(
     how: Bands | None = None,
     content: dict[str, losses.Statistics] | None = None,
 ) -> Targets:
-    """Targets of a batch: contents (B, H, W, 3) float32 in [0, 1], and for each pair its styles' statistics and weights.
+    """Build the targets of a batch from its contents (B, H, W, 3) float32 in [0, 1] and its styles' statistics.
 
-    With a mask (B, H, W) in [0, 1], only where it is 1 the pictures are stylized, and compared with the style. `content` are
-    the contents' `content_statistics`, where they are known.
+    Args:
+        styles: For each pair, the `style_statistics` of its S styles.
+        style_weights: (B, S), the weights of those styles.
+        mask: (B, H, W) in [0, 1]; only where it is 1 is the image stylized and compared with the style.
+        how: Sizes of the bands, by default those of the precision and device.
+        content: The `content_statistics` of the contents, if they are known already.
     """
     content = content_statistics(backbone, method, contents, how) if content is None else content
     style = {
@@ -98,7 +106,7 @@ def targets(
 
 
 def _stacked(pairs: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
-    """Of each pair the same number of parts (1, ...), as (B, S, ...); a single one is not copied."""
+    """Stack S parts (1, ...) of each of B pairs to (B, S, ...); a single part is not copied."""
     if len(pairs) == len(pairs[0]) == 1:
         return tf.expand_dims(pairs[0][0], 0)
     return tf.stack([tf.concat(parts, axis=0) for parts in pairs])
@@ -114,9 +122,11 @@ def _mask(method: Method, weight: tf.Tensor, contents: tf.Tensor) -> Mask:
 
 
 def start(method: Method, images: np.ndarray, seeds: Sequence[int | None], steps: int = 1) -> TransferState:
-    """The state before the first of `steps` steps: images (B, H, W, 3) in [0, 1], with the method's noise from each seed.
+    """Return the state before the first step: images (B, H, W, 3) in [0, 1], plus the method's noise drawn from each seed.
 
-    A pair whose seed is None starts from its image as it is. Where no step is to be taken there is no optimizer.
+    Args:
+        seeds: A seed for each pair; None adds no noise.
+        steps: Steps of the level; with 0 the state has no optimizer.
     """
     first = np.asarray(images, np.float32)
     if method.init_noise:
@@ -132,9 +142,9 @@ def start(method: Method, images: np.ndarray, seeds: Sequence[int | None], steps
 
 
 def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level) -> TransferState:
-    """The state at the start of the next level: the last one's result resized there (bicubic).
+    """Return the state at the start of the next level, from the result of the previous one resized (bicubic).
 
-    The optimizer begins anew, unless the pyramid carries its moments up.
+    The optimizer starts from a new state, unless the pyramid carries Adam's moments up.
     """
     size = (level.height, level.width)
     image = tf.clip_by_value(tf.image.resize(image, size, "bicubic"), 0.0, 1.0)
@@ -146,12 +156,12 @@ def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level)
 
 
 def restart(method: Method, state: TransferState, image: tf.Tensor) -> TransferState:
-    """The level's state before its first step, from this image (B, H, W, 3), with an optimizer that remembers nothing."""
+    """Return the state before the first step of the current level, with this image (B, H, W, 3) and a new optimizer state."""
     return TransferState(image, _begun(method, image, 1), _keep(method, image), state.level, step=0)
 
 
 def fits(method: Method, state: TransferState, level: Level) -> bool:
-    """Whether a state of one pair is one of this method at this level, by its structure, shapes and dtypes."""
+    """Return whether the state of one pair has the structure, shapes and dtypes of this method at this level."""
     image = tf.TensorSpec((1, level.height, level.width, 3))
     optimizer = sized(method, level.height, level.width).optimizer
     specs = (image, optimizers.spec(optimizer, image), _kept_spec(method, image))
@@ -172,7 +182,10 @@ def advance(
     steps: int,
     how: Bands | None = None,
 ) -> tuple[TransferState, np.ndarray]:
-    """`n` (1 or more) of a level's `steps` steps: the new state, and the terms (n, B, 3) of the image before each update."""
+    """Run `n` (1 or more) of a level's `steps` steps.
+
+    Return the next state, and the weighted terms (n, B, 3) of the image before each update.
+    """
     tables = _tables(backbone, method, method.layers, state.image, how)
     method = sized(method, *state.image.shape[1:3])
     graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(tables))
@@ -184,9 +197,9 @@ def advance(
 
 
 def result(backbone: Backbone, method: Method, targets: Targets, state: TransferState) -> tuple[tf.Tensor, np.ndarray]:
-    """What a level has come to: the images (B, H, W, 3) of the method's `output`, and their weighted terms (B, 3).
+    """Return a level's result: the images (B, H, W, 3) of the method's `output`, and their weighted terms (B, 3).
 
-    L-BFGS gives its best image, whatever the output. With a mask, the content shows outside it.
+    L-BFGS returns its best image for every `output`. With a mask, the content shows outside it.
     """
     image = objective.shown(targets.mask, state.image)
     terms = measure(backbone, method, targets, image)
@@ -194,7 +207,7 @@ def result(backbone: Backbone, method: Method, targets: Targets, state: Transfer
     if isinstance(state.optimizer, LBFGSState):
         best = Best(*lbfgs.best(state.optimizer))
     if best is not None:
-        worse = ~(terms.sum(axis=1) < best.loss.numpy())  # so written, it holds for losses that are not numbers
+        worse = ~(terms.sum(axis=1) < best.loss.numpy())  # negated, so that it is true for a NaN loss
         if not worse.any():
             return image, terms
         image = tf.where(tf.constant(worse)[:, None, None, None], objective.shown(targets.mask, best.image), image)
@@ -206,7 +219,7 @@ def result(backbone: Backbone, method: Method, targets: Targets, state: Transfer
 
 
 def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor, how: Bands | None = None) -> np.ndarray:
-    """The weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
+    """Return the weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
     tables = _tables(backbone, method, method.layers, image, how)
     graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(tables))
     terms: np.ndarray = graphs.measure(image, targets, objective.numbers(method, tf.float32), tables).numpy()
@@ -216,14 +229,14 @@ def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tens
 def _tables(
     backbone: Backbone, method: Method, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, how: Bands | None
 ) -> tuple[tf.Tensor, ...]:
-    """The bands in which the network is computed for pictures (B, H, W, 3), as far as these layers."""
+    """Return the bands in which the network is computed for images (B, H, W, 3), up to the deepest of these layers."""
     how = how or bands.usual(method.precision, backbones.on_gpu(backbone))
     blocks = [(block[0].kernel.shape[-1], len(block)) for block in backbones.blocks(backbone, layers)]
     return tuple(tf.constant(of_block) for of_block in bands.tables(pictures.shape[1], pictures.shape[2], blocks, how))
 
 
 def _begun(method: Method, image: tf.Tensor, steps: int) -> optimizers.State | Nothing:
-    if not steps:  # L-BFGS's history of blank differences takes longer than all else of a pair without steps
+    if not steps:  # L-BFGS's empty history would take longer than all else of a pair without steps
         return Nothing()
     return optimizers.init(sized(method, *image.shape[1:3]).optimizer, image)
 
@@ -248,7 +261,7 @@ def _kept_spec(method: Method, image: tf.TensorSpec) -> Average | Best | Nothing
 def _kept(
     method: Method, kept: Average | Best | Nothing, image: tf.Tensor, loss: tf.Tensor, following: tf.Tensor
 ) -> Average | Best | Nothing:
-    """What is kept after an update from an image of this loss (B,) to the following one."""
+    """Update the average or best image after a step from `image` with this loss (B,) to `following`."""
     if isinstance(kept, Best):
         better = loss < kept.loss
         return Best(tf.where(better[:, None, None, None], image, kept.image), tf.where(better, loss, kept.loss))
@@ -265,9 +278,9 @@ class _Compiled(NamedTuple):
     advance: tf.types.experimental.PolymorphicFunction
 
 
-@functools.lru_cache(maxsize=32)  # of VGG16 with L-BFGS, which has the largest, each takes about 30 MB
+@functools.lru_cache(maxsize=32)  # an entry takes about 30 MB for VGG16 with L-BFGS, the largest
 def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands: int) -> _Compiled:
-    """The graphs of one structure, each traced once for pictures of every size: all shapes but the channels are left open."""
+    """Return the graphs of one method structure, traced once for images of every size: only the channels have a fixed shape."""
     image = tf.TensorSpec((None, None, None, 3))
     kept = _kept_spec(method, image)
     features = tf.bfloat16 if method.precision == "mixed" else tf.float32
@@ -290,8 +303,8 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
 
     tables = (tf.TensorSpec((None, 4), tf.int32),) * blocks_in_bands
 
-    # AutoGraph looks through all that is called for loops and branches on tensors, which takes longer than the tracing: there
-    # are none but loops that are written out
+    # AutoGraph searches all called code for loops and branches on tensors, which takes longer than the tracing. The code needs
+    # no conversion: its loops are explicit tf.while_loop calls
     graph = functools.partial(tf.function, autograph=False)
 
     @graph(input_signature=[image, tables])
@@ -306,8 +319,8 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
     def measure(picture, targets, numbers, tables):
         return objective.weighted_terms(backbone, method, picture, targets, numbers, tables)
 
-    # a call of its own and not within the loop: TensorFlow gives a pooling's gradient to oneDNN if it meets the pooling first,
-    # and in the cycle that a loop is, it may meet either. Its other kernel has one core: 40 of a mixed step's 80 ms at 256 px
+    # not inlined into the loop: TensorFlow uses oneDNN for a pooling's gradient only if it visits the pooling first, and in the
+    # cycle of a loop it may visit either first. Its other kernel uses one core: 40 of a mixed step's 80 ms at 256 px
     @graph(input_signature=[image, wanted, numbers, tables], experimental_attributes={"_noinline": True})
     def slope(picture, targets, numbers, tables):
         with tf.GradientTape() as tape:

@@ -1,8 +1,8 @@
-"""3x3 convolutions with half of the multiplications: Winograd's F(4, 3), along the width alone (arXiv 1509.09308).
+"""3x3 convolutions by Winograd F(4, 3) along the width only: half of the multiplications (arXiv 1509.09308).
 
-Four neighbouring outputs of a row of three weights are a polynomial product, known from its values at 0, 1, -1, 2, -2 and
-infinity: six products instead of twelve. Each value is a convolution of its own by three weights, along the height, of an
-input a quarter as wide; what stands around them is additions.
+Four neighbouring outputs of a row of three weights are a polynomial product, determined by its values at 0, 1, -1, 2, -2 and
+infinity: six products instead of twelve. Each of the six is a 3x1 convolution, along the height, of an input a quarter as wide;
+the transforms before and after need only additions and scaling by constants.
 """
 
 from __future__ import annotations
@@ -13,23 +13,27 @@ import numpy as np
 import tensorflow as tf
 
 TILE = 4
-"""Outputs that are computed from the same six values."""
+"""Number of neighbouring outputs computed from the same six values."""
 
 KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
-"""The values (6, 3) of three weights."""
+"""Kernel transform G (6, 3): maps the three weights of a row to the weights of the six products."""
 
 
 def kernels(kernel: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """What a kernel (3, 3, C_in, C_out) is in six convolutions: each (3, 1, C_in, C_out), of its dtype."""
-    # one after the other, since what is held for all six at once, or in float64, stays with the process
+    """Return the six convolutions' kernels, each (3, 1, C_in, C_out), for a kernel (3, 3, C_in, C_out) of the same dtype."""
+    # one after another: memory allocated for all six at once, or in float64, is never returned to the system
     left, middle, right = (kernel[:, column : column + 1] for column in range(3))
     return tuple(a * left + b * middle + c * right for a, b, c in KERNEL.tolist())
 
 
 def convolved(parts: Sequence[tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """The convolution (B, h, w, C_out), with zeros around it, of x (B, h, w, C_in) by the kernel of these six parts."""
+    """Return the zero-padded convolution (B, h, w, C_out) of x (B, h, w, C_in).
+
+    Args:
+        parts: The six kernels that `kernels` returns.
+    """
     batch, height, width = tf.unstack(tf.shape(x)[:3])
-    coming, going = parts[0].shape[2:]  # in a loop over bands x may not tell
+    coming, going = parts[0].shape[2:]  # not from x, whose channels may be unknown in a loop over bands
     tiles = (width + TILE - 1) // TILE
     padded = tf.pad(x, [[0, 0], [0, 0], [1, TILE * (tiles + 1) - width - 1], [0, 0]])
     columns = tf.reshape(padded, tf.stack([batch, height, tiles + 1, TILE, coming]))
@@ -42,13 +46,13 @@ def convolved(parts: Sequence[tf.Tensor], x: tf.Tensor) -> tf.Tensor:
 
 
 def _values(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor, e: tf.Tensor, f: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """What six neighbouring columns come to at the six points."""
+    """Return the input transform: the values of six neighbouring columns at the six points."""
     even, odd = e - 4.0 * c, d - 4.0 * b
     even2, odd2 = e - c, 2.0 * (d - b)
     return 4.0 * a - 5.0 * c + e, even + odd, even - odd, even2 + odd2, even2 - odd2, 4.0 * b - 5.0 * d + f
 
 
 def _outputs(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor, e: tf.Tensor, f: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """The four outputs whose products at the six points these are."""
+    """Return the output transform: the four outputs from the products at the six points."""
     even, odd, even2, odd2 = b + c, b - c, d + e, d - e
     return a + even + even2, odd + 2.0 * odd2, even + 4.0 * even2, odd + 8.0 * odd2 + f
