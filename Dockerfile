@@ -17,8 +17,8 @@ ENV PIP_NO_CACHE_DIR=1 \
 WORKDIR /app
 # dependencies first, against packages that are still empty: this layer is built again only when they change
 COPY pyproject.toml constraints.txt README.md ./
-RUN mkdir -p flows nst_tasks/core manifests \
-    && touch flows/__init__.py nst_tasks/__init__.py nst_tasks/core/__init__.py manifests/__init__.py \
+RUN for package in flows manifests nst_tasks nst_tasks/core nst_tasks/engine nst_tasks/images nst_tasks/inputs \
+        nst_tasks/outputs nst_tasks/planning nst_tasks/storage; do mkdir -p $package && touch $package/__init__.py; done \
     && extras="$([ "$DEVICE" = gpu ] && echo demo,gpu || echo demo)" \
     && pip install --constraint constraints.txt ".[$extras$EXTRAS]"
 

@@ -17,35 +17,35 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from bench.rows.row import precisions
+from bench.rows.row import list_precisions
 
 COLUMNS = ("recipe", "px", "precision", "pairs", "ms", "gib")
 
 ROUNDS = 3
 
 
-def measured(recipe: str, precision: str, size: int, pairs: int, steps: int) -> dict[str, object]:
+def measure(recipe: str, precision: str, size: int, pairs: int, steps: int) -> dict[str, object]:
     """Return a row of results: milliseconds of one step of a batch of `pairs`, and peak GiB of the GPU, 0 without one."""
     import tensorflow as tf
 
     from bench import ours
 
-    content, style = ours.pair(size)
-    side = ours.start(ours.backbone(), ours.method(recipe, precision), content, style, pairs=pairs)
+    content, style = ours.load_pair(size)
+    transfer = ours.start(ours.build_backbone(), ours.build_method(recipe, precision), content, style, pairs=pairs)
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         tf.config.experimental.reset_memory_stats("GPU:0")
-    taken = []
+    seconds_per_step = []
     for _ in range(1 + ROUNDS):  # the first round traces the graph
         began = time.perf_counter()
-        side.advance(steps)
-        taken.append((time.perf_counter() - began) / steps)
+        transfer.advance(steps)
+        seconds_per_step.append((time.perf_counter() - began) / steps)
     peak = tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30 if gpus else 0.0
-    values = (recipe, size, precision, pairs, round(1e3 * min(taken[1:]), 2), round(peak, 2))
+    values = (recipe, size, precision, pairs, round(1e3 * min(seconds_per_step[1:]), 2), round(peak, 2))
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def table(path: Path) -> str:
+def format_table(path: Path) -> str:
     """Return the results file as a Markdown table."""
     lines = ["| recipe | px | precision | pairs in a batch | ms a step | ms a pair | GiB of the GPU |", "| --- " * 7 + "|"]
     with path.open(newline="") as file:
@@ -59,9 +59,10 @@ def table(path: Path) -> str:
 
 def main() -> None:
     """Measure, save the results and update the page."""
-    from bench import speed
-    from nst_tasks.devices import lease
-    from nst_tasks.progress import Watch
+    from bench.page import update_page
+    from bench.results import RESULTS_FOLDER, describe_machine, slugify
+    from nst_tasks.engine.devices import acquire
+    from nst_tasks.progress import Progress
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--recipe", default="tf-tutorial")
@@ -69,20 +70,20 @@ def main() -> None:
     parser.add_argument("--pairs", default="1,8", help="in a batch, by commas")
     parser.add_argument("--steps", type=int, default=20, help="in a round")
     parser.add_argument("--keep", type=Path, help="file for the results, instead of bench/results and the page")
-    asked = parser.parse_args()
-    name = f"batches-{datetime.now(UTC):%Y-%m-%d}-{speed.slug(speed.machine())}.csv"
-    path = asked.keep or speed.RESULTS / name
-    with path.open("w", newline="") as file, lease(Watch()):
+    args = parser.parse_args()
+    name = f"batches-{datetime.now(UTC):%Y-%m-%d}-{slugify(describe_machine())}.csv"
+    path = args.keep or RESULTS_FOLDER / name
+    with path.open("w", newline="") as file, acquire(Progress()):
         rows = csv.DictWriter(file, COLUMNS)
         rows.writeheader()
-        for size in map(int, asked.sizes.split(",")):
-            for precision in precisions():
-                for pairs in map(int, asked.pairs.split(",")):
-                    rows.writerow(measured(asked.recipe, precision, size, pairs, asked.steps))
+        for size in map(int, args.sizes.split(",")):
+            for precision in list_precisions():
+                for pairs in map(int, args.pairs.split(",")):
+                    rows.writerow(measure(args.recipe, precision, size, pairs, args.steps))
                     file.flush()
-    print(table(path))
-    if not asked.keep:
-        speed.show()
+    print(format_table(path))
+    if not args.keep:
+        update_page()
 
 
 if __name__ == "__main__":

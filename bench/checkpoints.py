@@ -19,43 +19,56 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from nst_tasks import checkpoint, hardware, presets, resume, weights
-from nst_tasks.checkpoint import Checkpoint
-from nst_tasks.core import backbones, transfer
+from nst_tasks.core import transfer, vgg
+from nst_tasks.engine import checkpoint, checkpoint_store
+from nst_tasks.engine.checkpoint import Checkpoint
+from nst_tasks.engine.hardware import detect_flipped_direction
+from nst_tasks.inputs import presets, weights
 
-STEPS = 4
+STEPS_PER_MEASUREMENT = 4
 """Steps per measurement."""
 
 
 def measure(recipe: str, size: int, rounds: int, folder: str) -> None:
     """Measure one recipe and print its line."""
-    method = presets.find(recipe).method
-    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None), turns=hardware.turns())
+    method = presets.find_preset(recipe).method
+    backbone = vgg.build("vgg16-hed", weights.load("vgg16-hed", None), flipped_direction=detect_flipped_direction())
     contents = np.random.default_rng(0).random((1, size, size, 3), np.float32)
     style = transfer.style_statistics(backbone, method, contents[0, ::-1])
-    targets = transfer.targets(backbone, method, contents, [[style]], [[1.0]])
-    state, terms = transfer.advance(backbone, method, targets, transfer.start(method, contents, [0]), STEPS, 10_000)
-    at = Checkpoint(state, state.image, (terms,), (np.zeros(STEPS + 1),))
+    targets = transfer.build_targets(backbone, method, contents, [[style]], [[1.0]])
+    state, terms = transfer.advance(
+        backbone, method, targets, transfer.start(method, contents, [0]), STEPS_PER_MEASUREMENT, 10_000
+    )
+    checkpoint_to_save = Checkpoint(state, state.image, (terms,), (np.zeros(STEPS_PER_MEASUREMENT + 1),))
 
     began = time.perf_counter()
-    data = checkpoint.encode(checkpoint.on_host(at), "0" * 64)
+    data = checkpoint.encode(checkpoint.to_host(checkpoint_to_save), "0" * 64)
     Path(folder, "one.npz").write_bytes(data)
-    alone = time.perf_counter() - began
+    write_seconds = time.perf_counter() - began
 
     ratios = []
     for _ in range(rounds):
-        took: dict[bool, float] = {}
+        seconds_per_step: dict[bool, float] = {}
         for writing in (False, True):
-            with resume.Saver(folder, print) as saver:
+            with checkpoint_store.CheckpointWriter(folder, print) as saver:
                 began = time.perf_counter()
-                for _ in range(STEPS):
+                for _ in range(STEPS_PER_MEASUREMENT):
                     state, _ = transfer.advance(backbone, method, targets, state, 1, 10_000)
-                    if writing and saver.idle:
-                        saver.save(["0" * 64], Checkpoint(state, at.first, at.terms, at.seconds))
-                took[writing] = (time.perf_counter() - began) / STEPS
-        ratios.append(took[True] / took[False])
+                    if writing and saver.is_idle:
+                        saver.save(
+                            ["0" * 64],
+                            Checkpoint(
+                                state,
+                                checkpoint_to_save.level_start_image,
+                                checkpoint_to_save.terms,
+                                checkpoint_to_save.seconds,
+                            ),
+                        )
+                seconds_per_step[writing] = (time.perf_counter() - began) / STEPS_PER_MEASUREMENT
+        ratios.append(seconds_per_step[True] / seconds_per_step[False])
     print(
-        f"{recipe:12} {size} px: {len(data) / 1e6:6.1f} MB, {alone:5.2f} s to encode and write; a step {took[False]:5.2f} s, "
+        f"{recipe:12} {size} px: {len(data) / 1e6:6.1f} MB, {write_seconds:5.2f} s to encode and write; "
+        f"a step {seconds_per_step[False]:5.2f} s, "
         f"with one always being written {statistics.median(ratios):.3f} times as long (of {rounds}: {min(ratios):.3f} to "
         f"{max(ratios):.3f})",
         flush=True,

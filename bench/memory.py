@@ -1,4 +1,4 @@
-"""Peak memory of a few steps as a function of image size, from which the constants of `batching.memory` are derived.
+"""Peak memory of a few steps as a function of image size, from which the constants of `core.memory.peak_bytes` are derived.
 
     .venv/bin/python bench/memory.py
 
@@ -16,25 +16,25 @@ import subprocess
 import sys
 from dataclasses import replace
 
-SIZES = (256, 352, 512, 1024, 2048)
+SIZES_PX = (256, 352, 512, 1024, 2048)
 
 
 def measure(recipe: str, size: int, precision: str) -> None:
     """Run three steps of a recipe at one size and print this process's peak in bytes."""
     import numpy as np
 
-    from nst_tasks import quiet
+    from nst_tasks.core import transfer, vgg
+    from nst_tasks.engine.hardware import detect_flipped_direction
+    from nst_tasks.engine.runtime import import_tensorflow
+    from nst_tasks.inputs import presets, weights
 
-    quiet.import_tensorflow()
+    import_tensorflow()
 
-    from nst_tasks import hardware, presets, weights
-    from nst_tasks.core import backbones, transfer
-
-    method = replace(presets.find(recipe).method, precision=precision)
-    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None), turns=hardware.turns())
+    method = replace(presets.find_preset(recipe).method, precision=precision)
+    backbone = vgg.build("vgg16-hed", weights.load("vgg16-hed", None), flipped_direction=detect_flipped_direction())
     contents = np.random.default_rng(0).random((1, size, size, 3), np.float32)
     style = transfer.style_statistics(backbone, method, contents[0, ::-1])
-    targets = transfer.targets(backbone, method, contents, [[style]], [[1.0]])
+    targets = transfer.build_targets(backbone, method, contents, [[style]], [[1.0]])
     transfer.advance(backbone, method, targets, transfer.start(method, contents, [0]), 3, 3)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
@@ -42,15 +42,15 @@ def measure(recipe: str, size: int, precision: str) -> None:
 def main() -> None:
     """Print the table."""
     for recipe, precision in itertools.product(("painterly", "tf-tutorial"), ("float32", "mixed")):
-        before = None
-        for size in SIZES:
+        previous = None
+        for size in SIZES_PX:
             command = [sys.executable, __file__, recipe, str(size), precision]
             environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
             peak = int(done.stdout)
-            slope = "" if before is None else f"{(peak - before[1]) / (size**2 - before[0] ** 2):8.0f} bytes per pixel"
+            slope = "" if previous is None else f"{(peak - previous[1]) / (size**2 - previous[0] ** 2):8.0f} bytes per pixel"
             print(f"{recipe:12} {precision:8} {size:4} px  peak {peak / 2**30:5.2f} GiB {slope}", flush=True)
-            before = size, peak
+            previous = size, peak
 
 
 if __name__ == "__main__":

@@ -13,38 +13,41 @@ from pathlib import Path
 
 import numpy as np
 
-from nst_tasks import quiet
+from bench.peers.loop import load_resized
+from bench.rows.row import write_samples
+from nst_tasks.core import objective, transfer, vgg
+from nst_tasks.core.method import Method
+from nst_tasks.engine.hardware import detect_flipped_direction
+from nst_tasks.engine.runtime import import_tensorflow
+from nst_tasks.images import codec
+from nst_tasks.inputs import presets, weights
 
-quiet.import_tensorflow()
+import_tensorflow()
 
 import tensorflow as tf
 
-from bench.peers.loop import sized
-from bench.rows.row import write_samples
-from nst_tasks import hardware, images, presets, weights
-from nst_tasks.core import backbones, transfer
-from nst_tasks.core.method import Method
-
 
 @functools.cache
-def backbone() -> backbones.Backbone:
+def build_backbone() -> vgg.Backbone:
     """Return the default backbone, which all measurements use."""
-    return backbones.build(weights.DEFAULT, weights.load(weights.DEFAULT, None), turns=hardware.turns())
+    return vgg.build(
+        weights.DEFAULT_BACKBONE, weights.load(weights.DEFAULT_BACKBONE, None), flipped_direction=detect_flipped_direction()
+    )
 
 
-def method(recipe: str, precision: str) -> Method:
+def build_method(recipe: str, precision: str) -> Method:
     """Return the method of a recipe in this precision."""
-    return replace(presets.find(recipe).method, precision=precision)
+    return replace(presets.find_preset(recipe).method, precision=precision)
 
 
-def pair(size: int) -> tuple[np.ndarray, np.ndarray]:
+def load_pair(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the content and style images on which steps are timed, each (h, w, 3), resized to this longest side."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_samples(Path(folder))
-        return sized(str(pictures["astronaut"]), size), sized(str(pictures["swirls"]), size)
+        return load_resized(str(pictures["astronaut"]), size), load_resized(str(pictures["swirls"]), size)
 
 
-def steps_in_a_round(size: int) -> int:
+def choose_steps_per_round(size: int) -> int:
     """Return the number of steps to time together for an image of this longest side: about one second of work.
 
     On a GPU a step takes milliseconds; with few steps the overhead of the call would dominate.
@@ -54,12 +57,12 @@ def steps_in_a_round(size: int) -> int:
 
 
 @dataclass
-class Ours:
+class StartedTransfer:
     """A started transfer of one pair at one size."""
 
-    backbone: backbones.Backbone
+    backbone: vgg.Backbone
     method: Method
-    targets: transfer.Targets
+    targets: objective.Targets
     state: transfer.TransferState
 
     def advance(self, steps: int) -> np.ndarray:
@@ -69,7 +72,7 @@ class Ours:
         return total
 
 
-def start(network: backbones.Backbone, method: Method, content: np.ndarray, *styles: np.ndarray, pairs: int = 1) -> Ours:
+def start(network: vgg.Backbone, method: Method, content: np.ndarray, *styles: np.ndarray, pairs: int = 1) -> StartedTransfer:
     """Return a transfer started from the content; content (H, W, 3) and styles (h, w, 3) in [0, 1].
 
     Args:
@@ -78,8 +81,10 @@ def start(network: backbones.Backbone, method: Method, content: np.ndarray, *sty
     """
     statistics = [transfer.style_statistics(network, method, style) for style in styles]
     contents = np.stack([np.roll(content, k, axis=1) for k in range(pairs)])
-    targets = transfer.targets(network, method, contents, [statistics] * pairs, [[1.0 / len(styles)] * len(styles)] * pairs)
-    return Ours(network, method, targets, transfer.start(method, contents, [0] * pairs))
+    targets = transfer.build_targets(
+        network, method, contents, [statistics] * pairs, [[1.0 / len(styles)] * len(styles)] * pairs
+    )
+    return StartedTransfer(network, method, targets, transfer.start(method, contents, [0] * pairs))
 
 
 def main() -> None:
@@ -93,13 +98,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="longest side, in pixels")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--styles", type=int, default=1, help="blend so many: the style and its quarter turns")
-    asked = parser.parse_args()
-    content, style = sized(asked.content, asked.size), sized(asked.style, asked.size)
-    turned = [np.rot90(style, k) for k in range(asked.styles)]
-    ours = start(backbone(), method(asked.recipe, asked.precision), content, *turned)
-    ours.advance(asked.steps)
-    image, _ = transfer.result(ours.backbone, ours.method, ours.targets, ours.state)
-    Path(asked.out).write_bytes(images.encode(np.clip(image.numpy()[0], 0.0, 1.0), None, "png", {}))
+    args = parser.parse_args()
+    content, style = load_resized(args.content, args.size), load_resized(args.style, args.size)
+    rotated_styles = [np.rot90(style, k) for k in range(args.styles)]
+    started = start(build_backbone(), build_method(args.recipe, args.precision), content, *rotated_styles)
+    started.advance(args.steps)
+    image, _ = transfer.compute_result(started.backbone, started.method, started.targets, started.state)
+    Path(args.out).write_bytes(codec.encode(np.clip(image.numpy()[0], 0.0, 1.0), None, "png", {}))
 
 
 if __name__ == "__main__":

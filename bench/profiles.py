@@ -28,11 +28,11 @@ from types import FrameType
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from bench.rows.pairs import CONTENTS, STYLES, environment_of
-from bench.rows.row import ROOT, precisions, write_samples
+from bench.rows.pairs import CONTENTS, STYLES, build_environment
+from bench.rows.row import ROOT, list_precisions, write_samples
 
-OPERATIONS = (
-    ("convolutions, both ways", r"Conv2D"),  # a pass may use the other's operation: see `backbones.quickened`
+OPERATION_KINDS = (
+    ("convolutions, both ways", r"Conv2D"),  # a pass may use the other's operation: see `core.vgg.with_fast_convolutions`
     ("Gram matrices and their gradients", r"MatMul|Einsum"),
     ("pooling, both ways", r"Pool"),
     ("casts, copies, layout", r"Cast|Transpose|Reshape|Concat|Pad|Slice|Pack|Copy|Identity|ToTf|Quantize"),
@@ -41,47 +41,54 @@ OPERATIONS = (
 """Kinds of operations and patterns of TensorFlow operation types; the first matching pattern determines an operation's kind."""
 
 PHASES = (
-    ("steps", ("nst_tasks.core.transfer.advance", "nst_tasks.core.transfer.result")),
-    ("targets", ("nst_tasks.measuring.targets",)),
-    ("quality numbers", ("nst_tasks.measuring.quality_of",)),
-    ("reading weights", ("nst_tasks.optimization.build_backbone", "nst_tasks.intake.read_weights", "nst_tasks.weights.sha256")),
-    ("reading pictures", ("nst_tasks.loading.load", "nst_tasks.intake.inspect")),
-    ("encoding and writing", ("nst_tasks.work.publish",)),
-    ("report and summary", ("nst_tasks.reporting.write",)),
+    ("steps", ("nst_tasks.core.transfer.advance", "nst_tasks.core.transfer.compute_result")),
+    ("targets", ("nst_tasks.engine.targets.build_targets",)),
+    ("quality numbers", ("nst_tasks.engine.evaluation.measure_quality",)),
+    (
+        "reading weights",
+        (
+            "nst_tasks.engine.optimization.build_backbone",
+            "nst_tasks.inputs.readers.read_weights",
+            "nst_tasks.inputs.weights.compute_sha256",
+        ),
+    ),
+    ("reading pictures", ("nst_tasks.engine.preprocessing.load_job", "nst_tasks.planning.inspection.inspect_image")),
+    ("encoding and writing", ("nst_tasks.engine.publish.publish",)),
+    ("report and summary", ("nst_tasks.outputs.report.write_report",)),
 )
 """Phases of a run in order of priority, and the nst functions that identify them."""
 
 TRACING, IMPORTS, REST = "tracing graphs", "imports", "Prefect and the rest"
 
-EVERY = 0.005
+SAMPLE_INTERVAL_SECONDS = 0.005
 """Seconds between two samples."""
 
 
-def of_a_step(size: int, steps: int) -> list[dict[str, object]]:
+def profile_step(size: int, steps: int) -> list[dict[str, object]]:
     """Return milliseconds of a `tf-tutorial` step: a row for each kind of operation, with a column for each precision.
 
     The last row is the median wall time.
     """
     from bench import ours
 
-    content, style = ours.pair(size)
+    content, style = ours.load_pair(size)
     columns: dict[str, Counter[str]] = {}
-    for precision in precisions():
-        side = ours.start(ours.backbone(), ours.method("tf-tutorial", precision), content, style)
-        side.advance(2)
+    for precision in list_precisions():
+        transfer = ours.start(ours.build_backbone(), ours.build_method("tf-tutorial", precision), content, style)
+        transfer.advance(2)
         walls = []
         for _ in range(steps):
             began = time.perf_counter()
-            side.advance(1)
+            transfer.advance(1)
             walls.append(time.perf_counter() - began)
-        columns[precision] = traced(lambda side=side: side.advance(steps), steps)
+        columns[precision] = trace_operations(lambda transfer=transfer: transfer.advance(steps), steps)
         columns[precision]["a step, by the clock"] = 1e3 * statistics.median(walls)
-    names = [name for name, _ in OPERATIONS] + ["a step, by the clock"]
+    names = [name for name, _ in OPERATION_KINDS] + ["a step, by the clock"]
     return [{"operation": name, **{each: round(columns[each][name], 3) for each in columns}} for name in names]
 
 
-def traced(call, steps: int) -> Counter[str]:
-    """Return the milliseconds per step that each kind of `OPERATIONS` took during a call, summed over threads."""
+def trace_operations(call, steps: int) -> Counter[str]:
+    """Return the milliseconds per step that each kind of `OPERATION_KINDS` took during a call, summed over threads."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -92,25 +99,25 @@ def traced(call, steps: int) -> Counter[str]:
         tf.profiler.experimental.stop()
         (trace,) = Path(folder).rglob("*.xplane.pb")
         space = xplane_pb2.XSpace.FromString(trace.read_bytes())
-    found: Counter[str] = Counter()
+    milliseconds: Counter[str] = Counter()
     for plane in space.planes:
         for event in (event for line in plane.lines for event in line.events):
             operation = re.fullmatch(r"[\w/.-]+:(\w+)", plane.event_metadata[event.metadata_id].name)
             if operation and not re.search(r"PartitionedCall|While", operation[1]):  # containers of other operations
-                kind = next(name for name, pattern in OPERATIONS if re.search(pattern, operation[1]))
-                found[kind] += event.duration_ps / 1e9 / steps
-    return found
+                kind = next(name for name, pattern in OPERATION_KINDS if re.search(pattern, operation[1]))
+                milliseconds[kind] += event.duration_ps / 1e9 / steps
+    return milliseconds
 
 
-def of_a_manifest(contents: int, styles: int, size: int, steps: int) -> list[dict[str, object]]:
+def profile_manifest(contents: int, styles: int, size: int, steps: int) -> list[dict[str, object]]:
     """Return the seconds of `nst run` on a small grid, a row for each phase from process start to process end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pictures, environment = write_samples(folder), environment_of(folder)
+        pictures, environment = write_samples(folder), build_environment(folder)
         chosen = [(pictures[content], pictures[style]) for content in CONTENTS[:contents] for style in STYLES[:styles]]
         (folder / "m.csv").write_text("\n".join(["content,style", *(f"{one},{other}" for one, other in chosen)]) + "\n")
         command = ["run", str(folder / "m.csv"), "--size", str(size), "--steps", str(steps), "--recipe", "tf-tutorial"]
-        found: dict[str, float] = {}
+        seconds_by_phase: dict[str, float] = {}
         for turn in ("first", "second"):  # the first run creates Prefect's database
             began = time.time()
             whole = [sys.executable, "-m", "bench.profiles", "--sampled", str(folder / "phases.json"), "--"]
@@ -118,18 +125,22 @@ def of_a_manifest(contents: int, styles: int, size: int, steps: int) -> list[dic
                 [*whole, *command, "--out", str(folder / turn)], cwd=ROOT, env=environment, capture_output=True, check=True
             )  # fmt: skip
             ended = time.time()
-            told = json.loads((folder / "phases.json").read_text())
-            found = {"process start": told["began"] - began, **told["phases"], "process end": ended - told["ended"]}
+            sample = json.loads((folder / "phases.json").read_text())
+            seconds_by_phase = {
+                "process start": sample["began"] - began,
+                **sample["phases"],
+                "process end": ended - sample["ended"],
+            }
     order = ["process start", IMPORTS, REST, TRACING, *(name for name, _ in PHASES), "process end"]
-    return [{"phase": name, "seconds": round(found.get(name, 0.0), 2)} for name in order]
+    return [{"phase": name, "seconds": round(seconds_by_phase.get(name, 0.0), 2)} for name in order]
 
 
-def sampled(arguments: list[str], keep: Path) -> None:
+def run_sampled_nst(arguments: list[str], keep: Path) -> None:
     """Run `nst` with these arguments in this process, sample it, and write the seconds by phase to a JSON file."""
     began, phases, done = time.time(), Counter[str](), threading.Event()
     names = {function: name for name, functions in PHASES for function in functions}
     order = [name for name, _ in PHASES] + [TRACING, IMPORTS]
-    watcher = threading.Thread(target=_watch, args=(phases, names, order, done), daemon=True)
+    watcher = threading.Thread(target=_sample_threads, args=(phases, names, order, done), daemon=True)
     watcher.start()
     try:
         from flows.cli import app
@@ -141,18 +152,18 @@ def sampled(arguments: list[str], keep: Path) -> None:
         keep.write_text(json.dumps({"began": began, "ended": time.time(), "phases": phases}))
 
 
-def _watch(phases: Counter[str], names: Mapping[str, str], order: list[str], done: threading.Event) -> None:
+def _sample_threads(phases: Counter[str], names: Mapping[str, str], order: list[str], done: threading.Event) -> None:
     """Sample all other threads until `done` is set, and add the seconds between samples to their phase."""
     before = time.perf_counter()
-    while not done.wait(EVERY):
+    while not done.wait(SAMPLE_INTERVAL_SECONDS):
         own = threading.get_ident()
-        seen = {phase(frame, names) for thread, frame in sys._current_frames().items() if thread != own}
+        seen = {find_phase(frame, names) for thread, frame in sys._current_frames().items() if thread != own}
         now = time.perf_counter()
         phases[next((name for name in order if name in seen), REST)] += now - before
         before = now
 
 
-def phase(frame: FrameType | None, names: Mapping[str, str]) -> str | None:
+def find_phase(frame: FrameType | None, names: Mapping[str, str]) -> str | None:
     """Return the phase of the innermost frame that has one, or None."""
     while frame is not None:
         code = frame.f_code
@@ -167,16 +178,17 @@ def phase(frame: FrameType | None, names: Mapping[str, str]) -> str | None:
     return None
 
 
-def tables(path: Path) -> str:
+def format_tables(path: Path) -> str:
     """Return a results file as two Markdown tables."""
-    from bench.speed import described
+    from bench.results import describe_results
 
     kept = json.loads(path.read_text())
     *operations, clock = kept["step"]
     sides = [name for name in clock if name != "operation"]
     sums = {side: sum(row[side] for row in operations) for side in sides}
     lines = [
-        f"{described(kept)} A step of `tf-tutorial` at {kept['size']} px, operations summed over threads; then `nst run` of "
+        f"{describe_results(kept)} A step of `tf-tutorial` at {kept['size']} px, operations summed over threads; "
+        "then `nst run` of "
         f"{kept['pairs']} pairs at {kept['size']} px, {kept['steps']} steps each, process start to end.",
         "", f"| operation | {' | '.join(sides)} |", "| --- |" + " --- |" * len(sides),
     ]  # fmt: skip
@@ -194,26 +206,27 @@ def main() -> None:
     """Measure both profiles, save them and update the page."""
     if "--sampled" in sys.argv:
         at = sys.argv.index("--sampled")
-        sampled(sys.argv[at + 3 :], Path(sys.argv[at + 1]))
+        run_sampled_nst(sys.argv[at + 3 :], Path(sys.argv[at + 1]))
         return
-    from bench import speed
+    from bench.page import update_page
+    from bench.results import RESULTS_FOLDER, describe_machine, get_commit, slugify
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small: whether it runs, not how fast")
     parser.add_argument("--keep", type=Path, help="file for the results, instead of bench/results and the page")
-    asked = parser.parse_args()
-    size, steps, (contents, styles) = (64, 2, (1, 1)) if asked.quick else (256, 50, (2, 2))
-    date, machine = f"{datetime.now(UTC):%Y-%m-%d}", speed.machine()
+    args = parser.parse_args()
+    size, steps, (contents, styles) = (64, 2, (1, 1)) if args.quick else (256, 50, (2, 2))
+    date, machine = f"{datetime.now(UTC):%Y-%m-%d}", describe_machine()
     kept = {
-        "date": date, "commit": speed.commit(), "quick": asked.quick, "machine": machine, "size": size, "steps": steps,
-        "pairs": contents * styles, "step": of_a_step(size, 3 if asked.quick else 10),
-        "manifest": of_a_manifest(contents, styles, size, steps),
+        "date": date, "commit": get_commit(), "quick": args.quick, "machine": machine, "size": size, "steps": steps,
+        "pairs": contents * styles, "step": profile_step(size, 3 if args.quick else 10),
+        "manifest": profile_manifest(contents, styles, size, steps),
     }  # fmt: skip
-    path = asked.keep or speed.RESULTS / f"profile-{date}-{speed.slug(machine)}.json"
+    path = args.keep or RESULTS_FOLDER / f"profile-{date}-{slugify(machine)}.json"
     path.write_text(json.dumps(kept, indent=1) + "\n")
-    print(tables(path))
-    if not asked.keep:
-        speed.show()
+    print(format_tables(path))
+    if not args.keep:
+        update_page()
 
 
 if __name__ == "__main__":

@@ -30,16 +30,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nst_tasks import hardware, images, manifest, presets, recipes, samples, storage, weights
-from nst_tasks.core import backbones, quality, transfer
+from manifests import samples
+from nst_tasks.core import metrics, transfer, vgg
 from nst_tasks.core.method import Method
-from nst_tasks.core.pyramid import levels
-from nst_tasks.recipes import Recipe
+from nst_tasks.core.pyramid import plan_levels
+from nst_tasks.engine.hardware import detect_flipped_direction
+from nst_tasks.images import codec
+from nst_tasks.images.picture import Picture
+from nst_tasks.images.resize import fit_size, resize
+from nst_tasks.inputs import manifest, presets, weights
+from nst_tasks.inputs.recipe import Recipe, override
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import get_folder
 
-FACTORS = (0.25, 1.0, 4.0)
+STYLE_WEIGHT_FACTORS = (0.25, 1.0, 4.0)
 """Multiples of each recipe's own style weight."""
 
-PLACES = (*(("float32", factor) for factor in FACTORS), ("mixed", 1.0))
+PRECISIONS_AND_FACTORS = (*(("float32", factor) for factor in STYLE_WEIGHT_FACTORS), ("mixed", 1.0))
 """Precision and style weight factor of each result."""
 
 PAIRS = (("astronaut", "stipple"), ("rocket", "swirls"), ("poster", "dunes"))
@@ -50,7 +57,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def poster() -> bytes:
+def draw_poster() -> bytes:
     """Draw a PNG of text and flat colours, which the photographs lack."""
     picture = Image.new("RGB", (512, 384), (244, 240, 228))
     draw = ImageDraw.Draw(picture)
@@ -64,102 +71,100 @@ def poster() -> bytes:
     return file.getvalue()
 
 
-def bundled() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def load_bundled_pairs() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield name, content and style of each pair of `PAIRS`, images (H, W, 3) in [0, 1]."""
-    made = {Path(name).stem: data for name, data in samples.samples().items()} | {"poster": poster()}
+    images_by_name = {Path(name).stem: data for name, data in samples.samples().items()} | {"poster": draw_poster()}
     for content, style in PAIRS:
-        yield f"{content} x {style}", *(images.decode(made[name], 10**8).rgb for name in (content, style))
+        yield f"{content} x {style}", *(codec.decode(images_by_name[name], 10**8).rgb for name in (content, style))
 
 
-def listed(uri: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def load_manifest_pairs(uri: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield name, content and first style of each row of a manifest, images (H, W, 3) in [0, 1]."""
-    for pair in manifest.parse(storage.read(uri), storage.folder(uri)).pairs:
-        yield pair.id, *(images.decode(storage.read(at), 10**9).rgb for at in (pair.content, pair.styles[0]))
+    for pair in manifest.parse(files.read(uri), get_folder(uri)).pairs:
+        yield pair.id, *(codec.decode(files.read(at), 10**9).rgb for at in (pair.content, pair.styles[0]))
 
 
-def fitted(rgb: np.ndarray, size: int) -> np.ndarray:
+def resize_to(rgb: np.ndarray, size: int) -> np.ndarray:
     """Resize the image to this longest side."""
-    return images.resize(images.Picture(rgb, None), *images.fit(rgb.shape[0], rgb.shape[1], size, upscale=True)).rgb
+    return resize(Picture(rgb, None), *fit_size(rgb.shape[0], rgb.shape[1], size, upscale=True)).rgb
 
 
-def work(method: Method, height: int, width: int) -> int:
+def count_pixel_steps(method: Method, height: int, width: int) -> int:
     """Return the compute of a method: pixels times steps, summed over levels."""
-    return sum(level.steps * level.height * level.width for level in levels(method, height, width))
+    return sum(level.steps * level.height * level.width for level in plan_levels(method, height, width))
 
 
-def at_equal_work(recipe: Recipe, height: int, width: int, steps: int) -> Recipe:
+def scale_steps(recipe: Recipe, height: int, width: int, steps: int) -> Recipe:
     """Return the recipe with its steps scaled to cost as much as `steps` steps at full size."""
-    share = steps * height * width / work(recipe.method, height, width)
-    return recipes.override(recipe, steps=max(1, round(recipe.method.steps * share)))
+    share = steps * height * width / count_pixel_steps(recipe.method, height, width)
+    return override(recipe, steps=max(1, round(recipe.method.steps * share)))
 
 
-def stylize(
-    backbone: backbones.Backbone, method: Method, content: np.ndarray, style: np.ndarray, size: int
-) -> tuple[Any, list]:
+def stylize(backbone: vgg.Backbone, method: Method, content: np.ndarray, style: np.ndarray, size: int) -> tuple[Any, list]:
     """Return the stylized image (H, W, 3) at this longest side, and each level's total losses."""
     state, image, totals = None, None, []
-    for level in levels(method, *images.fit(content.shape[0], content.shape[1], size, upscale=True)):
+    for level in plan_levels(method, *fit_size(content.shape[0], content.shape[1], size, upscale=True)):
         at = (level.height, level.width)
-        shape = at if method.style_shape == "content" else images.fit(style.shape[0], style.shape[1], max(at), upscale=True)
-        sized = images.resize(images.Picture(content, None), *at).rgb[None]
-        target = images.resize(images.Picture(style, None), *shape).rgb
+        shape = at if method.style_shape == "content" else fit_size(style.shape[0], style.shape[1], max(at), upscale=True)
+        sized = resize(Picture(content, None), *at).rgb[None]
+        target = resize(Picture(style, None), *shape).rgb
         statistics = transfer.style_statistics(backbone, method, target)
-        targets = transfer.targets(backbone, method, sized, [[statistics]], [[1.0]])
+        targets = transfer.build_targets(backbone, method, sized, [[statistics]], [[1.0]])
         if state is None or image is None:
-            mean = np.broadcast_to(np.float32(backbones.MEAN_RGB) / np.float32(255), sized.shape)
+            mean = np.broadcast_to(np.float32(vgg.MEAN_RGB) / np.float32(255), sized.shape)
             state = transfer.start(method, sized if method.init == "content" else mean, [0])
         else:
-            state = transfer.ascend(method, state, image, level)
+            state = transfer.start_next_level(method, state, image, level)
         terms = np.zeros((0, 1, 3), np.float32)
         if level.steps:
             state, terms = transfer.advance(backbone, method, targets, state, level.steps, level.steps)
-        image, last = transfer.result(backbone, method, targets, state)
+        image, last = transfer.compute_result(backbone, method, targets, state)
         totals.append(np.concatenate([terms, last[None]])[:, 0].sum(axis=1))
     assert image is not None
     return np.clip(image.numpy()[0], 0.0, 1.0), totals
 
 
 def score(
-    backbone: backbones.Backbone, layers: list[str], out: np.ndarray, content: np.ndarray, style: np.ndarray, totals: list
-) -> quality.Quality:
+    backbone: vgg.Backbone, layers: list[str], out: np.ndarray, content: np.ndarray, style: np.ndarray, totals: list
+) -> metrics.Quality:
     """Return the quality metrics of a result, computed as in a run."""
-    side = quality.SIZE
-    height, width = images.fit(out.shape[0], out.shape[1], side, upscale=False)
-    sized, of_content = (images.resize(images.Picture(rgb, None), height, width).rgb for rgb in (out, content))
-    against = quality.content(backbone, of_content, layers)
-    of_style = quality.moments(backbone, fitted(style, side), layers)
-    return quality.measure(backbone, layers, sized, against, [of_style], [1.0], losses=totals)
+    side = metrics.COMPARISON_SIDE_PIXELS
+    height, width = fit_size(out.shape[0], out.shape[1], side, upscale=False)
+    sized, of_content = (resize(Picture(rgb, None), height, width).rgb for rgb in (out, content))
+    against = metrics.content_moments(backbone, of_content, layers)
+    of_style = metrics.style_moments(backbone, resize_to(style, side), layers)
+    return metrics.measure(backbone, layers, sized, against, [of_style], [1.0], losses=totals)
 
 
-def run(args: argparse.Namespace) -> None:
+def compute_missing(args: argparse.Namespace) -> None:
     """Compute the results that the file does not have yet."""
-    backbone = backbones.build("vgg16-hed", weights.load("vgg16-hed", None), turns=hardware.turns())
-    pairs = list(listed(args.manifest) if args.manifest else bundled())
+    backbone = vgg.build("vgg16-hed", weights.load("vgg16-hed", None), flipped_direction=detect_flipped_direction())
+    pairs = list(load_manifest_pairs(args.manifest) if args.manifest else load_bundled_pairs())
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["recipe"], row["precision"], float(row["factor"]), row["pair"]) for row in read(args.out)}
+    done = {(row["recipe"], row["precision"], float(row["factor"]), row["pair"]) for row in read_rows(args.out)}
     with args.out.open("a", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
         if file.tell() == 0:
             table.writeheader()
-        everything = itertools.product(pairs, args.recipes or presets.PRESETS, PLACES)
+        everything = itertools.product(pairs, args.recipes or presets.PRESETS, PRECISIONS_AND_FACTORS)
         for (pair, content, style), name, (precision, factor) in everything:
             if (name, precision, factor, pair) in done:
                 continue
-            preset = presets.find(name)
-            height, width = images.fit(content.shape[0], content.shape[1], args.size, upscale=True)
-            recipe = recipes.override(preset, style_weight=preset.method.style.weight * factor, precision=precision)
-            method = at_equal_work(recipe, height, width, args.steps).method
+            preset = presets.find_preset(name)
+            height, width = fit_size(content.shape[0], content.shape[1], args.size, upscale=True)
+            recipe = override(preset, style_weight=preset.method.style.weight * factor, precision=precision)
+            method = scale_steps(recipe, height, width, args.steps).method
             began = time.monotonic()
             out, totals = stylize(backbone, method, content, style, args.size)
             seconds = time.monotonic() - began
             numbers, flags = {}, ("not_finite",)
             if np.isfinite(out).all():
-                of = score(backbone, [layer for layer, _ in method.style.layers], out, content, style, totals)
-                numbers, flags = {key: value for key, value in of.as_plain().items() if key in COLUMNS}, of.flags
+                metrics = score(backbone, [layer for layer, _ in method.style.layers], out, content, style, totals)
+                numbers, flags = {key: value for key, value in metrics.as_plain().items() if key in COLUMNS}, metrics.flags
             table.writerow(
                 {
                     "recipe": name, "precision": precision, "factor": factor, "pair": pair, "steps": method.steps,
-                    "pixel_iterations": work(method, height, width), **numbers, "flags": "|".join(flags),
+                    "pixel_iterations": count_pixel_steps(method, height, width), **numbers, "flags": "|".join(flags),
                     "seconds": round(seconds, 1),
                 }
             )  # fmt: skip
@@ -167,10 +172,10 @@ def run(args: argparse.Namespace) -> None:
             if args.pictures and numbers:
                 args.pictures.mkdir(parents=True, exist_ok=True)
                 path = args.pictures / f"{name}_{precision}_{factor:g}_{pair.replace(' ', '')}.png"
-                path.write_bytes(images.encode(out, None, "png", {}))
+                path.write_bytes(codec.encode(out, None, "png", {}))
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a results file; none if there is no file."""
     if not path.exists():
         return []
@@ -178,7 +183,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def means(rows: list[dict[str, str]], precision: str) -> dict[str, list[dict[str, float]]]:
+def compute_means(rows: list[dict[str, str]], precision: str) -> dict[str, list[dict[str, float]]]:
     """Return, for each recipe, the means over the pairs at each factor in ascending order; NaN if one of the pairs diverged.
 
     A pair counts only once it has results for every recipe and factor, in mixed precision too if the file has any.
@@ -187,18 +192,18 @@ def means(rows: list[dict[str, str]], precision: str) -> dict[str, list[dict[str
     for row in rows:
         groups[row["recipe"], row["precision"], float(row["factor"])][row["pair"]] = row
     complete = set.intersection(*(set(group) for group in groups.values()))
-    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    means_by_recipe: dict[str, list[dict[str, float]]] = defaultdict(list)
     names = ("style_gap_held_out", "style_gap_used", "content_cosine", "luminance_ssim", "seconds")
     for (recipe, computed_in, factor), group in sorted(groups.items()):
         if computed_in != precision:
             continue
         chosen = [group[pair] for pair in sorted(complete)]
         numbers = {name: float(np.mean([float(row[name] or "nan") for row in chosen])) for name in names}
-        found[recipe].append({"factor": factor, **numbers})
-    return found
+        means_by_recipe[recipe].append({"factor": factor, **numbers})
+    return means_by_recipe
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> str:
+def format_table(means_by_recipe: dict[str, list[dict[str, float]]]) -> str:
     """Return a Markdown table with a row for each recipe and factor.
 
     Recipes are ordered by their held-out style gap at their own style weight, best first.
@@ -208,18 +213,18 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
         "|---|---|---|---|---|---|",
     ]
 
-    def published(recipe: str) -> float:
-        return max((point["style_gap_held_out"] for point in found[recipe] if point["factor"] == 1.0), default=-1.0)
+    def get_published_gap(recipe: str) -> float:
+        return max((point["style_gap_held_out"] for point in means_by_recipe[recipe] if point["factor"] == 1.0), default=-1.0)
 
-    for recipe in sorted(found, key=published, reverse=True):
-        for at in found[recipe]:
+    for recipe in sorted(means_by_recipe, key=get_published_gap, reverse=True):
+        for at in means_by_recipe[recipe]:
             numbers = (at["style_gap_held_out"], at["style_gap_used"], at["content_cosine"], at["luminance_ssim"])
             cells = ("diverges" if np.isnan(number) else f"{number:.2f}" for number in numbers)
             lines.append(f"| `{recipe}` | x {at['factor']:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def precisions(plain: dict[str, list[dict[str, float]]], mixed: dict[str, list[dict[str, float]]]) -> str:
+def format_precisions(plain: dict[str, list[dict[str, float]]], mixed: dict[str, list[dict[str, float]]]) -> str:
     """Return a Markdown table that compares float32 with mixed precision, each recipe at its own style weight."""
     names = ("style_gap_held_out", "content_cosine", "seconds")
     lines = [
@@ -234,7 +239,7 @@ def precisions(plain: dict[str, list[dict[str, float]]], mixed: dict[str, list[d
     return "\n".join(lines)
 
 
-def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
+def plot(means_by_recipe: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Plot a curve over the style weights for each recipe: x is content kept, y is style gap closed."""
     import matplotlib as mpl
 
@@ -243,9 +248,9 @@ def plot(found: dict[str, list[dict[str, float]]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
     for k, recipe in enumerate(presets.PRESETS):
-        if recipe in found:
-            x = [at["content_cosine"] for at in found[recipe]]
-            y = [at["style_gap_held_out"] for at in found[recipe]]
+        if recipe in means_by_recipe:
+            x = [at["content_cosine"] for at in means_by_recipe[recipe]]
+            y = [at["style_gap_held_out"] for at in means_by_recipe[recipe]]
             ours = recipe == presets.DEFAULT
             axes.plot(x, y, "o-", label=recipe, color="black" if ours else f"C{k - 1}", linewidth=3 if ours else 1.2)
     axes.set_xlabel("content kept: cosine of block4_conv2 features")
@@ -267,14 +272,14 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="only draw and print what the file holds")
     args = parser.parse_args()
     if not args.plot:
-        run(args)
-    rows = read(args.out)
-    found = means(rows, "float32")
-    print(table(found))
-    if mixed := means(rows, "mixed"):
-        print(precisions(found, mixed))
+        compute_missing(args)
+    rows = read_rows(args.out)
+    means_float32 = compute_means(rows, "float32")
+    print(format_table(means_float32))
+    if mixed := compute_means(rows, "mixed"):
+        print(format_precisions(means_float32, mixed))
     if args.plot:
-        plot(found, args.plot)
+        plot(means_float32, args.plot)
 
 
 if __name__ == "__main__":

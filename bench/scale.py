@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from nst_tasks import images
+from nst_tasks.images import codec
 
 ROOT = Path(__file__).parent.parent
 NEXT_FLOW = """
@@ -43,7 +43,7 @@ print(next_flow())
 """
 
 
-def shipped() -> dict[str, str]:
+def read_server_settings() -> dict[str, str]:
     """Return the settings in `flows/prefect-server.env`."""
     lines = (ROOT / "flows" / "prefect-server.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
@@ -56,13 +56,13 @@ def write_manifest(folder: Path, pairs: int) -> Path:
     for kind in ("content", "style"):
         for k in range(side):
             colors = np.kron(generator.random((8, 8, 3)), np.ones((8, 8, 1))).astype(np.float32)  # (64, 64, 3)
-            (folder / f"{kind}{k}.png").write_bytes(images.encode(colors, None, "png", {}))
+            (folder / f"{kind}{k}.png").write_bytes(codec.encode(colors, None, "png", {}))
     rows = [f"{k},content{k // side}.png,style{k % side}.png,tf-tutorial\n" for k in range(pairs)]
     (folder / "pairs.csv").write_text("id,content,style,recipe\n" + "".join(rows))
     return folder / "pairs.csv"
 
 
-def started_server(folder: Path, settings: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], str]:
+def start_server(folder: Path, settings: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], str]:
     """Start a Prefect server, wait until it answers, and return its process and the URL of its API.
 
     Raises:
@@ -86,7 +86,7 @@ def started_server(folder: Path, settings: Mapping[str, str]) -> tuple[subproces
             time.sleep(0.2)
 
 
-def resident(pid: int) -> float:
+def measure_resident_mb(pid: int) -> float:
     """Return the resident memory of a process and its children, in MB."""
     total = 0
     try:
@@ -98,17 +98,17 @@ def resident(pid: int) -> float:
     return total / 1e6
 
 
-def followed(client: subprocess.Popen[bytes], server: int, outcomes: Path) -> list[tuple[float, int, float, float]]:
+def record_progress(client: subprocess.Popen[bytes], server: int, outcomes: Path) -> list[tuple[float, int, float, float]]:
     """Record the progress of a run about once a second, until the client ends.
 
     Returns rows (seconds, pairs done, MB of the client, MB of the server).
     """
-    began, seen = time.perf_counter(), []
+    began, records = time.perf_counter(), []
     while client.poll() is None:
         done = len(os.listdir(outcomes)) if outcomes.is_dir() else 0
-        seen.append((time.perf_counter() - began, done, resident(client.pid), resident(server)))
+        records.append((time.perf_counter() - began, done, measure_resident_mb(client.pid), measure_resident_mb(server)))
         time.sleep(1.0)
-    return seen
+    return records
 
 
 def main() -> None:
@@ -116,13 +116,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("pairs", type=int, nargs="?", default=10_000)
     parser.add_argument("--plain", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as errors:  # one line per flagged pair
         folder = Path(name)
         (folder / "in").mkdir()
         (folder / "prefect").mkdir()
-        manifest, out = write_manifest(folder / "in", asked.pairs), folder / "out"
-        server, api = started_server(folder / "prefect", {} if asked.plain else shipped())
+        manifest, out = write_manifest(folder / "in", args.pairs), folder / "out"
+        server, api = start_server(folder / "prefect", {} if args.plain else read_server_settings())
         environment = {**os.environ, "PREFECT_API_URL": api, "DO_NOT_TRACK": "1"}
         nst = [str(Path(sys.executable).parent / "nst"), "run", str(manifest), "--out", str(out)]
         nst += ["--backbone", "tiny", "--size", "64", "--steps", "1"]
@@ -136,13 +136,13 @@ def main() -> None:
                 text=True,
             )
             client = subprocess.Popen(nst, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
-            seen = followed(client, server.pid, out / "outcomes")
+            records = record_progress(client, server.pid, out / "outcomes")
             took = time.perf_counter() - began
             delay, _ = waiting.communicate("\n")
-            print(f"{asked.pairs} pairs in {took:.0f} s, exit code {client.returncode}")
-            before = next(row for row in seen if row[1])
+            print(f"{args.pairs} pairs in {took:.0f} s, exit code {client.returncode}")
+            before = next(row for row in records if row[1])
             for quarter in range(1, 5):
-                rows = [row for row in seen if before[1] <= row[1] <= asked.pairs * quarter / 4] or [before]
+                rows = [row for row in records if before[1] <= row[1] <= args.pairs * quarter / 4] or [before]
                 pace = (rows[-1][1] - before[1]) / max(rows[-1][0] - before[0], 1e-9)
                 print(
                     f"  quarter {quarter}: {pace:5.1f} pairs/s, client {max(row[2] for row in rows):5.0f} MB, "

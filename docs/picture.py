@@ -15,8 +15,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nst_tasks import images, outcome, presets
-from nst_tasks.outcome import Outcome
+from nst_tasks.images import codec
+from nst_tasks.images.picture import Picture, flatten_on_white
+from nst_tasks.images.resize import resize
+from nst_tasks.images.thumbnail import shrink_strip
+from nst_tasks.inputs import presets
+from nst_tasks.outputs import outcome
+from nst_tasks.outputs.outcome import Outcome
 
 GAP = 6
 """Pixels between pictures."""
@@ -25,8 +30,7 @@ GAP = 6
 def pairs(out: Path) -> np.ndarray:
     """The thumbnails, content beside style beside result, one under another in the order of their names."""
     strips = [
-        images.decode(images.shrunk(path.read_bytes(), 160, 10**8), 10**8).rgb
-        for path in sorted((out / "thumbnails").iterdir())
+        codec.decode(shrink_strip(path.read_bytes(), 160, 10**8), 10**8).rgb for path in sorted((out / "thumbnails").iterdir())
     ]
     width = max(strip.shape[1] for strip in strips)
     return np.concatenate(
@@ -65,9 +69,9 @@ def recipes(done: list[Outcome], out: Path, samples: Path, height: int) -> np.nd
 
 def _fitted(path: Path, height: int, width: int | None) -> np.ndarray:
     """The picture at this height: the middle of it, where a width is given."""
-    picture = images.decode(path.read_bytes(), 10**8)
-    rgb = images.on_white(picture.rgb, picture.alpha)
-    rgb = images.resize(images.Picture(rgb, None), height, round(rgb.shape[1] * height / rgb.shape[0])).rgb
+    picture = codec.decode(path.read_bytes(), 10**8)
+    rgb = flatten_on_white(picture.rgb, picture.alpha)
+    rgb = resize(Picture(rgb, None), height, round(rgb.shape[1] * height / rgb.shape[0])).rgb
     left = 0 if width is None else max(0, (rgb.shape[1] - width) // 2)
     return rgb if width is None else rgb[:, left : left + width]
 
@@ -107,7 +111,7 @@ def main() -> None:
         done = [outcome.from_json(path.read_bytes()) for path in (args.out / "outcomes").iterdir()]
         done.sort(key=lambda one: one.row)
         made = {"styles": styles, "recipes": recipes}[args.kind](done, args.out, args.samples, args.height)
-    args.target.write_bytes(images.encode(made, None, "jpg", {}))
+    args.target.write_bytes(codec.encode(made, None, "jpg", {}))
 
 
 if __name__ == "__main__":

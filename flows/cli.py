@@ -18,11 +18,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows import server
-from nst_tasks import __version__, presets, quiet, recipe_file, settings, weights
+from flows import prefect_server
+from nst_tasks import __version__
 from nst_tasks.core.method import Precision as PrecisionName
-from nst_tasks.errors import InputError, NstError, at_most, redact
-from nst_tasks.request import Runner
+from nst_tasks.engine.runtime import import_tensorflow
+from nst_tasks.errors import InputError, NstError, limit_lines, redact
+from nst_tasks.inputs import presets, recipe_file, settings, weights
+from nst_tasks.inputs.options import RunnerName
 
 app = typer.Typer(
     name="nst",
@@ -34,7 +36,7 @@ app = typer.Typer(
 )
 
 
-LINES = 100
+MAX_LINES = 100
 """Maximum number of warnings, of failures and of flags of a run printed to the terminal."""
 
 Inbox = Annotated[str | None, typer.Option(help="Folder or prefix whose manifests are run; NST_INBOX by default.")]
@@ -61,7 +63,7 @@ MaxFailures = Annotated[str | None, typer.Option(help="A manifest's run ends Fai
 Upscale = Annotated[bool, typer.Option("--upscale", help="Enlarge pictures that are smaller than the size.")]
 PairTimeout = Annotated[float | None, typer.Option(help="Seconds of compute after which a pair fails; never by default.")]
 RunnerOption = Annotated[
-    Runner, typer.Option(help="Where batches run: threads of this process, or a cluster's workers; one batch a device.")
+    RunnerName, typer.Option(help="Where batches run: threads of this process, or a cluster's workers; one batch a device.")
 ]
 Cron = Annotated[
     str | None, typer.Option(help="When nightly runs: minute, hour, day of month, month, day of week; NST_CRON by default.")
@@ -70,15 +72,17 @@ Timezone = Annotated[str | None, typer.Option(help="Time zone of that, such as E
 """Options shared by several commands."""
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"nst {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Batch neural style transfer."""
 
@@ -92,7 +96,7 @@ def run(
     steps: Steps = None,
     precision: Precision = None,
     plateau: Plateau = None,
-    backbone: Backbone = weights.DEFAULT,
+    backbone: Backbone = weights.DEFAULT_BACKBONE,
     weights_file: WeightsFile = None,
     runner: RunnerOption = "threads",
     strict: Annotated[bool, typer.Option("--strict", help="Run nothing if any row is rejected.")] = False,
@@ -111,22 +115,25 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Stylize every pair of a manifest."""
-    from nst_tasks import intake, storage
-    from nst_tasks.request import Request
+    from nst_tasks.inputs.options import Request
+    from nst_tasks.inputs.readers import resolve_recipe_name
+    from nst_tasks.planning.dry_run import summarize_dry_run
+    from nst_tasks.planning.prepare import prepare
+    from nst_tasks.storage.uri import make_absolute
 
     request = Request(
-        storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
-        storage.absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
+        make_absolute(manifest), make_absolute(out), resolve_recipe_name(recipe), size, steps, backbone,
+        make_absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
         checkpoint_every, pair_timeout, runner, precision, plateau,
     )  # fmt: skip
-    with _stoppable():
+    with _exit_on_interrupt():
         try:
-            configured = settings.from_environment()
+            configured = settings.read_environment()
             if dry_run:
-                _print_dry_run(intake.survey(request, intake.prepare(request, configured), configured), as_json)
+                _print_dry_run(summarize_dry_run(request, prepare(request, configured), configured), as_json)
         except NstError as error:
-            _refuse(error)
-        _run(request, configured, as_json)
+            _exit_with_error(error)
+        _run_and_exit(request, configured, as_json)
 
 
 @app.command()
@@ -138,7 +145,7 @@ def nightly(
     steps: Steps = None,
     precision: Precision = None,
     plateau: Plateau = None,
-    backbone: Backbone = weights.DEFAULT,
+    backbone: Backbone = weights.DEFAULT_BACKBONE,
     weights_file: WeightsFile = None,
     strict: Strict = False,
     max_failures: MaxFailures = None,
@@ -148,33 +155,33 @@ def nightly(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run every manifest of an inbox that is new or has changed, once, now."""
-    from nst_tasks import inbox as inboxes
+    from flows.console import run_sweep
+    from nst_tasks.planning.inbox import collect_result_options
 
-    with _stoppable():
+    with _exit_on_interrupt():
         try:
-            configured = _configured(inbox=inbox, out=out)
-            night = _night(
+            configured = load_settings(inbox=inbox, out=out)
+            request = build_sweep_request(
                 configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner,
                 precision, plateau,
             )  # fmt: skip
-            inboxes.options(night, configured)
-            _quiet()
-            with server.starting(), _imported_to_stay():
-                quiet.import_tensorflow()
-                from flows.terminal import run_sweep
+            collect_result_options(request, configured)
+            configure_prefect()
+            with prefect_server.start_in_background(), gc_frozen():
+                import_tensorflow()
 
-            ended, swept = run_sweep(night)
+            final, sweep_result = run_sweep(request)
         except NstError as error:
-            _refuse(error)
-    entries = swept.entries if swept else {}
+            _exit_with_error(error)
+    entries = sweep_result.entries if sweep_result else {}
     if as_json:
-        result = {"state": ended.name, "message": ended.message, "unchanged": swept.unchanged if swept else 0}
+        result = {"state": final.name, "message": final.message, "unchanged": sweep_result.unchanged if sweep_result else 0}
         typer.echo(json.dumps({**result, "manifests": {k: dataclasses.asdict(e) for k, e in entries.items()}}, indent=1))
     else:
         for file, entry in entries.items():
             typer.echo(f"{redact(file)}: {entry.result}, {entry.message}")
-        typer.echo(f"{ended.name}: {ended.message}", err=swept is None)
-    raise typer.Exit(ended.exit_code)
+        typer.echo(f"{final.name}: {final.message}", err=sweep_result is None)
+    raise typer.Exit(final.exit_code)
 
 
 @app.command()
@@ -188,7 +195,7 @@ def serve(
     steps: Steps = None,
     precision: Precision = None,
     plateau: Plateau = None,
-    backbone: Backbone = weights.DEFAULT,
+    backbone: Backbone = weights.DEFAULT_BACKBONE,
     weights_file: WeightsFile = None,
     strict: Strict = False,
     max_failures: MaxFailures = None,
@@ -198,22 +205,22 @@ def serve(
     limit: Annotated[int, typer.Option(min=1, help="Runs at a time; each would have a GPU's whole memory for itself.")] = 1,
 ) -> None:
     """Serve two deployments until stopped: nightly, by schedule, and stylize-manifest, on demand."""
-    with _stoppable():
+    with _exit_on_interrupt():
         try:
-            configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
-            night = _night(
+            configured = load_settings(inbox=inbox, out=out, cron=cron, timezone=timezone)
+            request = build_sweep_request(
                 configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner,
                 precision, plateau,
             )  # fmt: skip
-            _quiet(console=False)
-            quiet.import_tensorflow()
-            from flows import deploy
+            configure_prefect(console=False)
+            import_tensorflow()
+            from flows import deployments
 
-            serving = deploy.registered(night, configured, limit)
-            typer.echo(f"serving {' and '.join(deploy.NAMES)}; press Ctrl-C to stop", err=True)
-            deploy.serve(serving)
+            deployment_runner = deployments.register(request, configured, limit)
+            typer.echo(f"serving {' and '.join(deployments.DEPLOYMENT_NAMES)}; press Ctrl-C to stop", err=True)
+            deployments.serve(deployment_runner)
         except NstError as error:
-            _refuse(error)
+            _exit_with_error(error)
 
 
 @app.command()
@@ -229,7 +236,7 @@ def deploy(
     steps: Steps = None,
     precision: Precision = None,
     plateau: Plateau = None,
-    backbone: Backbone = weights.DEFAULT,
+    backbone: Backbone = weights.DEFAULT_BACKBONE,
     weights_file: WeightsFile = None,
     strict: Strict = False,
     max_failures: MaxFailures = None,
@@ -239,19 +246,19 @@ def deploy(
 ) -> None:
     """Register nightly and stylize-manifest on a work pool."""
     try:
-        configured = _configured(inbox=inbox, out=out, cron=cron, timezone=timezone)
-        night = _night(
+        configured = load_settings(inbox=inbox, out=out, cron=cron, timezone=timezone)
+        request = build_sweep_request(
             configured, recipe, size, steps, backbone, weights_file, strict, max_failures, upscale, pair_timeout, runner,
             precision, plateau,
         )  # fmt: skip
-        _quiet()
-        quiet.import_tensorflow()
-        from flows import deploy
+        configure_prefect()
+        import_tensorflow()
+        from flows import deployments
 
-        deploy.deploy(night, configured, pool, image)
+        deployments.deploy(request, configured, pool, image)
     except NstError as error:
-        _refuse(error)
-    for name in deploy.NAMES:
+        _exit_with_error(error)
+    for name in deployments.DEPLOYMENT_NAMES:
         typer.echo(f"{name}/{name} on {pool}")
 
 
@@ -264,7 +271,7 @@ def plan(
     steps: Steps = None,
     precision: Precision = None,
     plateau: Plateau = None,
-    backbone: Backbone = weights.DEFAULT,
+    backbone: Backbone = weights.DEFAULT_BACKBONE,
     weights_file: WeightsFile = None,
     upscale: Upscale = False,
     calibrate: Annotated[
@@ -273,33 +280,37 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what a run would do, how much memory it needs and about how long it takes; write nothing to the output."""
-    from nst_tasks import intake, planning, storage
-    from nst_tasks.request import Request
+    from nst_tasks.engine.calibration import calibrate as measure
+    from nst_tasks.inputs.options import Request
+    from nst_tasks.inputs.readers import resolve_recipe_name
+    from nst_tasks.planning.dry_run import inspect_inputs
+    from nst_tasks.planning.plan import build_plan
+    from nst_tasks.planning.prepare import prepare
+    from nst_tasks.storage.uri import make_absolute
 
     request = Request(
-        storage.absolute(manifest), storage.absolute(out), intake.located(recipe), size, steps, backbone,
-        storage.absolute(weights_file) if weights_file else None, upscale=upscale, precision=precision,
+        make_absolute(manifest), make_absolute(out), resolve_recipe_name(recipe), size, steps, backbone,
+        make_absolute(weights_file) if weights_file else None, upscale=upscale, precision=precision,
         plateau=plateau,
     )  # fmt: skip
-    with _stoppable():
+    with _exit_on_interrupt():
         try:
-            configured = settings.from_environment()
-            taken = intake.prepare(request, configured, writing=False)
-            found = intake.look(request, taken, configured)
-            measured = None
-            if calibrate and found.rows.to_do:  # with nothing to do, TensorFlow is not imported
+            configured = settings.read_environment()
+            loaded = prepare(request, configured, will_write=False)
+            findings = inspect_inputs(request, loaded, configured)
+            calibration = None
+            if calibrate and findings.rows.to_do:  # with nothing to do, TensorFlow is not imported
                 typer.echo("nst: measuring a few steps, for about a minute", err=True)
-                quiet.import_tensorflow()
-                from nst_tasks.calibration import calibrate as measure
+                import_tensorflow()
 
-                measured = measure(found.rows.to_do, request, taken.weights_sha256, configured)
+                calibration = measure(findings.rows.to_do, request, loaded.weights_sha256, configured)
         except NstError as error:
-            _refuse(error)
-        planned = planning.plan(taken.manifest, found, configured, measured)
+            _exit_with_error(error)
+        planned = build_plan(loaded.manifest, findings, configured, calibration)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(planned), indent=1))
     else:
-        for line in planned.lines():
+        for line in planned.format_lines():
             typer.echo(line)
     raise typer.Exit(1 if planned.problems else 0)
 
@@ -311,17 +322,19 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check a manifest: every problem with its row, column, value and remedy. Runs nothing, writes nothing."""
-    from nst_tasks import intake, storage
+    from nst_tasks.inputs.readers import load_recipes, read_manifest
+    from nst_tasks.planning.inspection import probe_images
+    from nst_tasks.storage.uri import make_absolute
 
     try:
-        configured = settings.from_environment()
-        place = storage.absolute(manifest)
-        parsed, _ = intake.with_recipes(place, *intake.read_manifest(place, configured.access), configured.access)
+        configured = settings.read_environment()
+        place = make_absolute(manifest)
+        parsed, _ = load_recipes(place, *read_manifest(place, configured.access), configured.access)
         problems = [str(problem) for problem in parsed.problems]
         if probe:
-            problems += intake.probe(parsed.pairs, configured)
+            problems += probe_images(parsed.pairs, configured)
     except NstError as error:
-        _refuse(error)
+        _exit_with_error(error)
     if as_json:
         result = {
             "rows": parsed.rows,
@@ -345,28 +358,31 @@ def grid(
     output: Annotated[str, typer.Option("--output", "-o", help="Where to write the manifest; - is standard output.")] = "-",
 ) -> None:
     """Write the manifest of every content with every style."""
-    from nst_tasks import intake, manifest, storage
+    from nst_tasks.inputs.manifest_export import build_grid
+    from nst_tasks.inputs.readers import find_recipe, resolve_recipe_name
+    from nst_tasks.storage import access, files
+    from nst_tasks.storage.uri import make_absolute
 
     try:
-        allowed = settings.from_environment().access
-        if recipe is not None and recipe_file.is_file(recipe):
-            recipe = intake.located(recipe)
-            intake.find_recipe(recipe, allowed)
+        allowed = settings.read_environment().access
+        if recipe is not None and recipe_file.is_recipe_file(recipe):
+            recipe = resolve_recipe_name(recipe)
+            find_recipe(recipe, allowed)
         for place in (*content, *style, *([output] if output != "-" else [])):
-            intake.check_access(storage.absolute(place), allowed)
-        found = {
-            name: [uri for pattern in patterns for uri in storage.expand(storage.absolute(pattern))]
+            access.check_access(make_absolute(place), allowed)
+        images = {
+            name: [uri for pattern in patterns for uri in files.expand_glob(make_absolute(pattern))]
             for name, patterns in (("content", content), ("style", style))
         }
-        data = manifest.grid(found["content"], found["style"], recipe)
+        data = build_grid(images["content"], images["style"], recipe)
         if output != "-":
-            storage.write(storage.absolute(output), data)
+            files.write(make_absolute(output), data)
     except NstError as error:
-        _refuse(error)
+        _exit_with_error(error)
     if output == "-":
         sys.stdout.buffer.write(data)
     else:
-        typer.echo(f"{len(set(found['content'])) * len(set(found['style']))} pairs written to {output}", err=True)
+        typer.echo(f"{len(set(images['content'])) * len(set(images['style']))} pairs written to {output}", err=True)
 
 
 @app.command(name="recipes")
@@ -381,13 +397,13 @@ def list_recipes(
         plain = [recipe.as_plain() for recipe in presets.PRESETS.values()]
         typer.echo(json.dumps(plain, indent=1) if as_json else "\n".join(lines))
         return
-    from nst_tasks import intake
+    from nst_tasks.inputs.readers import find_recipe, resolve_recipe_name
 
     try:
-        recipe = intake.find_recipe(intake.located(name), settings.from_environment().access)
+        recipe = find_recipe(resolve_recipe_name(name), settings.read_environment().access)
     except InputError as error:
-        _refuse(error)
-    typer.echo(json.dumps(recipe.as_plain(), indent=1) if as_json else recipe_file.text(recipe), nl=as_json)
+        _exit_with_error(error)
+    typer.echo(json.dumps(recipe.as_plain(), indent=1) if as_json else recipe_file.to_toml(recipe), nl=as_json)
 
 
 @app.command()
@@ -395,14 +411,16 @@ def report(
     out: Annotated[str, typer.Argument(help="Folder that was given to --out.")],
 ) -> None:
     """Write OUT/report.html, one page with every finished pair of all runs."""
-    from nst_tasks import intake, reporting, storage
+    from nst_tasks.outputs.report import rebuild_report
+    from nst_tasks.storage import access
+    from nst_tasks.storage.uri import make_absolute
 
     try:
-        configured, place = settings.from_environment(), storage.absolute(out)
-        intake.check_output(place, configured.access)
-        uri, pairs, warnings = reporting.rebuild(place, configured)
+        configured, place = settings.read_environment(), make_absolute(out)
+        access.check_output(place, configured.access)
+        uri, pairs, warnings = rebuild_report(place, configured)
     except NstError as error:
-        _refuse(error)
+        _exit_with_error(error)
     for warning in warnings:
         typer.echo(warning, err=True)
     typer.echo(f"{uri}: {pairs} pairs")
@@ -413,22 +431,23 @@ def demo(
     out: Annotated[str, typer.Option(help="Local folder for sample pictures and results.")] = "demo-output",
 ) -> None:
     """Stylize sample pictures by the bundled manifest, with real features and no network."""
-    from flows.demo import prepare
-    from nst_tasks import intake, storage
-    from nst_tasks.request import Request
+    from flows.demo import write_samples
+    from nst_tasks.inputs.options import Request
+    from nst_tasks.storage import access
+    from nst_tasks.storage.uri import make_absolute
 
-    with _stoppable():
+    with _exit_on_interrupt():
         try:
-            configured = settings.from_environment()
-            intake.check_output(storage.absolute(out), configured.access)
-            manifest = prepare(storage.absolute(out))
+            configured = settings.read_environment()
+            access.check_output(make_absolute(out), configured.access)
+            manifest = write_samples(make_absolute(out))
         except NstError as error:
-            _refuse(error)
-        _run(Request(manifest, storage.absolute(out)), configured, as_json=False)
+            _exit_with_error(error)
+        _run_and_exit(Request(manifest, make_absolute(out)), configured, as_json=False)
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def _exit_on_interrupt() -> Iterator[None]:
     """Handle SIGTERM like SIGINT: end the command with exit code 130.
 
     Covers the time before and after a run, which installs signal handlers of its own.
@@ -441,17 +460,17 @@ def _stoppable() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _configured(**given: str | None) -> settings.Settings:
+def load_settings(**overrides: str | None) -> settings.Settings:
     """Read the settings from the environment; options that are given take precedence.
 
     Raises:
         SettingsError: A setting is out of range.
     """
-    options = {settings.PREFIX + name.upper(): text for name, text in given.items() if text is not None}
-    return settings.from_environment({**os.environ, **options})
+    options = {settings.ENVIRONMENT_PREFIX + name.upper(): text for name, text in overrides.items() if text is not None}
+    return settings.read_environment({**os.environ, **options})
 
 
-def _night(
+def build_sweep_request(
     configured: settings.Settings,
     recipe: str,
     size: int | None,
@@ -462,7 +481,7 @@ def _night(
     max_failures: str | None,
     upscale: bool,
     pair_timeout: float | None,
-    runner: Runner,
+    runner: RunnerName,
     precision: PrecisionName | None,
     plateau: float | None,
 ) -> Any:
@@ -471,20 +490,21 @@ def _night(
     Raises:
         InputError: The inbox or the output is missing.
     """
-    from nst_tasks import intake, storage
-    from nst_tasks.request import Request
+    from nst_tasks.inputs.options import Request
+    from nst_tasks.inputs.readers import resolve_recipe_name
+    from nst_tasks.storage.uri import make_absolute
 
     missing = [name for name in ("inbox", "out") if not getattr(configured, name)]
     if missing:
         raise InputError("\n".join(f"--{name}: is missing; give it, or set NST_{name.upper()}" for name in missing))
     return Request(
-        manifest=storage.absolute(configured.inbox),
-        out=storage.absolute(configured.out),
-        recipe=intake.located(recipe),
+        manifest=make_absolute(configured.inbox),
+        out=make_absolute(configured.out),
+        recipe=resolve_recipe_name(recipe),
         size=size,
         steps=steps,
         backbone=backbone,
-        weights=storage.absolute(weights_file) if weights_file else None,
+        weights=make_absolute(weights_file) if weights_file else None,
         strict=strict,
         max_failures=max_failures,
         upscale=upscale,
@@ -495,7 +515,7 @@ def _night(
     )
 
 
-def _quiet(console: bool = True) -> None:
+def configure_prefect(console: bool = True) -> None:
     """Limit Prefect to what a run needs, and its console output to what a person needs; the API still gets every log line.
 
     Variables that the environment sets take precedence.
@@ -505,12 +525,12 @@ def _quiet(console: bool = True) -> None:
     """
     if console:  # log lines would break the progress bar
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
-    for name, value in {**server.SETTINGS, "DO_NOT_TRACK": "1"}.items():
+    for name, value in {**prefect_server.SERVER_ENVIRONMENT, "DO_NOT_TRACK": "1"}.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
-def _imported_to_stay() -> Iterator[None]:
+def gc_frozen() -> Iterator[None]:
     """Exclude objects created in this block, mostly by imports, from garbage collection.
 
     Each full collection would otherwise traverse half a million objects.
@@ -523,35 +543,35 @@ def _imported_to_stay() -> Iterator[None]:
         gc.enable()
 
 
-def _run(request: Any, configured: settings.Settings, as_json: bool) -> NoReturn:
+def _run_and_exit(request: Any, configured: settings.Settings, as_json: bool) -> NoReturn:
     """Run the flow with a progress bar, print its result and end with its exit code."""
-    from nst_tasks import intake
+    from flows.console import run_flow
+    from nst_tasks.planning.prepare import prepare
 
-    _quiet()
+    configure_prefect()
     try:
-        with server.starting():
-            intake.prepare(request, configured)  # report bad input before waiting for TensorFlow and the server
-            with _imported_to_stay():
-                quiet.import_tensorflow()
-                from flows.terminal import run_flow
+        with prefect_server.start_in_background():
+            prepare(request, configured)  # report bad input before waiting for TensorFlow and the server
+            with gc_frozen():
+                import_tensorflow()
 
-        ended = run_flow(request)
+        final = run_flow(request)
     except NstError as error:
-        _refuse(error)
-    if ended.report is None:
-        typer.echo(ended.message, err=True)
+        _exit_with_error(error)
+    if final.report is None:
+        typer.echo(final.message, err=True)
     elif as_json:
-        typer.echo(json.dumps({"state": ended.name, **dataclasses.asdict(ended.report)}, indent=1))
+        typer.echo(json.dumps({"state": final.name, **dataclasses.asdict(final.report)}, indent=1))
     else:
-        for lines in (ended.report.warnings, ended.report.failures, ended.report.flagged):
-            for line in at_most(LINES, lines, "run.json has them all"):
+        for lines in (final.report.warnings, final.report.failures, final.report.flagged):
+            for line in limit_lines(MAX_LINES, lines, "run.json has them all"):
                 typer.echo(line, err=True)
-        typer.echo(f"{ended.name}: {ended.message} in {ended.report.seconds:.0f} s")
-        typer.echo(f"images   {ended.report.out}/images")
-        typer.echo(f"history  {ended.report.out}/history")
-        for kind, uri in sorted(ended.report.files.items()):
+        typer.echo(f"{final.name}: {final.message} in {final.report.seconds:.0f} s")
+        typer.echo(f"images   {final.report.out}/images")
+        typer.echo(f"history  {final.report.out}/history")
+        for kind, uri in sorted(final.report.files.items()):
             typer.echo(f"{kind:8} {uri}")
-    raise typer.Exit(ended.exit_code)
+    raise typer.Exit(final.exit_code)
 
 
 def _print_dry_run(survey: Any, as_json: bool) -> NoReturn:
@@ -563,7 +583,7 @@ def _print_dry_run(survey: Any, as_json: bool) -> NoReturn:
     raise typer.Exit(1 if survey.problems else 0)
 
 
-def _refuse(error: NstError) -> NoReturn:
+def _exit_with_error(error: NstError) -> NoReturn:
     """Print each line of the error and end with exit code 2."""
     for line in str(error).splitlines():
         typer.echo(f"nst: {line}", err=True)

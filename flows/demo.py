@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib import resources
 
-from nst_tasks import storage
-from nst_tasks.samples import samples
+from manifests.samples import samples
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
 
 
-def prepare(folder: str) -> str:
+def write_samples(folder: str) -> str:
     """Write the sample images and the example manifests below `folder`, and return the path of the demo's manifest.
 
     Raises:
@@ -16,8 +17,8 @@ def prepare(folder: str) -> str:
         StorageError: The folder cannot be written.
     """
     for name, data in samples().items():
-        storage.write(storage.join(folder, "samples", name), data)
+        files.write(join_uri(folder, "samples", name), data)
     for example in resources.files("manifests").iterdir():
         if example.name.endswith(".csv"):
-            storage.write(storage.join(folder, "samples", example.name), example.read_bytes())
-    return storage.join(folder, "samples", "demo.csv")
+            files.write(join_uri(folder, "samples", example.name), example.read_bytes())
+    return join_uri(folder, "samples", "demo.csv")

@@ -18,9 +18,8 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.utilities.urls import url_for
 
 from flows import stylize
-from flows.stylize import INTERRUPTED, REFUSED, WITH_FAILURES, BackboneName, Size, Steps
-from flows.watching import plain, taken
-from nst_tasks import claims, inbox, intake, ledger, presets, settings, storage, weights
+from flows.artifacts import call_api, escape_markdown
+from flows.stylize import COMPLETED_WITH_FAILURES, INTERRUPTED_MESSAGE, REFUSED, BackboneName, Size, Steps
 from nst_tasks.core.method import Precision
 from nst_tasks.errors import (
     ClusterError,
@@ -28,31 +27,38 @@ from nst_tasks.errors import (
     Interrupted,
     NstError,
     StorageError,
-    fit_to_log,
-    is_pairs_own,
+    is_pair_failure,
     redact,
+    sanitize_for_log,
 )
-from nst_tasks.inbox import Found
-from nst_tasks.ledger import Entry, Result
-from nst_tasks.progress import current, watch
-from nst_tasks.reporting import Report
-from nst_tasks.request import Request, Runner
-from nst_tasks.settings import Run, Settings
+from nst_tasks.inputs import presets, settings, weights
+from nst_tasks.inputs.options import Request, RunnerName
+from nst_tasks.inputs.readers import resolve_recipe_name
+from nst_tasks.inputs.run import Run
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import claims, ledger
+from nst_tasks.outputs.ledger import Entry, RunResult
+from nst_tasks.outputs.report import Report
+from nst_tasks.planning.inbox import InboxManifest, collect_result_options, is_settled, list_manifests
+from nst_tasks.progress import current_progress, progress_variable
+from nst_tasks.storage import files
+from nst_tasks.storage.retry import call_with_retries
+from nst_tasks.storage.uri import join_uri, make_absolute
 
 T = TypeVar("T")
 
-CLAIM = "nightly"
+CLAIM_KEY = "nightly"
 """Key of the claim that a sweep holds below the ledger, so that no two sweeps write to one output at the same time.
 
 Effective only if the store supports conditional creates.
 """
 
-SHOWN = 500
+MAX_MANIFESTS_SHOWN = 500
 """Maximum number of manifests in a sweep's artifact."""
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """Result of a sweep.
 
     Attributes:
@@ -64,25 +70,25 @@ class Swept:
     unchanged: int
 
     @property
-    def broken(self) -> int:
+    def unsuccessful_count(self) -> int:
         """Number of manifests run with any result but `good`."""
-        return sum(entry.result is not Result.GOOD for entry in self.entries.values())
+        return sum(entry.result is not RunResult.GOOD for entry in self.entries.values())
 
     @property
     def message(self) -> str:
         """Counts in one line."""
         counts = Counter(entry.result for entry in self.entries.values())
         return (
-            f"{len(self.entries) + self.unchanged} manifests: {counts[Result.GOOD]} good, {counts[Result.FAILURES]} with "
-            f"failures, {counts[Result.REFUSED]} refused, {counts[Result.FAILED]} failed, {self.unchanged} unchanged"
+            f"{len(self.entries) + self.unchanged} manifests: {counts[RunResult.GOOD]} good, {counts[RunResult.FAILURES]} with "
+            f"failures, {counts[RunResult.REFUSED]} refused, {counts[RunResult.FAILED]} failed, {self.unchanged} unchanged"
         )
 
 
-def _flow_run_name() -> str:
+def _format_flow_run_name() -> str:
     return f"nightly {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
-@flow(name="nightly", flow_run_name=_flow_run_name, persist_result=False)
+@flow(name="nightly", flow_run_name=_format_flow_run_name, persist_result=False)
 def nightly(
     inbox: str,
     out: str,
@@ -91,14 +97,14 @@ def nightly(
     steps: Steps = None,
     precision: Precision | None = None,
     plateau: float | None = None,
-    backbone: BackboneName = weights.DEFAULT,
+    backbone: BackboneName = weights.DEFAULT_BACKBONE,
     weights_file: str | None = None,
     strict: bool = False,
     max_failures: str | None = None,
     upscale: bool = False,
     pair_timeout: float | None = None,
-    runner: Runner = "threads",
-) -> State[Swept]:
+    runner: RunnerName = "threads",
+) -> State[SweepResult]:
     """Stylize every manifest of an inbox that is new or has changed since its last good run, one after the other.
 
     Args:
@@ -120,13 +126,13 @@ def nightly(
         runner: where batches run: in threads of the flow's process, or on the workers of a Dask or Ray cluster.
     """
     request = Request(
-        manifest=storage.absolute(inbox),
-        out=storage.absolute(out),
-        recipe=intake.located(recipe),
+        manifest=make_absolute(inbox),
+        out=make_absolute(out),
+        recipe=resolve_recipe_name(recipe),
         size=size,
         steps=steps,
         backbone=backbone,
-        weights=storage.absolute(weights_file) if weights_file else None,
+        weights=make_absolute(weights_file) if weights_file else None,
         strict=strict,
         max_failures=max_failures,
         upscale=upscale,
@@ -135,37 +141,37 @@ def nightly(
         precision=precision,
         plateau=plateau,
     )
-    observer = watch()
-    current.set(observer)
+    progress = current_progress()
+    progress_variable.set(progress)
     try:
-        swept = sweep(request, settings.from_environment())
+        result = sweep(request, settings.read_environment())
     except TerminationSignal:  # SIGTERM, as Prefect delivers it
-        observer.stop.set()
+        progress.stop.set()
         raise
     except InputError as error:
         return Failed(name=REFUSED, message=str(error), data=error)
     except Interrupted:
-        return Cancelled(message=INTERRUPTED)
+        return Cancelled(message=INTERRUPTED_MESSAGE)
     except (StorageError, ClusterError) as error:
         return Failed(message=f"the sweep could not go on, what is finished is safe: {error}", data=error)
     except PrefectException:
         raise
     except Exception as error:  # a bug: Prefect logs and shows the message
-        raise fit_to_log(error) from None
-    if swept is None:
+        raise sanitize_for_log(error) from None
+    if result is None:
         return Cancelled(message=f"another sweep into {redact(request.out)} is going on; nothing was run")
-    if not (swept.entries or swept.unchanged):  # stores cannot distinguish an empty prefix from a misspelled one
+    if not (result.entries or result.unchanged):  # stores cannot distinguish an empty prefix from a misspelled one
         message = f"no manifest in {redact(request.manifest)}; if there should be one, correct --inbox"
         get_run_logger().warning(message)
-        return Completed(message=message, data=swept)
-    if not swept.broken:
-        return Completed(message=swept.message, data=swept)
-    if all(entry.result in (Result.REFUSED, Result.FAILED) for entry in swept.entries.values()):
-        return Failed(message=swept.message, data=swept)
-    return Completed(name=WITH_FAILURES, message=swept.message, data=swept)
+        return Completed(message=message, data=result)
+    if not result.unsuccessful_count:
+        return Completed(message=result.message, data=result)
+    if all(entry.result in (RunResult.REFUSED, RunResult.FAILED) for entry in result.entries.values()):
+        return Failed(message=result.message, data=result)
+    return Completed(name=COMPLETED_WITH_FAILURES, message=result.message, data=result)
 
 
-def parameters(request: Request) -> dict[str, Any]:
+def build_parameters(request: Request) -> dict[str, Any]:
     """Return the parameters of a sweep's flow run; the request's manifest is the inbox."""
     return {
         "inbox": request.manifest,
@@ -185,12 +191,12 @@ def parameters(request: Request) -> dict[str, Any]:
     }
 
 
-def start(request: Request) -> State[Any]:
+def run_nightly_flow(request: Request) -> State[Any]:
     """Run the flow for a sweep and return its final state."""
-    return nightly(**parameters(request), return_state=True)
+    return nightly(**build_parameters(request), return_state=True)
 
 
-def sweep(request: Request, settings: Settings) -> Swept | None:
+def sweep(request: Request, settings: Settings) -> SweepResult | None:
     """Run a sweep inside a flow run; return None if another sweep is in progress.
 
     Raises:
@@ -199,11 +205,11 @@ def sweep(request: Request, settings: Settings) -> Swept | None:
         StorageError: The inbox, the ledger or the whole output cannot be read or written.
         ClusterError: The workers can no longer be reached.
     """
-    options = inbox.options(request, settings)
-    exclusive = _patiently(lambda: storage.honours_create(request.out), settings)
+    options = collect_result_options(request, settings)
+    exclusive = _call_with_retries(lambda: files.can_create_if_absent(request.out), settings)
     run = Run(
         id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}",
-        out=storage.join(request.out, ledger.FOLDER),
+        out=join_uri(request.out, ledger.LEDGER_FOLDER),
         backbone=request.backbone,
         weights=None,
         weights_sha256="",
@@ -213,24 +219,24 @@ def sweep(request: Request, settings: Settings) -> Swept | None:
     )
     if not exclusive:
         get_run_logger().warning("%s: its store ignores conditional creates, so start no second sweep", redact(request.out))
-    with claims.taken([CLAIM], run) as mine:
-        if not mine:
+    with claims.hold([CLAIM_KEY], run) as held_keys:
+        if not held_keys:
             return None
-        found = _patiently(lambda: inbox.look(request, options, settings), settings)
-        for warning in (manifest.warning for manifest in found if manifest.warning):
+        manifests = _call_with_retries(lambda: list_manifests(request, options, settings), settings)
+        for warning in (manifest.warning for manifest in manifests if manifest.warning):
             get_run_logger().warning(warning)
-        to_run = [manifest for manifest in found if not manifest.is_settled]
-        get_run_logger().info("%d manifests in %s, %d to run", len(found), redact(request.manifest), len(to_run))
-        swept = Swept({}, len(found) - len(to_run))
+        to_run = [manifest for manifest in manifests if not manifest.is_settled]
+        get_run_logger().info("%d manifests in %s, %d to run", len(manifests), redact(request.manifest), len(to_run))
+        result = SweepResult({}, len(manifests) - len(to_run))
         try:
             for manifest in to_run:
-                swept.entries[manifest.file] = _run(manifest, request, options, settings)
+                result.entries[manifest.file] = _run_manifest(manifest, request, options, settings)
         finally:
-            _show(swept)
-    return swept
+            _publish_table(result)
+    return result
 
 
-def _run(found: Found, request: Request, options: dict[str, Any], settings: Settings) -> Entry:
+def _run_manifest(manifest: InboxManifest, request: Request, options: dict[str, Any], settings: Settings) -> Entry:
     """Run one manifest and write its ledger entry, whether or not the run succeeds.
 
     Raises:
@@ -238,75 +244,80 @@ def _run(found: Found, request: Request, options: dict[str, Any], settings: Sett
         StorageError: The failure would affect every other manifest too.
         ClusterError: The workers can no longer be reached.
     """
-    began = datetime.now(UTC)
-    asked = replace(request, manifest=found.uri, out=found.out)
+    start_time = datetime.now(UTC)
+    manifest_request = replace(request, manifest=manifest.uri, out=manifest.out)
 
-    def enter(result: Result, message: str, state: State[Any] | None = None, report: Report | None = None) -> Entry:
+    def record_entry(result: RunResult, message: str, state: State[Any] | None = None, report: Report | None = None) -> Entry:
         """Write the ledger entry and return it; a failure that affects only this manifest is logged."""
-        sha256 = report.manifest_sha256 if report else found.sha256
-        settled = result != Result.INTERRUPTED and _patiently(
-            lambda: inbox.is_settled(found, report, request.strict, settings), settings
+        sha256 = report.manifest_sha256 if report else manifest.sha256
+        settled = result != RunResult.INTERRUPTED and _call_with_retries(
+            lambda: is_settled(manifest, report, request.strict, settings), settings
         )
         entry = Entry(
-            manifest=redact(found.uri),
+            manifest=redact(manifest.uri),
             sha256=sha256,
-            version=ledger.version(redact(found.uri), sha256, options),
+            version=ledger.compute_version(redact(manifest.uri), sha256, options),
             settled=settled,
             result=result,
             counts=report.counts if report else {},
             message=message,
             run_id=report.run_id if report else "",
             flow_run_id=str(state.state_details.flow_run_id or "") if state else "",
-            began=began.isoformat(),
+            began=start_time.isoformat(),
             ended=datetime.now(UTC).isoformat(),
         )
         try:
-            _patiently(lambda: ledger.write(request.out, found.file, entry), settings)
+            _call_with_retries(lambda: ledger.write(request.out, manifest.file, entry), settings)
         except StorageError as error:
-            if not is_pairs_own(error):
+            if not is_pair_failure(error):
                 raise
-            get_run_logger().warning("%s: not in the ledger, and so run again by the next sweep: %s", redact(found.uri), error)
+            get_run_logger().warning(
+                "%s: not in the ledger, and so run again by the next sweep: %s", redact(manifest.uri), error
+            )
         return entry
 
-    if watch().stop.is_set():
+    if current_progress().stop.is_set():
         raise Interrupted("interrupted before the next manifest")
-    if found.problem:
-        get_run_logger().warning("%s: %s", redact(found.uri), found.problem)
-        stylize.announce(asked, Result.REFUSED, found.problem)
-        return enter(Result.REFUSED, found.problem)
-    token = current.set(watch().part())
+    if manifest.problem:
+        get_run_logger().warning("%s: %s", redact(manifest.uri), manifest.problem)
+        stylize.emit_completion_event(manifest_request, RunResult.REFUSED, manifest.problem)
+        return record_entry(RunResult.REFUSED, manifest.problem)
+    token = progress_variable.set(current_progress().create_part())
     try:
-        state = stylize.start(asked)
+        state = stylize.run_stylize_flow(manifest_request)
     except (KeyboardInterrupt, TerminationSignal):
         with contextlib.suppress(NstError):
-            enter(Result.INTERRUPTED, INTERRUPTED)
+            record_entry(RunResult.INTERRUPTED, INTERRUPTED_MESSAGE)
         raise
     finally:
-        current.reset(token)
-    ended = state.result(raise_on_failure=False)
-    result, message = stylize.result_of(state), state.message or ""
-    report = ended if isinstance(ended, Report) else None
-    if isinstance(ended, (StorageError, ClusterError)) and not is_pairs_own(ended):
+        progress_variable.reset(token)
+    data = state.result(raise_on_failure=False)
+    result, message = stylize.get_run_result(state), state.message or ""
+    report = data if isinstance(data, Report) else None
+    if isinstance(data, (StorageError, ClusterError)) and not is_pair_failure(data):
         with contextlib.suppress(NstError):
-            enter(result, message, state)
-        raise ended
-    entry = enter(result, message, state, report)
-    if result is Result.INTERRUPTED:
-        raise Interrupted(INTERRUPTED)
+            record_entry(result, message, state)
+        raise data
+    entry = record_entry(result, message, state, report)
+    if result is RunResult.INTERRUPTED:
+        raise Interrupted(INTERRUPTED_MESSAGE)
     return entry
 
 
-def _patiently(function: Callable[[], T], settings: Settings) -> T:
-    return storage.patiently(function, settings, watch().stop, get_run_logger().warning)
+def _call_with_retries(function: Callable[[], T], settings: Settings) -> T:
+    return call_with_retries(function, settings.retry_delays, current_progress().stop, get_run_logger().warning)
 
 
-def _show(swept: Swept) -> None:
+def _publish_table(result: SweepResult) -> None:
     """Publish a table of the sweep in the Prefect UI, with links to the flow runs."""
-    lines = [swept.message, "", "| manifest | result | what came of it | flow run |", "|---|---|---|---|"]
-    for file, entry in list(swept.entries.items())[:SHOWN]:
+    lines = [result.message, "", "| manifest | result | what came of it | flow run |", "|---|---|---|---|"]
+    for file, entry in list(result.entries.items())[:MAX_MANIFESTS_SHOWN]:
         url = url_for("flow-run", obj_id=entry.flow_run_id) if entry.flow_run_id else None
-        told = redact(entry.message.partition("\n")[0][:300])
-        lines.append(f"| {plain(redact(file))} | {entry.result} | {plain(told)} | {f'[open]({url})' if url else ''} |")
-    if len(swept.entries) > SHOWN:
-        lines.append(f"\nand {len(swept.entries) - SHOWN} more: the ledger has them all")
-    taken(create_markdown_artifact, markdown="\n".join(lines), key="nightly", description="The manifests of a sweep")
+        message = redact(entry.message.partition("\n")[0][:300])
+        lines.append(
+            f"| {escape_markdown(redact(file))} | {entry.result} | {escape_markdown(message)} | "
+            f"{f'[open]({url})' if url else ''} |"
+        )
+    if len(result.entries) > MAX_MANIFESTS_SHOWN:
+        lines.append(f"\nand {len(result.entries) - MAX_MANIFESTS_SHOWN} more: the ledger has them all")
+    call_api(create_markdown_artifact, markdown="\n".join(lines), key="nightly", description="The manifests of a sweep")

@@ -88,63 +88,63 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, StorageUnavailable)
 
 
-def ends_run(error: BaseException) -> bool:
+def is_fatal_to_run(error: BaseException) -> bool:
     """Return whether an error ends the whole run: a stop, an unusable store, or unreachable workers."""
     return isinstance(error, (Interrupted, StorageUnusable, ClusterError))
 
 
-def is_pairs_own(error: BaseException) -> bool:
+def is_pair_failure(error: BaseException) -> bool:
     """Return whether an error is recorded as its pair's outcome, instead of causing a retry or the end of the run."""
-    return not is_transient(error) and not ends_run(error)
+    return not is_transient(error) and not is_fatal_to_run(error)
 
 
-def in_brief(error: BaseException) -> str:
+def summarize(error: BaseException) -> str:
     """Return the class and redacted first line of a foreign error, at most 200 characters of it."""
     # truncate after redacting: half a secret would not be recognized
     return f"{type(error).__name__}: {redact(str(error).partition(chr(10))[0])[:200]}"
 
 
-def fit_to_log(error: BaseException) -> NstError:
+def sanitize_for_log(error: BaseException) -> NstError:
     """Return an error that is safe to log: with its traceback, without its causes, whose text may contain a signed URL."""
-    safe = error if isinstance(error, NstError) else NstError(f"unexpected {in_brief(error)}")
+    safe = error if isinstance(error, NstError) else NstError(f"unexpected {summarize(error)}")
     safe.__cause__, safe.__suppress_context__ = None, True
     return safe.with_traceback(error.__traceback__)
 
 
-_NEXT_PROBLEM = re.compile(r"; (?=row \d+, column [\w-]+: )")
+_PROBLEM_SEPARATOR = re.compile(r"; (?=row \d+, column [\w-]+: )")
 """Separator between the problems of one rejected row."""
 
 
-def at_most(most: int, sentences: Sequence[str], elsewhere: str = "") -> list[str]:
-    """Return the first `most` sentences, and if there are more, a line with the number of the rest.
+def limit_lines(limit: int, lines: Sequence[str], elsewhere: str = "") -> list[str]:
+    """Return the first `limit` sentences, and if there are more, a line with the number of the rest.
 
     Args:
-        most: The largest number of sentences to return.
-        sentences: The sentences.
+        limit: The largest number of sentences to return.
+        lines: The sentences.
         elsewhere: A clause for the last line, about where all sentences are listed.
     """
-    rest = len(sentences) - most
-    return [*sentences[:most], *([f"and {rest} more{elsewhere and f': {elsewhere}'}"] if rest > 0 else [])]
+    omitted = len(lines) - limit
+    return [*lines[:limit], *([f"and {omitted} more{elsewhere and f': {elsewhere}'}"] if omitted > 0 else [])]
 
 
-def reason_and_remedy(sentence: str) -> tuple[str, str]:
+def split_reason_and_remedy(message: str) -> tuple[str, str]:
     """Split an outcome's `problem; remedy` into problem and remedy; the remedy may be empty.
 
     If a rejected row has several problems, each remedy is prefixed with its column.
     """
-    problems = _NEXT_PROBLEM.split(sentence)
+    problems = _PROBLEM_SEPARATOR.split(message)
     reasons, remedies = [], []
     for problem in problems:
-        reason, told, remedy = problem.rpartition("; ")  # the last separator: a cell or name in the reason may contain one
-        reasons.append(reason if told else problem)
-        if told:
+        reason, separator, remedy = problem.rpartition("; ")  # the last separator: a cell or name in the reason may contain one
+        reasons.append(reason if separator else problem)
+        if separator:
             column = problem.partition(", column ")[2].partition(": ")[0] if len(problems) > 1 else ""
             remedies.append(f"{column}: {remedy}" if column else remedy)
     return "; ".join(reasons), "; ".join(remedies)
 
 
-_CHAINED = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")
-_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CHAIN_SEPARATOR = re.compile(r"::(?=[A-Za-z0-9+.-]+://)")
+_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _CREDENTIALS = re.compile(
     r"""(?<=://) (?:
         [^/@:?#[]* : (?!\d+[/?#]) [^@]* @      # user and password, which may hold a slash, but is no port
@@ -155,21 +155,21 @@ _CREDENTIALS = re.compile(
 )
 
 
-def redact(uri: str) -> str:
+def redact(text: str) -> str:
     """Return a URI, or any text, for logs, markers and reports: on one line, without user, password, query and fragment.
 
     Control characters, bidirectional characters and bytes that are not UTF-8 are escaped, so that no terminal or viewer
     interprets them.
     """
-    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), without_secrets(uri))
+    return _CONTROL_CHARACTERS.sub(lambda found: found[0].encode("unicode_escape").decode(), strip_secrets(text))
 
 
-def without_secrets(uri: str) -> str:
+def strip_secrets(uri: str) -> str:
     """Return a URI without user, password, query and fragment, otherwise unchanged."""
-    return "::".join(map(_without_secrets, _CHAINED.split(uri))) if "://" in uri else uri
+    return "::".join(map(_strip_secrets_from_part, _CHAIN_SEPARATOR.split(uri))) if "://" in uri else uri
 
 
-def _without_secrets(uri: str) -> str:
+def _strip_secrets_from_part(uri: str) -> str:
     # only up to the last @: after it, the pattern would scan the whole rest from each ://, in quadratic time
     before, at, after = uri.rpartition("@")
     return re.split("[?#]", _CREDENTIALS.sub("", before + at) + after, maxsplit=1)[0]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from flaky import FlakyFileSystem
 from hypothesis import settings
 from playwright.sync_api import Browser, sync_playwright
-from servers import PATTERNS, S3, MadeOnce, picture, prefect_database, prefect_server, s3_server
+
+from tests.support.flaky import FlakyFileSystem
+from tests.support.servers import PATTERNS, S3, MadeOnce, picture, prefect_database, prefect_server, s3_server
 
 # the machines are noisy: how long one example takes says nothing
 settings.register_profile("nst", deadline=None)

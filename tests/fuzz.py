@@ -29,15 +29,18 @@ from typing import Any
 
 from PIL import ExifTags, Image, ImageCms
 
-from nst_tasks import images, manifest
 from nst_tasks.errors import ManifestError, PictureError
+from nst_tasks.images import codec
+from nst_tasks.inputs import manifest
+from nst_tasks.inputs.columns import COLUMNS
+from nst_tasks.inputs.manifest_export import export_rejected, sanitize_manifest
 
 MOST_PIXELS = 1_000_000
 MOST_SECONDS = 5.0
 MOST_MIB = 400
 """Growth of the process's peak by one input; a megapixel in float32 with what makes it takes some 50."""
 
-READERS = ("nst_tasks/manifest.py", "nst_tasks/images.py", "nst_tasks/structure.py", "ImagePlugin.py", "ImageFile.py")
+READERS = ("nst_tasks/inputs/", "nst_tasks/images/", "ImagePlugin.py", "ImageFile.py")
 """Files whose lines count as reached."""
 
 Line = tuple[str, int]
@@ -48,24 +51,24 @@ def read_manifest(data: bytes) -> None:
     with contextlib.suppress(ManifestError):
         found = manifest.parse(data, "/data/in")
         assert found.rows == len(found.pairs) + len(found.rejected)
-        kept = manifest.archived(data)
-        assert manifest.archived(kept) == kept
+        kept = sanitize_manifest(data)
+        assert sanitize_manifest(kept) == kept
         if found.rejected:
-            again = manifest.parse(manifest.rejected_csv(found, "/data/in"), "/elsewhere")
+            again = manifest.parse(export_rejected(found, "/data/in"), "/elsewhere")
             assert again.rows == len(found.rejected)
 
 
 def read_picture(data: bytes) -> None:
     """All that is done with a picture's bytes; what the header says is what is decoded."""
     with contextlib.suppress(PictureError):
-        size = images.probe(data, MOST_PIXELS)
-        picture = images.decode(data, MOST_PIXELS)
+        size = codec.read_size(data, MOST_PIXELS)
+        picture = codec.decode(data, MOST_PIXELS)
         assert picture.rgb.shape == (*size, 3), f"{size} in the header, {picture.rgb.shape} decoded"
         assert picture.rgb.min() >= 0 and picture.rgb.max() <= 1
     with contextlib.suppress(PictureError):
-        images.mask(data, MOST_PIXELS)
+        codec.decode_mask(data, MOST_PIXELS)
     with contextlib.suppress(PictureError):
-        images.read_text(data)
+        codec.read_metadata(data)
 
 
 def pictures() -> Iterator[bytes]:
@@ -98,7 +101,7 @@ def pictures() -> Iterator[bytes]:
 
 MANIFESTS = (
     b"content,style\ncat.jpg,oil.jpg\n",
-    b"\xef\xbb\xbf" + ",".join(manifest.COLUMNS).encode() + b'\r\ncat.jpg,"a.jpg|b, c.jpg",x,1|2,painterly,512,9\r\n',
+    b"\xef\xbb\xbf" + ",".join(COLUMNS).encode() + b'\r\ncat.jpg,"a.jpg|b, c.jpg",x,1|2,painterly,512,9\r\n',
     b'id,content,style\n"x",s3://u:p@b/c.jpg?k,"a\nb|c"\n\n-1,=2,@3\n',
     "content;style\nä;ö\n".encode("utf-16"),
     b"content\tstyle\na\tb\n",

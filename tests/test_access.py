@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nst_tasks.access import ANYWHERE, Access, fault, for_manifest, is_local, is_metadata
+from nst_tasks.storage.access import (
+    DEFAULT_ACCESS,
+    Access,
+    explain_refusal,
+    is_local,
+    is_metadata_address,
+    restrict_for_manifest,
+)
 
 ROOTS = Access(("/data/in", "s3://team/inbox", "memory://m", "hdfs://node/d", "https://cdn.example.com/p"), web=True)
-STORE = for_manifest(ANYWHERE, "s3://team/m.csv")
+STORE = restrict_for_manifest(DEFAULT_ACCESS, "s3://team/m.csv")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,7 @@ STORE = for_manifest(ANYWHERE, "s3://team/m.csv")
     ],
 )  # fmt: skip
 def test_everyday_names_are_allowed_anywhere(uri: str) -> None:
-    assert fault(uri, ANYWHERE) is None
+    assert explain_refusal(uri, DEFAULT_ACCESS) is None
 
 
 NO_STORE = (
@@ -62,19 +69,21 @@ CLIMBS = "has a .. in it, which a store does not resolve; name the place itself"
     ],
 )
 def test_ways_around_are_refused(uri: str, reason: str) -> None:
-    assert fault(uri, ANYWHERE) == reason
+    assert explain_refusal(uri, DEFAULT_ACCESS) == reason
 
 
 def test_a_manifest_on_a_store_names_nothing_on_this_machine() -> None:
     for uri in ("/etc/passwd", "//etc/passwd", "file:///etc/passwd", "local:///etc/passwd"):
-        assert (fault(uri, STORE) or "").startswith("is a path on this machine, which a manifest on a store may not name")
+        assert (explain_refusal(uri, STORE) or "").startswith(
+            "is a path on this machine, which a manifest on a store may not name"
+        )
         assert is_local(uri)
-    assert fault("s3://other/a.png", STORE) is None
-    assert fault("gs://other/a.png", STORE) is None
+    assert explain_refusal("s3://other/a.png", STORE) is None
+    assert explain_refusal("gs://other/a.png", STORE) is None
     for uri in ("/data/m.csv", "file:///data/m.csv"):
-        assert for_manifest(ANYWHERE, uri) == ANYWHERE
+        assert restrict_for_manifest(DEFAULT_ACCESS, uri) == DEFAULT_ACCESS
     for uri in ("memory://m.csv", "http://host/m.csv", "FILE:///m.csv", "flaky:///m.csv"):
-        assert not for_manifest(ANYWHERE, uri).local
+        assert not restrict_for_manifest(DEFAULT_ACCESS, uri).local
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,7 @@ def test_a_manifest_on_a_store_names_nothing_on_this_machine() -> None:
     ],
 )  # fmt: skip
 def test_below_a_root(uri: str) -> None:
-    assert fault(uri, ROOTS) is None
+    assert explain_refusal(uri, ROOTS) is None
 
 
 @pytest.mark.parametrize(
@@ -103,18 +112,18 @@ def test_below_a_root(uri: str) -> None:
 )  # fmt: skip
 def test_beside_every_root(uri: str) -> None:
     assert "NST_ALLOWED_ROOTS (/data/in s3://team/inbox memory://m hdfs://node/d https://cdn.example.com/p)" in (
-        fault(uri, ROOTS) or ""
+        explain_refusal(uri, ROOTS) or ""
     )
 
 
 def test_climbing_out_of_a_root_on_a_server_is_refused() -> None:
     for uri in ("s3://team/inbox/../x.jpg", "https://cdn.example.com/p/%2e%2e/x.jpg", "s3://team/inbox/..\\x.jpg"):
-        assert fault(uri, ROOTS) == CLIMBS
+        assert explain_refusal(uri, ROOTS) == CLIMBS
 
 
 def test_a_root_allows_its_protocol_but_the_web_needs_its_own_word() -> None:
-    assert fault("hdfs://node/d/a.jpg", ROOTS) is None
-    assert fault("https://cdn.example.com/p/a.jpg", Access(ROOTS.roots, web=False)) == WEB
+    assert explain_refusal("hdfs://node/d/a.jpg", ROOTS) is None
+    assert explain_refusal("https://cdn.example.com/p/a.jpg", Access(ROOTS.roots, web=False)) == WEB
 
 
 def test_links_are_followed_before_places_are_compared(tmp_path: Path) -> None:
@@ -128,10 +137,10 @@ def test_links_are_followed_before_places_are_compared(tmp_path: Path) -> None:
     for root in (inside, tmp_path / "root"):
         roots = Access((str(root),))
         for name in ("link.png", "folder/cat.png", "folder/new/x.png", "folder/../out/cat.png"):
-            assert fault(f"{inside}/{name}", roots, os.path.realpath) is not None, name
-            assert fault(f"file://{root}/{name}", roots, os.path.realpath) is not None, name
-        assert fault(f"{inside}/new/x.png", roots, os.path.realpath) is None
-        assert fault(f"{root}/x.png", roots, os.path.realpath) is None
+            assert explain_refusal(f"{inside}/{name}", roots, os.path.realpath) is not None, name
+            assert explain_refusal(f"file://{root}/{name}", roots, os.path.realpath) is not None, name
+        assert explain_refusal(f"{inside}/new/x.png", roots, os.path.realpath) is None
+        assert explain_refusal(f"{root}/x.png", roots, os.path.realpath) is None
 
 
 METADATA = "is an address at which machines are given their credentials; name another host"
@@ -145,18 +154,18 @@ METADATA = "is an address at which machines are given their credentials; name an
     ],
 )  # fmt: skip
 def test_metadata_addresses_are_refused_though_the_web_is_allowed(host: str) -> None:
-    reason = fault(f"http://{host}/latest", Access(web=True))
+    reason = explain_refusal(f"http://{host}/latest", Access(web=True))
     assert reason == (CHAIN if "::" in host else METADATA)
     bare = host.rpartition("@")[2].removesuffix(":80").strip("[]").replace("%25", "%")
-    assert is_metadata(bare)
+    assert is_metadata_address(bare)
 
 
 def test_other_addresses_and_names_are_none_of_metadata() -> None:
     for host in ("127.0.0.1", "10.0.0.1", "::1", "example.com", "", "169.254"):
-        assert not is_metadata(host)
-    assert fault("http://127.0.0.1:8000/a.png", Access(web=True)) is None
+        assert not is_metadata_address(host)
+    assert explain_refusal("http://127.0.0.1:8000/a.png", Access(web=True)) is None
     for uri in ("http://[bad/a.png", "http:///a.png", "https://evil.com\\@cdn.example.com/p/cat.jpg"):
-        assert fault(uri, ROOTS) == "is not an address; check the host"
+        assert explain_refusal(uri, ROOTS) == "is not an address; check the host"
 
 
 @given(
@@ -164,7 +173,7 @@ def test_other_addresses_and_names_are_none_of_metadata() -> None:
     st.sampled_from(["/data/in/", "file:///data/in/", "s3://team/inbox/", "memory://m/"]),
 )
 def test_whatever_follows_a_root_stays_below_it_or_is_refused(tail: str, root: str) -> None:
-    if fault(root + tail, ROOTS) is None:
+    if explain_refusal(root + tail, ROOTS) is None:
         path = (root + tail).removeprefix("file://")
         place = os.path.normpath(path) if path.startswith("/") else path
         assert f"{place}/".startswith(root.removeprefix("file://"))
@@ -173,7 +182,7 @@ def test_whatever_follows_a_root_stays_below_it_or_is_refused(tail: str, root: s
 
 @given(st.text(max_size=30))
 def test_any_text_is_judged_without_an_error(text: str) -> None:
-    for access in (ANYWHERE, STORE, ROOTS, Access(web=True)):
+    for access in (DEFAULT_ACCESS, STORE, ROOTS, Access(web=True)):
         for uri in (text, f"/{text}", f"https://{text}", f"{text}://x"):
-            reason = fault(uri, access)
+            reason = explain_refusal(uri, access)
             assert reason is None or "; " in reason

@@ -10,8 +10,8 @@ import pytest
 
 PROGRAM = """
 import ctypes, resource
-from nst_tasks import quiet
-quiet.import_tensorflow()
+from nst_tasks.engine import runtime
+runtime.import_tensorflow()
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
 SIZE = 36 * 2**20  # the C library itself keeps no more than 32 MiB

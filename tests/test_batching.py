@@ -7,14 +7,22 @@ from typing import Any
 
 import pytest
 
-from nst_tasks import presets, recipes
-from nst_tasks.batching import AT_ONCE, BESIDE, IN_A_BAND, UPDATE, Batch, Job, batches, fitting_size, memory
-from nst_tasks.core import bands
-from nst_tasks.core import method as methods
-from nst_tasks.core.method import LBFGS, SGD, Pyramid
-from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
-from nst_tasks.recipes import Recipe
-from nst_tasks.source import Source
+from nst_tasks.core import method
+from nst_tasks.core.bands import CPU_FLOAT32, CPU_MIXED, GPU
+from nst_tasks.core.memory import (
+    BAND_BYTES_PER_VALUE,
+    LBFGS_BYTES_PER_PIXEL,
+    LBFGS_UPDATE_BYTES_PER_PIXEL,
+    WHOLE_BYTES_PER_PIXEL,
+    fitting_size,
+    peak_bytes,
+)
+from nst_tasks.core.method import LBFGS, MIN_SIZE, SGD, Pyramid
+from nst_tasks.images.picture import Source
+from nst_tasks.inputs import presets
+from nst_tasks.inputs.jobs import Batch, Job, group_into_batches
+from nst_tasks.inputs.presets import PAINTERLY, TF_TUTORIAL
+from nst_tasks.inputs.recipe import Recipe, override
 
 CAT = Source("/in/cat.png", "c" * 64, "1", 60, 80)
 OIL = Source("/in/oil.v2.png", "0" * 64, "1", 60, 80)
@@ -54,11 +62,11 @@ DECIDE = {
     "another style": job(styles=(OIL, INK), style_weights=(0.5, 0.5)),
     "style weights": job(styles=(OIL, INK), style_weights=(0.25, 0.75)),
     "style order": job(styles=(INK, OIL), style_weights=(0.25, 0.75)),
-    "content weight": job(recipe=recipes.override(TF_TUTORIAL, content_weight=1.0)),
-    "style weight": job(recipe=recipes.override(TF_TUTORIAL, style_weight=1.0)),
-    "tv weight": job(recipe=recipes.override(TF_TUTORIAL, tv_weight=1.0)),
-    "steps": job(recipe=recipes.override(TF_TUTORIAL, steps=7)),
-    "size": job(recipe=recipes.override(TF_TUTORIAL, size=256)),
+    "content weight": job(recipe=override(TF_TUTORIAL, content_weight=1.0)),
+    "style weight": job(recipe=override(TF_TUTORIAL, style_weight=1.0)),
+    "tv weight": job(recipe=override(TF_TUTORIAL, tv_weight=1.0)),
+    "steps": job(recipe=override(TF_TUTORIAL, steps=7)),
+    "size": job(recipe=override(TF_TUTORIAL, size=256)),
     "another method": job(recipe=PAINTERLY),
     "learning rate": job(recipe=with_method(optimizer=replace(METHOD.optimizer, learning_rate=0.021))),
     "epsilon": job(recipe=with_method(optimizer=replace(METHOD.optimizer, epsilon=1e-7))),
@@ -75,9 +83,9 @@ DECIDE = {
     "style shape": job(recipe=with_method(style_shape="content")),
     "clip": job(recipe=with_method(clip=False)),
     "output": job(recipe=with_method(output="average")),
-    "plateau": job(recipe=recipes.override(TF_TUTORIAL, plateau=0.01)),
-    "plateau's tolerance": job(recipe=recipes.override(TF_TUTORIAL, plateau=0.02)),
-    "precision": job(recipe=recipes.override(TF_TUTORIAL, precision="mixed")),
+    "plateau": job(recipe=override(TF_TUTORIAL, plateau=0.01)),
+    "plateau's tolerance": job(recipe=override(TF_TUTORIAL, plateau=0.02)),
+    "precision": job(recipe=override(TF_TUTORIAL, precision="mixed")),
     "average decay": job(recipe=with_method(output="average", average_decay=0.5)),
     "optimizer": job(recipe=with_method(optimizer=SGD(learning_rate=0.02))),
     "seed": job(seed=1),
@@ -118,7 +126,7 @@ def test_nor_with_the_place_of_a_mask_or_an_initial_picture(which: str) -> None:
 
 def test_the_key_changes_with_the_numerics_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = job().key
-    monkeypatch.setattr("nst_tasks.batching.NUMERICS_VERSION", methods.NUMERICS_VERSION + 1)
+    monkeypatch.setattr("nst_tasks.inputs.jobs.NUMERICS_VERSION", method.NUMERICS_VERSION + 1)
     assert job().key != before
 
 
@@ -133,7 +141,7 @@ def test_a_field_added_to_a_job_or_a_method_is_thought_about_here() -> None:
         "id", "row", "content", "styles", "style_weights", "recipe", "seed", "init", "keep_color", "mask", "upscale", "format",
         "height", "width", "weights_sha256",
     ]  # fmt: skip
-    assert [field.name for field in fields(methods.Method)] == [
+    assert [field.name for field in fields(method.Method)] == [
         "content", "style", "total_variation", "optimizer", "steps", "pyramid", "init", "init_noise", "pooling", "padding",
         "activation", "feature_scale", "style_shape", "clip", "output", "average_decay", "plateau", "precision",
     ]  # fmt: skip
@@ -148,10 +156,10 @@ def test_names_are_those_that_a_person_says() -> None:
 
 
 def test_steps_and_work_are_summed_over_levels() -> None:
-    plain = job(recipe=recipes.override(TF_TUTORIAL, steps=7))
-    assert (plain.steps, plain.work) == (7, 7 * 60 * 80)
+    plain = job(recipe=override(TF_TUTORIAL, steps=7))
+    assert (plain.steps, plain.pixel_steps) == (7, 7 * 60 * 80)
     two_levels = job(recipe=with_method(steps=7, pyramid=Pyramid(smallest=40, ratio=1.6, coarse_steps=3)))
-    assert (two_levels.steps, two_levels.work) == (3 + 7, 3 * 38 * 50 + 7 * 60 * 80)
+    assert (two_levels.steps, two_levels.pixel_steps) == (3 + 7, 3 * 38 * 50 + 7 * 60 * 80)
 
 
 def rows(found: list[Batch]) -> list[list[int]]:
@@ -171,11 +179,11 @@ def test_jobs_of_one_method_shape_and_number_of_styles_go_together_in_order() ->
         job(row=6, recipe=PAINTERLY),
         job(row=7, styles=(INK,)),
         job(row=8, height=80, width=60),
-        job(row=9, recipe=recipes.override(TF_TUTORIAL, tv_weight=0.5)),
+        job(row=9, recipe=override(TF_TUTORIAL, tv_weight=0.5)),
         job(row=10, **two),
         job(row=11, recipe=replace(TF_TUTORIAL, name="the same method under another name")),
     ]
-    found = batches(jobs, 8, PLENTY)
+    found = group_into_batches(jobs, 8, PLENTY)
     assert rows(found) == [[2, 4, 7, 11], [3, 8], [5, 10], [6], [9]]
     assert sorted(one.row for batch in found for one in batch.jobs) == [one.row for one in jobs]
 
@@ -183,93 +191,96 @@ def test_jobs_of_one_method_shape_and_number_of_styles_go_together_in_order() ->
 def test_masked_jobs_are_apart_from_whole_ones() -> None:
     changes: list[dict[str, Any]] = [{}, {"mask": SKY}, {"init": SKY}, {"mask": CAT}, {"keep_color": "match"}, {"mask": SKY}]
     jobs = [job(row=2 + k, **change) for k, change in enumerate(changes)]
-    assert rows(batches(jobs, 8, PLENTY)) == [[2, 4, 6], [3, 5, 7]]
+    assert rows(group_into_batches(jobs, 8, PLENTY)) == [[2, 4, 6], [3, 5, 7]]
 
 
 def test_a_batch_holds_no_more_than_asked() -> None:
     jobs = [job(row=row) for row in range(2, 9)]
-    assert rows(batches(jobs, 3, PLENTY)) == [[2, 3, 4], [5, 6, 7], [8]]
-    assert rows(batches(jobs, 1, PLENTY)) == [[row] for row in range(2, 9)]
+    assert rows(group_into_batches(jobs, 3, PLENTY)) == [[2, 3, 4], [5, 6, 7], [8]]
+    assert rows(group_into_batches(jobs, 1, PLENTY)) == [[row] for row in range(2, 9)]
 
 
 def test_batches_run_in_the_order_of_their_first_rows() -> None:
     jobs = [job(row=2), job(row=3, seed=1, height=50), job(row=4), job(row=5), job(row=6, height=50)]
-    assert rows(batches(jobs, 2, PLENTY)) == [[2, 4], [3, 6], [5]]
+    assert rows(group_into_batches(jobs, 2, PLENTY)) == [[2, 4], [3, 6], [5]]
 
 
 @pytest.mark.parametrize(("pairs", "at_once"), [(0.5, 1), (1.0, 1), (2.0, 2), (2.99, 2), (3.0, 3), (100, 5)])
 def test_memory_bounds_a_batch_but_one_pair_is_always_tried(pairs: float, at_once: int) -> None:
-    room = pairs * memory(job().recipe.method, 60, 80)
-    found = batches([job(row=row) for row in range(2, 7)], 8, room)
+    room = pairs * peak_bytes(job().recipe.method, 60, 80)
+    found = group_into_batches([job(row=row) for row in range(2, 7)], 8, room)
     assert len(found[0].jobs) == at_once
     assert sum(len(batch.jobs) for batch in found) == 5
 
 
 def test_the_history_of_lbfgs_takes_memory() -> None:
-    method = presets.find("gatys-2016").method
+    method = presets.find_preset("gatys-2016").method
     assert isinstance(method.optimizer, LBFGS)
     pixels = 60 * 80
     # a hundred pairs of float32 images of three channels
-    assert memory(method, 60, 80) == (AT_ONCE + 100 * 2 * 12 + BESIDE) * pixels
-    assert memory(replace(method, optimizer=LBFGS(history=1)), 60, 80) == (AT_ONCE + 24 + BESIDE) * pixels
+    assert peak_bytes(method, 60, 80) == (WHOLE_BYTES_PER_PIXEL + 100 * 2 * 12 + LBFGS_BYTES_PER_PIXEL) * pixels
+    assert (
+        peak_bytes(replace(method, optimizer=LBFGS(history=1)), 60, 80)
+        == (WHOLE_BYTES_PER_PIXEL + 24 + LBFGS_BYTES_PER_PIXEL) * pixels
+    )
     # where the features take less, an update has two of them
-    assert memory(method, 2048, 2048) == (UPDATE + 2 * 100 * 2 * 12) * 2048**2
-    assert memory(presets.find("tf-tutorial").method, 60, 80) == AT_ONCE * pixels
+    assert peak_bytes(method, 2048, 2048) == (LBFGS_UPDATE_BYTES_PER_PIXEL + 2 * 100 * 2 * 12) * 2048**2
+    assert peak_bytes(presets.find_preset("tf-tutorial").method, 60, 80) == WHOLE_BYTES_PER_PIXEL * pixels
 
 
 def test_features_in_bfloat16_take_less() -> None:
-    method = presets.find("tf-tutorial").method
+    method = presets.find_preset("tf-tutorial").method
     mixed = replace(method, precision="mixed")
-    assert memory(mixed, 60, 80) == memory(method, 60, 80) * 2 // 3
-    of_whole, of_half = IN_A_BAND * bands.USUAL.most, IN_A_BAND * bands.MIXED.most
-    assert memory(mixed, 3072, 4096) - of_half == (memory(method, 3072, 4096) - of_whole) * 2 // 3
+    assert peak_bytes(mixed, 60, 80) == peak_bytes(method, 60, 80) * 2 // 3
+    of_whole, of_half = BAND_BYTES_PER_VALUE * CPU_FLOAT32.max_values, BAND_BYTES_PER_VALUE * CPU_MIXED.max_values
+    assert peak_bytes(mixed, 3072, 4096) - of_half == (peak_bytes(method, 3072, 4096) - of_whole) * 2 // 3
 
 
 def test_of_a_large_picture_only_a_band_is_in_memory() -> None:
-    method = presets.find("tf-tutorial").method
+    method = presets.find_preset("tf-tutorial").method
     side = 4096
-    assert memory(method, side, side) < AT_ONCE * side**2 / 5
-    band = IN_A_BAND * bands.USUAL.most
-    assert memory(method, side, 2 * side) - band == 2 * (memory(method, side, side) - band)
-    assert memory(PAINTERLY.method, 3072, 4096) < 8 * 2**30  # the default device memory
+    assert peak_bytes(method, side, side) < WHOLE_BYTES_PER_PIXEL * side**2 / 5
+    band = BAND_BYTES_PER_VALUE * CPU_FLOAT32.max_values
+    assert peak_bytes(method, side, 2 * side) - band == 2 * (peak_bytes(method, side, side) - band)
+    assert peak_bytes(PAINTERLY.method, 3072, 4096) < 8 * 2**30  # the default device memory
 
 
 def test_on_a_gpu_pictures_up_to_a_megapixel_are_computed_whole() -> None:
-    method = presets.find("tf-tutorial").method
-    assert memory(method, 1024, 1024, on_gpu=True) == AT_ONCE * 1024**2 > memory(method, 1024, 1024)
-    assert memory(method, 60, 80, on_gpu=True) == memory(method, 60, 80)
-    large = memory(method, 4096, 4096, on_gpu=True) - memory(method, 4096, 4096)
-    assert large == IN_A_BAND * (bands.GPU.most - bands.USUAL.most)
-    room = 2 * memory(method, 1024, 1024)
+    method = presets.find_preset("tf-tutorial").method
+    assert peak_bytes(method, 1024, 1024, on_gpu=True) == WHOLE_BYTES_PER_PIXEL * 1024**2 > peak_bytes(method, 1024, 1024)
+    assert peak_bytes(method, 60, 80, on_gpu=True) == peak_bytes(method, 60, 80)
+    large = peak_bytes(method, 4096, 4096, on_gpu=True) - peak_bytes(method, 4096, 4096)
+    assert large == BAND_BYTES_PER_VALUE * (GPU.max_values - CPU_FLOAT32.max_values)
+    room = 2 * peak_bytes(method, 1024, 1024)
     jobs = [job(row=row, height=1024, width=1024) for row in range(2, 6)]
-    assert rows(batches(jobs, 8, room)) == [[2, 3], [4, 5]]
-    assert rows(batches(jobs, 8, room, on_gpus=True)) == [[2], [3], [4], [5]]
+    assert rows(group_into_batches(jobs, 8, room)) == [[2, 3], [4, 5]]
+    assert rows(group_into_batches(jobs, 8, room, on_gpus=True)) == [[2], [3], [4], [5]]
     assert fitting_size(method, 4096, 4096, room, on_gpu=True) < fitting_size(method, 4096, 4096, room)
 
 
 def test_the_size_that_fits_is_the_largest_that_does() -> None:
-    for method in (PAINTERLY.method, TF_TUTORIAL.method):
+    for tried in (PAINTERLY.method, TF_TUTORIAL.method):
         for room in (2**28, 2**30, 2**33):
-            side = fitting_size(method, 6000, 8000, room)
-            assert memory(method, side * 3 // 4, side) <= room < memory(method, (side + 16) * 3 // 4, side + 16)
-    assert fitting_size(TF_TUTORIAL.method, 300, 400, 1) == recipes.MIN_SIZE
+            side = fitting_size(tried, 6000, 8000, room)
+            assert peak_bytes(tried, side * 3 // 4, side) <= room < peak_bytes(tried, (side + 16) * 3 // 4, side + 16)
+    assert fitting_size(TF_TUTORIAL.method, 300, 400, 1) == MIN_SIZE
 
 
 def test_no_larger_size_is_said_to_fit_though_lbfgs_remembers_less_there() -> None:
-    method = presets.find("gatys-2016").method  # a hundred differences, and two of more than 4 megapixels
-    room = memory(method, 2800, 2800)
-    assert memory(method, 2000, 2000) > room
+    method = presets.find_preset("gatys-2016").method  # a hundred differences, and two of more than 4 megapixels
+    room = peak_bytes(method, 2800, 2800)
+    assert peak_bytes(method, 2000, 2000) > room
     side = fitting_size(method, 2000, 2000, room)
     assert side < 2000
-    assert memory(method, side, side) <= room < memory(method, side + 16, side + 16)
+    assert peak_bytes(method, side, side) <= room < peak_bytes(method, side + 16, side + 16)
     assert 2784 <= fitting_size(method, 4000, 4000, room) <= 2800
 
 
 def test_memory_is_counted_by_the_pictures_own_size() -> None:
-    room = 4 * memory(job().recipe.method, 60, 80)
+    room = 4 * peak_bytes(job().recipe.method, 60, 80)
     jobs = [job(row=2 + k, height=60 * (1 + k % 2), width=80) for k in range(8)]
-    assert rows(batches(jobs, 8, room)) == [[2, 4, 6, 8], [3, 5], [7, 9]]
+    assert rows(group_into_batches(jobs, 8, room)) == [[2, 4, 6, 8], [3, 5], [7, 9]]
 
 
 def test_nothing_to_do_is_no_batch() -> None:
-    assert batches([], 8, PLENTY) == []
+    assert group_into_batches([], 8, PLENTY) == []

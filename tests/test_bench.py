@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from bench import growth, ours, profiles, speed
+from bench.page import PAGE_PATH, build_blocks, format_table, insert_blocks
 from bench.peers import keras_example, tensorflow_tutorial
+from bench.results import describe_machine, get_commit, list_newest, slugify
 from bench.rows import arithmetic, descent, gap, row
 from bench.rows.row import Row
-from nst_tasks import presets, weights
-from nst_tasks.core import backbones
+from nst_tasks.core import vgg
 from nst_tasks.core.method import LBFGS, Pyramid
+from nst_tasks.inputs import presets, weights
 
 CONTENT, STYLE = np.random.default_rng(1).random((2, 48, 64, 3), np.float32)
 
@@ -30,7 +32,7 @@ CONTENT, STYLE = np.random.default_rng(1).random((2, 48, 64, 3), np.float32)
 def test_a_peer_has_the_objective_and_the_steps_of_our_recipe(peer: ModuleType, recipe: str) -> None:
     arrays = weights.load("tiny", None)
     loop = peer.start(arrays, CONTENT, STYLE)
-    mine = ours.start(backbones.build("tiny", arrays), presets.find(recipe).method, CONTENT, STYLE)
+    mine = ours.start(vgg.build("tiny", arrays), presets.find_preset(recipe).method, CONTENT, STYLE)
     theirs = [float(loop.step()) for _ in range(4)]
     assert mine.advance(4) == pytest.approx(theirs, rel=1e-3)
     assert theirs[3] != pytest.approx(theirs[0], rel=1e-3)  # the image has moved
@@ -40,49 +42,49 @@ def test_a_peer_has_the_objective_and_the_steps_of_our_recipe(peer: ModuleType, 
 
 def test_what_is_timed_to_the_peers_loss_reaches_it() -> None:
     arrays = weights.load("tiny", None)
-    network = backbones.build("tiny", arrays)
+    network = vgg.build("tiny", arrays)
     loop = tensorflow_tutorial.start(arrays, CONTENT, STYLE)
     coarse = Pyramid(smallest=32, ratio=1.4, coarse_steps=3, levels=2)
-    method = replace(presets.find("tf-tutorial").method, optimizer=LBFGS(), pyramid=coarse, steps=6)
-    reached = loop.loss(descent.transferred(network, method, CONTENT, STYLE, 6)) * (1.0 + 1e-5)
+    method = replace(presets.find_preset("tf-tutorial").method, optimizer=LBFGS(), pyramid=coarse, steps=6)
+    reached = loop.loss(descent.run_transfer(network, method, CONTENT, STYLE, 6)) * (1.0 + 1e-5)
     assert reached < 0.9 * loop.loss(CONTENT)
-    found = descent.search(network, method, CONTENT, STYLE, loop, reached, most=8)
+    found = descent.count_evaluations(network, method, CONTENT, STYLE, loop, reached, most=8)
     assert (found.evaluations, found.loss <= reached) == (6, True)
-    cut_short = descent.search(network, method, CONTENT, STYLE, loop, 0.0, most=2)
+    cut_short = descent.count_evaluations(network, method, CONTENT, STYLE, loop, 0.0, most=2)
     assert cut_short.evaluations is None
     assert (cut_short.loss > reached, cut_short.seconds > 0.0) == (True, True)
-    looks = list(gap.transfer_in_time(network, method, CONTENT, STYLE, every=4, shorten=1))
+    looks = list(gap.run_timed_transfer(network, method, CONTENT, STYLE, every=4, shorten=1))
     assert [image.shape for _, image in looks] == [(34, 46, 3), *[(48, 64, 3)] * 2]  # after 3 steps, then after 4 and 6
     assert 0.0 < looks[0][0] < looks[1][0] < looks[2][0]
     assert loop.loss(looks[2][1]) <= reached
 
 
 def test_a_content_has_closed_no_gap_and_a_style_all_of_it() -> None:
-    network = backbones.build("tiny", weights.load("tiny", None))
-    assert gap.measured(network, CONTENT, CONTENT, STYLE) == pytest.approx((0.0, 1.0), abs=1e-3)
-    style, cosine = gap.measured(network, STYLE, CONTENT, STYLE)
+    network = vgg.build("tiny", weights.load("tiny", None))
+    assert gap.measure_quality(network, CONTENT, CONTENT, STYLE) == pytest.approx((0.0, 1.0), abs=1e-3)
+    style, cosine = gap.measure_quality(network, STYLE, CONTENT, STYLE)
     assert style == pytest.approx(1.0, abs=1e-2)
     assert cosine < 0.999
 
 
 def test_a_ratio_is_taken_round_by_round_and_must_reach_its_goal() -> None:
-    found = row.ratio("a step", "a loop", 3.0, theirs=[2.0, 9.0, 4.0], ours=[1.0, 3.0, 1.0])
+    found = row.build_ratio_row("a step", "a loop", 3.0, theirs=[2.0, 9.0, 4.0], ours=[1.0, 3.0, 1.0])
     assert (found.measured, found.least, found.largest, found.verdict) == (3.0, 2.0, 4.0, "met")
     assert found.detail == "4 s against our 1 s"
-    assert row.ratio("a step", "a loop", 3.1, [2.0, 9.0, 4.0], [1.0, 3.0, 1.0]).verdict == "not met"
-    assert row.ratio("a step", "a loop", None, [1.0], [1.0]).verdict == ""
+    assert row.build_ratio_row("a step", "a loop", 3.1, [2.0, 9.0, 4.0], [1.0, 3.0, 1.0]).verdict == "not met"
+    assert row.build_ratio_row("a step", "a loop", None, [1.0], [1.0]).verdict == ""
 
 
 def test_a_cost_must_not_exceed_its_goal() -> None:
-    assert row.at_most("a pair", 25.0, [30.0, 25.0, 10.0], "ms", "").verdict == "met"
-    dear = row.at_most("a pair", 24.9, [30.0, 25.0, 10.0], "ms", "")
+    assert row.build_cost_row("a pair", 25.0, [30.0, 25.0, 10.0], "ms", "").verdict == "met"
+    dear = row.build_cost_row("a pair", 24.9, [30.0, 25.0, 10.0], "ms", "")
     assert dear.verdict == "not met"
-    assert dear.cells()[2:6] == ("≤ 24.9 ms", "25 ms", "10 to 30", "not met")
+    assert dear.format_cells()[2:6] == ("≤ 24.9 ms", "25 ms", "10 to 30", "not met")
 
 
 def test_sides_take_turns_and_every_other_round_goes_backwards() -> None:
     called: list[str] = []
-    taken = row.alternating(3, {name: lambda name=name: called.append(name) for name in "ab"})  # type: ignore[misc]
+    taken = row.time_alternating(3, {name: lambda name=name: called.append(name) for name in "ab"})  # type: ignore[misc]
     assert "".join(called) == "ab" + "ab" + "ba" + "ab"
     assert [len(taken[name]) for name in "ab"] == [3, 3]
 
@@ -90,7 +92,7 @@ def test_sides_take_turns_and_every_other_round_goes_backwards() -> None:
 def test_operations_of_convolutions_are_counted_by_hand() -> None:
     kernels = {"block1_conv1": (3, 3, 3, 8), "block2_conv1": (3, 3, 8, 5), "block2_conv2": (3, 3, 5, 5)}
     by_hand = 4 * 9 * (3 * 8 * 7 * 9 + 8 * 5 * 3 * 4)  # 7 x 9 px, then 3 x 4; multiply and add, forward and backward
-    assert arithmetic.convolutions(kernels, ["block2_conv1", "block1_conv1"], 7, 9) == by_hand
+    assert arithmetic.count_operations(kernels, ["block2_conv1", "block1_conv1"], 7, 9) == by_hand
 
 
 @pytest.mark.parametrize(("command", "quick"), speed.SUITE)
@@ -101,7 +103,7 @@ def test_every_row_of_the_suite_is_a_command_with_those_options(command: str, qu
 
 
 def test_a_row_that_fails_says_why_and_counts_as_not_measured(tmp_path: Path) -> None:
-    (failed,) = speed.measured(["intake", "large", "--pairs", "0"], tmp_path)
+    (failed,) = speed.measure_rows(["intake", "large", "--pairs", "0"], tmp_path)
     assert failed.verdict == "not measured"
     assert failed.detail.startswith("not measured: ")
 
@@ -117,7 +119,7 @@ def test_a_thread_is_in_the_phase_of_its_innermost_function_that_has_one() -> No
     here = f"{__name__}.test_a_thread_is_in_the_phase_of_its_innermost_function_that_has_one"
 
     def inner(names: dict[str, str]) -> str | None:
-        return profiles.phase(sys._getframe(), names)
+        return profiles.find_phase(sys._getframe(), names)
 
     assert inner({here: "outer", f"{__name__}.inner": "inner"}) == "inner"
     assert inner({here: "outer"}) == "outer"
@@ -150,7 +152,7 @@ def test_the_page_shows_the_newest_results_of_each_machine(tmp_path: Path) -> No
     (tmp_path / "growth-2026-01-01-2-cores.csv").write_text(
         "over,value,precision,seconds,gib\npixels,64,mixed,1,2\npixels,96,mixed,1.5,2\npixels,128,mixed,2,3\n"
     )
-    shown = speed.blocks(tmp_path)
+    shown = build_blocks(tmp_path)
     of_cpu, _, of_gpu = shown["table"].partition("\n\nMeasured on 2026-01-01")
     assert "Measured on 2026-01-02 at commit abc on 2 cores of a processor (amx_bf16), 24 GiB" in of_cpu
     assert "1 of 2 rows with a goal meet it, 1 are not measured." in of_cpu
@@ -159,24 +161,24 @@ def test_the_page_shows_the_newest_results_of_each_machine(tmp_path: Path) -> No
     assert "1 of 1 rows" in of_gpu
     assert "| pixels | 64 | 128 | mixed | 1.00 to 2.00 | 2.00 to 3.00 |" in shown["growth"]
     assert shown["profile"] == "Not measured yet."
-    assert speed.page("a\n<!-- table -->\nold\n<!-- /table -->\nb", {"table": "new"}) == (
+    assert insert_blocks("a\n<!-- table -->\nold\n<!-- /table -->\nb", {"table": "new"}) == (
         "a\n<!-- table -->\nnew\n<!-- /table -->\nb"
     )
 
 
 def test_mixed_precision_is_measured_where_there_is_hardware_for_it(tmp_path: Path) -> None:
-    on = speed.machine()
-    assert row.precisions() == (("float32", "mixed") if on["bfloat16"] or on["gpu"] else ("float32",))
+    on = describe_machine()
+    assert row.list_precisions() == (("float32", "mixed") if on["bfloat16"] or on["gpu"] else ("float32",))
     slow = {**MACHINE, "bfloat16": []}
     for of, says in ((slow, True), (MACHINE, False), ({**slow, "gpu": "a GPU"}, False)):
         (tmp_path / "speed.json").write_text(kept("2026-01-02", of=of))
-        assert ("Mixed precision is not measured" in speed.table(tmp_path / "speed.json")) == says
+        assert ("Mixed precision is not measured" in format_table(tmp_path / "speed.json")) == says
 
 
 def test_machines_of_two_processors_have_files_of_their_own() -> None:
-    assert speed.slug({**MACHINE, "processor": "Intel(R) Xeon(R) Processor"}) == "intel-xeon-processor-2-cores"
-    assert speed.slug({**MACHINE, "processor": "AMD EPYC"}) == "amd-epyc-2-cores"
-    assert speed.slug({**MACHINE, "gpu": "NVIDIA H200"}) == "nvidia-h200"
+    assert slugify({**MACHINE, "processor": "Intel(R) Xeon(R) Processor"}) == "intel-xeon-processor-2-cores"
+    assert slugify({**MACHINE, "processor": "AMD EPYC"}) == "amd-epyc-2-cores"
+    assert slugify({**MACHINE, "gpu": "NVIDIA H200"}) == "nvidia-h200"
 
 
 def test_quick_rows_never_stand_among_the_kept_ones(
@@ -191,34 +193,32 @@ def test_quick_rows_never_stand_among_the_kept_ones(
 
 def test_rows_measured_alone_take_their_place_among_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SUITE", (("a b", None), ("intake large --pairs 0", None), ("c d", None)))
-    on, file = speed.machine(), tmp_path / "speed.json"
+    on, file = describe_machine(), tmp_path / "speed.json"
     old = Row("old", "", None, 1.0, 1.0, 1.0, "s", "")
     earlier = [{"date": "2026-01-01", "commit": "abc", "command": command, "row": old.as_plain()} for command, _ in speed.SUITE]
-    (tmp_path / f"speed-2026-01-01-{speed.slug(on)}.json").write_text(
-        json.dumps({"quick": False, "machine": on, "rows": earlier})
-    )
-    speed.measure(quick=False, only="intake", keep=file, torch=Path(sys.executable))
+    (tmp_path / f"speed-2026-01-01-{slugify(on)}.json").write_text(json.dumps({"quick": False, "machine": on, "rows": earlier}))
+    speed.run_suite(quick=False, only="intake", keep=file, torch=Path(sys.executable))
     rows = json.loads(file.read_text())["rows"]
     assert [row["command"] for row in rows] == ["a b", "intake large --pairs 0", "c d"]
     assert [row["date"] == "2026-01-01" for row in rows] == [True, False, True]
-    assert rows[1]["row"]["verdict"] == "not measured" and rows[1]["commit"] == speed.commit()
-    assert "Measured on 2026-01-01, " in speed.table(file)
+    assert rows[1]["row"]["verdict"] == "not measured" and rows[1]["commit"] == get_commit()
+    assert "Measured on 2026-01-01, " in format_table(file)
     others = {**on, "versions": {"tensorflow": "1.0"}}
-    assert speed.earlier(others, tmp_path) == {}
+    assert speed.load_earlier_rows(others, tmp_path) == {}
 
 
 def test_a_row_that_is_not_measured_names_no_path(tmp_path: Path) -> None:
-    (failed,) = speed.measured(["nothing", "torch", "--size", "8", "--python", str(tmp_path / "none")], tmp_path)
+    (failed,) = speed.measure_rows(["nothing", "torch", "--size", "8", "--python", str(tmp_path / "none")], tmp_path)
     assert failed.work == "nothing torch --size 8"
     assert str(tmp_path) not in json.dumps(failed.as_plain())
 
 
 def test_a_steps_profile_sees_the_network(tmp_path: Path) -> None:
-    for kind in profiles.of_a_step(size=48, steps=1)[:4]:
-        assert all(kind[precision] > 0.0 for precision in row.precisions()), kind
+    for kind in profiles.profile_step(size=48, steps=1)[:4]:
+        assert all(kind[precision] > 0.0 for precision in row.list_precisions()), kind
 
 
 def test_docs_show_what_the_newest_results_give() -> None:
-    text = speed.PAGE.read_text()
-    assert speed.page(text, speed.blocks()) == text, "run: python -m bench.speed --docs"
-    assert all(growth.picture(path).exists() for path in speed.newest("growth"))
+    text = PAGE_PATH.read_text()
+    assert insert_blocks(text, build_blocks()) == text, "run: python -m bench.speed --docs"
+    assert all(growth.get_plot_path(path).exists() for path in list_newest("growth"))

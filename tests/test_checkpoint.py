@@ -14,14 +14,15 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import LIGHT
-from transfers import picture
 
-from nst_tasks import checkpoint, weights
-from nst_tasks.checkpoint import Checkpoint
-from nst_tasks.core import backbones, transfer
+from nst_tasks.core import transfer, vgg
 from nst_tasks.core.method import LBFGS, SGD, Method
 from nst_tasks.core.pyramid import Level
+from nst_tasks.engine import checkpoint
+from nst_tasks.engine.checkpoint import Checkpoint
+from nst_tasks.inputs import weights
+from tests.support.jobs import LIGHT
+from tests.support.transfers import picture
 
 KEY = "ab" * 32
 METHODS: dict[str, Method] = {
@@ -36,12 +37,12 @@ METHODS: dict[str, Method] = {
 @pytest.fixture(scope="module")
 def standing() -> Callable[[Method, int], Checkpoint]:
     """Two steps of a batch of this method."""
-    tiny = backbones.build("tiny", weights.load("tiny", None))
+    tiny = vgg.build("tiny", weights.load("tiny", None))
 
     def make(method: Method, pairs: int) -> Checkpoint:
         contents = np.stack([picture(k) for k in range(pairs)])
         styles = [[transfer.style_statistics(tiny, method, picture(10 + k))] for k in range(pairs)]
-        aims = transfer.targets(tiny, method, contents, styles, [[1.0]] * pairs)
+        aims = transfer.build_targets(tiny, method, contents, styles, [[1.0]] * pairs)
         first = transfer.start(method, contents, list(range(pairs)))
         state, terms = transfer.advance(tiny, method, aims, first, 2, 5)
         earlier = np.arange(3 * pairs * 3, dtype=np.float32).reshape(3, pairs, 3)
@@ -52,9 +53,9 @@ def standing() -> Callable[[Method, int], Checkpoint]:
 
 def same(one: Checkpoint, two: Checkpoint) -> bool:
     def plain(at: Checkpoint) -> list[np.ndarray]:
-        return [np.asarray(leaf) for leaf in tf.nest.flatten((at.state, at.first, at.terms, at.seconds))]
+        return [np.asarray(leaf) for leaf in tf.nest.flatten((at.state, at.level_start_image, at.terms, at.seconds))]
 
-    kinds = [(type(at.state.optimizer), type(at.state.kept), at.calmed_from) for at in (one, two)]
+    kinds = [(type(at.state.optimizer), type(at.state.output_state), at.lr_reduced_from_level) for at in (one, two)]
     leaves = zip(plain(one), plain(two), strict=True)
     return kinds[0] == kinds[1] and all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in leaves)
 
@@ -64,35 +65,35 @@ def same(one: Checkpoint, two: Checkpoint) -> bool:
 def test_everything_that_a_resume_needs_comes_back(
     standing: Callable[[Method, int], Checkpoint], method: Method, calmed_from: int | None
 ) -> None:
-    at = replace(standing(method, 1), calmed_from=calmed_from)
-    back = checkpoint.decode(checkpoint.encode(checkpoint.on_host(at), KEY), KEY)
+    at = replace(standing(method, 1), lr_reduced_from_level=calmed_from)
+    back = checkpoint.decode(checkpoint.encode(checkpoint.to_host(at), KEY), KEY)
     assert same(at, back)
-    assert back.elapsed == 3.0
-    assert transfer.fits(method, back.state, Level(32, 40, 5))
-    assert not transfer.fits(method, back.state, Level(32, 41, 5))
+    assert back.elapsed_seconds == 3.0
+    assert transfer.is_compatible(method, back.state, Level(32, 40, 5))
+    assert not transfer.is_compatible(method, back.state, Level(32, 41, 5))
     others = [other for other in METHODS.values() if other is not method]
-    assert not any(transfer.fits(other, back.state, Level(32, 40, 5)) for other in others)
-    assert not transfer.fits(replace(method, optimizer=LBFGS(4), output="last"), back.state, Level(32, 40, 5))
+    assert not any(transfer.is_compatible(other, back.state, Level(32, 40, 5)) for other in others)
+    assert not transfer.is_compatible(replace(method, optimizer=LBFGS(4), output="last"), back.state, Level(32, 40, 5))
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_batch_is_taken_apart_and_put_together(standing: Callable[[Method, int], Checkpoint], method: Method) -> None:
     at = standing(method, 3)
-    for whole in (at, checkpoint.on_host(at)):
-        parts = [checkpoint.take(whole, [k]) for k in range(3)]
-        assert all(part.state.image.shape == (1, 32, 40, 3) == part.first.shape for part in parts)
+    for whole in (at, checkpoint.to_host(at)):
+        parts = [checkpoint.select_pairs(whole, [k]) for k in range(3)]
+        assert all(part.state.image.shape == (1, 32, 40, 3) == part.level_start_image.shape for part in parts)
         assert same(checkpoint.merge(parts), at)
-        assert same(checkpoint.merge(parts[::-1]), checkpoint.take(at, [2, 1, 0]))
+        assert same(checkpoint.merge(parts[::-1]), checkpoint.select_pairs(at, [2, 1, 0]))
         # the seconds are shared out, and the shares add up
-        assert [part.elapsed for part in parts] == [1.0] * 3
-        assert checkpoint.take(at, [0, 2]).elapsed == 2.0
+        assert [part.elapsed_seconds for part in parts] == [1.0] * 3
+        assert checkpoint.select_pairs(at, [0, 2]).elapsed_seconds == 2.0
     late = replace(parts[1], seconds=(parts[1].seconds[0], np.array([0.5, 0.75, 9.0])))
-    assert checkpoint.merge([parts[0], late, parts[2]]).elapsed == 11.0
+    assert checkpoint.merge([parts[0], late, parts[2]]).elapsed_seconds == 11.0
 
 
 @pytest.fixture(scope="module")
 def written(standing: Callable[[Method, int], Checkpoint]) -> bytes:
-    return checkpoint.encode(checkpoint.on_host(standing(METHODS["adam"], 1)), KEY)
+    return checkpoint.encode(checkpoint.to_host(standing(METHODS["adam"], 1)), KEY)
 
 
 @settings(max_examples=60)
@@ -179,16 +180,16 @@ def test_another_pairs_and_another_versions_are_told_apart(written: bytes) -> No
 
 
 def test_the_same_state_gives_the_same_content(standing: Callable[[Method, int], Checkpoint], written: bytes) -> None:
-    again = checkpoint.encode(checkpoint.on_host(standing(METHODS["adam"], 1)), KEY)
+    again = checkpoint.encode(checkpoint.to_host(standing(METHODS["adam"], 1)), KEY)
     assert members(again) == members(written)
 
 
 def test_a_checkpoint_is_written_from_where_it_lies(standing: Callable[[Method, int], Checkpoint]) -> None:
     """Of a large picture it has gigabytes: to bring it to the host, to take a batch's only pair or to merge one copies none."""
     at = standing(METHODS["lbfgs"], 1)
-    held = checkpoint.on_host(at)
-    taken = checkpoint.take(held, [0])
+    held = checkpoint.to_host(at)
+    taken = checkpoint.select_pairs(held, [0])
     assert np.shares_memory(held.state.image, np.asarray(at.state.image))
     assert all(ours is theirs for ours, theirs in zip(taken.state.optimizer, held.state.optimizer, strict=True))
     assert checkpoint.merge([at]) is at
-    assert not np.shares_memory(checkpoint.take(held, [0, 0]).state.image, held.state.image)
+    assert not np.shares_memory(checkpoint.select_pairs(held, [0, 0]).state.image, held.state.image)

@@ -16,12 +16,16 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import run_into
 
-from nst_tasks import claims, storage
-from nst_tasks.claims import Claim
 from nst_tasks.errors import StorageError
-from nst_tasks.settings import Run, Settings
+from nst_tasks.inputs.run import Run
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import claims
+from nst_tasks.outputs.claims import Claim
+from nst_tasks.outputs.liveness import _read_start_time, is_running, machine_id, process_id
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
+from tests.support.jobs import run_into
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def run(tmp_path: Path) -> Run:
 
 def held(run: Run) -> dict[str, int]:
     """Generations of the claim files, by key."""
-    found = storage.listing(storage.join(run.out, "claims"))
+    found = files.list_files(join_uri(run.out, "claims"))
     return {name.split(".")[0]: int(name.split(".")[1]) for name in found}
 
 
@@ -41,22 +45,22 @@ def put(run: Run, key: str, generation: int = 0, **fields: Any) -> Claim:
         owner="somebody", run_id="other", machine="elsewhere", process="1.1", crash_log="", strikes=0, expires=time.time() + 60
     )
     claim = Claim(key, generation, **{**usual, **fields})
-    storage.write(storage.join(run.out, "claims", f"{key}.{generation}.json"), json.dumps(vars(claim)).encode())
+    files.write(join_uri(run.out, "claims", f"{key}.{generation}.json"), json.dumps(vars(claim)).encode())
     return claim
 
 
 def test_a_claimed_pair_is_the_claimers_alone_until_it_is_released(run: Run) -> None:
-    with claims.taken(["k1", "k2", "k1"], run) as mine:
+    with claims.hold(["k1", "k2", "k1"], run) as mine:
         assert set(mine) == {"k1", "k2"}
         assert held(run) == {"k1": 0, "k2": 0}
-        with claims.taken(["k2", "k3"], replace(run, id="second")) as theirs:
+        with claims.hold(["k2", "k3"], replace(run, id="second")) as theirs:
             assert set(theirs) == {"k3"}
         assert held(run) == {"k1": 0, "k2": 0}
-        standing = claims.standing(run.out)
+        standing = claims.current_claims(run.out)
         assert standing["k1"].is_live
         assert standing["k1"].run_id == "run"
     assert held(run) == {}
-    with claims.taken(["k2"], run) as mine:
+    with claims.hold(["k2"], run) as mine:
         assert set(mine) == {"k2"}
 
 
@@ -70,7 +74,7 @@ def test_of_many_at_once_one_gets_the_pair(run: Run, dead: bool) -> None:
 
         def attempt(k: int) -> None:
             together.wait()
-            if stack.enter_context(claims.taken(["k"], replace(run, id=f"run {k}"))):
+            if stack.enter_context(claims.hold(["k"], replace(run, id=f"run {k}"))):
                 got.append(1)
 
         threads = [threading.Thread(target=attempt, args=[k]) for k in range(8)]
@@ -83,13 +87,13 @@ def test_of_many_at_once_one_gets_the_pair(run: Run, dead: bool) -> None:
 
 
 def test_an_interrupted_batch_releases_its_pairs(run: Run) -> None:
-    with pytest.raises(KeyboardInterrupt), claims.taken(["k"], run):
+    with pytest.raises(KeyboardInterrupt), claims.hold(["k"], run):
         raise KeyboardInterrupt
     assert held(run) == {}
 
 
 def test_what_was_taken_before_the_store_failed_is_released(run: Run) -> None:
-    with pytest.raises(StorageError, match="too long"), claims.taken(["k", "n" * 300], run):
+    with pytest.raises(StorageError, match="too long"), claims.hold(["k", "n" * 300], run):
         pass
     assert held(run) == {}
 
@@ -97,7 +101,7 @@ def test_what_was_taken_before_the_store_failed_is_released(run: Run) -> None:
 def test_a_dead_claim_is_taken_over_and_a_live_one_is_not(run: Run) -> None:
     put(run, "live")
     put(run, "expired", 3, expires=time.time() - 1)
-    with claims.taken(["live", "expired"], run) as mine:
+    with claims.hold(["live", "expired"], run) as mine:
         assert set(mine) == {"expired"}
         assert held(run) == {"live": 0, "expired": 4}
     assert held(run) == {"live": 0}
@@ -127,22 +131,22 @@ def test_who_misses_the_claim_that_took_a_dead_one_over_still_gets_nothing() -> 
         state.clear()
     run = run_into("late://out", exclusive=True)
     put(run, "k", 4, expires=0.0)
-    with claims.taken(["k"], run) as mine:
+    with claims.hold(["k"], run) as mine:
         assert mine["k"].generation == 5
         Late.armed.set()
-        with claims.taken(["k"], replace(run, id="another")) as theirs:
+        with claims.hold(["k"], replace(run, id="another")) as theirs:
             assert not theirs
         Late.armed.clear()
-        assert claims.standing(run.out)["k"].owner == mine["k"].owner
+        assert claims.current_claims(run.out)["k"].owner == mine["k"].owner
     assert held(run) == {}
 
 
 def test_dead_claims_stay_until_the_one_that_took_them_over_ends(run: Run) -> None:
     for generation in (2, 3):
         put(run, "k", generation, expires=0.0)
-    with claims.taken(["k"], run) as mine:
+    with claims.hold(["k"], run) as mine:
         assert mine["k"].generation == 4
-        assert list(storage.listing(storage.join(run.out, "claims"))) == ["k.2.json", "k.3.json", "k.4.json"]
+        assert list(files.list_files(join_uri(run.out, "claims"))) == ["k.2.json", "k.3.json", "k.4.json"]
     assert held(run) == {}
 
 
@@ -150,23 +154,23 @@ def test_the_highest_generation_holds(run: Run) -> None:
     put(run, "k", 0, expires=0.0)
     put(run, "k", 2)
     put(run, "k", 10, owner="newest")
-    assert claims.standing(run.out)["k"].owner == "newest"
-    with claims.taken(["k"], run) as mine:
+    assert claims.current_claims(run.out)["k"].owner == "newest"
+    with claims.hold(["k"], run) as mine:
         assert not mine
 
 
 def finished_process() -> str:
     """A process of this machine that has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        name = f"{process.pid}.{claims._started(process.pid)}"
-        assert claims._is_running(name)
+        name = f"{process.pid}.{_read_start_time(process.pid)}"
+        assert is_running(name)
         assert process.stdin is not None
         process.stdin.close()
     return name
 
 
 def test_a_claim_whose_process_is_gone_from_this_machine_is_dead_at_once(run: Run) -> None:
-    machine, alive = claims._machine(), claims._process()
+    machine, alive = machine_id(), process_id()
     pid, _, started = alive.partition(".")
     assert put(run, "k", machine=machine, process=alive).is_live
     assert not put(run, "k", machine=machine, process=finished_process()).is_live
@@ -178,38 +182,38 @@ def test_a_claim_whose_process_is_gone_from_this_machine_is_dead_at_once(run: Ru
 def test_a_process_that_nobody_has_buried_yet_is_gone(run: Run) -> None:
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
         until = time.monotonic() + 30
-        while claims._started(process.pid) and time.monotonic() < until:
+        while _read_start_time(process.pid) and time.monotonic() < until:
             time.sleep(0.01)
-        assert claims._started(process.pid) == ""
+        assert _read_start_time(process.pid) == ""
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"key": "k"}', b"\xff\xfe", b'{"expires": NaN}'])
 def test_a_claim_that_cannot_be_read_holds_nobody_up(run: Run, damage: bytes) -> None:
-    storage.write(storage.join(run.out, "claims", "k.0.json"), damage)
-    storage.write(storage.join(run.out, "claims", "notes.txt"), b"")
-    with claims.taken(["k"], run) as mine:
+    files.write(join_uri(run.out, "claims", "k.0.json"), damage)
+    files.write(join_uri(run.out, "claims", "notes.txt"), b"")
+    with claims.hold(["k"], run) as mine:
         assert set(mine) == {"k"}
-    assert list(storage.listing(storage.join(run.out, "claims"))) == ["notes.txt"]
+    assert list(files.list_files(join_uri(run.out, "claims"))) == ["notes.txt"]
 
 
 def test_claims_are_renewed_while_they_are_held(tmp_path: Path) -> None:
     run = run_into(tmp_path, exclusive=True, settings=Settings(lease_seconds=0.4))
-    with claims.taken(["k"], run) as mine:
+    with claims.hold(["k"], run) as mine:
         first = mine["k"].expires
         until = time.monotonic() + 30
-        while claims.standing(run.out)["k"].expires <= first + 0.4 and time.monotonic() < until:
+        while claims.current_claims(run.out)["k"].expires <= first + 0.4 and time.monotonic() < until:
             time.sleep(0.02)
-        assert claims.standing(run.out)["k"].expires > first + 0.4
-        assert claims.standing(run.out)["k"].owner == mine["k"].owner
+        assert claims.current_claims(run.out)["k"].expires > first + 0.4
+        assert claims.current_claims(run.out)["k"].owner == mine["k"].owner
     assert held(run) == {}
 
 
 def test_a_claim_that_was_taken_over_is_not_renewed(tmp_path: Path) -> None:
     run = run_into(tmp_path, exclusive=True, settings=Settings(lease_seconds=0.2))
-    with claims.taken(["k"], run):
+    with claims.hold(["k"], run):
         put(run, "k", owner="a later one")
         time.sleep(0.3)
-        assert claims.standing(run.out)["k"].owner == "a later one"
+        assert claims.current_claims(run.out)["k"].owner == "a later one"
 
 
 class Hanging(MemoryFileSystem):
@@ -238,7 +242,7 @@ def test_a_renewal_that_comes_after_the_end_revives_no_claim(strikes: int) -> No
         state.clear()
     run = run_into("hanging://out", exclusive=True, settings=Settings(lease_seconds=0.4))
     put(run, "k", strikes=strikes, expires=0.0)
-    taking = claims.taken(["k"], run)
+    taking = claims.hold(["k"], run)
     taking.__enter__()
     Hanging.armed.set()
     assert Hanging.reached.wait(30)
@@ -246,21 +250,21 @@ def test_a_renewal_that_comes_after_the_end_revives_no_claim(strikes: int) -> No
     assert not taking.__exit__(RuntimeError, RuntimeError(), None)  # does not wait for the renewal
     Hanging.may.set()
     renewing.join(30)
-    assert [claim.expires for claim in claims.standing(run.out).values()] == [0.0] * strikes  # strikes are not forgotten
+    assert [claim.expires for claim in claims.current_claims(run.out).values()] == [0.0] * strikes  # strikes are not forgotten
 
 
 def test_where_the_store_ignores_the_condition_everything_is_everybodys(run: Run) -> None:
     everybody = replace(run, exclusive=False)
-    with claims.taken(["k"], everybody) as mine, claims.taken(["k"], everybody) as theirs:
+    with claims.hold(["k"], everybody) as mine, claims.hold(["k"], everybody) as theirs:
         assert set(mine) == set(theirs) == {"k"}
         assert held(run) == {}
 
 
 def test_what_a_lost_answer_denies_is_found_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client tried again, and the store refused because of the first attempt: a stand-in for a store that loses answers."""
-    really = storage.create
-    monkeypatch.setattr(storage, "create", lambda uri, data: really(uri, data) and False)
-    with claims.taken(["k"], run) as mine:
+    really = files.create_if_absent
+    monkeypatch.setattr(files, "create_if_absent", lambda uri, data: really(uri, data) and False)
+    with claims.hold(["k"], run) as mine:
         assert set(mine) == {"k"}
 
 
@@ -268,11 +272,12 @@ def test_what_a_lost_answer_denies_is_found_out(run: Run, monkeypatch: pytest.Mo
 
 CRASH = """
 import os, signal, sys
-from nst_tasks import claims
-from nst_tasks.settings import Run, Settings
+from nst_tasks.inputs.run import Run
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import claims
 usual = dict(backbone="tiny", weights=None, weights_sha256="", history_every=1, settings=Settings())
 run = Run(id="r", out=sys.argv[1], exclusive=True, **usual)
-with claims.taken(["k"], run) as mine:
+with claims.hold(["k"], run) as mine:
     print(mine["k"].strikes, flush=True)
     if sys.argv[2] != "none":
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
@@ -306,9 +311,9 @@ def test_crashes_in_native_code_are_counted_and_kills_are_not(run: Run, temporar
     assert died(run, temporary, "SIGKILL") == 1
     assert died(run, temporary, "SIGABRT") == 1  # a kill in between takes nothing back
     assert died(run, temporary, "none", "raise") == 2  # nor does an end with an exception
-    assert not claims.standing(run.out)["k"].is_live
+    assert not claims.current_claims(run.out)["k"].is_live
     assert died(run, temporary, "none") == 2
-    assert claims.standing(run.out) == {}  # what was decided is forgotten
+    assert claims.current_claims(run.out) == {}  # what was decided is forgotten
     stacks = [path.read_text() for path in temporary.glob("nst-crash-*.log")]
     assert sum("Fatal Python error: Segmentation fault" in stack for stack in stacks) == 1
     assert sum("Fatal Python error: Aborted" in stack for stack in stacks) == 1
@@ -325,19 +330,19 @@ def test_a_crash_log_is_looked_for_among_the_machines_temporary_files_only(run: 
 def test_what_an_attempt_could_not_release_is_still_its_runs_own(run: Run) -> None:
     """A store that goes away takes the removal of the claim with it; the next attempt does not wait for the claim's end."""
     put(run, "k", run_id=run.id)
-    with claims.taken(["k"], run) as mine:
+    with claims.hold(["k"], run) as mine:
         assert set(mine) == {"k"}
     assert held(run) == {}
 
 
 def test_a_claim_released_while_others_look_is_nobodys(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     put(run, "k")
-    listing = storage.listing
+    listing = files.list_files
 
-    def listed_just_before(uri: str, prefix: str = "") -> dict[str, storage.Entry]:
+    def listed_just_before(uri: str, prefix: str = "") -> dict[str, files.Entry]:
         found = listing(uri, prefix)
-        storage.delete(storage.join(run.out, "claims", "k.0.json"))
+        files.delete(join_uri(run.out, "claims", "k.0.json"))
         return found
 
-    monkeypatch.setattr(storage, "listing", listed_just_before)
-    assert not claims.standing(run.out)["k"].is_live
+    monkeypatch.setattr(files, "list_files", listed_just_before)
+    assert not claims.current_claims(run.out)["k"].is_live

@@ -16,11 +16,15 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from flows import server
+from flows import prefect_server
 from flows.cli import app
-from nst_tasks import __version__, outcome, recipe_file, storage
-from nst_tasks.outcome import Outcome, Status
-from nst_tasks.presets import PRESETS
+from nst_tasks import __version__
+from nst_tasks.inputs import recipe_file
+from nst_tasks.inputs.presets import PRESETS
+from nst_tasks.outputs import outcome
+from nst_tasks.outputs.layout import marker_path
+from nst_tasks.outputs.outcome import Outcome, Status
+from nst_tasks.storage import files
 
 
 def nst(*arguments: str, **environment: str) -> Result:
@@ -57,7 +61,7 @@ def manifest(folder: Path, *rows: str, header: str = "content,style,size") -> st
     return str(folder / "m.csv")
 
 
-def files(place: Path) -> list[str]:
+def list_files(place: Path) -> list[str]:
     return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
 
 
@@ -91,18 +95,18 @@ def test_commands_that_answer_at_once_import_nothing_heavy(folder: Path, argumen
 
 
 def test_what_an_operator_sets_of_prefect_wins() -> None:
-    code = "import json, os; from flows import cli; cli._quiet(); print(json.dumps(dict(os.environ)))"
+    code = "import json, os; from flows import cli; cli.configure_prefect(); print(json.dumps(dict(os.environ)))"
     own = {"PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true", "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "7"}
     others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     ended = subprocess.run([sys.executable, "-c", code], env=others | own, capture_output=True, timeout=60, check=True)
-    assert json.loads(ended.stdout).items() >= (server.SETTINGS | own).items()
+    assert json.loads(ended.stdout).items() >= (prefect_server.SERVER_ENVIRONMENT | own).items()
 
 
 def test_what_is_imported_for_a_run_is_never_looked_through_for_garbage() -> None:
     code = """
 import gc
 from flows import cli
-with cli._imported_to_stay():
+with cli.gc_frozen():
     made = [[]]
 print(gc.isenabled(), made in gc.get_objects())
 """
@@ -127,10 +131,10 @@ def test_version_and_help() -> None:
 
 
 def test_validate_a_good_manifest(folder: Path) -> None:
-    before = files(folder)
+    before = list_files(folder)
     result = nst("validate", str(folder / "m.csv"))
     assert (result.exit_code, result.stdout, result.stderr) == (0, "2 rows: 2 good, 0 rejected\n", "")
-    assert files(folder) == before
+    assert list_files(folder) == before
 
 
 def test_validate_finds_the_manifest_from_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +223,7 @@ def dry_run(folder: Path, *options: str, **environment: str) -> Result:
 
 
 def test_a_dry_run_says_what_would_be_done_and_leaves_no_file(folder: Path) -> None:
-    before = files(folder)
+    before = list_files(folder)
     result = dry_run(folder, "--size", "64", "--steps", "5")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
@@ -227,7 +231,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_no_file(folder: Path) -> N
         "row 3, dog_oil: dog x oil, painterly, 64 x 48, 5 steps",
         "2 rows: 0 done, 2 to do",
     ]
-    assert files(folder) == before  # the probe of the output is gone
+    assert list_files(folder) == before  # the probe of the output is gone
 
 
 def test_a_dry_run_of_rows_that_would_fail(folder: Path) -> None:
@@ -246,7 +250,7 @@ def test_a_dry_run_of_rows_that_would_fail(folder: Path) -> None:
 
 
 def test_a_dry_run_as_json(folder: Path) -> None:
-    storage.write(str(folder / "out" / "outcomes" / "cat_oil.json"), b"damaged")
+    files.write(str(folder / "out" / "outcomes" / "cat_oil.json"), b"damaged")
     result = dry_run(folder, "--json")
     assert result.exit_code == 0  # a damaged marker has its pair made again, nothing fails
     found = json.loads(result.stdout)
@@ -360,7 +364,7 @@ def test_recipes_lists_them_all() -> None:
 def test_a_recipe_is_shown_as_a_file_that_says_the_same(name: str, tmp_path: Path) -> None:
     shown = nst("recipes", name)
     assert shown.exit_code == 0
-    assert shown.stdout == recipe_file.text(PRESETS[name])
+    assert shown.stdout == recipe_file.to_toml(PRESETS[name])
     (tmp_path / "my.toml").write_bytes(shown.stdout_bytes)
     again = nst("recipes", str(tmp_path / "my.toml"))
     assert (again.exit_code, again.stdout) == (0, shown.stdout)
@@ -372,7 +376,7 @@ def test_a_recipe_file_is_shown_as_a_whole_from_the_working_folder(tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text('base = "painterly"\nsteps = 7\n')
     shown = tomllib.loads(nst("recipes", "my.toml").stdout)
-    assert shown == recipe_file.document(PRESETS["painterly"]) | {"name": "my", "steps": 7}
+    assert shown == recipe_file.to_tables(PRESETS["painterly"]) | {"name": "my", "steps": 7}
 
 
 def test_a_recipe_file_that_is_wrong_is_refused_with_all_its_problems(tmp_path: Path) -> None:
@@ -394,8 +398,8 @@ def test_an_unknown_recipe_is_refused() -> None:
 
 def test_report_writes_one_page_of_all_pairs(tmp_path: Path) -> None:
     failed = Outcome(id="elk", row=2, status=Status.FAILED, error="x")
-    storage.write(str(tmp_path / outcome.marker_path("elk")), outcome.to_json(failed))
-    storage.write(str(tmp_path / "outcomes/bad.json"), b"damaged")
+    files.write(str(tmp_path / marker_path("elk")), outcome.to_json(failed))
+    files.write(str(tmp_path / "outcomes/bad.json"), b"damaged")
     result = nst("report", str(tmp_path))
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/report.html: 1 pairs\n")
     assert result.stderr.startswith("outcomes/bad.json: ignored, ")

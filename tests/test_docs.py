@@ -1,4 +1,4 @@
-"""Documentation cannot drift: whatever a user can say or read, README names."""
+"""Documentation cannot drift: README and docs name every command, option, column, setting, recipe, field and flag."""
 
 from __future__ import annotations
 
@@ -8,49 +8,80 @@ from pathlib import Path
 import pytest
 import typer
 
-from flows import server
+from flows import prefect_server
 from flows.cli import app
-from nst_tasks import history, manifest, outcome, presets, settings, weights
-from nst_tasks.core import flags, method
+from nst_tasks.core import method
+from nst_tasks.core.flags import FLAGS
+from nst_tasks.inputs import presets, settings, weights
+from nst_tasks.inputs.columns import COLUMNS
+from nst_tasks.outputs import loss_history, outcome
+from nst_tasks.outputs.report import SUMMARY_COLUMNS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-RECIPES = (ROOT / "docs" / "recipes.md").read_text()
+CLI, MANIFEST, OUTPUT, CONFIGURATION, RECIPES = (
+    (ROOT / "docs" / f"{page}.md").read_text() for page in ("cli", "manifest", "output", "configuration", "recipes")
+)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_is_documented(name: str) -> None:
-    assert f"`nst {name}" in README
+    assert f"| `nst {name}" in README
+    assert f"\n## `nst {name}`\n" in CLI
 
 
 @pytest.mark.parametrize(
-    "option", sorted(option for p in COMMANDS["run"].params for option in p.opts if option.startswith("--"))
+    ("name", "option"),
+    sorted(
+        (name, option)
+        for name, command in COMMANDS.items()
+        for p in command.params
+        for option in (*p.opts, *p.secondary_opts)
+        if option.startswith("-")
+    ),
 )
-def test_every_option_of_run_is_documented(option: str) -> None:
-    assert f"`{option}" in README
+def test_every_option_is_documented_with_its_command(name: str, option: str) -> None:
+    section = CLI.partition(f"\n## `nst {name}`\n")[2].partition("\n## ")[0]
+    assert f"`{option}" in section
+    explained = [row.split(" | ")[0] for row in CLI.splitlines() if row.startswith("| `-")]
+    assert any(f"`{option}" in cell for cell in explained)
 
 
-def test_every_option_that_readme_names_exists() -> None:
+def test_every_option_that_docs_name_exists() -> None:
     import re
 
     known = {option for command in COMMANDS.values() for p in command.params for option in (*p.opts, *p.secondary_opts)}
-    others = {"--build-arg", "--gpus", "--help", "--resources", "--user"}  # docker's, Dask's, and typer's own
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - others <= known
+    foreign = {"--constraint", "--env-file", "--from-env-file", "--help", "--version"}  # pip's, docker's, kubectl's and Typer's
+    for text in (README, CLI, MANIFEST, OUTPUT, CONFIGURATION):
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - foreign <= known
 
 
-@pytest.mark.parametrize("name", [*manifest.COLUMNS, *presets.PRESETS, *weights.BACKBONES])
-def test_every_column_recipe_and_backbone_is_documented(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        *((name, MANIFEST) for name in COLUMNS),
+        *((name, RECIPES) for name in presets.PRESETS),
+        *((name, CLI) for name in weights.BACKBONES),
+    ],
+)
+def test_every_column_recipe_and_backbone_is_documented(name: str, page: str) -> None:
+    assert f"\n| `{name}` | " in page
+
+
+@pytest.mark.parametrize("name", [*presets.PRESETS, *(name for name in weights.BACKBONES if name != "tiny")])
+def test_readme_names_every_recipe_and_backbone(name: str) -> None:
     assert f"`{name}`" in README
 
 
-@pytest.mark.parametrize("name", flags.FLAGS)
+@pytest.mark.parametrize("name", FLAGS)
 def test_every_flag_is_documented(name: str) -> None:
-    assert f"| `{name}` |" in README
+    assert f"| `{name}` |" in OUTPUT
 
 
 def test_the_summarys_columns_are_documented() -> None:
-    assert f"`{', '.join(outcome.SUMMARY_COLUMNS)}`" in " ".join(README.split())
+    assert f"`{', '.join(SUMMARY_COLUMNS)}`" in " ".join(OUTPUT.split())
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -67,26 +98,41 @@ def test_every_key_of_a_recipe_file_is_documented() -> None:
     assert [key for key in sorted(keys) if f"`{key}`" not in RECIPES] == []
 
 
-@pytest.mark.parametrize("field", sorted(settings.VARIABLES))
+@pytest.mark.parametrize("field", sorted(settings.NUMBER_FIELDS))
 def test_every_setting_is_documented_with_its_default(field: str) -> None:
-    assert f"| `NST_{field.upper()}` | {getattr(settings.Settings, field):g} |" in README
+    assert f"| `NST_{field.upper()}` | {getattr(settings.Settings, field):g} |" in CONFIGURATION
 
 
-@pytest.mark.parametrize("field", [*settings.TEXTS, settings.ROOTS])
+@pytest.mark.parametrize("field", [*settings.TEXT_FIELDS, settings.ROOTS_FIELD])
 def test_every_text_setting_is_documented_with_its_default(field: str) -> None:
     default = getattr(settings.Settings, field)
-    assert f"| `NST_{field.upper()}` | {f'`{default}`' if default else 'none'} |" in README
+    assert f"| `NST_{field.upper()}` | {f'`{default}`' if default else 'none'} |" in CONFIGURATION
 
 
 def test_the_historys_columns_are_documented() -> None:
-    assert f"`{', '.join(history.COLUMNS)}`" in README
+    assert f"`{', '.join(loss_history.COLUMNS)}`" in OUTPUT
 
 
-def test_what_readme_shows_and_links_to_is_there() -> None:
+@pytest.mark.parametrize("field", [field.name for field in fields(outcome.Outcome)])
+def test_every_field_of_the_outcome_marker_is_documented(field: str) -> None:
+    table = OUTPUT.partition("## Outcome marker")[2].partition("\n## ")[0]
+    assert any(f"`{field}`" in row.split(" | ")[0] for row in table.splitlines() if row.startswith("| "))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
     import re
 
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    def headings(file: Path) -> set[str]:
+        found = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    for link in (link for link in links if not link.startswith("https://")):
+        target, _, heading = link.partition("#")
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        assert not heading or heading in headings(file), link
 
 
 def test_the_version_is_one() -> None:
@@ -117,7 +163,9 @@ def test_every_setting_of_prefect_that_is_shipped_or_told_of_exists() -> None:
     from prefect.settings.legacy import _get_settings_fields
 
     files = ["README.md", ".env.example", "Dockerfile", "flows/prefect-server.env", *sorted(ROOT.glob("docs/*.md"))]
-    told = {name for file in files for name in re.findall(r"\bPREFECT_\w+", (ROOT / file).read_text())} | {*server.SETTINGS}
+    told = {name for file in files for name in re.findall(r"\bPREFECT_\w+", (ROOT / file).read_text())} | {
+        *prefect_server.SERVER_ENVIRONMENT
+    }
     assert "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE" in told
     assert told <= {*_get_settings_fields(Settings)}  # Prefect ignores what it does not know
 

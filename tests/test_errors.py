@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nst_tasks import errors, manifest
-from nst_tasks.errors import NstError, StorageUnavailable, ends_run, is_pairs_own, is_transient, redact
+from nst_tasks import errors
+from nst_tasks.errors import NstError, StorageUnavailable, is_fatal_to_run, is_pair_failure, is_transient, redact
+from nst_tasks.inputs import manifest
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_what_may_be_logged_has_its_traceback_but_nothing_of_the_errors_behind_i
                     raise
                 raise wanted from error
         except Exception as error:
-            safe = errors.fit_to_log(error)
+            safe = errors.sanitize_for_log(error)
         told = "".join(traceback.format_exception(safe))
         assert "hunter2" not in told.replace('raise OSError("GET https://h/a?token=hunter2\\nhunter2")', "")
         assert "test_errors.py" in told
@@ -136,7 +137,11 @@ def test_what_may_be_logged_has_its_traceback_but_nothing_of_the_errors_behind_i
     ],
 )
 def test_what_is_worth_a_retry_and_what_ends_the_run(error: BaseException, transient: bool, ends: bool) -> None:
-    assert (is_transient(error), ends_run(error), is_pairs_own(error)) == (transient, ends, not transient and not ends)
+    assert (is_transient(error), is_fatal_to_run(error), is_pair_failure(error)) == (
+        transient,
+        ends,
+        not transient and not ends,
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,12 +170,12 @@ def test_what_is_worth_a_retry_and_what_ends_the_run(error: BaseException, trans
     ],
 )
 def test_a_sentence_is_a_reason_and_a_remedy(sentence: str, reason: str, remedy: str) -> None:
-    assert errors.reason_and_remedy(sentence) == (reason, remedy)
+    assert errors.split_reason_and_remedy(sentence) == (reason, remedy)
 
 
 def test_the_reasons_of_a_rejected_row_are_taken_apart_where_they_were_joined() -> None:
     parsed = manifest.parse(b"content,style,size,seed\n,a.png,9,-1\n", "/in")
-    reason, remedy = errors.reason_and_remedy("; ".join(manifest.reasons(parsed)[2]))
+    reason, remedy = errors.split_reason_and_remedy("; ".join(manifest.group_problems_by_row(parsed)[2]))
     assert reason.count("row 2, column ") == 3
     assert remedy == (
         "content: give a path or a URI; size: give 64 to 8192 or leave it empty; seed: give 0 to 2147483647 or leave it empty"
@@ -194,4 +199,4 @@ def test_every_error_is_in_the_tree_and_drawn_at_its_top() -> None:
 
 def test_a_secret_is_known_before_a_line_is_cut() -> None:
     """Half of user and password would not be known as such."""
-    assert "hunter" not in errors.in_brief(ValueError(f"{'x' * 180} https://user:hunter2@{'h' * 50}"))
+    assert "hunter" not in errors.summarize(ValueError(f"{'x' * 180} https://user:hunter2@{'h' * 50}"))

@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
-from jobs import job, run_into, saved
-from transfers import picture
 
-from nst_tasks import fitting, loading, work
-from nst_tasks.batching import Batch, Job
 from nst_tasks.core import transfer
-from nst_tasks.devices import Device
+from nst_tasks.engine import run_batch
+from nst_tasks.engine.devices import Device
+from nst_tasks.engine.optimization import TransferResult
+from nst_tasks.engine.out_of_memory import is_out_of_memory, optimize_with_halving
+from nst_tasks.engine.preprocessing import load_job
 from nst_tasks.errors import MemoryTooSmall, PairError
-from nst_tasks.optimization import Result
-from nst_tasks.outcome import Status
-from nst_tasks.progress import Watch
-from nst_tasks.settings import Run, Settings
+from nst_tasks.inputs.jobs import Batch, Job
+from nst_tasks.inputs.run import Run
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs.outcome import Status
+from nst_tasks.progress import Progress
+from tests.support.jobs import job, run_into, saved
+from tests.support.transfers import picture
 
 EXHAUSTED = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,512,64,64]")
 
@@ -57,20 +60,20 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     return make
 
 
-def optimized(jobs: list[Job], run: Run, device: Device, observer: Watch | None = None) -> list[Result | PairError]:
-    return fitting.optimized([loading.load(one, run) for one in jobs], run, device, observer or Watch())
+def optimized(jobs: list[Job], run: Run, device: Device, observer: Progress | None = None) -> list[TransferResult | PairError]:
+    return optimize_with_halving([load_job(one, run) for one in jobs], run, device, observer or Progress())
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     four: list[Job], tmp_path: Path, device: Device, room: Callable[..., list[int]]
 ) -> None:
     alone = [optimized([one], run_into(tmp_path / "alone"), device)[0] for one in four]
-    seen, observer = room(1), Watch()
+    seen, observer = room(1), Progress()
     found = optimized(four, run_into(tmp_path / "out"), device, observer)
     assert [size for k, size in enumerate(seen) if not k or size != seen[k - 1]] == [4, 2, 1, 2, 1]
     for one, other in zip(found, alone, strict=True):
-        assert isinstance(one, Result)
-        assert isinstance(other, Result)
+        assert isinstance(one, TransferResult)
+        assert isinstance(other, TransferResult)
         assert one.image.tobytes() == other.image.tobytes()
     assert observer.warnings == [
         "/CPU:0: out of memory for 4 pairs at once; halved. A lower NST_BATCH avoids the attempt",
@@ -82,11 +85,11 @@ def test_what_can_be_measured_again_is_given_up_where_memory_ends(
     four: list[Job], tmp_path: Path, room: Callable[..., list[int]]
 ) -> None:
     device = Device("/CPU:0")
-    for kept in (device.statistics, device.contents):
-        kept.get("from before", list)
+    for kept in (device.style_cache, device.content_cache):
+        kept.get_or_compute("from before", list)
     room(0)
     optimized(four[:1], run_into(tmp_path), device)
-    assert (len(device.statistics), len(device.contents)) == (0, 0)
+    assert (len(device.style_cache), len(device.content_cache)) == (0, 0)
 
 
 def test_the_halves_go_on_from_the_checkpoint(
@@ -104,7 +107,7 @@ def test_the_halves_go_on_from_the_checkpoint(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "advance", narrow)
-        assert all(isinstance(one, Result) for one in optimized(four, run, device))
+        assert all(isinstance(one, TransferResult) for one in optimized(four, run, device))
     first_half = seen.index(2)
     assert set(seen[:first_half]) == {4}
     assert len(seen[:first_half]) == 2  # chunks of one and of three steps: the coarse level, once
@@ -135,16 +138,16 @@ def test_one_that_is_too_large_does_not_cost_its_neighbours(
     four: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pair whose style is too much for the memory, whatever the batch."""
-    really = transfer.targets
+    really = transfer.build_targets
 
     def targets(backbone: Any, method: Any, contents: Any, styles: Any, style_weights: Any, mask: Any, **more: Any) -> Any:
         if any(weights == (7.0,) for weights in style_weights):
             raise EXHAUSTED
         return really(backbone, method, contents, styles, style_weights, mask, **more)
 
-    monkeypatch.setattr(transfer, "targets", targets)
+    monkeypatch.setattr(transfer, "build_targets", targets)
     jobs = (four[0], replace(four[1], style_weights=(7.0,)), four[2])
-    done = work.stylize(Batch(jobs), run_into(tmp_path / "out"))
+    done = run_batch.stylize(Batch(jobs), run_into(tmp_path / "out"))
     assert [one.status for one in done] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
     assert done[1].error.startswith("out of memory on CPU:0 at 64 x 48; about 64 px")
     assert not list((tmp_path / "out").glob("checkpoints/*"))
@@ -154,13 +157,13 @@ def test_what_counts_as_out_of_memory() -> None:
     def of(kind: type[tf.errors.OpError], text: str) -> tf.errors.OpError:
         return kind(None, None, text)  # type: ignore[call-arg]
 
-    assert fitting.is_out_of_memory(MemoryError())
-    assert fitting.is_out_of_memory(EXHAUSTED)
-    assert fitting.is_out_of_memory(of(tf.errors.InternalError, "Dst tensor is not initialized."))
-    assert fitting.is_out_of_memory(of(tf.errors.UnknownError, "CUDNN_STATUS_ALLOC_FAILED"))
-    assert fitting.is_out_of_memory(of(tf.errors.InternalError, "CUDA error: out of memory"))
-    assert not fitting.is_out_of_memory(of(tf.errors.InternalError, "no kernel image"))
-    assert not fitting.is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(EXHAUSTED)
+    assert is_out_of_memory(of(tf.errors.InternalError, "Dst tensor is not initialized."))
+    assert is_out_of_memory(of(tf.errors.UnknownError, "CUDNN_STATUS_ALLOC_FAILED"))
+    assert is_out_of_memory(of(tf.errors.InternalError, "CUDA error: out of memory"))
+    assert not is_out_of_memory(of(tf.errors.InternalError, "no kernel image"))
+    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 def test_any_other_error_is_a_defect_and_not_swallowed(

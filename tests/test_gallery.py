@@ -11,10 +11,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-from nst_tasks import gallery
 from nst_tasks.core.flags import FLAGS
-from nst_tasks.outcome import Outcome, Status
-from nst_tasks.source import Source
+from nst_tasks.images.picture import Source
+from nst_tasks.outputs.outcome import Outcome, Status
+from nst_tasks.outputs.report_page import MAX_IMAGES, render_page, resources, select_shown
 
 QUALITY = {"style_gap_held_out": 0.652, "style_gap_used": 0.9, "content_cosine": 0.591, "luminance_ssim": 0.26}
 LOSSES = {"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0}
@@ -35,7 +35,7 @@ def page(
     base: str,
     curves: Mapping[str, Any] | None = None,
 ) -> str:
-    return gallery.page(title, facts, outcomes, thumbnails, curves or {}, base)
+    return render_page(title, facts, outcomes, thumbnails, curves or {}, base)
 
 
 class Read(HTMLParser):
@@ -136,7 +136,7 @@ def test_the_curves_are_data_that_no_text_in_them_ends() -> None:
         data, script = read.scripts
         assert json.loads(data) == {id: CURVES}
         assert not re.search("[<>&\u2028]", data)
-        assert script == (gallery.resources.files("nst_tasks") / "report" / "script.js").read_text()
+        assert script == (resources.files("nst_tasks.outputs") / "page" / "script.js").read_text()
 
 
 MADE = replace(
@@ -256,19 +256,19 @@ def test_a_failed_rows_flag_is_beside_its_status_and_counts_as_failed_only() -> 
 
 
 def test_a_page_of_very_many_shows_the_flagged_and_the_first_and_says_so() -> None:
-    many = [replace(DONE, id=f"cat-{k}", row=k) for k in range(gallery.MOST + 5)]
+    many = [replace(DONE, id=f"cat-{k}", row=k) for k in range(MAX_IMAGES + 5)]
     many[-2] = replace(many[-2], flags=("blank",))
-    kept = [o.id for o in gallery.shown([FAILED, *many])]
-    assert kept == [f"cat-{k}" for k in (*range(gallery.MOST - 1), gallery.MOST + 3)]
-    broken = [replace(FAILED, id=f"elk-{k}") for k in range(gallery.MOST + 1)]
+    kept = [o.id for o in select_shown([FAILED, *many])]
+    assert kept == [f"cat-{k}" for k in (*range(MAX_IMAGES - 1), MAX_IMAGES + 3)]
+    broken = [replace(FAILED, id=f"elk-{k}") for k in range(MAX_IMAGES + 1)]
     read = Read(page("Run 1", {}, [*many, *broken], {}, ""))
     rows = [attrs["data-id"] for _, attrs in read.tags if attrs.get("class") == "outcome"]
-    assert rows == [f"elk-{k}" for k in range(gallery.MOST)] + kept
+    assert rows == [f"elk-{k}" for k in range(MAX_IMAGES)] + kept
     words = read.words()
     assert "1005 succeeded, 1001 failed, 0 rejected, 0 skipped of 2006 rows, 1 picture with a flag" in words
     assert "Failed and rejected 1000 of 1001 are here; the output has them all." in words
     assert "Pictures 1000 of 1005 are here; the output has them all." in words
-    assert "are here" not in Read(page("Run 1", {}, [*many[: gallery.MOST], *broken[:-1]], {}, "")).words()
+    assert "are here" not in Read(page("Run 1", {}, [*many[:MAX_IMAGES], *broken[:-1]], {}, "")).words()
 
 
 def test_a_card_says_the_quality_in_few_words_and_nothing_of_what_was_not_measured() -> None:

@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from nst_tasks import hardware, optimization, weights
-from nst_tasks.settings import Run, Settings
+from nst_tasks.engine import optimization
+from nst_tasks.engine.hardware import (
+    choose_flipped_direction,
+    detect_precision,
+    is_bfloat16_fast_on_cpu,
+    is_bfloat16_fast_on_gpus,
+)
+from nst_tasks.inputs import weights
+from nst_tasks.inputs.run import Run
+from nst_tasks.inputs.settings import Settings
 
 CPUINFO = """processor\t: 0
 model name\t: A {name} CPU @ 2 GHz, amx_bf16
@@ -30,25 +38,25 @@ flags\t\t: fpu sse2 avx512f {flags}
     ],
 )
 def test_a_cpu_is_fast_that_says_so_among_its_flags(flags: str, fast: bool) -> None:
-    assert hardware.is_fast_cpu(CPUINFO.format(name="Fine", flags=flags)) is fast
+    assert is_bfloat16_fast_on_cpu(CPUINFO.format(name="Fine", flags=flags)) is fast
 
 
 def test_a_cpu_that_lists_no_flags_is_not_fast() -> None:
-    assert not hardware.is_fast_cpu("processor\t: 0\nFeatures\t: fp asimd bf16\n")
-    assert not hardware.is_fast_cpu("")
+    assert not is_bfloat16_fast_on_cpu("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+    assert not is_bfloat16_fast_on_cpu("")
 
 
 @pytest.mark.parametrize(
     ("flags", "turns"), [("sse2 avx avx2 avx512f", "forward"), ("avx2", "backward"), ("avx2_not", "none"), ("sse2 avx", "none")]
 )
 def test_a_cpus_flags_tell_which_of_tensorflows_two_kernels_is_the_faster(flags: str, turns: str) -> None:
-    assert hardware.turns_on(f"flags\t\t: fpu {flags}\n") == turns
-    assert hardware.turns_on("processor\t: 0\nFeatures\t: fp asimd\n") == "none"
+    assert choose_flipped_direction(f"flags\t\t: fpu {flags}\n") == turns
+    assert choose_flipped_direction("processor\t: 0\nFeatures\t: fp asimd\n") == "none"
 
 
 def test_a_run_convolves_as_its_machine_is_fastest(tmp_path: Path) -> None:
-    run = Run("r", str(tmp_path), "tiny", "", weights.sha256("tiny", None), 1, Settings())
-    assert optimization.build_backbone(run).turns == hardware.turns_on(Path("/proc/cpuinfo").read_text())
+    run = Run("r", str(tmp_path), "tiny", "", weights.compute_sha256("tiny", None), 1, Settings())
+    assert optimization.build_backbone(run).flipped_pass == choose_flipped_direction(Path("/proc/cpuinfo").read_text())
 
 
 @pytest.mark.parametrize(
@@ -56,14 +64,14 @@ def test_a_run_convolves_as_its_machine_is_fastest(tmp_path: Path) -> None:
     [([(8, 0)], True), ([(9, 0), (8, 6)], True), ([(7, 5)], False), ([(8, 0), (7, 0)], False), ([(0, 0)], False)],
 )
 def test_gpus_are_fast_from_capability_8_on_if_all_are(capabilities: list[tuple[int, int]], fast: bool) -> None:
-    assert hardware.are_fast_gpus(capabilities) is fast
+    assert is_bfloat16_fast_on_gpus(capabilities) is fast
 
 
 def test_auto_is_what_this_machines_processor_is_fast_at_where_it_has_no_gpu() -> None:
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("this machine has a GPU")
-    fast = hardware.is_fast_cpu(Path("/proc/cpuinfo").read_text())
-    assert hardware.auto_precision() == ("mixed" if fast else "float32")
+    fast = is_bfloat16_fast_on_cpu(Path("/proc/cpuinfo").read_text())
+    assert detect_precision() == ("mixed" if fast else "float32")
 
 
 def test_auto_is_what_this_machines_gpus_are_fast_at() -> None:
@@ -71,4 +79,4 @@ def test_auto_is_what_this_machines_gpus_are_fast_at() -> None:
     if not gpus:
         pytest.skip("this machine has no GPU")
     found = [tf.config.experimental.get_device_details(gpu)["compute_capability"] for gpu in gpus]
-    assert hardware.auto_precision() == ("mixed" if min(found) >= (8, 0) else "float32")
+    assert detect_precision() == ("mixed" if min(found) >= (8, 0) else "float32")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from nst_tasks.history import COLUMNS, LevelHistory, curves, table, to_parquet
+from nst_tasks.outputs.loss_history import COLUMNS, LevelHistory, build_table, extract_curves, to_parquet
 
 
 def level(number: int, steps: int, height: int = 20, width: int = 30) -> LevelHistory:
@@ -22,7 +22,7 @@ def level(number: int, steps: int, height: int = 20, width: int = 30) -> LevelHi
 
 
 def test_every_step_of_every_level_is_a_row() -> None:
-    frame = table("cat_oil", "run-1", [level(0, 2, 10, 15), level(1, 3)], every=1).to_pandas()
+    frame = build_table("cat_oil", "run-1", [level(0, 2, 10, 15), level(1, 3)], interval=1).to_pandas()
     assert tuple(frame.columns) == COLUMNS
     assert list(frame.index) == list(range(7))
     assert list(frame["level"]) == [0, 0, 0, 1, 1, 1, 1]
@@ -53,7 +53,7 @@ def test_every_step_of_every_level_is_a_row() -> None:
     ],
 )
 def test_thinning_keeps_each_levels_first_and_last(steps: int, every: int, kept: list[int]) -> None:
-    frame = table("a", "r", [level(0, steps), level(1, steps)], every).to_pandas()
+    frame = build_table("a", "r", [level(0, steps), level(1, steps)], every).to_pandas()
     assert list(frame["step"]) == kept * 2
     assert list(frame["content"]) == [100 + k for k in kept] * 2  # rows keep their own values
 
@@ -61,13 +61,13 @@ def test_thinning_keeps_each_levels_first_and_last(steps: int, every: int, kept:
 def test_the_terms_add_up_to_total_in_double_precision() -> None:
     # in single precision the 1 would vanish beside the 1e9
     terms = np.array([[1e9, 1.0, 1.0], [3e9, 0.0, 1.0]], np.float32)
-    frame = table("a", "r", [LevelHistory(0, 4, 4, terms, np.ones(2), np.zeros(2))], 1).to_pandas()
+    frame = build_table("a", "r", [LevelHistory(0, 4, 4, terms, np.ones(2), np.zeros(2))], 1).to_pandas()
     assert list(frame["total"]) == [1e9 + 2, 3e9 + 1]
     assert (frame["content"] + frame["style"] + frame["tv"] == frame["total"]).all()
 
 
 def test_parquet_comes_back_with_types_that_do_not_depend_on_the_values(tmp_path: Path) -> None:
-    data = to_parquet(table("cat_oil", "run-1", [level(0, 3)], 1))
+    data = to_parquet(build_table("cat_oil", "run-1", [level(0, 3)], 1))
     back = pd.read_parquet(io.BytesIO(data))
     assert back.to_parquet(index=False) == data  # as pandas itself writes it
     assert tuple(pyarrow.parquet.read_schema(io.BytesIO(data)).names) == COLUMNS  # and no index
@@ -81,18 +81,18 @@ def test_parquet_comes_back_with_types_that_do_not_depend_on_the_values(tmp_path
 
 def test_a_folder_of_histories_is_one_table(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        (tmp_path / f"{name}.parquet").write_bytes(to_parquet(table(name, "r", [level(0, 2)], 1)))
+        (tmp_path / f"{name}.parquet").write_bytes(to_parquet(build_table(name, "r", [level(0, 2)], 1)))
     whole = pd.read_parquet(tmp_path)
     assert tuple(whole.columns) == COLUMNS
     assert list(whole["pair_id"]) == ["a"] * 3 + ["b"] * 3
 
 
 def test_the_same_table_gives_the_same_bytes() -> None:
-    assert to_parquet(table("a", "r", [level(0, 3)], 1)) == to_parquet(table("a", "r", [level(0, 3)], 1))
+    assert to_parquet(build_table("a", "r", [level(0, 3)], 1)) == to_parquet(build_table("a", "r", [level(0, 3)], 1))
 
 
 def test_curves_are_each_level_thinned_evenly_with_its_ends() -> None:
-    short, long = curves(to_parquet(table("a", "r", [level(0, 2, 10, 15), level(1, 90)], 1)), points=10)
+    short, long = extract_curves(to_parquet(build_table("a", "r", [level(0, 2, 10, 15), level(1, 90)], 1)), max_points=10)
     assert short == {
         "height": 10, "width": 15, "step": [0, 1, 2], "content": [100, 101, 102], "style": [10] * 3, "tv": [0.5] * 3,
     }  # fmt: skip
@@ -103,13 +103,15 @@ def test_curves_are_each_level_thinned_evenly_with_its_ends() -> None:
 
 def test_curves_have_four_digits_and_none_for_what_no_axis_holds() -> None:
     terms = np.array([[1234567, 0.000123456, 0], [np.nan, np.inf, 1]], np.float32)
-    (found,) = curves(to_parquet(table("a", "r", [LevelHistory(3, 1, 1, terms, np.ones(2), np.ones(2))], 1)), points=60)
+    (found,) = extract_curves(
+        to_parquet(build_table("a", "r", [LevelHistory(3, 1, 1, terms, np.ones(2), np.ones(2))], 1)), max_points=60
+    )
     assert (found["content"], found["style"], found["tv"]) == ([1235000, None], [0.0001235, None], [0, 1])
 
 
 def test_what_is_no_history_has_no_curves() -> None:
-    whole = to_parquet(table("a", "r", [level(0, 2)], 1))
+    whole = to_parquet(build_table("a", "r", [level(0, 2)], 1))
     other = to_parquet(pa.table({"level": [1], "step": ["secret"]}))
     for data in (b"", b"secret", whole[: len(whole) // 2], whole[:-9], other):
         with pytest.raises(ValueError, match="^not a loss history$"):
-            curves(data, points=60)
+            extract_curves(data, max_points=60)

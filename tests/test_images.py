@@ -12,9 +12,13 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageFile
 from skimage.data import chelsea
 
-from nst_tasks import images
 from nst_tasks.errors import PictureError
-from nst_tasks.images import Picture, decode, encode, fit, probe, read_text, resize
+from nst_tasks.images import codec
+from nst_tasks.images.codec import decode, encode, read_metadata, read_size
+from nst_tasks.images.color import luminance, match_color, match_luminance, replace_luminance
+from nst_tasks.images.picture import OUTPUT_FORMATS, Picture
+from nst_tasks.images.resize import composite, fit_size, has_same_aspect, resize, resize_mask
+from nst_tasks.images.thumbnail import encode_strip, shrink_strip
 
 LIMIT = 1_000_000
 GRAYS = (0, 1, 257, 32768, 65534, 65535)
@@ -249,7 +253,7 @@ def test_every_orientation_gives_the_same_upright_picture(orientation, format):
     exif[ExifTags.Base.Orientation] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation])).convert("RGB")
     data = saved(stored, format, exif=exif)
-    assert probe(data, LIMIT) == UPRIGHT.shape
+    assert read_size(data, LIMIT) == UPRIGHT.shape
     rgb = decode(data, LIMIT).rgb
     assert rgb.shape == (32, 48, 3)
     assert np.abs(rgb[..., 1] * 255 - UPRIGHT).max() <= 4
@@ -261,14 +265,14 @@ def test_an_orientation_after_the_pixels_of_a_png_is_seen_by_probe():
     plain = saved(flat((1, 2, 3), size=(5, 2)), "PNG")
     body = b"eXIf" + exif.tobytes()[6:]
     late = plain[:-12] + struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) + plain[-12:]
-    assert probe(late, LIMIT) == decode(late, LIMIT).rgb.shape[:2] == (5, 2)
+    assert read_size(late, LIMIT) == decode(late, LIMIT).rgb.shape[:2] == (5, 2)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow says so while it opens the file
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage of some length"])
 def test_a_damaged_exif_means_upright(exif):
     data = saved(flat((9, 9, 9), size=(6, 4)), "JPEG", exif=exif)
-    assert probe(data, LIMIT) == decode(data, LIMIT).rgb.shape[:2] == (4, 6)
+    assert read_size(data, LIMIT) == decode(data, LIMIT).rgb.shape[:2] == (4, 6)
 
 
 # Reading: colour profiles
@@ -327,7 +331,7 @@ def test_an_srgb_profile_changes_nothing():
 # Refusing
 
 
-@pytest.mark.parametrize("read", [probe, decode])
+@pytest.mark.parametrize("read", [read_size, decode])
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
@@ -361,27 +365,27 @@ def test_a_picture_is_what_its_bytes_say_whatever_follows_them():
 def test_text_that_swells_is_refused(kind):
     swollen = {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\1\0\0\0"}[kind] + zlib.compress(bytes(20_000_000))
     with pytest.raises(PictureError, match="too large .*; check the file"):
-        probe(png(4, 3, 8, 2, (kind, swollen)), LIMIT)
+        read_size(png(4, 3, 8, 2, (kind, swollen)), LIMIT)
 
 
 def test_a_huge_exif_is_no_cameras_and_says_nothing():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     for spare, size in ((0, (6, 4)), (2**24, (4, 6))):
-        assert probe(png(6, 4, 8, 2, (b"eXIf", exif.tobytes()[6:] + bytes(spare))), LIMIT) == size
+        assert read_size(png(6, 4, 8, 2, (b"eXIf", exif.tobytes()[6:] + bytes(spare))), LIMIT) == size
 
 
 def test_the_size_of_a_file_is_limited_by_the_pixels_that_it_may_have():
-    images.check_size(4 * LIMIT + 2**24, LIMIT)
+    codec.check_file_size(4 * LIMIT + 2**24, LIMIT)
     with pytest.raises(PictureError, match="^20777217 bytes are above the limit of 20777216; make it smaller or raise NST_MAX"):
-        images.check_size(4 * LIMIT + 2**24 + 1, LIMIT)
+        codec.check_file_size(4 * LIMIT + 2**24 + 1, LIMIT)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
 def test_truncated_anywhere_is_refused_or_read_never_something_else(format):
     data = saved(Image.fromarray(noise(40, 40)), format)
     for length in (*range(200), len(data) // 2):
-        for read in (probe, decode):
+        for read in (read_size, decode):
             try:
                 read(data[:length], LIMIT)
             except PictureError as error:
@@ -389,7 +393,7 @@ def test_truncated_anywhere_is_refused_or_read_never_something_else(format):
     with pytest.raises(PictureError, match="^the picture is damaged, truncated or of an unsupported kind: .*; check"):
         decode(data[: len(data) // 2], LIMIT)
     with pytest.raises(PictureError):
-        probe(data[:18], LIMIT)
+        read_size(data[:18], LIMIT)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
@@ -404,7 +408,7 @@ def test_flipped_bytes_raise_nothing_but_picture_errors(format):
             decode(bytes(spoilt), LIMIT)
 
 
-@pytest.mark.parametrize("read", [probe, decode])
+@pytest.mark.parametrize("read", [read_size, decode])
 def test_a_bomb_is_refused_by_its_header(read):
     bomb = png(40000, 30000, 8, 2)
     sentence = (
@@ -417,8 +421,8 @@ def test_a_bomb_is_refused_by_its_header(read):
 
 def test_the_limit_is_inclusive():
     data = saved(flat((1, 2, 3), size=(20, 10)), "PNG")
-    assert probe(data, 200) == decode(data, 200).rgb.shape[:2] == (10, 20)
-    for read in (probe, decode):
+    assert read_size(data, 200) == decode(data, 200).rgb.shape[:2] == (10, 20)
+    for read in (read_size, decode):
         with pytest.raises(PictureError, match="0.0002 megapixels .20 x 10. is above the limit of 0.000199"):
             read(data, 199)
 
@@ -428,11 +432,11 @@ def test_probe_and_read_text_decode_nothing(format, monkeypatch):
     loads = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loads.append(image))
     data = saved(flat((1, 2, 3)), format)
-    assert (probe(data, LIMIT), read_text(data), loads) == ((3, 4), {}, [])
+    assert (read_size(data, LIMIT), read_metadata(data), loads) == ((3, 4), {}, [])
 
 
 def test_probe_measures_what_could_not_be_decoded():
-    assert probe(png(40000, 30000, 8, 2), 2_000_000_000) == (30000, 40000)  # above both of Pillow's own limits
+    assert read_size(png(40000, 30000, 8, 2), 2_000_000_000) == (30000, 40000)  # above both of Pillow's own limits
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP", "GIF"])
@@ -440,7 +444,7 @@ def test_probe_measures_what_could_not_be_decoded():
 def test_pillows_own_limit_is_not_in_the_way(format, own, monkeypatch):
     data = saved(flat((0, 0, 0), size=(20, 15)), format)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", own)
-    assert probe(data, LIMIT) == (15, 20)
+    assert read_size(data, LIMIT) == (15, 20)
     assert pixel(data) == [0, 0, 0]
     assert own == Image.MAX_IMAGE_PIXELS
 
@@ -458,26 +462,26 @@ def test_webp_above_pillows_own_limit_is_one_sentence(monkeypatch):
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
 def test_a_mask_is_white_where_to_stylize(format):
     halves = np.kron(np.array([[0, 255]], np.uint8), np.ones((16, 16), np.uint8))
-    found = images.mask(saved(Image.fromarray(halves), format), LIMIT)
+    found = codec.decode_mask(saved(Image.fromarray(halves), format), LIMIT)
     assert found.dtype == np.float32
     assert found.shape == (16, 32)
     np.testing.assert_array_equal(found, halves / 255)
 
 
 def test_a_masks_gray_is_luminance_and_keeps_sixteen_bits():
-    np.testing.assert_allclose(images.mask(saved(flat((255, 0, 0)), "PNG"), LIMIT), 0.299, atol=1e-6)
-    deep = images.mask(saved(Image.fromarray(np.array([GRAYS], np.uint16)), "PNG"), LIMIT)
+    np.testing.assert_allclose(codec.decode_mask(saved(flat((255, 0, 0)), "PNG"), LIMIT), 0.299, atol=1e-6)
+    deep = codec.decode_mask(saved(Image.fromarray(np.array([GRAYS], np.uint16)), "PNG"), LIMIT)
     np.testing.assert_allclose(deep, np.array([GRAYS]) / 65535, atol=1e-7)
     assert deep.max() == 1
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    assert images.mask(saved(flat((9, 9, 9), size=(6, 4)), "PNG", exif=exif), LIMIT).shape == (6, 4)
+    assert codec.decode_mask(saved(flat((9, 9, 9), size=(6, 4)), "PNG", exif=exif), LIMIT).shape == (6, 4)
 
 
 def test_a_masks_alpha_multiplies():
     stored = np.array([[[255, 255], [255, 51], [102, 127], [255, 0]]], np.uint8)
     np.testing.assert_allclose(
-        images.mask(saved(Image.fromarray(stored, "LA"), "PNG"), LIMIT), [[1, 0.2, 0.4 * 127 / 255, 0]], atol=1e-6
+        codec.decode_mask(saved(Image.fromarray(stored, "LA"), "PNG"), LIMIT), [[1, 0.2, 0.4 * 127 / 255, 0]], atol=1e-6
     )
 
 
@@ -488,25 +492,25 @@ def test_a_masks_alpha_multiplies():
 )
 def test_a_mask_with_nothing_to_stylize_is_refused(image):
     with pytest.raises(PictureError, match="^the mask is black or transparent all over, so nothing would be stylized; paint"):
-        images.mask(saved(image, "PNG"), LIMIT)
+        codec.decode_mask(saved(image, "PNG"), LIMIT)
 
 
 def test_a_faint_mask_is_one():
-    assert images.mask(saved(flat((1, 1, 1)), "PNG"), LIMIT).max() > 0
+    assert codec.decode_mask(saved(flat((1, 1, 1)), "PNG"), LIMIT).max() > 0
 
 
 def test_a_masks_bytes_are_checked_as_any_pictures():
     with pytest.raises(PictureError, match="^not a picture"):
-        images.mask(b"no picture", LIMIT)
+        codec.decode_mask(b"no picture", LIMIT)
     with pytest.raises(PictureError, match="is above the limit"):
-        images.mask(saved(flat((255, 255, 255)), "PNG"), 11)
+        codec.decode_mask(saved(flat((255, 255, 255)), "PNG"), 11)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (7, 9), (64, 64), (130, 50)])
 def test_a_resized_mask_ripples_neither_in_the_black_nor_in_the_white(size):
     half = np.zeros((32, 32), np.float32)
     half[:, 16:] = 1
-    resized = images.resize_mask(half, *size)
+    resized = resize_mask(half, *size)
     assert (resized.shape, resized.dtype) == (size, np.float32)
     assert resized.min() == 0 and resized.max() == 1
     assert (np.diff(resized, axis=1) >= 0).all()  # Lanczos would rise and fall again on either side of the edge
@@ -515,8 +519,8 @@ def test_a_resized_mask_ripples_neither_in_the_black_nor_in_the_white(size):
 
 def test_a_shrunk_mask_is_averaged_and_one_of_the_size_is_the_same():
     lines = np.tile(np.array([0, 1], np.float32), (64, 32))
-    np.testing.assert_allclose(images.resize_mask(lines, 8, 8)[2:-2, 2:-2], 0.5, atol=0.02)  # nearest: 0 or 1
-    assert images.resize_mask(lines, 64, 64) is lines
+    np.testing.assert_allclose(resize_mask(lines, 8, 8)[2:-2, 2:-2], 0.5, atol=0.02)  # nearest: 0 or 1
+    assert resize_mask(lines, 64, 64) is lines
 
 
 def test_a_composite_is_the_one_or_the_other_or_between():
@@ -524,7 +528,7 @@ def test_a_composite_is_the_one_or_the_other_or_between():
     stylized, content = random.random((2, 4, 6, 3), np.float32) / 3
     mask = np.zeros((4, 6), np.float32)
     mask[:, 2:4], mask[:, 4:] = 0.25, 1
-    found = images.composite(stylized, content, mask)
+    found = composite(stylized, content, mask)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found[:, :2], content[:, :2])
     np.testing.assert_array_equal(found[:, 4:], stylized[:, 4:])
@@ -555,14 +559,14 @@ def test_a_composite_is_the_one_or_the_other_or_between():
     ],
 )
 def test_same_proportions_within_a_percent_or_a_pixel_of_rounding(size, like, same):
-    assert images.same_proportions(*size, *like) is same
+    assert has_same_aspect(*size, *like) is same
 
 
 @pytest.mark.parametrize("size", [64, 100, 333])
 def test_what_fit_rounds_has_the_same_proportions(size):
     for height in range(size, 700, 13):
-        assert images.same_proportions(*fit(height, 701, size, False), height, 701)
-        assert images.same_proportions(height, 701, *fit(height, 701, size, False))
+        assert has_same_aspect(*fit_size(height, 701, size, False), height, 701)
+        assert has_same_aspect(height, 701, *fit_size(height, 701, size, False))
 
 
 @pytest.mark.parametrize(
@@ -579,11 +583,11 @@ def test_what_fit_rounds_has_the_same_proportions(size):
     ],
 )
 def test_fit(given, expected):
-    assert fit(*given) == expected
+    assert fit_size(*given) == expected
 
 
 @pytest.mark.parametrize("size", [(60000, 1), (1, 60000), (101, 1)])
-@pytest.mark.parametrize("read", [probe, decode])
+@pytest.mark.parametrize("read", [read_size, decode])
 def test_an_absurd_aspect_is_refused(size, read):
     sentence = f"^{size[0]} x {size[1]} pixels are too narrow, one side is more than 100 times the other; crop it$"
     with pytest.raises(PictureError, match=sentence):
@@ -592,7 +596,7 @@ def test_an_absurd_aspect_is_refused(size, read):
 
 def test_the_narrowest_picture_passes_through():
     picture = decode(saved(Image.new("RGB", (6000, 60), (0, 51, 255)), "PNG"), LIMIT)
-    small = resize(picture, *fit(60, 6000, 100, False))
+    small = resize(picture, *fit_size(60, 6000, 100, False))
     assert small.rgb.shape == (1, 100, 3)
     np.testing.assert_allclose(small.rgb[0, 50], [0, 0.2, 1], atol=1e-6)
 
@@ -629,23 +633,23 @@ def test_resize_keeps_invisible_colour_out():
 TEXT = {"pair": "cafe-1", "recipe": '{"steps": 60}', "title": "Göteborg – 東京"}
 
 
-@pytest.mark.parametrize("format", images.FORMATS)
+@pytest.mark.parametrize("format", OUTPUT_FORMATS)
 def test_round_trip_and_determinism(format):
     y, x = np.mgrid[0:32, 0:48].astype(np.float32) / 48
     rgb = np.stack([x, y, 1 - x], axis=-1)
     data = encode(rgb, None, format, TEXT)
     assert data == encode(rgb.copy(), None, format, dict(reversed(TEXT.items())))
-    assert probe(data, LIMIT) == (32, 48)
+    assert read_size(data, LIMIT) == (32, 48)
     difference = np.abs(decode(data, LIMIT).rgb - rgb)
     assert difference.max() < {"png": 0.5001, "jpg": 6, "webp": 16}[format] / 255
     assert difference.mean() < {"png": 0.5, "jpg": 1.5, "webp": 3}[format] / 255
 
 
-@pytest.mark.parametrize("format", images.FORMATS)
+@pytest.mark.parametrize("format", OUTPUT_FORMATS)
 def test_text_comes_back(format):
     rgb = np.zeros((4, 4, 3), np.float32)
-    assert read_text(encode(rgb, None, format, TEXT)) == TEXT
-    assert read_text(encode(rgb, None, format, {})) == {}
+    assert read_metadata(encode(rgb, None, format, TEXT)) == TEXT
+    assert read_metadata(encode(rgb, None, format, {})) == {}
 
 
 def test_text_in_a_png_is_plain_text_chunks():
@@ -660,12 +664,12 @@ def test_text_in_a_png_is_plain_text_chunks():
     + [saved(flat((1, 2, 3)), "JPEG", comment=note) for note in (b"hello", b"[1]", b"\xff\xfe")],
 )
 def test_a_foreign_picture_has_no_text(data):
-    assert read_text(data) == {}
+    assert read_metadata(data) == {}
 
 
 def test_read_text_refuses_what_is_no_picture():
     with pytest.raises(PictureError):
-        read_text(b"hello")
+        read_metadata(b"hello")
 
 
 @pytest.mark.parametrize("format", ["png", "webp"])
@@ -709,7 +713,7 @@ def test_encode_refuses():
 
 def test_luminance_of_the_primaries():
     rgb = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]], np.float32)
-    np.testing.assert_allclose(images.luminance(rgb), [[0.299, 0.587, 0.114, 1]], atol=1e-6)
+    np.testing.assert_allclose(luminance(rgb), [[0.299, 0.587, 0.114, 1]], atol=1e-6)
 
 
 TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -717,23 +721,23 @@ TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -
 
 def test_with_luminance_keeps_the_chroma():
     rgb = np.full((1, 1, 3), 0.4, np.float32) + np.array([0.1, 0, -0.1], np.float32)
-    changed = images.with_luminance(rgb, images.luminance(rgb) + 0.25)
+    changed = replace_luminance(rgb, luminance(rgb) + 0.25)
     assert changed.dtype == np.float32
     np.testing.assert_allclose(TO_YIQ @ (changed - rgb)[0, 0], [0.25, 0, 0], atol=1e-4)
-    np.testing.assert_allclose(images.with_luminance(rgb, images.luminance(rgb)), rgb, atol=1e-7)
+    np.testing.assert_allclose(replace_luminance(rgb, luminance(rgb)), rgb, atol=1e-7)
 
 
 def test_with_luminance_keeps_hue_and_luma_where_the_color_would_leave_the_range():
     random = np.random.default_rng(0)
     rgb, luma = random.random((50, 50, 3), np.float32), random.random((50, 50), np.float32)
-    changed = images.with_luminance(rgb, luma)
+    changed = replace_luminance(rgb, luma)
     assert changed.min() >= 0 and changed.max() <= 1
-    np.testing.assert_allclose(images.luminance(changed), luma, atol=1e-6)
+    np.testing.assert_allclose(luminance(changed), luma, atol=1e-6)
     old, new = (rgb @ TO_YIQ.T)[..., 1:], (changed @ TO_YIQ.T)[..., 1:]
     scale = (old * new).sum(axis=-1) / (old**2).sum(axis=-1)
     np.testing.assert_allclose(new, scale[..., None] * old, atol=1e-4)  # I and Q in proportion: the same hue
     assert scale.min() >= -1e-5 and scale.max() <= 1 + 1e-4
-    shifted = rgb + (luma - images.luminance(rgb))[..., None]
+    shifted = rgb + (luma - luminance(rgb))[..., None]
     within = (shifted >= 0).all(axis=-1) & (shifted <= 1).all(axis=-1)
     assert 0.2 < within.mean() < 0.8
     np.testing.assert_allclose(changed[within], shifted[within], atol=1e-6)
@@ -745,17 +749,17 @@ def test_with_luminance_keeps_hue_and_luma_where_the_color_would_leave_the_range
 def test_with_luminance_by_hand_and_at_the_ends():
     red = np.array([[[1, 0, 0]]], np.float32)
     # Y + 0.701 k = 1 with Y = 0.5
-    np.testing.assert_allclose(images.with_luminance(red, np.full((1, 1), 0.5)), [[[1, 0.2867, 0.2867]]], atol=1e-4)
-    np.testing.assert_allclose(images.with_luminance(red, np.full((1, 1), 0.1)), [[[0.1 / 0.299, 0, 0]]], atol=1e-5)
+    np.testing.assert_allclose(replace_luminance(red, np.full((1, 1), 0.5)), [[[1, 0.2867, 0.2867]]], atol=1e-4)
+    np.testing.assert_allclose(replace_luminance(red, np.full((1, 1), 0.1)), [[[0.1 / 0.299, 0, 0]]], atol=1e-5)
     for rgb in (red, np.zeros((1, 1, 3), np.float32), np.ones((1, 1, 3), np.float32)):
-        np.testing.assert_array_equal(images.with_luminance(rgb, np.full((1, 1), 5.0)), 1)
-        np.testing.assert_array_equal(images.with_luminance(rgb, np.full((1, 1), -5.0)), 0)
+        np.testing.assert_array_equal(replace_luminance(rgb, np.full((1, 1), 5.0)), 1)
+        np.testing.assert_array_equal(replace_luminance(rgb, np.full((1, 1), -5.0)), 0)
 
 
 def test_match_luminance_takes_mean_and_deviation():
     like = np.array([[0.1, 0.3], [0.1, 0.3]], np.float32)  # mean 0.2, deviation 0.1
-    np.testing.assert_allclose(images.match_luminance(np.array([[0.0, 1.0, 1.0, 0.0]]), like), [[0.1, 0.3, 0.3, 0.1]])
-    np.testing.assert_allclose(images.match_luminance(np.full((2, 2), 0.9, np.float32), like), 0.2, atol=1e-6)
+    np.testing.assert_allclose(match_luminance(np.array([[0.0, 1.0, 1.0, 0.0]]), like), [[0.1, 0.3, 0.3, 0.1]])
+    np.testing.assert_allclose(match_luminance(np.full((2, 2), 0.9, np.float32), like), 0.2, atol=1e-6)
 
 
 # Color
@@ -778,7 +782,7 @@ STYLE = colors(50, 20, [0.7, 0.3, 0.2], [0.25, 0.05, 0.01], seed=2)
 
 
 def test_match_color_takes_mean_and_covariance():
-    matched = images.match_color(STYLE, CONTENT)
+    matched = match_color(STYLE, CONTENT)
     assert (matched.shape, matched.dtype) == (STYLE.shape, np.float32)
     for found, wanted in zip(statistics(matched), statistics(CONTENT), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -790,27 +794,27 @@ def test_match_color_is_one_affine_map_by_the_symmetric_roots():
     (mean, covariance), (like_mean, like_covariance) = statistics(STYLE), statistics(CONTENT)
     by = linalg.sqrtm(like_covariance) @ np.linalg.inv(linalg.sqrtm(covariance))
     expected = (STYLE - mean) @ by.T + like_mean
-    np.testing.assert_allclose(images.match_color(STYLE, CONTENT), expected, atol=1e-5)
+    np.testing.assert_allclose(match_color(STYLE, CONTENT), expected, atol=1e-5)
 
 
 def test_match_color_treats_the_channels_alike():
     """Which Cholesky factors would not."""
     order = [2, 0, 1]
-    one = images.match_color(STYLE[..., order], CONTENT[..., order])
-    np.testing.assert_allclose(one, images.match_color(STYLE, CONTENT)[..., order], atol=1e-5)
+    one = match_color(STYLE[..., order], CONTENT[..., order])
+    np.testing.assert_allclose(one, match_color(STYLE, CONTENT)[..., order], atol=1e-5)
 
 
 def test_match_color_of_equals_is_the_identity():
-    np.testing.assert_allclose(images.match_color(CONTENT, CONTENT), CONTENT, atol=1e-5)
+    np.testing.assert_allclose(match_color(CONTENT, CONTENT), CONTENT, atol=1e-5)
     gray = np.repeat(CONTENT[..., :1], 3, axis=-1)
-    np.testing.assert_allclose(images.match_color(gray, gray), gray, atol=1e-5)
+    np.testing.assert_allclose(match_color(gray, gray), gray, atol=1e-5)
     constant = np.full((4, 5, 3), 0.3, np.float32)
-    np.testing.assert_allclose(images.match_color(constant, constant), constant, atol=1e-6)
+    np.testing.assert_allclose(match_color(constant, constant), constant, atol=1e-6)
 
 
 def test_match_color_of_a_gray_style_is_shades_of_one_color():
     gray = np.repeat(STYLE[..., :1], 3, axis=-1)
-    matched = images.match_color(gray, CONTENT)
+    matched = match_color(gray, CONTENT)
     mean, covariance = statistics(matched)
     np.testing.assert_allclose(mean, statistics(CONTENT)[0], atol=1e-5)
     assert np.linalg.eigvalsh(covariance)[1] < 1e-8
@@ -820,19 +824,19 @@ def test_match_color_of_a_gray_style_is_shades_of_one_color():
 def test_match_color_does_not_blow_up_the_rounding_of_a_flat_style():
     random = np.random.default_rng(0)
     flat_style = 0.6 + random.uniform(-0.5, 0.5, (40, 40, 3)) / 255
-    matched = images.match_color(flat_style.astype(np.float32), CONTENT)
+    matched = match_color(flat_style.astype(np.float32), CONTENT)
     np.testing.assert_allclose(matched.mean(axis=(0, 1)), CONTENT.mean(axis=(0, 1)), atol=1e-5)
     assert np.abs(matched - matched.mean(axis=(0, 1))).max() < 0.15  # by at most 0.2 / (1 / 255) times
-    constant = images.match_color(np.full((40, 40, 3), 0.6, np.float32), CONTENT)
+    constant = match_color(np.full((40, 40, 3), 0.6, np.float32), CONTENT)
     np.testing.assert_allclose(constant, np.broadcast_to(CONTENT.mean(axis=(0, 1)), constant.shape), atol=1e-5)
 
 
 def test_match_color_to_a_gray_or_flat_content_is_gray_or_flat():
     gray = np.repeat(CONTENT[..., :1], 3, axis=-1)
-    matched = images.match_color(STYLE, gray)
+    matched = match_color(STYLE, gray)
     np.testing.assert_allclose(np.ptp(matched, axis=-1), 0, atol=1e-5)
     np.testing.assert_allclose(matched.std(), gray.std(), atol=1e-4)
-    np.testing.assert_allclose(images.match_color(STYLE, np.full((4, 5, 3), 0.3, np.float32)), 0.3, atol=1e-5)
+    np.testing.assert_allclose(match_color(STYLE, np.full((4, 5, 3), 0.3, np.float32)), 0.3, atol=1e-5)
 
 
 # Strip
@@ -844,7 +848,7 @@ def test_strip_stands_pictures_side_by_side():
     clear = Picture(np.zeros((40, 40, 3), np.float32), np.zeros((40, 40), np.float32))  # shows as white
     wide = np.zeros((10, 900, 3), np.float32)
     wide[:, 435:465, 2] = 1  # blue in its middle, three times its height; black outside
-    data = images.strip([red, clear, wide], 48, 8)
+    data = encode_strip([red, clear, wide], 48, 8)
     assert data[:3] == b"\xff\xd8\xff" and len(data) < 5000
     rgb = decode(data, LIMIT).rgb
     assert rgb.shape == (48, 96 + 8 + 48 + 8 + 144, 3)
@@ -855,28 +859,28 @@ def test_strip_stands_pictures_side_by_side():
 
 def test_strip_bears_absurd_aspects():
     rows = [np.zeros((1, 60000, 3), np.float32), np.zeros((60000, 1, 3), np.float32)]
-    assert probe(images.strip(rows, 32, 4), LIMIT) == (32, 96 + 4 + 1)
+    assert read_size(encode_strip(rows, 32, 4), LIMIT) == (32, 96 + 4 + 1)
 
 
 def test_a_strip_is_shrunk_to_a_height_and_nothing_but_a_strip_is():
     noise = np.random.default_rng(0).random((30, 90, 3), np.float32)
-    strip = images.strip([noise], 64, 4)
-    small = images.shrunk(strip, 32, LIMIT)
-    assert probe(small, LIMIT) == (32, 96) and len(small) < len(strip) / 2
-    assert images.shrunk(strip, 64, LIMIT) == strip
-    for data in (images.encode(noise, None, "png", {}), strip[:300], b"RIFF", b"secret"):
+    strip = encode_strip([noise], 64, 4)
+    small = shrink_strip(strip, 32, LIMIT)
+    assert read_size(small, LIMIT) == (32, 96) and len(small) < len(strip) / 2
+    assert shrink_strip(strip, 64, LIMIT) == strip
+    for data in (codec.encode(noise, None, "png", {}), strip[:300], b"RIFF", b"secret"):
         with pytest.raises(PictureError):
-            images.shrunk(data, 32, LIMIT)
+            shrink_strip(data, 32, LIMIT)
     with pytest.raises(PictureError, match="above the limit"):
-        images.shrunk(strip, 32, 1000)
+        shrink_strip(strip, 32, 1000)
 
 
 @pytest.mark.parametrize("height", [256, 255, 254, 192, 320])
 def test_a_shrunk_strip_shows_the_same(height: int) -> None:
     ramp = np.linspace(0, 1, 3 * height, dtype=np.float32).reshape(-1, 3).mean(axis=1)
     rows = [np.broadcast_to(shown[..., None], (height, height, 3)) for shown in np.broadcast_arrays(ramp, ramp[:, None])]
-    small = decode(images.shrunk(images.strip(rows, height, 4), 128, LIMIT), LIMIT).rgb
-    expected = decode(images.strip(rows, 128, 4), LIMIT).rgb
+    small = decode(shrink_strip(encode_strip(rows, height, 4), 128, LIMIT), LIMIT).rgb
+    expected = decode(encode_strip(rows, 128, 4), LIMIT).rgb
     assert small.shape[0] == 128 and abs(small.shape[1] - expected.shape[1]) <= 2
     half = small.shape[1] // 2 - 6
     np.testing.assert_allclose(small[8:-8, 8:half], expected[8:-8, 8:half], atol=0.03)
@@ -884,8 +888,8 @@ def test_a_shrunk_strip_shows_the_same(height: int) -> None:
 
 
 def test_an_older_strip_which_was_a_webp_is_still_shown() -> None:
-    strip = images.encode(np.full((160, 480, 3), 0.5, np.float32), None, "webp", {})
+    strip = codec.encode(np.full((160, 480, 3), 0.5, np.float32), None, "webp", {})
     for height in (160, 128):
-        data = images.shrunk(strip, height, LIMIT)
-        assert data[:3] == b"\xff\xd8\xff" and probe(data, LIMIT)[0] == height
+        data = shrink_strip(strip, height, LIMIT)
+        assert data[:3] == b"\xff\xd8\xff" and read_size(data, LIMIT)[0] == height
         np.testing.assert_allclose(decode(data, LIMIT).rgb, 0.5, atol=0.03)

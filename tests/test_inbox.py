@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from nst_tasks import inbox, ledger, storage
 from nst_tasks.errors import SettingsError, StorageError, StorageUnavailable, StorageUnusable
-from nst_tasks.inbox import Found
-from nst_tasks.ledger import Entry, Result
-from nst_tasks.reporting import Report
-from nst_tasks.request import Request, unstorable
-from nst_tasks.settings import Settings
+from nst_tasks.inputs.options import Request, find_unstorable_options
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import ledger
+from nst_tasks.outputs.ledger import Entry, RunResult
+from nst_tasks.outputs.report import Report
+from nst_tasks.planning.inbox import InboxManifest, check_sweep, collect_result_options, is_settled, list_manifests
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
 
 ROWS = b"content,style\ncat.png,oil.png\n"
 OPTIONS = {"size": 64}
@@ -24,20 +26,20 @@ OPTIONS = {"size": 64}
 
 @pytest.fixture
 def request_(memory: str) -> Request:
-    return Request(storage.join(memory, "in"), storage.join(memory, "out"), backbone="tiny")
+    return Request(join_uri(memory, "in"), join_uri(memory, "out"), backbone="tiny")
 
 
 def put(request: Request, file: str, data: bytes = ROWS) -> None:
-    storage.write(storage.join(request.manifest, file), data)
+    files.write(join_uri(request.manifest, file), data)
 
 
-def look(request: Request, **options: Any) -> dict[str, Found]:
-    return {found.file: found for found in inbox.look(request, options or OPTIONS, Settings())}
+def look(request: Request, **options: Any) -> dict[str, InboxManifest]:
+    return {found.file: found for found in list_manifests(request, options or OPTIONS, Settings())}
 
 
-def enter(request: Request, found: Found, **fields: Any) -> None:
+def enter(request: Request, found: InboxManifest, **fields: Any) -> None:
     usual: dict[str, Any] = dict(
-        manifest=found.uri, sha256=found.sha256, version=found.version, settled=True, result=Result.GOOD, counts={},
+        manifest=found.uri, sha256=found.sha256, version=found.version, settled=True, result=RunResult.GOOD, counts={},
         message="", run_id="", flow_run_id="", began="2026-11-22T02:00:00+00:00", ended="2026-11-22T02:01:00+00:00",
     )  # fmt: skip
     ledger.write(request.out, found.file, Entry(**{**usual, **fields}))
@@ -48,7 +50,7 @@ def test_manifests_lie_directly_in_the_inbox_and_are_sorted(request_: Request) -
         put(request_, file)
     found = look(request_)
     assert list(found) == ["a.CSV", "b.csv", "two words.csv"]
-    assert found["a.CSV"].out == storage.join(request_.out, "a")
+    assert found["a.CSV"].out == join_uri(request_.out, "a")
     assert found["b.csv"].sha256 == hashlib.sha256(ROWS).hexdigest()
     assert not any(manifest.is_settled or manifest.problem for manifest in found.values())
 
@@ -72,14 +74,14 @@ def test_what_is_settled_is_run_again_only_when_it_has_changed(request_: Request
 
 def test_what_is_not_settled_is_run_again(request_: Request) -> None:
     put(request_, "a.csv")
-    enter(request_, look(request_)["a.csv"], settled=False, result=Result.FAILURES)
+    enter(request_, look(request_)["a.csv"], settled=False, result=RunResult.FAILURES)
     assert not look(request_)["a.csv"].is_settled
 
 
 def test_a_damaged_entry_is_told_and_its_manifest_run_again(request_: Request) -> None:
     put(request_, "a.csv")
     enter(request_, look(request_)["a.csv"])
-    storage.write(storage.join(request_.out, "_ledger", "a.csv", "2099.json"), b"torn")
+    files.write(join_uri(request_.out, "_ledger", "a.csv", "2099.json"), b"torn")
     found = look(request_)["a.csv"]
     assert (found.is_settled, found.problem) == (False, "")
     assert found.warning.startswith("_ledger/a.csv/2099.json: ignored, ")
@@ -94,8 +96,8 @@ def test_names_that_cannot_be_folders_of_ours_are_problems(request_: Request) ->
     assert found["a.CSV"].problem == "its output would be that of a.csv; rename one of them"
     assert not found["b.csv"].problem
     # one stays as it is until it is renamed; of two that clash, either may go away
-    assert inbox.is_settled(found["_ledger.csv"], None, False, Settings())
-    assert not inbox.is_settled(found["a.csv"], None, False, Settings())
+    assert is_settled(found["_ledger.csv"], None, False, Settings())
+    assert not is_settled(found["a.csv"], None, False, Settings())
 
 
 @pytest.mark.parametrize(
@@ -107,10 +109,10 @@ def test_names_that_cannot_be_folders_of_ours_are_problems(request_: Request) ->
     ],
 )
 def test_no_manifest_has_its_output_in_the_inbox(memory: str, place: str, out: str, problems: dict[str, bool]) -> None:
-    request = Request(storage.join(memory, place), storage.join(memory, out), backbone="tiny")
+    request = Request(join_uri(memory, place), join_uri(memory, out), backbone="tiny")
     for file in problems:
         put(request, file)
-    inbox.check_places(request, Settings())
+    check_sweep(request, Settings())
     sentence = "the inbox lies in what would be its output, and nothing is written there; rename it, or change --out"
     assert {file: found.problem for file, found in look(request).items()} == {
         file: sentence if problem else "" for file, problem in problems.items()
@@ -120,16 +122,16 @@ def test_no_manifest_has_its_output_in_the_inbox(memory: str, place: str, out: s
 @pytest.mark.parametrize("out", ["/data/in", "/data/in/", "/data/x/../in/out", "file:///data/in/out"])
 def test_no_output_lies_in_the_inbox(out: str) -> None:
     with pytest.raises(SettingsError, match="^--out: is the inbox or lies in it, "):
-        inbox.check_places(Request("/data/in", out), Settings())
-    inbox.check_places(Request("/data/in", "/data/in-out"), Settings())
+        check_sweep(Request("/data/in", out), Settings())
+    check_sweep(Request("/data/in", "/data/in-out"), Settings())
 
 
 def test_a_ledger_that_cannot_be_read_for_good_is_told_and_its_manifest_run(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listing = storage.listing
+    listing = files.list_files
 
-    def refuse(uri: str) -> dict[str, storage.Entry]:
+    def refuse(uri: str) -> dict[str, files.Entry]:
         if uri.endswith("_ledger/a.csv"):
             raise failure
         return listing(uri)
@@ -137,7 +139,7 @@ def test_a_ledger_that_cannot_be_read_for_good_is_told_and_its_manifest_run(
     for file in ("a.csv", "b.csv"):
         put(request_, file)
     enter(request_, look(request_)["b.csv"])
-    monkeypatch.setattr(storage, "listing", refuse)
+    monkeypatch.setattr(files, "list_files", refuse)
     failure: StorageError = StorageError("it: the name is too long")
     found = look(request_)
     assert not found["a.csv"].is_settled and not found["a.csv"].problem and found["b.csv"].is_settled
@@ -153,10 +155,10 @@ def test_what_cannot_be_a_manifest_is_a_problem_of_its_own(pictures: Path, tmp_p
     os.truncate(pictures / "a.csv", 2**40)
     (pictures / "b.csv").write_bytes(ROWS)
     (pictures / "c.csv").symlink_to("/etc/passwd")
-    found = inbox.look(Request(str(pictures), str(tmp_path / "out")), OPTIONS, Settings())
+    found = list_manifests(Request(str(pictures), str(tmp_path / "out")), OPTIONS, Settings())
     assert [manifest.file for manifest in found] == ["a.csv", "b.csv"]
     assert "a.csv: " in found[0].problem
-    assert not inbox.is_settled(found[0], None, False, Settings())
+    assert not is_settled(found[0], None, False, Settings())
     assert not found[1].problem
 
 
@@ -189,14 +191,14 @@ def test_settled_is_what_only_an_edit_can_mend(
     request_: Request, data: bytes, ended: Report | None, strict: bool, settled: bool
 ) -> None:
     put(request_, "a.csv", data)
-    assert inbox.is_settled(look(request_)["a.csv"], ended, strict, Settings()) is settled
+    assert is_settled(look(request_)["a.csv"], ended, strict, Settings()) is settled
 
 
 def test_what_has_gone_is_not_settled(request_: Request) -> None:
     put(request_, "a.csv")
     found = look(request_)["a.csv"]
-    storage.delete(found.uri)
-    assert not inbox.is_settled(found, None, False, Settings())
+    files.delete(found.uri)
+    assert not is_settled(found, None, False, Settings())
 
 
 def test_a_store_that_is_away_is_no_manifests_fault(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,11 +208,11 @@ def test_a_store_that_is_away_is_no_manifests_fault(request_: Request, monkeypat
     def away(uri: str) -> bytes:
         raise StorageUnavailable(f"{uri}: the store failed for the moment")
 
-    monkeypatch.setattr(storage, "read", away)
+    monkeypatch.setattr(files, "read", away)
     with pytest.raises(StorageUnavailable):
         look(request_)
     with pytest.raises(StorageUnavailable):
-        inbox.is_settled(found, None, False, Settings())
+        is_settled(found, None, False, Settings())
 
 
 def test_every_option_that_is_wrong_is_told_at_once(request_: Request) -> None:
@@ -218,31 +220,31 @@ def test_every_option_that_is_wrong_is_told_at_once(request_: Request) -> None:
         request_, manifest="s3://u:hunter2@b/in", out="http://h/out", recipe="painterli", size=9, max_failures="many"
     )
     with pytest.raises(SettingsError) as caught:
-        inbox.options(wrong, Settings())
+        collect_result_options(wrong, Settings())
     lines = str(caught.value).splitlines()
     assert [line.partition(":")[0].split()[0] for line in lines] == [
         "--inbox", "--out", "--recipe", "--size", "--max-failures",
     ]  # fmt: skip
     assert "hunter2" not in str(caught.value)
     with pytest.raises(SettingsError, match="--out: is the inbox or lies in it, and nothing is written there"):
-        inbox.options(replace(request_, out=request_.manifest + "/"), Settings())
+        collect_result_options(replace(request_, out=request_.manifest + "/"), Settings())
 
 
 def test_a_place_that_is_not_utf_8_is_refused_in_a_sentence(request_: Request) -> None:
     odd = "/in/\udcff.csv"
-    assert unstorable(replace(request_, manifest=odd, out="/ö")) == [
+    assert find_unstorable_options(replace(request_, manifest=odd, out="/ö")) == [
         "manifest: /in/\\udcff.csv is not UTF-8, in which Prefect would store it; rename it"
     ]
     with pytest.raises(SettingsError, match="--inbox: .* is not UTF-8"):
-        inbox.check_places(replace(request_, manifest=odd), Settings())
+        check_sweep(replace(request_, manifest=odd), Settings())
 
 
 def test_options_are_what_decides_and_not_what_is_said_of_it(request_: Request) -> None:
-    plain = inbox.options(request_, Settings())
-    assert plain == inbox.options(replace(request_, max_failures="3", pair_timeout=9.0), Settings())
+    plain = collect_result_options(request_, Settings())
+    assert plain == collect_result_options(replace(request_, max_failures="3", pair_timeout=9.0), Settings())
     decisive = (
         {"size": 128}, {"steps": 3}, {"precision": "mixed"}, {"plateau": 0.1}, {"strict": True}, {"upscale": True},
         {"recipe": "wasserstein"},
     )  # fmt: skip
     for other in decisive:
-        assert plain != inbox.options(replace(request_, **other), Settings())  # type: ignore[arg-type]
+        assert plain != collect_result_options(replace(request_, **other), Settings())  # type: ignore[arg-type]

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from jobs import run_into, two_jobs
 
-from nst_tasks import devices, work
-from nst_tasks.batching import Batch, batches
+from nst_tasks.engine import devices, run_batch
+from nst_tasks.inputs.jobs import Batch, group_into_batches
+from tests.support.jobs import run_into, two_jobs
 
 
 def stylized(folder: Path, workers: int) -> None:
     """The pairs of `two_jobs`, in batches as a run makes them, into a folder of the number of workers."""
     jobs = two_jobs(folder)
-    found = batches(jobs, devices.most_pairs(4, on_gpus=False), 2**30)
+    found = group_into_batches(jobs, devices.limit_batch_size(4, on_gpus=False), 2**30)
     assert found == [Batch((job,)) for job in jobs]
     with ThreadPoolExecutor(workers) as threads:
-        list(threads.map(lambda batch: work.stylize(batch, run_into(folder / f"of{workers}")), found))
+        list(threads.map(lambda batch: run_batch.stylize(batch, run_into(folder / f"of{workers}")), found))
 
 
 def test_two_workers_make_the_bytes_of_one(tmp_path: Path) -> None:
@@ -41,5 +41,5 @@ if __name__ == "__main__":
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
-    assert devices.names() == ["/CPU:0", "/CPU:1"]
+    assert devices.list_names() == ["/CPU:0", "/CPU:1"]
     stylized(Path(sys.argv[1]), 2)

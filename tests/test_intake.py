@@ -13,17 +13,30 @@ import fsspec
 import pytest
 from PIL import Image
 
-from nst_tasks import hardware, intake, outcome, presets, recipes, storage, weights
-from nst_tasks.access import Access
-from nst_tasks.core.architecture import smallest_side
 from nst_tasks.core.method import Plateau
+from nst_tasks.core.vgg_layers import min_side
+from nst_tasks.engine.hardware import detect_precision
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
-from nst_tasks.manifest import Manifest, Pair
-from nst_tasks.outcome import Outcome, Status
-from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
-from nst_tasks.request import Request, checkpoint_interval, failure_limit
-from nst_tasks.settings import Settings
-from nst_tasks.source import Source
+from nst_tasks.images.picture import Source
+from nst_tasks.inputs import presets, weights
+from nst_tasks.inputs.jobs import Job
+from nst_tasks.inputs.manifest import Manifest, Pair
+from nst_tasks.inputs.options import Request, parse_checkpoint_interval, parse_failure_limit
+from nst_tasks.inputs.presets import PAINTERLY, TF_TUTORIAL
+from nst_tasks.inputs.readers import LoadedManifest, read_manifest, read_weights
+from nst_tasks.inputs.recipe import override
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import outcome
+from nst_tasks.outputs.layout import marker_path
+from nst_tasks.outputs.outcome import Outcome, Status
+from nst_tasks.outputs.outcome_store import is_done, load_earlier_outcomes
+from nst_tasks.planning.dry_run import DryRunSummary, inspect_inputs, summarize_dry_run
+from nst_tasks.planning.inspection import find_known_sources, inspect_image, list_image_uris, probe_images
+from nst_tasks.planning.prepare import prepare
+from nst_tasks.planning.triage import build_job, triage
+from nst_tasks.storage import files
+from nst_tasks.storage.access import Access
+from nst_tasks.storage.uri import join_uri
 
 SETTINGS = Settings(readers=4)
 
@@ -48,7 +61,7 @@ def request_of(folder: Path, **fields: Any) -> Request:
     return Request(**{"manifest": str(folder / "m.csv"), "out": str(folder / "out"), "backbone": "tiny"} | fields)
 
 
-def files(place: Path) -> list[str]:
+def list_files(place: Path) -> list[str]:
     return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
 
 
@@ -56,31 +69,31 @@ def files(place: Path) -> list[str]:
 
 
 def test_a_manifests_relative_uris_are_resolved_against_its_folder(folder: Path, memory: str) -> None:
-    data, parsed = intake.read_manifest(str(folder / "m.csv"))
+    data, parsed = read_manifest(str(folder / "m.csv"))
     assert data == (folder / "m.csv").read_bytes()
     assert parsed.pairs[0].content == str(folder / "cat.png")
-    storage.write(f"{memory}/m.csv", data)
-    assert intake.read_manifest(f"{memory}/m.csv")[1].pairs[0].content == f"{memory}/cat.png"
+    files.write(f"{memory}/m.csv", data)
+    assert read_manifest(f"{memory}/m.csv")[1].pairs[0].content == f"{memory}/cat.png"
 
 
 def test_a_manifest_at_the_root_of_its_store() -> None:
-    storage.write("memory://nst-test.csv", b"content,style\ncat.png,oil.jpg\n")
+    files.write("memory://nst-test.csv", b"content,style\ncat.png,oil.jpg\n")
     try:
-        assert intake.read_manifest("memory://nst-test.csv")[1].pairs[0].content == "memory://cat.png"
+        assert read_manifest("memory://nst-test.csv")[1].pairs[0].content == "memory://cat.png"
     finally:
         fsspec.filesystem("memory").rm("nst-test.csv")
 
 
 def test_an_unreachable_manifest_says_where(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
-        intake.read_manifest(str(tmp_path / "none.csv"))
+        read_manifest(str(tmp_path / "none.csv"))
     assert str(caught.value) == f"manifest {tmp_path}/none.csv: does not exist; check the name"
 
 
 def test_what_is_wrong_with_a_manifest_is_told_with_its_place_on_every_line(folder: Path) -> None:
     (folder / "m.csv").write_text("contents,style,sise\ncat.png,oil.jpg,9\n")
     with pytest.raises(ManifestError) as caught:
-        intake.read_manifest(str(folder / "m.csv"))
+        read_manifest(str(folder / "m.csv"))
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert all(line.startswith(f"manifest {folder}/m.csv: column ") for line in lines)
@@ -90,17 +103,17 @@ def test_what_is_wrong_with_a_manifest_is_told_with_its_place_on_every_line(fold
 
 
 def test_a_good_request_is_taken_and_leaves_no_file(folder: Path) -> None:
-    before = files(folder)
-    taken = intake.prepare(request_of(folder), SETTINGS)
+    before = list_files(folder)
+    taken = prepare(request_of(folder), SETTINGS)
     assert [pair.row for pair in taken.manifest.pairs] == [2, 3]
     assert taken.manifest_sha256 == hashlib.sha256((folder / "m.csv").read_bytes()).hexdigest()
-    assert taken.weights_sha256 == weights.sha256("tiny", None)
-    assert files(folder) == before
+    assert taken.weights_sha256 == weights.compute_sha256("tiny", None)
+    assert list_files(folder) == before
 
 
 def refusals(request: Request) -> list[str]:
     with pytest.raises(InputError) as caught:
-        intake.prepare(request, SETTINGS)
+        prepare(request, SETTINGS)
     return str(caught.value).splitlines()
 
 
@@ -147,7 +160,7 @@ def test_one_bad_option_is_one_line(folder: Path, fields: dict[str, Any], line: 
     [{"size": 64}, {"size": 8192}, {"steps": 0}, {"steps": 100_000}, {"history_every": 100_000}, {"max_failures": "0"}],
 )
 def test_the_bounds_themselves_are_allowed(folder: Path, fields: dict[str, Any]) -> None:
-    assert intake.prepare(request_of(folder, **fields), SETTINGS).manifest.rows == 2
+    assert prepare(request_of(folder, **fields), SETTINGS).manifest.rows == 2
 
 
 @pytest.mark.parametrize(
@@ -162,13 +175,13 @@ def test_the_bounds_themselves_are_allowed(folder: Path, fields: dict[str, Any])
     ],
 )
 def test_checkpoints_are_due_by_steps_or_seconds(text: str, interval: tuple[int, float]) -> None:
-    assert checkpoint_interval(text) == interval
+    assert parse_checkpoint_interval(text) == interval
 
 
 @pytest.mark.parametrize("text", ["", "s", "5 min", "-1", "-1s", "nans", "infs", "1e400s", "1.5", "100001", "30S"])
 def test_what_is_neither_steps_nor_seconds_is_refused(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        checkpoint_interval(text)
+        parse_checkpoint_interval(text)
     assert str(caught.value) == (f"--checkpoint-every: {text!r} is not a number of steps such as 50, or of seconds such as 30s")
 
 
@@ -188,7 +201,7 @@ def test_a_weights_file_for_a_backbone_that_takes_none_is_refused(folder: Path) 
 
 def test_bad_rows_are_data_unless_the_request_is_strict(folder: Path) -> None:
     (folder / "m.csv").write_text("content,style,size\ncat.png,oil.jpg,9\ndog.png,oil.jpg,64\ndog.png,,1e9\n")
-    taken = intake.prepare(request_of(folder), SETTINGS)
+    taken = prepare(request_of(folder), SETTINGS)
     assert ([pair.row for pair in taken.manifest.pairs], len(taken.manifest.problems)) == ([3], 3)
     lines = refusals(request_of(folder, strict=True))
     assert [line.split(":")[0] for line in lines] == ["row 2, column size", "row 4, column style", "row 4, column size"]
@@ -210,10 +223,10 @@ def test_an_output_that_cannot_be_written_is_known_before_any_compute(folder: Pa
 
 
 def test_read_weights(folder: Path) -> None:
-    assert intake.read_weights(None) is None
-    assert intake.read_weights(str(folder / "cat.png")) == picture()
+    assert read_weights(None) is None
+    assert read_weights(str(folder / "cat.png")) == picture()
     with pytest.raises(SettingsError, match="^--weights: .*does not exist"):
-        intake.read_weights(str(folder / "none.h5"))
+        read_weights(str(folder / "none.h5"))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +249,7 @@ def test_read_weights(folder: Path) -> None:
     ],
 )
 def test_failure_limit(text: str | None, rows: int, limit: int) -> None:
-    assert failure_limit(text, rows) == limit
+    assert parse_failure_limit(text, rows) == limit
 
 
 @pytest.mark.parametrize(
@@ -244,7 +257,7 @@ def test_failure_limit(text: str | None, rows: int, limit: int) -> None:
 )
 def test_a_failure_limit_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="^--max-failures: .* is not a whole number such as 10, or a percentage"):
-        failure_limit(text, 10)
+        parse_failure_limit(text, 10)
 
 
 # What is done already
@@ -261,9 +274,9 @@ def done(id: str = "cat_oil", **fields: Any) -> Outcome:
 def publish(out: str, *outcomes: Outcome, image: bytes = b"image", history: bytes = b"history") -> None:
     for one in outcomes:
         if one.status == Status.SUCCEEDED:
-            storage.write(storage.join(out, one.image), image)
-            storage.write(storage.join(out, one.history), history)
-        storage.write(storage.join(out, outcome.marker_path(one.id)), outcome.to_json(one))
+            files.write(join_uri(out, one.image), image)
+            files.write(join_uri(out, one.history), history)
+        files.write(join_uri(out, marker_path(one.id)), outcome.to_json(one))
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -272,13 +285,13 @@ def out(request: pytest.FixtureRequest, tmp_path: Path, memory: str) -> str:
 
 
 def test_nothing_is_done_in_an_output_that_is_not_there(out: str) -> None:
-    assert intake.finished(out, ["cat_oil"], 4) == ({}, [])
+    assert load_earlier_outcomes(out, ["cat_oil"], 4) == ({}, [])
 
 
 def test_markers_of_the_ids_asked_for_count(out: str) -> None:
     failed = Outcome(id="elk", row=4, status=Status.FAILED, error="x")
     publish(out, done(), done("dog_oil"), failed, done("other"))
-    found, warnings = intake.finished(out, ["cat_oil", "dog_oil", "elk", "new"], 4)
+    found, warnings = load_earlier_outcomes(out, ["cat_oil", "dog_oil", "elk", "new"], 4)
     assert found == {"cat_oil": done(), "dog_oil": done("dog_oil"), "elk": failed}
     assert warnings == []
 
@@ -287,7 +300,7 @@ def test_markers_of_the_ids_asked_for_count(out: str) -> None:
 def test_a_marker_without_its_files_does_not_count(tmp_path: Path, missing: str) -> None:
     publish(str(tmp_path), done(), done("dog_oil"))
     (tmp_path / missing).unlink()
-    found, warnings = intake.finished(str(tmp_path), ["cat_oil", "dog_oil"], 4)
+    found, warnings = load_earlier_outcomes(str(tmp_path), ["cat_oil", "dog_oil"], 4)
     assert list(found) == ["dog_oil"]
     assert warnings == ["outcomes/cat_oil.json: ignored, its picture or history is missing or of another size"]
 
@@ -295,14 +308,14 @@ def test_a_marker_without_its_files_does_not_count(tmp_path: Path, missing: str)
 @pytest.mark.parametrize("files", [{"image": b"imag"}, {"history": b"histories"}])
 def test_a_marker_beside_files_of_another_size_does_not_count(out: str, files: dict[str, bytes]) -> None:
     publish(out, done(), **files)
-    found, warnings = intake.finished(out, ["cat_oil"], 4)
+    found, warnings = load_earlier_outcomes(out, ["cat_oil"], 4)
     assert (found, len(warnings)) == ({}, 1)
 
 
 def test_a_picture_of_another_format_is_not_the_one_of_the_marker(out: str) -> None:
     publish(out, done(), done("dog_oil"))
-    storage.write(storage.join(out, "outcomes/cat_oil.json"), outcome.to_json(done(image="images/cat_oil.jpg")))
-    assert list(intake.finished(out, ["cat_oil", "dog_oil"], 4)[0]) == ["dog_oil"]
+    files.write(join_uri(out, "outcomes/cat_oil.json"), outcome.to_json(done(image="images/cat_oil.jpg")))
+    assert list(load_earlier_outcomes(out, ["cat_oil", "dog_oil"], 4)[0]) == ["dog_oil"]
 
 
 @pytest.mark.parametrize(
@@ -318,19 +331,19 @@ def test_a_picture_of_another_format_is_not_the_one_of_the_marker(out: str) -> N
 )
 def test_a_damaged_marker_is_a_warning(out: str, data: bytes) -> None:
     publish(out, done(), done("dog_oil"))
-    storage.write(storage.join(out, "outcomes/cat_oil.json"), data)
-    found, (warning,) = intake.finished(out, ["cat_oil", "dog_oil"], 4)
+    files.write(join_uri(out, "outcomes/cat_oil.json"), data)
+    found, (warning,) = load_earlier_outcomes(out, ["cat_oil", "dog_oil"], 4)
     assert list(found) == ["dog_oil"]
     assert warning.startswith("outcomes/cat_oil.json: ignored, ")
 
 
 def test_a_job_is_done_only_by_a_success_with_its_own_key(folder: Path) -> None:
     job = resolved(folder)
-    assert intake.is_done(job, {job.id: done(job.id, key=job.key)})
-    assert not intake.is_done(job, {})
-    assert not intake.is_done(job, {job.id: done(job.id, key="another")})
-    assert not intake.is_done(job, {job.id: done(job.id, key=job.key, status=Status.FAILED)})
-    assert not intake.is_done(job, {"another": done("another", key=job.key)})
+    assert is_done(job, {job.id: done(job.id, key=job.key)})
+    assert not is_done(job, {})
+    assert not is_done(job, {job.id: done(job.id, key="another")})
+    assert not is_done(job, {job.id: done(job.id, key=job.key, status=Status.FAILED)})
+    assert not is_done(job, {"another": done("another", key=job.key)})
 
 
 # Pictures
@@ -338,34 +351,34 @@ def test_a_job_is_done_only_by_a_success_with_its_own_key(folder: Path) -> None:
 
 def test_inspect_reads_identity_and_size(folder: Path) -> None:
     place = str(folder / "cat.png")
-    entry = storage.stat(place)
+    entry = files.stat(place)
     assert entry is not None
-    assert intake.inspect(place, 10_000) == Source(place, hashlib.sha256(picture()).hexdigest(), entry.version, 60, 80)
+    assert inspect_image(place, 10_000) == Source(place, hashlib.sha256(picture()).hexdigest(), entry.version, 60, 80)
 
 
 def test_inspect_refuses_with_the_place(folder: Path, memory: str) -> None:
     with pytest.raises(PictureError, match=r"cat\.png: 0\.0048 megapixels \(80 x 60\) is above the limit of 0\.0047"):
-        intake.inspect(str(folder / "cat.png"), 4700)
+        inspect_image(str(folder / "cat.png"), 4700)
     with pytest.raises(PictureError, match=r"m\.csv: not a picture"):
-        intake.inspect(str(folder / "m.csv"), 10_000)
+        inspect_image(str(folder / "m.csv"), 10_000)
     with pytest.raises(StorageError, match=r"none\.png: does not exist"):
-        intake.inspect(str(folder / "none.png"), 10_000)
-    storage.write(f"{memory}/a.png?token=SECRET", b"no picture")
+        inspect_image(str(folder / "none.png"), 10_000)
+    files.write(f"{memory}/a.png?token=SECRET", b"no picture")
     with pytest.raises(PictureError) as caught:
-        intake.inspect(f"{memory}/a.png?token=SECRET", 10_000)
+        inspect_image(f"{memory}/a.png?token=SECRET", 10_000)
     assert str(caught.value).startswith(f"{memory}/a.png: not a picture")
     assert "SECRET" not in str(caught.value)
 
 
 def test_remembered_while_the_store_says_that_nothing_changed(folder: Path) -> None:
-    cat, dog, oil = (intake.inspect(str(folder / name), 10_000) for name in ("cat.png", "dog.png", "oil.jpg"))
+    cat, dog, oil = (inspect_image(str(folder / name), 10_000) for name in ("cat.png", "dog.png", "oil.jpg"))
     earlier = [done(content=cat, styles=(oil,)), done("dog_oil", content=dog, styles=(oil,)), done("old")]
     uris = [cat.uri, dog.uri, oil.uri, str(folder / "new.png")]
-    assert intake.remembered(uris, earlier, 4) == {cat.uri: cat, dog.uri: dog, oil.uri: oil}
-    assert intake.remembered([oil.uri], earlier, 4) == {oil.uri: oil}
-    storage.write(cat.uri, picture())  # the very same bytes, yet written again
+    assert find_known_sources(uris, earlier, 4) == {cat.uri: cat, dog.uri: dog, oil.uri: oil}
+    assert find_known_sources([oil.uri], earlier, 4) == {oil.uri: oil}
+    files.write(cat.uri, picture())  # the very same bytes, yet written again
     (folder / "dog.png").unlink()
-    assert intake.remembered(uris, earlier, 4) == {oil.uri: oil}
+    assert find_known_sources(uris, earlier, 4) == {oil.uri: oil}
 
 
 class Versionless(fsspec.AbstractFileSystem):
@@ -384,22 +397,22 @@ fsspec.register_implementation("versionless", Versionless, clobber=True)
 
 
 def test_masks_and_initial_pictures_are_remembered_too(folder: Path) -> None:
-    cat, dog = (intake.inspect(str(folder / name), 10_000) for name in ("cat.png", "dog.png"))
-    assert intake.remembered([cat.uri, dog.uri], [done(init=cat, mask=dog)], 4) == {cat.uri: cat, dog.uri: dog}
+    cat, dog = (inspect_image(str(folder / name), 10_000) for name in ("cat.png", "dog.png"))
+    assert find_known_sources([cat.uri, dog.uri], [done(init=cat, mask=dog)], 4) == {cat.uri: cat, dog.uri: dog}
 
 
 def test_a_store_that_tells_no_version_is_never_trusted() -> None:
-    cat = intake.inspect("versionless://cat.png", 10_000, Access(("versionless://cat.png",)))
+    cat = inspect_image("versionless://cat.png", 10_000, Access(("versionless://cat.png",)))
     assert (cat.version, cat.height) == ("", 60)
-    assert intake.remembered([cat.uri], [done(content=cat)], 4) == {}
+    assert find_known_sources([cat.uri], [done(content=cat)], 4) == {}
 
 
 def test_remembered_by_the_redacted_place_but_read_by_the_whole_one(memory: str) -> None:
     place = f"{memory}/cat.png?token=1"
-    storage.write(place, picture())
-    cat = intake.inspect(place, 10_000)
+    files.write(place, picture())
+    cat = inspect_image(place, 10_000)
     assert cat.redacted().uri == f"{memory}/cat.png"
-    assert intake.remembered([place], [done(content=cat.redacted())], 4) == {place: cat}
+    assert find_known_sources([place], [done(content=cat.redacted())], 4) == {place: cat}
 
 
 def test_probe_names_each_bad_picture_once_with_its_first_row(folder: Path) -> None:
@@ -407,8 +420,8 @@ def test_probe_names_each_bad_picture_once_with_its_first_row(folder: Path) -> N
     (folder / "m.csv").write_text(
         "content,style\ncat.png,oil.jpg|bad.jpg\nnone.png,bad.jpg\ndog.png,oil.jpg\nbad.jpg,none.png\n"
     )
-    _, parsed = intake.read_manifest(str(folder / "m.csv"))
-    first, second = intake.probe(parsed.pairs, SETTINGS)
+    _, parsed = read_manifest(str(folder / "m.csv"))
+    first, second = probe_images(parsed.pairs, SETTINGS)
     assert first.startswith(f"row 2, column style: {folder}/bad.jpg: not a picture")
     assert second == f"row 3, column content: {folder}/none.png: does not exist; check the name"
 
@@ -416,18 +429,18 @@ def test_probe_names_each_bad_picture_once_with_its_first_row(folder: Path) -> N
 def test_probe_opens_masks_and_initial_pictures_too(folder: Path) -> None:
     (folder / "bad.png").write_bytes(b"no picture")
     (folder / "m.csv").write_text("content,style,init,mask\ncat.png,oil.jpg,noise,none.png\ndog.png,oil.jpg,bad.png,cat.png\n")
-    _, parsed = intake.read_manifest(str(folder / "m.csv"))
-    first, second = intake.probe(parsed.pairs, SETTINGS)
+    _, parsed = read_manifest(str(folder / "m.csv"))
+    first, second = probe_images(parsed.pairs, SETTINGS)
     assert first == f"row 2, column mask: {folder}/none.png: does not exist; check the name"
     assert second.startswith(f"row 3, column init: {folder}/bad.png: not a picture")
 
 
 def test_every_picture_of_every_row_is_looked_at_once() -> None:
     pairs = [
-        Pair(2, "a", "/c.png", ("/s.png", "/t.png"), (0.5, 0.5), init_picture="/i.png", mask="/m.png"),
+        Pair(2, "a", "/c.png", ("/s.png", "/t.png"), (0.5, 0.5), init_image="/i.png", mask="/m.png"),
         Pair(3, "b", "/i.png", ("/s.png",), (1.0,), init="noise"),
     ]
-    assert intake.picture_uris(pairs) == ["/c.png", "/i.png", "/m.png", "/s.png", "/t.png"]
+    assert list_image_uris(pairs) == ["/c.png", "/i.png", "/m.png", "/s.png", "/t.png"]
 
 
 # Jobs
@@ -439,12 +452,12 @@ PAIR = Pair(2, "cat_oil", CAT.uri, (OIL.uri,), (1.0,))
 SOURCES = {CAT.uri: CAT, OIL.uri: OIL}
 
 
-IN_FLOAT32 = recipes.override(PAINTERLY, precision="float32")
+IN_FLOAT32 = override(PAINTERLY, precision="float32")
 """What the default comes to where bfloat16 is not fast."""
 
 
-def resolved(folder: Path, pair: Pair = PAIR, **fields: Any) -> intake.Job:
-    return intake.resolve(pair, SOURCES, request_of(folder, **fields), "w")
+def resolved(folder: Path, pair: Pair = PAIR, **fields: Any) -> Job:
+    return build_job(pair, SOURCES, request_of(folder, **fields), "w")
 
 
 def test_a_row_becomes_a_job(folder: Path) -> None:
@@ -502,7 +515,7 @@ def test_the_precision_is_the_rows_or_the_command_lines_or_the_recipes_and_auto_
         replace(PAIR, precision=row, recipe=recipe),
         request_of(folder, precision=command_line, backbone="vgg16-hed"),
     )
-    job = intake.resolve(pair, SOURCES, request, "w", auto=auto)
+    job = build_job(pair, SOURCES, request, "w", auto_precision=auto)
     assert job.recipe.method.precision == (auto if asked == "auto" else asked)
 
 
@@ -515,18 +528,18 @@ def test_a_plateau_is_the_rows_or_the_command_lines_and_0_is_none(folder: Path) 
     assert of(0.1, 0.02) == Plateau(tolerance=0.1)
     assert of(0.0, 0.02) is None
     with pytest.raises(InputError, match="^--plateau: 1.5 is not a share between 0 and 1; take one such as 0.01$"):
-        intake.prepare(request_of(folder, plateau=1.5), SETTINGS)
+        prepare(request_of(folder, plateau=1.5), SETTINGS)
 
 
 def keys_to_do(folder: Path, precision: str, auto: str | None = None) -> list[str]:
     request = request_of(folder, precision=precision, size=64)
-    taken = intake.prepare(request, SETTINGS)
-    taken = replace(taken, auto=auto) if auto else taken
-    return [job.key for job in intake.look(request, taken, SETTINGS).rows.to_do]
+    taken = prepare(request, SETTINGS)
+    taken = replace(taken, auto_precision=auto) if auto else taken
+    return [job.key for job in inspect_inputs(request, taken, SETTINGS).rows.to_do]
 
 
 def test_auto_is_what_this_machine_is_fast_at_and_has_the_key_of_what_it_comes_to(folder: Path) -> None:
-    assert keys_to_do(folder, "auto") == keys_to_do(folder, hardware.auto_precision())
+    assert keys_to_do(folder, "auto") == keys_to_do(folder, detect_precision())
     for came_to in ("float32", "mixed"):
         assert keys_to_do(folder, "auto", came_to) == keys_to_do(folder, came_to)
     assert not {*keys_to_do(folder, "float32")} & {*keys_to_do(folder, "mixed")}
@@ -542,8 +555,10 @@ def test_rows_that_ask_for_the_same_share_a_recipe_and_come_to_what_each_would_a
     """In whatever columns they differ."""
     asked = [PAIR, *(replace(PAIR, **{column: value}) for column, value in OTHERS.items())]
     rows = [replace(pair, id=f"{k}", row=k) for k, pair in enumerate([*asked, *asked])]
-    taken = intake.Intake(Manifest((*rows,), (), (), (), len(rows)), b"", "w", presets.PRESETS, exclusive=True, auto="float32")
-    jobs = intake.triage(taken, SOURCES, request_of(folder), {}).to_do
+    taken = LoadedManifest(
+        Manifest((*rows,), (), (), (), len(rows)), b"", "w", presets.PRESETS, exclusive=True, auto_precision="float32"
+    )
+    jobs = triage(taken, SOURCES, request_of(folder), {}).to_do
     assert [job.key for job in jobs] == [resolved(folder, pair).key for pair in rows]
     assert len({job.key for job in jobs}) == len({id(job.recipe) for job in jobs}) == len(asked)
     for job, again in zip(jobs[: len(asked)], jobs[len(asked) :], strict=True):
@@ -553,24 +568,26 @@ def test_rows_that_ask_for_the_same_share_a_recipe_and_come_to_what_each_would_a
 def test_a_result_in_one_precision_is_none_in_the_other(folder: Path) -> None:
     plain, mixed = (resolved(folder, replace(PAIR, precision=precision)) for precision in ("float32", "mixed"))
     done = {plain.id: Outcome(plain.id, plain.row, Status.SUCCEEDED, key=plain.key)}
-    assert (intake.is_done(plain, done), intake.is_done(mixed, done)) == (True, False)
+    assert (is_done(plain, done), is_done(mixed, done)) == (True, False)
 
 
 @pytest.mark.parametrize(("asked", "found"), [("auto", "done"), ("float32", "to do"), ("mixed", "done")])
 def test_what_auto_came_to_on_another_machine_is_a_result_of_auto_here(folder: Path, asked: str, found: str) -> None:
     request = request_of(folder, precision=asked)
-    taken = intake.Intake(Manifest((PAIR,), (), (), (), 1), b"", "w", presets.PRESETS, exclusive=True, auto="float32")
-    elsewhere = intake.triage(replace(taken, auto="mixed"), SOURCES, request_of(folder, precision="mixed"), {}).to_do[0]
+    taken = LoadedManifest(
+        Manifest((PAIR,), (), (), (), 1), b"", "w", presets.PRESETS, exclusive=True, auto_precision="float32"
+    )
+    elsewhere = triage(replace(taken, auto_precision="mixed"), SOURCES, request_of(folder, precision="mixed"), {}).to_do[0]
     done = {elsewhere.id: Outcome(elsewhere.id, elsewhere.row, Status.SUCCEEDED, key=elsewhere.key)}
-    rows = intake.triage(taken, SOURCES, request, done)
+    rows = triage(taken, SOURCES, request, done)
     assert ([*rows.done], len(rows.to_do)) == (([elsewhere], 0) if found == "done" else ([], 1))
-    (fresh,) = intake.triage(taken, SOURCES, request, {}).to_do
+    (fresh,) = triage(taken, SOURCES, request, {}).to_do
     assert fresh.recipe.method.precision == ("mixed" if asked == "mixed" else "float32")
 
 
 def test_a_precision_that_there_is_none_of_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="^--precision: 'half' is not float32, mixed or auto$"):
-        intake.prepare(request_of(folder, precision="half"), SETTINGS)
+        prepare(request_of(folder, precision="half"), SETTINGS)
 
 
 def test_a_rows_weights_replace_the_recipes(folder: Path) -> None:
@@ -597,12 +614,12 @@ def test_a_rows_mask_and_initial_picture_go_to_its_job_and_its_word_to_the_recip
 SKY = Source("/in/sky.png", "s", "1", 120, 160)
 
 
-def framed(folder: Path, content: Source = CAT, **sizes: tuple[int, int]) -> intake.Job:
+def framed(folder: Path, content: Source = CAT, **sizes: tuple[int, int]) -> Job:
     """The job of a row with a picture as `init` or `mask`, of these heights and widths."""
     given = {column: replace(SKY, uri=f"/in/{column}.png", height=h, width=w) for column, (h, w) in sizes.items()}
     pair = replace(PAIR, **{{"init": "init_picture"}.get(column, column): source.uri for column, source in given.items()})
     sources = {**SOURCES, CAT.uri: content, **{source.uri: source for source in given.values()}}
-    return intake.resolve(pair, sources, request_of(folder), "w")
+    return build_job(pair, sources, request_of(folder), "w")
 
 
 @pytest.mark.parametrize("column", ["init", "mask"])
@@ -627,53 +644,53 @@ def test_a_mask_may_be_smaller_than_what_the_network_sees(folder: Path) -> None:
 def test_the_error_of_a_mask_or_an_initial_picture_becomes_that_of_its_row(folder: Path, column: str) -> None:
     failed = StorageError("/in/sky.png: does not exist; check the name")
     with pytest.raises(StorageError) as caught:
-        intake.resolve(replace(PAIR, **{column: SKY.uri}), {**SOURCES, SKY.uri: failed}, request_of(folder), "w")
+        build_job(replace(PAIR, **{column: SKY.uri}), {**SOURCES, SKY.uri: failed}, request_of(folder), "w")
     assert caught.value is failed
 
 
 def test_the_error_of_a_picture_becomes_that_of_the_rows_that_use_it(folder: Path) -> None:
     failed = PictureError("/in/oil.jpg: not a picture")
     with pytest.raises(PictureError) as caught:
-        intake.resolve(PAIR, {CAT.uri: CAT, OIL.uri: failed}, request_of(folder), "w")
+        build_job(PAIR, {CAT.uri: CAT, OIL.uri: failed}, request_of(folder), "w")
     assert caught.value is failed
 
 
-LEAST = smallest_side(PAINTERLY.method.layers)
+LEAST = min_side(PAINTERLY.method.layers)
 
 
 def test_a_side_too_small_for_the_network_is_one_sentence(folder: Path) -> None:
     narrow = replace(CAT, uri="memory://in/narrow.png?token=SECRET", height=LEAST - 1, width=300)
     pair = replace(PAIR, content=narrow.uri)
     with pytest.raises(PictureError) as caught:
-        intake.resolve(pair, {narrow.uri: narrow, OIL.uri: OIL}, request_of(folder), "w")
+        build_job(pair, {narrow.uri: narrow, OIL.uri: OIL}, request_of(folder), "w")
     assert str(caught.value) == (
         f"memory://in/narrow.png: 300 x {LEAST - 1} pixels at size 512 leave a side below {LEAST}, "
         "the least that the network can see; give a larger or less narrow picture, or a larger size"
     )
     enough = replace(narrow, height=LEAST)
-    assert intake.resolve(pair, {narrow.uri: enough, OIL.uri: OIL}, request_of(folder), "w").height == LEAST
+    assert build_job(pair, {narrow.uri: enough, OIL.uri: OIL}, request_of(folder), "w").height == LEAST
     # the size can make it too small, and enlarging large enough
     with pytest.raises(PictureError, match="64 x 3 pixels at size 64"):
-        intake.resolve(pair, {narrow.uri: enough, OIL.uri: OIL}, request_of(folder, size=64), "w")
-    assert intake.resolve(pair, {narrow.uri: narrow, OIL.uri: OIL}, request_of(folder, upscale=True), "w").width == 512
+        build_job(pair, {narrow.uri: enough, OIL.uri: OIL}, request_of(folder, size=64), "w")
+    assert build_job(pair, {narrow.uri: narrow, OIL.uri: OIL}, request_of(folder, upscale=True), "w").width == 512
 
 
 def test_a_style_too_small_for_the_network_is_refused_too(folder: Path) -> None:
     with pytest.raises(PictureError, match="^/in/oil.jpg: 5 x 5 pixels at size 512 leave a side below"):
-        intake.resolve(PAIR, {CAT.uri: CAT, OIL.uri: replace(OIL, height=5, width=5)}, request_of(folder), "w")
+        build_job(PAIR, {CAT.uri: CAT, OIL.uri: replace(OIL, height=5, width=5)}, request_of(folder), "w")
 
 
 # Surveys
 
 
-def survey(request: Request) -> intake.Survey:
-    return intake.survey(request, intake.prepare(request, SETTINGS), SETTINGS)
+def survey(request: Request) -> DryRunSummary:
+    return summarize_dry_run(request, prepare(request, SETTINGS), SETTINGS)
 
 
 def test_a_survey_says_what_a_run_would_do_and_writes_nothing(folder: Path) -> None:
-    before = {name: os.stat(folder / name).st_mtime_ns for name in files(folder)}
+    before = {name: os.stat(folder / name).st_mtime_ns for name in list_files(folder)}
     found = survey(request_of(folder, size=64))
-    assert found == intake.Survey(
+    assert found == DryRunSummary(
         rows=2,
         done=0,
         to_do=(
@@ -683,20 +700,20 @@ def test_a_survey_says_what_a_run_would_do_and_writes_nothing(folder: Path) -> N
         problems=(),
         warnings=(),
     )
-    assert found.lines()[-1] == "2 rows: 0 done, 2 to do"
-    assert {name: os.stat(folder / name).st_mtime_ns for name in files(folder)} == before
+    assert found.format_lines()[-1] == "2 rows: 0 done, 2 to do"
+    assert {name: os.stat(folder / name).st_mtime_ns for name in list_files(folder)} == before
 
 
 def test_a_survey_knows_what_is_done(folder: Path) -> None:
     request = request_of(folder, precision="float32")
-    cat, oil = (intake.inspect(str(folder / name), 10_000) for name in ("cat.png", "oil.jpg"))
-    pair = intake.prepare(request, SETTINGS).manifest.pairs[0]
-    job = intake.resolve(pair, {cat.uri: cat, oil.uri: oil}, request, weights.sha256("tiny", None))
+    cat, oil = (inspect_image(str(folder / name), 10_000) for name in ("cat.png", "oil.jpg"))
+    pair = prepare(request, SETTINGS).manifest.pairs[0]
+    job = build_job(pair, {cat.uri: cat, oil.uri: oil}, request, weights.compute_sha256("tiny", None))
     publish(request.out, done(job.id, key=job.key, content=cat, styles=(oil,)))
     assert (survey(request).done, len(survey(request).to_do)) == (1, 1)
     # other steps are other work, and so are other bytes under the same name
     assert survey(replace(request, steps=5)).done == 0
-    storage.write(oil.uri, picture(color="red"))
+    files.write(oil.uri, picture(color="red"))
     assert survey(request).done == 0
 
 
@@ -712,7 +729,7 @@ def test_a_survey_tells_a_mask_that_does_not_fit(folder: Path) -> None:
 def test_a_survey_tells_every_problem(folder: Path) -> None:
     (folder / "m.csv").write_text("content,style,size\ncat.png,oil.jpg,\nnone.png,oil.jpg,\ncat.png,oil.jpg,9\n")
     request = request_of(folder)
-    storage.write(storage.join(request.out, "outcomes/cat_oil.json"), b"damaged")
+    files.write(join_uri(request.out, "outcomes/cat_oil.json"), b"damaged")
     found = survey(request)
     assert (found.rows, found.done, len(found.to_do)) == (3, 0, 1)
     (row_4, row_3) = found.problems
@@ -720,4 +737,4 @@ def test_a_survey_tells_every_problem(folder: Path) -> None:
     assert row_3 == f"row 3, none_oil: {folder}/none.png: does not exist; check the name"
     (warning,) = found.warnings
     assert warning.startswith("outcomes/cat_oil.json: ignored, ")
-    assert found.lines() == [warning, row_4, row_3, *found.to_do, "3 rows: 0 done, 1 to do"]
+    assert found.format_lines() == [warning, row_4, row_3, *found.to_do, "3 rows: 0 done, 1 to do"]

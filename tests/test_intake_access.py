@@ -12,11 +12,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
-from nst_tasks import intake, storage
-from nst_tasks.access import Access
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
-from nst_tasks.request import Request
-from nst_tasks.settings import Settings
+from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.readers import find_recipe, load_recipes, read_manifest
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.planning.inspection import inspect_image
+from nst_tasks.planning.prepare import prepare
+from nst_tasks.storage import access, files
+from nst_tasks.storage.access import Access
 
 
 def picture() -> bytes:
@@ -44,7 +47,7 @@ def inside(folder: Path) -> Settings:
 def problems(folder: Path, *rows: str, header: str = "content,style") -> list[str]:
     place = str(folder / "in" / "m.csv")
     Path(place).write_text("\n".join([header, *rows, ""]))
-    return [str(problem) for problem in intake.read_manifest(place, inside(folder).access)[1].problems]
+    return [str(problem) for problem in read_manifest(place, inside(folder).access)[1].problems]
 
 
 def test_rows_that_leave_the_roots_are_rejected_whichever_column_and_whichever_way(folder: Path) -> None:
@@ -78,7 +81,7 @@ def test_a_recipe_file_that_may_not_be_named_is_never_opened(folder: Path) -> No
     (folder / "other" / "my.toml").write_text("secret = 1\n")
     (folder / "in" / "m.csv").write_text("content,style,recipe\ncat.png,oil.png,../other/my.toml\ncat.png,oil.png,my.toml\n")
     place, allowed = str(folder / "in" / "m.csv"), inside(folder).access
-    parsed, known = intake.with_recipes(place, *intake.read_manifest(place, allowed), allowed)
+    parsed, known = load_recipes(place, *read_manifest(place, allowed), allowed)
     assert [pair.row for pair in parsed.pairs] == [3]
     assert "secret" not in str(parsed.problems)
     assert not any("other" in name for name in known)
@@ -89,28 +92,28 @@ def test_a_wrong_recipe_file_does_not_let_the_other_rows_out(folder: Path) -> No
     (folder / "in" / "my.toml").write_text("steps = -1\n")
     (folder / "in" / "m.csv").write_text("content,style,recipe\n../other/cat.png,oil.png,\ncat.png,oil.png,my.toml\n")
     place, allowed = str(folder / "in" / "m.csv"), inside(folder).access
-    assert not intake.with_recipes(place, *intake.read_manifest(place, allowed), allowed)[0].pairs
+    assert not load_recipes(place, *read_manifest(place, allowed), allowed)[0].pairs
 
 
 def test_a_manifest_on_a_store_may_not_name_local_files_and_a_local_one_may_name_both(memory: str, folder: Path) -> None:
     text = f"content,style\n{folder}/in/cat.png,{memory}/oil.png\ncat.png,file:///etc/passwd\ncat.png,pen.png\n".encode()
-    storage.write(f"{memory}/m.csv", text)
-    found = intake.read_manifest(f"{memory}/m.csv")[1]
+    files.write(f"{memory}/m.csv", text)
+    found = read_manifest(f"{memory}/m.csv")[1]
     assert [(problem.row, problem.column) for problem in found.problems] == [(2, "content"), (3, "style")]
     assert all("is a path on this machine, which a manifest on a store may not name" in str(line) for line in found.problems)
     (folder / "in" / "m.csv").write_bytes(text)
-    assert not intake.read_manifest(str(folder / "in" / "m.csv"))[1].problems
+    assert not read_manifest(str(folder / "in" / "m.csv"))[1].problems
 
 
 @pytest.mark.parametrize("field", ["manifest", "out", "weights", "recipe"])
 def test_a_request_outside_the_roots_is_refused_as_a_whole(folder: Path, field: str) -> None:
     request = Request(str(folder / "in" / "m.csv"), str(folder / "in" / "out"), backbone="tiny")
-    intake.prepare(request, inside(folder))
+    prepare(request, inside(folder))
     (folder / "other" / "w.h5").write_bytes(b"")
     name = {"manifest": "m.csv", "out": "out", "weights": "w.h5", "recipe": "my.toml"}[field]
     request = replace(request, **{field: str(folder / "other" / name)})
     with pytest.raises(InputError) as caught:
-        intake.prepare(request, inside(folder))
+        prepare(request, inside(folder))
     place = f"{folder}/other/{name}: is not below NST_ALLOWED_ROOTS ({folder}/in); move it there, or name another place"
     prefix = {
         "out": "--out: the output cannot be written: ",
@@ -127,11 +130,11 @@ def test_an_output_whose_folders_lead_elsewhere_is_refused(folder: Path) -> None
     out.mkdir()
     (out / "images").symlink_to(folder / "other")
     with pytest.raises(StorageError, match="out/images: is not below NST_ALLOWED_ROOTS"):
-        intake.check_output(str(out), inside(folder).access)
-    intake.check_output(str(out), Access())
+        access.check_output(str(out), inside(folder).access)
+    access.check_output(str(out), Access())
     (out / "images").unlink()
     (out / "images").symlink_to(folder / "in")
-    intake.check_output(str(out), inside(folder).access)
+    access.check_output(str(out), inside(folder).access)
 
 
 def test_a_link_exchanged_after_the_manifest_was_read_is_not_followed(folder: Path) -> None:
@@ -140,17 +143,17 @@ def test_a_link_exchanged_after_the_manifest_was_read_is_not_followed(folder: Pa
     place.unlink()
     place.symlink_to(folder / "other" / "cat.png")
     with pytest.raises(StorageError, match="in/cat.png: is not below NST_ALLOWED_ROOTS"):
-        intake.inspect(str(place), 10_000, inside(folder).access)
-    assert intake.inspect(str(place), 10_000).height == 60
+        inspect_image(str(place), 10_000, inside(folder).access)
+    assert inspect_image(str(place), 10_000).height == 60
 
 
 @pytest.mark.parametrize("field", ["manifest", "out", "weights", "recipe"])
 def test_a_request_with_a_secret_is_refused_for_prefect_would_store_it(memory: str, field: str) -> None:
-    storage.write(f"{memory}/m.csv", b"content,style\ncat.png,oil.png\n")
+    files.write(f"{memory}/m.csv", b"content,style\ncat.png,oil.png\n")
     request = Request(f"{memory}/m.csv", f"{memory}/out", backbone="tiny")
     for uri in (f"{memory}/x.toml?token=hunter2", memory.replace("://", "://ann:hunter2@") + "/x.toml"):
         with pytest.raises(InputError) as caught:
-            intake.prepare(replace(request, **{field: uri}), Settings())
+            prepare(replace(request, **{field: uri}), Settings())
         name = field if field == "manifest" else f"--{field}"
         line = f"{name}: {memory}/x.toml has a password or a query, which Prefect would store; "
         assert any(found.startswith(line) for found in str(caught.value).splitlines())
@@ -164,10 +167,10 @@ def test_sizes_are_looked_at_before_anything_is_read(folder: Path) -> None:
     with pytest.raises(
         ManifestError, match="big.csv: 8589934592 bytes are more than the 67108864 that a manifest may have; split"
     ):
-        intake.read_manifest(str(folder / "in" / "big.csv"))
+        read_manifest(str(folder / "in" / "big.csv"))
     sentence = "big.png: 8589934592 bytes are above the limit of 416777216; make it smaller or raise NST_MAX_MEGAPIXELS"
     with pytest.raises(PictureError, match=sentence):
-        intake.inspect(str(folder / "in" / "big.png"), 100_000_000)
+        inspect_image(str(folder / "in" / "big.png"), 100_000_000)
 
 
 @pytest.mark.parametrize("name", ["pipe", "zero"])
@@ -175,14 +178,14 @@ def test_what_never_ends_is_not_read(folder: Path, name: str) -> None:
     os.mkfifo(folder / "in" / "pipe")
     (folder / "in" / "zero").symlink_to("/dev/zero")
     with pytest.raises(StorageError, match=f"in/{name}: is a device or a pipe, which may have no end; name a file$"):
-        intake.inspect(str(folder / "in" / name), 10_000)
+        inspect_image(str(folder / "in" / name), 10_000)
 
 
 def test_recipes_named_by_a_person_stay_below_the_roots_too(folder: Path) -> None:
     allowed = inside(folder).access
-    assert intake.find_recipe(str(folder / "in" / "my.toml"), allowed).name == "my"
+    assert find_recipe(str(folder / "in" / "my.toml"), allowed).name == "my"
     with pytest.raises(SettingsError, match="^recipe .*/other/my.toml: is not below NST_ALLOWED_ROOTS"):
-        intake.find_recipe(str(folder / "other" / "my.toml"), allowed)
+        find_recipe(str(folder / "other" / "my.toml"), allowed)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,25 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flows.terminal import run_flow
-from nst_tasks import intake, manifest, outcome, recipe_file, recipes, storage, weights
+from flows.console import run_flow
 from nst_tasks.core.method import LBFGS
 from nst_tasks.errors import InputError, ManifestError, SettingsError, StorageUnavailable
-from nst_tasks.intake import Intake, Triage
-from nst_tasks.manifest import Manifest, Pair
-from nst_tasks.presets import PAINTERLY, PRESETS, TF_TUTORIAL
-from nst_tasks.request import Request
-from nst_tasks.settings import Settings
+from nst_tasks.inputs import manifest, recipe_file, weights
+from nst_tasks.inputs.jobs import Job
+from nst_tasks.inputs.manifest import Manifest, Pair
+from nst_tasks.inputs.manifest_export import build_grid, export_rejected
+from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.presets import PAINTERLY, PRESETS, TF_TUTORIAL
+from nst_tasks.inputs.readers import LoadedManifest, find_recipe, load_recipes, read_manifest, resolve_recipe_name
+from nst_tasks.inputs.recipe import override
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import outcome
+from nst_tasks.outputs.layout import marker_path
+from nst_tasks.planning.dry_run import summarize_dry_run
+from nst_tasks.planning.inspection import inspect_image, list_image_uris
+from nst_tasks.planning.prepare import prepare
+from nst_tasks.planning.triage import Triage, build_job, triage
+from nst_tasks.storage import files
 
 SETTINGS = Settings()
 MINE = 'base = "painterly"\nsteps = 7\n'
@@ -44,22 +54,22 @@ def request_of(folder: Path, **fields: Any) -> Request:
 
 def refusals(request: Request) -> list[str]:
     with pytest.raises(InputError) as refused:
-        intake.prepare(request, SETTINGS)
+        prepare(request, SETTINGS)
     return str(refused.value).split("\n")
 
 
 def read(folder: Path) -> Manifest:
     place = str(folder / "m.csv")
-    return intake.with_recipes(place, *intake.read_manifest(place))[0]
+    return load_recipes(place, *read_manifest(place))[0]
 
 
-def triaged(request: Request) -> tuple[Intake, Triage]:
-    taken = intake.prepare(request, SETTINGS)
-    sources = {uri: intake.inspect(uri, SETTINGS.max_pixels) for uri in intake.picture_uris(taken.manifest.pairs)}
-    return taken, intake.triage(taken, sources, request, {})
+def triaged(request: Request) -> tuple[LoadedManifest, Triage]:
+    taken = prepare(request, SETTINGS)
+    sources = {uri: inspect_image(uri, SETTINGS.max_pixels) for uri in list_image_uris(taken.manifest.pairs)}
+    return taken, triage(taken, sources, request, {})
 
 
-def jobs(request: Request) -> dict[str, intake.Job]:
+def jobs(request: Request) -> dict[str, Job]:
     _, found = triaged(request)
     assert not found.refused
     return {job.id: job for job in found.to_do}
@@ -69,17 +79,17 @@ def jobs(request: Request) -> dict[str, intake.Job]:
 
 
 def test_a_recipe_is_found_by_a_presets_name_or_a_files_uri(folder: Path, memory: str) -> None:
-    assert intake.find_recipe("tf-tutorial") is TF_TUTORIAL
+    assert find_recipe("tf-tutorial") is TF_TUTORIAL
     mine = replace(PAINTERLY, name="my", method=replace(PAINTERLY.method, steps=7))
-    assert intake.find_recipe(str(folder / "my.toml")) == mine
-    storage.write(f"{memory}/deep/My.TOML", MINE.encode())
-    assert intake.find_recipe(f"{memory}/deep/My.TOML") == replace(mine, name="My")
+    assert find_recipe(str(folder / "my.toml")) == mine
+    files.write(f"{memory}/deep/My.TOML", MINE.encode())
+    assert find_recipe(f"{memory}/deep/My.TOML") == replace(mine, name="My")
 
 
 def test_every_problem_of_a_file_names_it(folder: Path) -> None:
     (folder / "my.toml").write_text('base = "paintrly"\nsteps = -1\n')
     with pytest.raises(SettingsError) as refused:
-        intake.find_recipe(str(folder / "my.toml"))
+        find_recipe(str(folder / "my.toml"))
     assert str(refused.value).split("\n") == [
         f"recipe {folder}/my.toml: base: 'paintrly' is not a preset; did you mean painterly?",
         f"recipe {folder}/my.toml: steps: -1 is not in 0..100000",
@@ -97,31 +107,31 @@ def test_every_problem_of_a_file_names_it(folder: Path) -> None:
 def test_a_file_that_cannot_be_read_is_one_line(folder: Path, place: str, fault: str) -> None:
     (folder / "folder.toml").mkdir()
     with pytest.raises(SettingsError) as refused:
-        intake.find_recipe(str(folder / place))
+        find_recipe(str(folder / place))
     assert str(refused.value) == f"recipe {folder}/{place}: {fault}"
 
 
 def test_a_file_that_is_too_large_is_not_even_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "huge.toml").write_bytes(b"#" * (recipe_file.MAX_BYTES + 1))
-    monkeypatch.setattr(storage, "read", lambda uri: pytest.fail("it was read"))
+    monkeypatch.setattr(files, "read", lambda uri: pytest.fail("it was read"))
     with pytest.raises(SettingsError, match=r"huge\.toml: 1000001 bytes are too many for a recipe, which has 1000000 at most"):
-        intake.find_recipe(str(folder / "huge.toml"))
+        find_recipe(str(folder / "huge.toml"))
 
 
 def test_a_files_uri_is_told_without_its_secrets(memory: str) -> None:
     uri = memory.replace("memory://", "memory://user:hunter2@") + "/my.toml?token=hunter2"
     for fault in ("does not exist; check the name", "steps: -1 is not in 0..100000"):
         with pytest.raises(SettingsError) as refused:
-            intake.find_recipe(uri)
+            find_recipe(uri)
         assert str(refused.value) == f"recipe {memory}/my.toml: {fault}"
-        storage.write(uri, MINE.replace("7", "-1").encode())
+        files.write(uri, MINE.replace("7", "-1").encode())
 
 
 def test_a_file_is_found_from_any_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    assert intake.located("my.toml") == str(folder / "my.toml")
-    assert intake.located("s3://bucket/my.toml") == "s3://bucket/my.toml"
-    assert intake.located("painterly") == "painterly"
+    assert resolve_recipe_name("my.toml") == str(folder / "my.toml")
+    assert resolve_recipe_name("s3://bucket/my.toml") == "s3://bucket/my.toml"
+    assert resolve_recipe_name("painterly") == "painterly"
 
 
 # The run's recipe
@@ -165,7 +175,7 @@ def test_a_file_whose_layers_the_backbone_has_not_refuses_the_run(folder: Path) 
 
 @pytest.mark.parametrize("snapshots", [None, 0, 1, 100_000])
 def test_snapshots_are_none_or_every_so_many_steps(folder: Path, snapshots: int | None) -> None:
-    assert intake.prepare(request_of(folder, snapshots=snapshots), SETTINGS).manifest.rows == 3
+    assert prepare(request_of(folder, snapshots=snapshots), SETTINGS).manifest.rows == 3
 
 
 # The rows' recipes
@@ -174,10 +184,10 @@ def test_snapshots_are_none_or_every_so_many_steps(folder: Path, snapshots: int 
 def test_a_row_names_a_file_from_the_manifests_folder(folder: Path, memory: str) -> None:
     pair = read(folder).pairs[0]
     assert pair.recipe == str(folder / "my.toml")
-    storage.write(f"{memory}/in/m.csv", b"content,style,recipe\ncat.png,oil.png,../recipes/my.toml\n")
-    storage.write(f"{memory}/recipes/my.toml", MINE.encode())
+    files.write(f"{memory}/in/m.csv", b"content,style,recipe\ncat.png,oil.png,../recipes/my.toml\n")
+    files.write(f"{memory}/recipes/my.toml", MINE.encode())
     place = f"{memory}/in/m.csv"
-    parsed, known = intake.with_recipes(place, *intake.read_manifest(place))
+    parsed, known = load_recipes(place, *read_manifest(place))
     assert parsed.pairs[0].recipe == f"{memory}/recipes/my.toml"
     assert known[f"{memory}/recipes/my.toml"].method.steps == 7
 
@@ -185,8 +195,8 @@ def test_a_row_names_a_file_from_the_manifests_folder(folder: Path, memory: str)
 def test_a_file_is_read_once_however_many_rows_name_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows(folder, *(f"r{k},cat.png,oil.png,{'my.toml' if k % 2 else './my.toml'}" for k in range(10)))
     opened = []
-    read = storage.read
-    monkeypatch.setattr(storage, "read", lambda uri: opened.append(uri) or read(uri))
+    read = files.read
+    monkeypatch.setattr(files, "read", lambda uri: opened.append(uri) or read(uri))
     place = str(folder / "my.toml")
     assert len(jobs(request_of(folder, recipe=place))) == 10
     assert opened.count(place) == 1
@@ -226,21 +236,21 @@ def test_a_file_whose_layers_the_backbone_has_not_fails_its_row(folder: Path) ->
 
 
 def test_a_store_that_fails_for_the_moment_refuses_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = storage.read
+    read = files.read
 
     def flaky(uri: str) -> bytes:
         if uri.endswith(".toml"):
             raise StorageUnavailable(f"{uri}: the store failed for the moment (OSError)")
         return read(uri)
 
-    monkeypatch.setattr(storage, "read", flaky)
+    monkeypatch.setattr(files, "read", flaky)
     assert refusals(request_of(folder)) == [f"recipe {folder}/my.toml: the store failed for the moment (OSError)"]
 
 
 def test_rejected_rows_name_their_recipe_file_from_any_folder(folder: Path) -> None:
     (folder / "my.toml").write_text("")
     rows(folder, "a,cat.png,oil.png, my.toml ", "b,cat.png,oil.png,paintrly", "c,cat.png,oil.png,/r/your.toml")
-    text = manifest.rejected_csv(read(folder), str(folder)).decode()
+    text = export_rejected(read(folder), str(folder)).decode()
     assert [line.rpartition(",")[2] for line in text.splitlines()] == [
         "recipe",
         f"{folder}/my.toml",
@@ -265,9 +275,9 @@ def test_a_manifest_with_a_recipe_like_none_suggests_one() -> None:
 
 
 def test_grid_takes_a_file_as_it_is_and_refuses_an_unknown_name() -> None:
-    assert manifest.grid(["/c.png"], ["/s.png"], "/r/my.toml").decode().endswith(",/c.png,/s.png,/r/my.toml\n")
+    assert build_grid(["/c.png"], ["/s.png"], "/r/my.toml").decode().endswith(",/c.png,/s.png,/r/my.toml\n")
     with pytest.raises(ManifestError, match=r"paintrly is not a recipe; did you mean painterly\?"):
-        manifest.grid(["/c.png"], ["/s.png"], "paintrly")
+        build_grid(["/c.png"], ["/s.png"], "paintrly")
 
 
 # What a recipe decides
@@ -276,7 +286,7 @@ def test_grid_takes_a_file_as_it_is_and_refuses_an_unknown_name() -> None:
 def test_the_files_content_decides_the_key_and_not_its_name(folder: Path) -> None:
     (folder / "same.toml").write_text("# the same in other words\n" + MINE.replace("7", "0x7"))
     (folder / "other.toml").write_text(MINE.replace("7", "8"))
-    (folder / "whole.toml").write_bytes(recipe_file.text(TF_TUTORIAL).replace('name = "tf-tutorial"', 'name = "x"').encode())
+    (folder / "whole.toml").write_bytes(recipe_file.to_toml(TF_TUTORIAL).replace('name = "tf-tutorial"', 'name = "x"').encode())
     names = ("my.toml", "same.toml", "other.toml", "whole.toml", "tf-tutorial", "")
     rows(folder, *(f"r{k},cat.png,oil.png,{name}" for k, name in enumerate(names)))
     keys = {name: job.key for name, job in zip(names, jobs(request_of(folder)).values(), strict=True)}
@@ -303,19 +313,19 @@ def test_a_row_that_starts_from_noise_gets_some(folder: Path) -> None:
 
 def test_a_survey_and_a_record_hold_the_whole_recipe(folder: Path) -> None:
     request = request_of(folder, size=64)
-    survey = intake.survey(request, intake.prepare(request, SETTINGS), SETTINGS)
+    survey = summarize_dry_run(request, prepare(request, SETTINGS), SETTINGS)
     assert survey.to_do[0] == "row 2, a: cat x oil, my, 64 x 48, 7 steps"
     plain = jobs(request)["a"].recipe.as_plain()
     assert json.loads(json.dumps(plain))["method"]["steps"] == 7
 
 
 def test_a_job_made_without_a_manifest_knows_the_presets(folder: Path) -> None:
-    source = intake.inspect(str(folder / "cat.png"), SETTINGS.max_pixels)
+    source = inspect_image(str(folder / "cat.png"), SETTINGS.max_pixels)
     pair = Pair(2, "a", source.uri, (source.uri,), (1.0,))
     for name in PRESETS:
         request = request_of(folder, recipe=name, backbone="vgg16", upscale=True)
-        job = intake.resolve(pair, {source.uri: source}, request, weights.DEFAULT)
-        assert job.recipe == recipes.override(PRESETS[name], precision="float32")
+        job = build_job(pair, {source.uri: source}, request, weights.DEFAULT_BACKBONE)
+        assert job.recipe == override(PRESETS[name], precision="float32")
 
 
 # All the way through the flow
@@ -333,7 +343,7 @@ def test_the_flow_takes_recipe_files_and_snapshots_as_the_command_does(folder: P
         {"succeeded": 2, "failed": 0, "rejected": 1, "skipped": 0},
     )
     assert ended.report is not None
-    done = {id: outcome.from_json((folder / "out" / outcome.marker_path(id)).read_bytes()) for id in "ab"}
+    done = {id: outcome.from_json((folder / "out" / marker_path(id)).read_bytes()) for id in "ab"}
     assert {id: (d.recipe["name"], d.recipe["method"]["steps"]) for id, d in done.items()} == {"a": ("my", 2), "b": ("run", 3)}
     record = json.loads((folder / "out/runs" / ended.report.run_id / "run.json").read_text())
     assert (record["request"]["recipe"], record["request"]["snapshots"]) == (str(folder / "run.toml"), 2)

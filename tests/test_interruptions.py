@@ -14,23 +14,25 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from servers import nst
 
-from flows.terminal import Ended, run_flow
-from nst_tasks import claims, outcome, storage
-from nst_tasks.claims import Claim
-from nst_tasks.outcome import Status
-from nst_tasks.request import Request
+from flows.console import FlowEnd, run_flow
+from nst_tasks.inputs.options import Request
+from nst_tasks.outputs import claims, outcome
+from nst_tasks.outputs.claims import Claim
+from nst_tasks.outputs.layout import history_path, marker_path
+from nst_tasks.outputs.outcome import Status
+from nst_tasks.storage import files
+from tests.support.servers import nst
 
 SAID = "interrupted; what is finished is safe: run the same command again"
 
 
 def marker(out: Path, id: str) -> outcome.Outcome:
-    return outcome.from_json((out / outcome.marker_path(id)).read_bytes())
+    return outcome.from_json((out / marker_path(id)).read_bytes())
 
 
 def losses(out: Path, id: str) -> pd.DataFrame:
-    return pd.read_parquet(out / outcome.history_path(id)).drop(columns=["run_id", "seconds"])
+    return pd.read_parquet(out / history_path(id)).drop(columns=["run_id", "seconds"])
 
 
 # --- signals ---
@@ -90,7 +92,7 @@ app = typer.Typer()
 
 @app.command()
 def early():
-    with cli._stoppable():
+    with cli._exit_on_interrupt():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1000)
 
@@ -105,13 +107,13 @@ def test_a_signal_before_anything_began_ends_with_130() -> None:
 
 STUCK = """
 import atexit, os, signal, sys, time, threading
-from flows import terminal
-from nst_tasks.progress import Watch
-terminal.GRACE_SECONDS = 0.3
-watch = Watch()
+from flows import console
+from nst_tasks.progress import Progress
+console.FORCED_EXIT_DELAY = 0.3
+progress = Progress()
 
 def compute():
-    with watch.compute():
+    with progress.count_computation():
         began.set()
         time.sleep(1.5)
         print("computed", flush=True)
@@ -121,7 +123,7 @@ began = threading.Event()
 threading.Thread(target=compute).start()
 began.wait()
 atexit.register(lambda: 1 / 0)  # as a library's does whose cluster is not closed yet
-with terminal._signals(watch):
+with console._handle_signals(progress):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(1000)
 """
@@ -196,7 +198,7 @@ def test_a_pair_that_takes_its_process_down_twice_is_set_aside_and_no_other(
 # --- what earlier runs left, what others do ---
 
 
-def run(pictures: Path, out: Path, **more: object) -> Ended:
+def run(pictures: Path, out: Path, **more: object) -> FlowEnd:
     (pictures / "m.csv").write_text("id,content,style,recipe\na,cat.png,oil.png,tf-tutorial\nb,dog.png,ink.png,tf-tutorial\n")
     request = Request(str(pictures / "m.csv"), str(out), backbone="tiny", size=64, steps=3)
     return run_flow(replace(request, **more))  # type: ignore[arg-type]
@@ -209,10 +211,10 @@ def test_what_a_kill_left_of_finished_pairs_is_swept_and_other_peoples_is_not(pi
     key = marker(out, "a").key
     theirs = "ff" * 32
     for name in (f"checkpoints/{key}.0-000001.npz", f"checkpoints/{key}.0-000002.npz", f"checkpoints/{theirs}.0-000001.npz"):
-        storage.write(str(out / name), b"left")
+        files.write(str(out / name), b"left")
     for name, expires in ((key, 0.0), (theirs, time.time() + 100)):
         claim = Claim(name, 0, "o", "r", "m", "1.1", "", 0, expires)
-        storage.write(str(out / "claims" / f"{name}.0.json"), json.dumps(vars(claim)).encode())
+        files.write(str(out / "claims" / f"{name}.0.json"), json.dumps(vars(claim)).encode())
     assert run(pictures, out).message.startswith("0 succeeded, 0 failed, 0 rejected, 2 skipped")
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"{theirs}.0-000001.npz"]
     assert [path.name for path in (out / "claims").iterdir()] == [f"{theirs}.0.json"]
@@ -225,7 +227,7 @@ def test_a_useless_checkpoint_is_told_in_the_report(pictures: Path, tmp_path: Pa
     before = (out / "images/a.png").read_bytes()
     name = f"{marker(out, 'a').key}.0-000002.npz"
     (out / "outcomes/a.json").unlink()
-    storage.write(str(out / "checkpoints" / name), b"torn")
+    files.write(str(out / "checkpoints" / name), b"torn")
     again = run(pictures, out)
     assert again.report is not None
     assert again.report.warnings == (f"checkpoints/{name}: ignored, it is damaged",)
@@ -244,12 +246,12 @@ def test_pairs_that_another_run_is_doing_are_waited_for(pictures: Path, tmp_path
     now = time.time()
     for id, expires in (("a", now + 1000), ("b", now + 8)):
         claim = Claim(keys[id], 0, "o", "r", "m", "1.1", "", 0, expires)
-        storage.write(str(out / "claims" / f"{keys[id]}.0.json"), json.dumps(vars(claim)).encode())
+        files.write(str(out / "claims" / f"{keys[id]}.0.json"), json.dumps(vars(claim)).encode())
 
     def finish() -> None:
         for path in ("images/a.png", "history/a.parquet", "thumbnails/a.jpg", "outcomes/a.json"):
-            storage.write(str(out / path), (other / path).read_bytes())
-        storage.delete(str(out / "claims" / f"{keys['a']}.0.json"))
+            files.write(str(out / path), (other / path).read_bytes())
+        files.delete(str(out / "claims" / f"{keys['a']}.0.json"))
 
     timer = threading.Timer(4.0, finish)
     timer.start()
@@ -260,7 +262,7 @@ def test_pairs_that_another_run_is_doing_are_waited_for(pictures: Path, tmp_path
     assert ended.message == "1 succeeded, 0 failed, 0 rejected, 1 skipped of 2 rows"
     assert marker(out, "a").run_id == marker(other, "a").run_id  # not made twice
     assert marker(out, "b").status is Status.SUCCEEDED
-    assert claims.standing(str(out)) == {}
+    assert claims.current_claims(str(out)) == {}
 
 
 @pytest.mark.usefixtures("flow_api")

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nst_tasks import kept
-from nst_tasks.core.quality import Gaussian, Moments, Target
-from nst_tasks.kept import Kept
+from nst_tasks import cache
+from nst_tasks.cache import ByteLRU
+from nst_tasks.core.metrics import FactoredGaussian, Gaussian, StyleMoments
 
 
 def test_the_least_recently_used_is_given_up_for_what_takes_its_bytes() -> None:
-    room, made = Kept(100), []
+    room, made = ByteLRU(100), []
 
     def ask(key: str, bytes: int) -> np.ndarray:
-        return room.get(key, lambda: made.append(key) or np.zeros(bytes, np.uint8))
+        return room.get_or_compute(key, lambda: made.append(key) or np.zeros(bytes, np.uint8))
 
     first = ask("a", 40)
     ask("b", 40)
@@ -28,41 +28,41 @@ def test_the_least_recently_used_is_given_up_for_what_takes_its_bytes() -> None:
 
 
 def test_what_is_larger_than_the_room_takes_nobodys_place() -> None:
-    room = Kept(10)
-    room.get("small", lambda: np.zeros(10, np.uint8))
-    assert len(room.get("large", lambda: np.zeros(11, np.uint8))) == 11
+    room = ByteLRU(10)
+    room.get_or_compute("small", lambda: np.zeros(10, np.uint8))
+    assert len(room.get_or_compute("large", lambda: np.zeros(11, np.uint8))) == 11
     assert len(room) == 1
-    assert room.get("small", lambda: pytest.fail("made anew")).nbytes == 10
+    assert room.get_or_compute("small", lambda: pytest.fail("made anew")).nbytes == 10
     room.clear()
     assert len(room) == 0
-    assert room.get("small", lambda: np.ones(10, np.uint8)).all()
+    assert room.get_or_compute("small", lambda: np.ones(10, np.uint8)).all()
 
 
 def test_what_is_forgotten_leaves_its_room_to_others() -> None:
-    room = Kept(10)
-    room.keep("a", b"five!")
-    room.keep("b", b"five?")
-    room.forget(lambda key: key == "a")
-    assert room.get("a", lambda: b"six...") == b"six..."  # the room of five is not enough: b, used before, has to go
+    room = ByteLRU(10)
+    room.add("a", b"five!")
+    room.add("b", b"five?")
+    room.remove_if(lambda key: key == "a")
+    assert room.get_or_compute("a", lambda: b"six...") == b"six..."  # the room of five is not enough: b, used before, has to go
     assert len(room) == 1
-    room.forget(lambda key: key == "b")
-    assert room.get("a", bytes) == b"six..."
-    room.keep("c", b"four")
+    room.remove_if(lambda key: key == "b")
+    assert room.get_or_compute("a", bytes) == b"six..."
+    room.add("c", b"four")
     assert len(room) == 2
 
 
 def test_what_is_kept_already_stays() -> None:
-    room = Kept(10)
-    room.keep("a", b"first")
-    room.keep("a", b"second")
-    assert room.get("a", bytes) == b"first"
-    room.keep("b", b"sixsix")
+    room = ByteLRU(10)
+    room.add("a", b"first")
+    room.add("a", b"second")
+    assert room.get_or_compute("a", bytes) == b"first"
+    room.add("b", b"sixsix")
     assert len(room) == 1
 
 
 def test_the_bytes_of_arrays_and_tensors_are_found_wherever_they_are() -> None:
     array, tensor = np.zeros((2, 3), np.float64), tf.zeros((4, 5), tf.bfloat16)
-    assert (kept.size(array), kept.size(tensor)) == (48, 40)
+    assert (cache.count_bytes(array), cache.count_bytes(tensor)) == (48, 40)
     gaussian = Gaussian(tf.zeros(2, tf.float64), tf.zeros((2, 2), tf.float64))
-    assert kept.size({"a": [gaussian], "b": (array, None, "text", 1.0)}) == 48 + 48
-    assert kept.size(Moments({"block1_conv1": Target(*gaussian)}, 0.5)) == 48
+    assert cache.count_bytes({"a": [gaussian], "b": (array, None, "text", 1.0)}) == 48 + 48
+    assert cache.count_bytes(StyleMoments({"block1_conv1": FactoredGaussian(*gaussian)}, 0.5)) == 48

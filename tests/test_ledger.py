@@ -7,15 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from nst_tasks import ledger, storage
-from nst_tasks.ledger import Entry, Result
+from nst_tasks.outputs import ledger
+from nst_tasks.outputs.ledger import Entry, RunResult
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
 
 ENTRY = Entry(
     manifest="s3://team/inbox/a.csv",
     sha256="5a",
     version="1b",
     settled=True,
-    result=Result.GOOD,
+    result=RunResult.GOOD,
     counts={"succeeded": 2, "failed": 0, "rejected": 0, "skipped": 0},
     message="2 succeeded",
     run_id="20261122T020000Z-ab12",
@@ -26,18 +28,18 @@ ENTRY = Entry(
 
 
 def entries(out: str, file: str = "a.csv") -> list[str]:
-    return list(storage.listing(storage.join(out, "_ledger", file)))
+    return list(files.list_files(join_uri(out, "_ledger", file)))
 
 
 def test_an_entry_comes_back_as_it_was_and_the_newest_counts(memory: str) -> None:
-    assert ledger.newest(memory, "a.csv") is None
+    assert ledger.read_newest(memory, "a.csv") is None
     ledger.write(memory, "a.csv", ENTRY)
-    assert ledger.newest(memory, "a.csv") == ENTRY
-    later = replace(ENTRY, result=Result.FAILED, settled=False, began="2026-11-22T02:00:00.000002+00:00")
+    assert ledger.read_newest(memory, "a.csv") == ENTRY
+    later = replace(ENTRY, result=RunResult.FAILED, settled=False, began="2026-11-22T02:00:00.000002+00:00")
     ledger.write(memory, "a.csv", later)
     ledger.write(memory, "a.csv", replace(ENTRY, began="2025-01-01T00:00:00+00:00"))
-    assert ledger.newest(memory, "a.csv") == later
-    assert ledger.newest(memory, "a.CSV") is None
+    assert ledger.read_newest(memory, "a.csv") == later
+    assert ledger.read_newest(memory, "a.CSV") is None
 
 
 def test_entries_of_the_same_moment_do_not_replace_each_other(memory: str) -> None:
@@ -63,22 +65,22 @@ def test_entries_of_the_same_moment_do_not_replace_each_other(memory: str) -> No
 )
 def test_a_damaged_entry_is_named_and_never_hides_behind_an_older_one(memory: str, damage: bytes) -> None:
     ledger.write(memory, "a.csv", ENTRY)
-    storage.write(storage.join(memory, "_ledger", "a.csv", "2099-torn.json"), damage)
+    files.write(join_uri(memory, "_ledger", "a.csv", "2099-torn.json"), damage)
     with pytest.raises(ValueError, match="^_ledger/a.csv/2099-torn.json: ignored, "):
-        ledger.newest(memory, "a.csv")
+        ledger.read_newest(memory, "a.csv")
 
 
 def test_fields_of_a_newer_version_are_ignored(memory: str) -> None:
-    storage.write(storage.join(memory, "_ledger", "a.csv", "1.json"), json.dumps({**vars(ENTRY), "host": "b"}).encode())
-    assert ledger.newest(memory, "a.csv") == ENTRY
+    files.write(join_uri(memory, "_ledger", "a.csv", "1.json"), json.dumps({**vars(ENTRY), "host": "b"}).encode())
+    assert ledger.read_newest(memory, "a.csv") == ENTRY
 
 
 def test_a_version_is_of_place_bytes_and_options() -> None:
-    first = ledger.version("s3://b/a.csv", "5a", {"size": 512, "recipe": {"tv": 1.0}})
-    assert first == ledger.version("s3://b/a.csv", "5a", {"recipe": {"tv": 1.0}, "size": 512})
+    first = ledger.compute_version("s3://b/a.csv", "5a", {"size": 512, "recipe": {"tv": 1.0}})
+    assert first == ledger.compute_version("s3://b/a.csv", "5a", {"recipe": {"tv": 1.0}, "size": 512})
     others = [
-        ledger.version("s3://c/a.csv", "5a", {"size": 512, "recipe": {"tv": 1.0}}),
-        ledger.version("s3://b/a.csv", "5b", {"size": 512, "recipe": {"tv": 1.0}}),
-        ledger.version("s3://b/a.csv", "5a", {"size": 512, "recipe": {"tv": 2.0}}),
+        ledger.compute_version("s3://c/a.csv", "5a", {"size": 512, "recipe": {"tv": 1.0}}),
+        ledger.compute_version("s3://b/a.csv", "5b", {"size": 512, "recipe": {"tv": 1.0}}),
+        ledger.compute_version("s3://b/a.csv", "5a", {"size": 512, "recipe": {"tv": 2.0}}),
     ]
     assert len({first, *others}) == 4

@@ -9,21 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nst_tasks.errors import ManifestError
-from nst_tasks.manifest import (
-    COLUMNS,
-    MAX_BYTES,
-    MAX_CELL,
-    MAX_STYLES,
-    REQUIRED,
-    Manifest,
-    Pair,
-    Problem,
-    archived,
-    grid,
-    parse,
-    rejected_csv,
-)
-from nst_tasks.presets import PRESETS
+from nst_tasks.inputs.columns import COLUMNS, MAX_CELL_CHARS, MAX_STYLES, REQUIRED_COLUMNS
+from nst_tasks.inputs.csv_text import MAX_BYTES
+from nst_tasks.inputs.manifest import Manifest, Pair, Problem, parse
+from nst_tasks.inputs.manifest_export import build_grid, export_rejected, sanitize_manifest
+from nst_tasks.inputs.presets import PRESETS
 
 FOLDER = "/data/in"
 
@@ -64,7 +54,7 @@ def test_a_row_of_every_column() -> None:
         steps=100,
         seed=7,
         init="noise",
-        init_picture=None,
+        init_image=None,
         content_weight=1e4,
         style_weight=0.5,
         tv_weight=0.0,
@@ -87,7 +77,7 @@ def test_the_defaults_of_a_row() -> None:
         steps=None,
         seed=0,
         init=None,
-        init_picture=None,
+        init_image=None,
         content_weight=None,
         style_weight=None,
         tv_weight=None,
@@ -134,19 +124,19 @@ def test_what_keep_color_may_say(cells: tuple[str, ...], meaning: str) -> None:
 )
 def test_init_is_one_of_three_words_or_a_picture(cell: str, init: str | None, picture: str | None) -> None:
     pair = only_pair(one_row(init=cell))
-    assert (pair.init, pair.init_picture) == (init, picture)
+    assert (pair.init, pair.init_image) == (init, picture)
 
 
 def test_the_pictures_of_a_row_with_their_columns() -> None:
     pair = only_pair(one_row(style="a.jpg|b.jpg", init="i.png", mask="m.png"))
-    assert pair.pictures == [
+    assert pair.image_uris == [
         ("content", "/data/in/cat.jpg"),
         ("style", "/data/in/a.jpg"),
         ("style", "/data/in/b.jpg"),
         ("init", "/data/in/i.png"),
         ("mask", "/data/in/m.png"),
     ]
-    assert [column for column, _ in only_pair(one_row(init="noise")).pictures] == ["content", "style"]
+    assert [column for column, _ in only_pair(one_row(init="noise")).image_uris] == ["content", "style"]
 
 
 @pytest.mark.parametrize(("column", "cell"), [("size", "64"), ("size", "8192"), ("steps", "0"), ("steps", "100000")])
@@ -178,7 +168,7 @@ def test_bounds_are_inclusive(column: str, cell: str) -> None:
 )
 def test_relative_uris_resolve_against_the_folder(folder: str, cell: str, uri: str) -> None:
     pair = only_pair(one_row(content=cell, style=cell, init=cell, mask=cell), folder)
-    assert (pair.content, pair.styles, pair.init_picture, pair.mask) == (uri, (uri,), uri, uri)
+    assert (pair.content, pair.styles, pair.init_image, pair.mask) == (uri, (uri,), uri, uri)
 
 
 def test_a_relative_folder_is_a_mistake_of_the_caller() -> None:
@@ -210,7 +200,7 @@ def test_every_column_is_documented_and_accepted() -> None:
     pair = only_pair(",".join(COLUMNS) + "\ncat.jpg,starry.jpg\n")
     assert pair.id == "cat_starry"
     assert all(COLUMNS.values())
-    assert set(REQUIRED) < set(COLUMNS)
+    assert set(REQUIRED_COLUMNS) < set(COLUMNS)
 
 
 # Refusals of the file as a whole
@@ -375,7 +365,7 @@ def test_the_line_of_a_problem() -> None:
 
 
 def test_the_longest_cell_and_the_most_styles_are_accepted() -> None:
-    assert only_pair(one_row(content="a" * MAX_CELL)).content == f"{FOLDER}/{'a' * MAX_CELL}"
+    assert only_pair(one_row(content="a" * MAX_CELL_CHARS)).content == f"{FOLDER}/{'a' * MAX_CELL_CHARS}"
     assert len(only_pair(one_row(style="|".join("a" * MAX_STYLES))).styles) == MAX_STYLES
 
 
@@ -432,7 +422,7 @@ def test_a_row_that_names_what_it_may_not_is_rejected_with_column_value_and_reme
         "s3://u:secret@bad/a.jpg?secret,s.jpg,noise,,painterly\n"
         "a.jpg,s.jpg,content,m.png,r.toml\n"
     )
-    manifest = parse(text.encode(), FOLDER, fault=lambda uri: "is bad; name another" if "bad" in uri else None)
+    manifest = parse(text.encode(), FOLDER, find_uri_problem=lambda uri: "is bad; name another" if "bad" in uri else None)
     named = {"content": "a.jpg", "init": "i.png", "mask": "m.png", "recipe": "r.toml", "style": "t.jpg"}
     assert [str(problem) for problem in manifest.problems] == [
         *(f"row 2, column {column}: bad/{name} is bad; name another" for column, name in named.items()),
@@ -443,7 +433,7 @@ def test_a_row_that_names_what_it_may_not_is_rejected_with_column_value_and_reme
 
 def test_places_are_judged_where_they_lead_not_as_they_are_written() -> None:
     seen: list[str] = []
-    parse(one_row(style="../t.jpg|s3://b/s.jpg", init="noise", recipe="my.toml").encode(), FOLDER, fault=seen.append)
+    parse(one_row(style="../t.jpg|s3://b/s.jpg", init="noise", recipe="my.toml").encode(), FOLDER, find_uri_problem=seen.append)
     assert seen == ["/data/in/cat.jpg", "/data/in/my.toml", "/data/in/../t.jpg", "s3://b/s.jpg"]
 
 
@@ -499,7 +489,7 @@ def test_settings_of_a_row_give_it_another_id() -> None:
         "mask": "sky.png",
         "format": "png",
     }
-    assert {*settings} == {*COLUMNS} - {*REQUIRED, "id", "problem"}
+    assert {*settings} == {*COLUMNS} - {*REQUIRED_COLUMNS, "id", "problem"}
     identities = {only_pair(one_row(**{column: cell})).id for column, cell in settings.items()}
     assert len(identities) == len(settings)
     assert "cat_starry" not in identities
@@ -551,7 +541,7 @@ def test_rejected_rows_come_back_corrected_from_another_folder(folder: str) -> N
     assert len(expected) == 4
 
     first = read(text, folder)
-    written = rejected_csv(first, folder)
+    written = export_rejected(first, folder)
     again = parse(written, "/elsewhere")
     assert [problem.column for problem in again.problems] == [problem.column for problem in first.problems]
     assert not again.pairs
@@ -566,15 +556,15 @@ def test_rejected_rows_come_back_corrected_from_another_folder(folder: str) -> N
 @pytest.mark.parametrize("init", ["first.png", "noise", "Style "])
 def test_masks_and_initial_pictures_come_back_from_another_folder(init: str) -> None:
     text = f"content,style,init,mask,size\ncat.jpg,s.jpg,{init},../sky.png,9\n"
-    written = rejected_csv(read(text), FOLDER).decode()
+    written = export_rejected(read(text), FOLDER).decode()
     assert only_pair(written.replace(",9", ",99"), "/elsewhere") == only_pair(text.replace(",9", ",99"))
-    empty = rejected_csv(read("content,style,init,mask,size\ncat.jpg,s.jpg,,,9\n"), FOLDER).decode()
-    assert only_pair(empty.replace(",9", ",99"), "/elsewhere").pictures == only_pair(one_row(style="s.jpg")).pictures
+    empty = export_rejected(read("content,style,init,mask,size\ncat.jpg,s.jpg,,,9\n"), FOLDER).decode()
+    assert only_pair(empty.replace(",9", ",99"), "/elsewhere").image_uris == only_pair(one_row(style="s.jpg")).image_uris
 
 
 def test_rejected_csv_says_why_in_the_row_itself() -> None:
     manifest = read("content,style,size,format\na.jpg,b.jpg,,\n=cmd().jpg,-b.jpg,9,bmp\n")
-    header, row = csv.reader(io.StringIO(rejected_csv(manifest, FOLDER).decode()))
+    header, row = csv.reader(io.StringIO(export_rejected(manifest, FOLDER).decode()))
     assert header == ["problem", "content", "style", "size", "format"]
     assert row[0] == " | ".join(map(str, manifest.problems))
     assert row[0].startswith("row 3, column size: 9 is below"), "never with a formula's first character"
@@ -589,14 +579,14 @@ PLAIN = ("-1", "+5.5", "-1e-3", "'quoted'", "a=b", "'", "")
 def test_a_formula_is_escaped_in_rejected_csv_and_read_back_as_what_it_was(cell: str) -> None:
     escaped = f"'{cell}" if cell in FORMULAS else cell
     manifest = read(f'content,style,size,seed\na.jpg,s.jpg,9,"{escaped}"\n')
-    written = rejected_csv(manifest, FOLDER)
+    written = export_rejected(manifest, FOLDER)
     _, row = csv.reader(io.StringIO(written.decode(), newline=""))
     assert row[4] == escaped
     assert parse(written, "/elsewhere").rejected[0].cells[4] == manifest.rejected[0].cells[3] == cell
 
 
 def test_a_grid_of_names_like_formulas_is_escaped_and_read_back() -> None:
-    data = grid(["=a.jpg", "-b.jpg"], ["@s.jpg"], None)
+    data = build_grid(["=a.jpg", "-b.jpg"], ["@s.jpg"], None)
     assert [row[1:] for row in csv.reader(io.StringIO(data.decode()))][1:] == [["'-b.jpg", "'@s.jpg"], ["'=a.jpg", "'@s.jpg"]]
     assert [pair.content for pair in parse(data, FOLDER).pairs] == ["/data/in/-b.jpg", "/data/in/=a.jpg"]
 
@@ -607,16 +597,16 @@ def test_the_kept_manifest_has_neither_formulas_nor_secrets() -> None:
         b'\'=x,https://ann:se|cret@host/a.jpg?secret,s.jpg|https://h/t.jpg?secret|u.jpg,=1+1,-1,"=2,3"\n'
         b"y,a.jpg\n"
     )
-    kept = archived(data)
+    kept = sanitize_manifest(data)
     assert kept == (
         b"\n ID ,Content,STYLE,seed,tv_weight\n'=x,https://host/a.jpg,s.jpg|https://h/t.jpg|u.jpg,'=1+1,-1,\"'=2,3\"\ny,a.jpg\n"
     ).replace(b" ID ", b"ID ")
-    assert archived(kept) == kept
+    assert sanitize_manifest(kept) == kept
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbfcontent,style\r\n\r\n'=a,-1\r\n", b'content,style\n"a?b#c@d:e","x\ny"'])
 def test_a_manifest_with_nothing_to_hide_is_kept_byte_for_byte(data: bytes) -> None:
-    assert archived(data) == data
+    assert sanitize_manifest(data) == data
 
 
 def test_rejected_csv_keeps_any_cell_whole() -> None:
@@ -624,12 +614,12 @@ def test_rejected_csv_keeps_any_cell_whole() -> None:
     out = io.StringIO()
     csv.writer(out).writerows([["content", "style", "size", "id"], cells])
     manifest = read(out.getvalue())
-    again = parse(rejected_csv(manifest, FOLDER), "/elsewhere")
+    again = parse(export_rejected(manifest, FOLDER), "/elsewhere")
     assert again.rejected[0].cells[1:] == ("/data/in/" + cells[0], "/data/in/" + cells[1], "9", "=1+1")
 
 
 def test_styles_below_a_folder_with_a_bar_stay_as_they_are() -> None:
-    written = rejected_csv(read(one_row(size="9"), "/a|b"), "/a|b").decode()
+    written = export_rejected(read(one_row(size="9"), "/a|b"), "/a|b").decode()
     assert written.endswith("/a|b/cat.jpg,starry.jpg,9\n")
     assert only_pair(one_row(mask="m|n.png"), "/a|b").mask == "/a|b/m|n.png"  # one picture, whatever its name
 
@@ -638,13 +628,13 @@ def test_styles_below_a_folder_with_a_bar_stay_as_they_are() -> None:
 
 
 def test_grid_is_the_sorted_cross_product() -> None:
-    assert grid(["b.jpg", "a.jpg", "b.jpg"], ["t.jpg", "s.jpg"], None) == (
+    assert build_grid(["b.jpg", "a.jpg", "b.jpg"], ["t.jpg", "s.jpg"], None) == (
         b"id,content,style\na_s,a.jpg,s.jpg\na_t,a.jpg,t.jpg\nb_s,b.jpg,s.jpg\nb_t,b.jpg,t.jpg\n"
     )
 
 
 def test_grid_numbers_equal_names() -> None:
-    data = grid(["x/a.jpg", "y/A.jpg", "z/a.png", "z/q.jpg"], ["s.jpg", "t/s.jpg", "s-2.jpg"], None)
+    data = build_grid(["x/a.jpg", "y/A.jpg", "z/a.png", "z/q.jpg"], ["s.jpg", "t/s.jpg", "s-2.jpg"], None)
     manifest = parse(data, FOLDER)
     assert not manifest.problems
     assert [pair.id for pair in manifest.pairs] == [
@@ -656,14 +646,14 @@ def test_grid_numbers_equal_names() -> None:
 
 
 def test_grid_with_a_recipe_names_the_pairs_as_rows_without_id_would() -> None:
-    pair = only_pair(grid(["cat.jpg"], ["starry.jpg"], "painterly").decode())
+    pair = only_pair(build_grid(["cat.jpg"], ["starry.jpg"], "painterly").decode())
     assert pair == only_pair(one_row(recipe="painterly"))
     assert pair.recipe == "painterly"
 
 
 def test_grid_writes_odd_names_whole() -> None:
     names = ["a,b.jpg", 'c"d.jpg', "e\nf.jpg", "g\rh.jpg", "é|ü.jpg"]
-    manifest = parse(grid(names, ["s, t.jpg"], None), FOLDER)
+    manifest = parse(build_grid(names, ["s, t.jpg"], None), FOLDER)
     assert sorted(pair.content for pair in manifest.pairs) == [f"/data/in/{name}" for name in names]
 
 
@@ -682,7 +672,7 @@ def test_grid_refuses_what_no_manifest_can_hold(
     contents: list[str], styles: list[str], recipe: str | None, message: str
 ) -> None:
     with pytest.raises(ManifestError, match=message):
-        grid(contents, styles, recipe)
+        build_grid(contents, styles, recipe)
 
 
 # Any input at all
@@ -710,7 +700,7 @@ CELL = st.one_of(
     ),
     st.text(max_size=8),
 )
-HEADER = st.lists(st.sampled_from(sorted({*COLUMNS} - {*REQUIRED})), unique=True, max_size=5)
+HEADER = st.lists(st.sampled_from(sorted({*COLUMNS} - {*REQUIRED_COLUMNS})), unique=True, max_size=5)
 TABLES = st.tuples(HEADER, st.lists(st.lists(CELL, min_size=1, max_size=8), max_size=8))
 
 
@@ -727,17 +717,17 @@ def check(data: bytes) -> None:
     for pair in manifest.pairs:
         assert pair.id.isascii() and len(pair.id) <= 128 and pair.id[0].isalnum()
         assert all(char.isalnum() or char in "._-" for char in pair.id)
-        assert all(uri.startswith("/") or "://" in uri for _, uri in pair.pictures)
-        assert pair.init in (None, "content", "style", "noise") and None in (pair.init, pair.init_picture)
+        assert all(uri.startswith("/") or "://" in uri for _, uri in pair.image_uris)
+        assert pair.init in (None, "content", "style", "noise") and None in (pair.init, pair.init_image)
         assert sum(pair.style_weights) == pytest.approx(1) and len(pair.style_weights) == len(pair.styles)
     for problem in manifest.problems:
         assert str(problem).isprintable() and str(problem).startswith(f"row {problem.row}, column {problem.column}: ")
     if manifest.rejected:
-        written = rejected_csv(manifest, FOLDER)
+        written = export_rejected(manifest, FOLDER)
         again = parse(written, "/elsewhere")
         assert again.rows == len(manifest.rejected)
-        assert archived(written) == written or b"://" in written
-    assert archived(archived(data)) == archived(data)
+        assert sanitize_manifest(written) == written or b"://" in written
+    assert sanitize_manifest(sanitize_manifest(data)) == sanitize_manifest(data)
 
 
 @given(st.binary())
@@ -759,7 +749,7 @@ def test_any_rows_below_a_header(text: str, header: str) -> None:
 def test_any_table(table: tuple[list[str], list[list[str]]]) -> None:
     header, rows = table
     out = io.StringIO()
-    csv.writer(out, lineterminator="\r\n").writerows([[*REQUIRED, *header], *rows])
+    csv.writer(out, lineterminator="\r\n").writerows([[*REQUIRED_COLUMNS, *header], *rows])
     check(out.getvalue().encode())
 
 
@@ -786,7 +776,7 @@ NAMES = st.lists(
 @given(NAMES, NAMES)
 def test_any_grid_is_a_good_manifest(contents: list[str], styles: list[str]) -> None:
     contents, styles = ([name.strip() or "x" for name in names] for names in (contents, styles))
-    manifest = parse(grid(contents, styles, None), FOLDER)
+    manifest = parse(build_grid(contents, styles, None), FOLDER)
     assert not manifest.problems
     assert manifest.rows == len({*contents}) * len({*styles})
 
@@ -800,6 +790,6 @@ def test_a_hundred_thousand_rows() -> None:
 
 def test_only_light_imports() -> None:
     """`nst validate` answers within a second."""
-    code = "import sys, nst_tasks.manifest; print(*{'tensorflow', 'numpy', 'pandas', 'prefect'} & {*sys.modules})"
+    code = "import sys, nst_tasks.inputs.manifest; print(*{'tensorflow', 'numpy', 'pandas', 'prefect'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -8,11 +8,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.demo import prepare
-from flows.terminal import run_flow
-from nst_tasks import manifest, outcome, presets, storage
-from nst_tasks.request import Request
-from nst_tasks.samples import samples
+from flows.console import run_flow
+from flows.demo import write_samples
+from manifests.samples import samples
+from nst_tasks.inputs import manifest, presets
+from nst_tasks.inputs.columns import COLUMNS
+from nst_tasks.inputs.options import Request
+from nst_tasks.outputs import outcome
+from nst_tasks.outputs.report import SUMMARY_COLUMNS, build_summary
+from nst_tasks.storage import files
 
 pytestmark = pytest.mark.usefixtures("flow_api")
 
@@ -29,16 +33,16 @@ def test_an_example_has_no_problem_and_names_samples_that_there_are(name: str) -
     parsed = manifest.parse(EXAMPLES[name], "/samples")
     assert parsed.problems == ()
     given = {f"/samples/{sample}" for sample in samples()}
-    assert {uri for pair in parsed.pairs for _, uri in pair.pictures} <= given
+    assert {uri for pair in parsed.pairs for _, uri in pair.image_uris} <= given
 
 
 def test_the_example_of_every_column_has_every_column_and_runs(tmp_path: Path) -> None:
     parsed = manifest.parse(EXAMPLES["every-column.csv"], "/")
-    assert set(parsed.header) == set(manifest.COLUMNS) - {"problem"}
+    assert set(parsed.header) == set(COLUMNS) - {"problem"}
     assert {pair.keep_color for pair in parsed.pairs} == {"", "luminance", "match"}
-    assert {column for pair in parsed.pairs for column, _ in pair.pictures} == {"content", "style", "init", "mask"}
+    assert {column for pair in parsed.pairs for column, _ in pair.image_uris} == {"content", "style", "init", "mask"}
     for name, data in samples().items():
-        storage.write(str(tmp_path / name), data)
+        files.write(str(tmp_path / name), data)
     (tmp_path / "m.csv").write_bytes(EXAMPLES["every-column.csv"])
     request = Request(str(tmp_path / "m.csv"), str(tmp_path / "out"), backbone="tiny", size=96, steps=2)
     ended = run_flow(request)
@@ -56,7 +60,7 @@ def test_the_example_of_every_column_has_every_column_and_runs(tmp_path: Path) -
 
 
 def test_the_demo_moves_every_pair_far_towards_its_style_with_real_features(tmp_path: Path) -> None:
-    made = Path(prepare(str(tmp_path)))
+    made = Path(write_samples(str(tmp_path)))
     text = made.read_text()
     assert ",240,30," in text
     made.write_text(text.replace(",240,30,", ",240,4,"))  # fewer steps, to be quick
@@ -75,7 +79,7 @@ def test_the_demo_moves_every_pair_far_towards_its_style_with_real_features(tmp_
 
 
 def test_every_recipe_runs_from_a_manifests_row(tmp_path: Path) -> None:
-    made = Path(prepare(str(tmp_path))).with_name("recipes.csv")
+    made = Path(write_samples(str(tmp_path))).with_name("recipes.csv")
     rows = [line.split(",") for line in made.read_text().splitlines()]
     assert {row[3] for row in rows[1:]} == set(presets.PRESETS)
     small = [rows[0]] + [[*row[:4], "64", "3"] for row in rows[1:]]  # smaller and fewer steps, to be quick
@@ -85,9 +89,9 @@ def test_every_recipe_runs_from_a_manifests_row(tmp_path: Path) -> None:
     for name, recipe in presets.PRESETS.items():
         done = outcome.from_json((tmp_path / f"outcomes/{name}.json").read_bytes())
         assert done.recipe["source"] == recipe.source
-        assert set(done.quality) == {"style_gap", *outcome.QUALITY}
+        assert set(done.quality) == {"style_gap", *outcome.QUALITY_KEYS}
         assert set(done.quality["style_gap"]) >= {layer for layer, _ in recipe.method.style.layers if layer < "block5"}
-    assert list(outcome.summary([done]).columns) == list(outcome.SUMMARY_COLUMNS)
+    assert list(build_summary([done]).columns) == list(SUMMARY_COLUMNS)
 
 
 def test_the_grids_manifest_is_three_contents_by_four_styles() -> None:

@@ -21,34 +21,35 @@ from fsspec.implementations.memory import MemoryFileSystem
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
-from servers import answered, picture
 from typer.testing import CliRunner
 
-from flows import fanout
+from flows import fanout, nightly, stylize
 from flows.cli import app
-from flows.deploy import deployments, serve
-from flows.nightly import Swept
-from flows.terminal import Ended, run_sweep
-from nst_tasks import ledger, storage
-from nst_tasks.claims import Claim
+from flows.console import FlowEnd, run_sweep
+from flows.deployments import build_deployments, serve
+from flows.nightly import SweepResult
 from nst_tasks.errors import ClusterError, InputError, SettingsError
-from nst_tasks.ledger import Result
-from nst_tasks.request import Request
-from nst_tasks.settings import Settings
+from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import ledger
+from nst_tasks.outputs.claims import Claim
+from nst_tasks.outputs.ledger import RunResult
+from nst_tasks.storage import files
+from tests.support.servers import answered, picture
 
 GOOD = "id,content,style\na,cat.png,oil.png\n"
 
 
-def sweep(pictures: Path, out: Path, **options: Any) -> tuple[Ended, Swept | None]:
+def sweep(pictures: Path, out: Path, **options: Any) -> tuple[FlowEnd, SweepResult | None]:
     return run_sweep(Request(str(pictures), str(out), backbone="tiny", size=64, steps=1, **options))
 
 
-def results(swept: Swept | None) -> dict[str, str]:
+def results(swept: SweepResult | None) -> dict[str, str]:
     assert swept is not None
     return {file: entry.result.value for file, entry in swept.entries.items()}
 
 
-def files(folder: Path) -> dict[str, tuple[bytes, float]]:
+def read_folder(folder: Path) -> dict[str, tuple[bytes, float]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime) for path in folder.rglob("*") if path.is_file()}
 
 
@@ -60,7 +61,7 @@ def test_each_manifest_is_run_once_until_it_changes(pictures: Path, tmp_path: Pa
     (pictures / "_own.csv").write_text(GOOD)
     (pictures / "half.csv").write_text("content,style\ncat.png,oil.png\n,oil.png\n")
     (pictures / "gone.csv").write_text("content,style\ngone.png,oil.png\ndog.png,oil.png\n")
-    inbox = files(pictures)
+    inbox = read_folder(pictures)
     ended, swept = sweep(pictures, out)
     assert results(swept) == {
         "_own.csv": "refused", "broken.csv": "refused", "gone.csv": "failures", "good.csv": "good", "half.csv": "failures",
@@ -68,14 +69,14 @@ def test_each_manifest_is_run_once_until_it_changes(pictures: Path, tmp_path: Pa
     assert (ended.name, ended.exit_code) == ("Completed with failures", 1)
     assert ended.message == "5 manifests: 1 good, 2 with failures, 2 refused, 0 failed, 0 unchanged"
     assert (out / "good/images/a.png").exists()
-    assert files(pictures) == inbox
+    assert read_folder(pictures) == inbox
 
     # a picture may come; a row that is wrong, and a manifest that is, can only be edited
-    left = files(out)
+    left = read_folder(out)
     ended, swept = sweep(pictures, out)
     assert results(swept) == {"gone.csv": "failures"}
     assert ended.message == "5 manifests: 0 good, 1 with failures, 0 refused, 0 failed, 4 unchanged"
-    now = files(out)
+    now = read_folder(out)
     assert {path for path, content in now.items() if left.get(path) != content and "/gone" not in path} == set()
 
     (pictures / "gone.png").write_bytes((pictures / "cat.png").read_bytes())
@@ -107,9 +108,7 @@ def test_the_ledger_tells_the_version_that_was_really_run(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A manifest that is edited after it was looked at, and before it is run."""
-    from nst_tasks import inbox
-
-    looked = inbox.look
+    looked = nightly.list_manifests
 
     def edited_after(*arguments: Any) -> Any:
         found = looked(*arguments)
@@ -118,7 +117,7 @@ def test_the_ledger_tells_the_version_that_was_really_run(
 
     (pictures / "good.csv").write_text(GOOD)
     with monkeypatch.context() as patch:
-        patch.setattr(inbox, "look", edited_after)
+        patch.setattr(nightly, "list_manifests", edited_after)
         _, swept = sweep(pictures, tmp_path / "out")
     assert swept is not None
     assert swept.entries["good.csv"].counts["succeeded"] == 2
@@ -172,14 +171,14 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.usefixtures("flow_api")
 def test_a_store_that_is_full_ends_the_sweep_with_its_sentence(full: str) -> None:
     for name in ("cat", "oil"):
-        storage.write(f"{full}/in/{name}.png", picture(name))
+        files.write(f"{full}/in/{name}.png", picture(name))
     for name in "abc":
-        storage.write(f"{full}/in/{name}.csv", GOOD.encode())
+        files.write(f"{full}/in/{name}.csv", GOOD.encode())
     ended, swept = run_sweep(Request(f"{full}/in", f"{full}/out", backbone="tiny", size=64, steps=1))
     assert (ended.name, ended.exit_code, swept) == ("Failed", 1, None)
     assert ended.message.startswith("the sweep could not go on, what is finished is safe: fullstore://team/out/b/images/")
     assert "the disk is full" in ended.message
-    found = {file: ledger.newest(f"{full}/out", file) for file in ("a.csv", "b.csv", "c.csv")}
+    found = {file: ledger.read_newest(f"{full}/out", file) for file in ("a.csv", "b.csv", "c.csv")}
     assert {file: entry and (entry.result.value, entry.settled) for file, entry in found.items()} == {
         "a.csv": ("good", True), "b.csv": ("failed", False), "c.csv": None,
     }  # fmt: skip
@@ -209,7 +208,7 @@ def test_what_a_store_cannot_do_is_told_and_every_manifest_is_run(
     fsspec.register_implementation("laxstore", LaxStore, clobber=True)
     monkeypatch.setenv("NST_ALLOWED_ROOTS", "laxstore://team")
     for name in ("a", "b"):
-        storage.write(f"laxstore://team/in/{name}.csv", b"content,stile\n")
+        files.write(f"laxstore://team/in/{name}.csv", b"content,stile\n")
     logger = logging.getLogger("prefect.flow_runs")
     logger.addHandler(caplog.handler)
     try:
@@ -231,30 +230,28 @@ def test_a_cluster_that_goes_away_ends_the_sweep_with_its_sentence(
     def gone(*arguments: Any) -> Any:
         raise ClusterError("the cluster's scheduler went away")
 
-    monkeypatch.setattr(fanout, "stylized", gone)
+    monkeypatch.setattr(fanout, "run_jobs", gone)
     for name in "ab":
         (pictures / f"{name}.csv").write_text(GOOD)
     ended, swept = sweep(pictures, tmp_path / "out")
     assert (ended.name, ended.exit_code, swept) == ("Failed", 1, None)
     assert "the cluster's scheduler went away" in ended.message
-    found = ledger.newest(str(tmp_path / "out"), "a.csv")
-    assert found is not None and (found.result, found.settled) == (Result.FAILED, False)
+    found = ledger.read_newest(str(tmp_path / "out"), "a.csv")
+    assert found is not None and (found.result, found.settled) == (RunResult.FAILED, False)
 
 
 @pytest.mark.usefixtures("flow_api")
 def test_a_defect_in_one_manifests_run_does_not_stop_the_others(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nst_tasks import intake
+    prepared = stylize.prepare
 
-    prepared = intake.prepare
-
-    def prepare(request: Request, settings: Settings) -> Any:
+    def prepare_with_defect(request: Request, settings: Settings) -> Any:
         if request.manifest.endswith("a.csv"):
             raise ZeroDivisionError("a defect of ours")
         return prepared(request, settings)
 
-    monkeypatch.setattr(intake, "prepare", prepare)
+    monkeypatch.setattr(stylize, "prepare", prepare_with_defect)
     for name in "ab":
         (pictures / f"{name}.csv").write_text(GOOD)
     _, swept = sweep(pictures, tmp_path / "out")
@@ -318,10 +315,15 @@ def test_every_end_of_a_run_is_an_event_that_tells_no_secret(flow_api: str, pict
 
 
 def test_every_result_is_counted_in_the_message() -> None:
-    words = {Result.GOOD: "good", Result.FAILURES: "with failures", Result.REFUSED: "refused", Result.FAILED: "failed"}
+    words = {
+        RunResult.GOOD: "good",
+        RunResult.FAILURES: "with failures",
+        RunResult.REFUSED: "refused",
+        RunResult.FAILED: "failed",
+    }
     for word in words.values():
-        assert f"0 {word}" in Swept({}, 0).message
-    assert {*words, Result.INTERRUPTED} == set(Result)  # one that is interrupted ends the sweep
+        assert f"0 {word}" in SweepResult({}, 0).message
+    assert {*words, RunResult.INTERRUPTED} == set(RunResult)  # one that is interrupted ends the sweep
 
 
 # --- the command line ---
@@ -390,7 +392,7 @@ NIGHT = Request("s3://team/inbox", "s3://team/out", size=256)
 
 
 def test_a_deployment_names_its_flow_by_module_and_lets_no_two_nights_overlap() -> None:
-    nightly, on_demand = deployments(NIGHT, Settings())
+    nightly, on_demand = build_deployments(NIGHT, Settings())
     assert (nightly.entrypoint, on_demand.entrypoint) == ("flows.nightly.nightly", "flows.stylize.stylize_manifest")
     assert nightly.parameters is not None
     assert {name: nightly.parameters[name] for name in ("inbox", "out", "size", "recipe", "runner")} == {
@@ -405,7 +407,7 @@ def test_a_deployment_names_its_flow_by_module_and_lets_no_two_nights_overlap() 
 
 @pytest.mark.parametrize("k", [0, 1])
 def test_a_deployments_parameters_make_a_form(k: int) -> None:
-    schema = deployments(NIGHT, Settings())[k]._parameter_openapi_schema
+    schema = build_deployments(NIGHT, Settings())[k]._parameter_openapi_schema
     properties = schema.properties
     assert schema.required == (["inbox", "out"] if k == 0 else ["manifest", "out"])
     assert all(parameter["description"] for parameter in properties.values())
@@ -429,14 +431,14 @@ def test_a_deployments_parameters_make_a_form(k: int) -> None:
 )
 def test_settings_that_make_no_deployment_are_one_sentence(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        deployments(NIGHT, replace(Settings(), **changed))
+        build_deployments(NIGHT, replace(Settings(), **changed))
     assert str(caught.value).startswith(sentence)
 
 
 def test_a_deployment_takes_no_secret() -> None:
     for place in ({"out": "s3://k:hunter2@team/o"}, {"manifest": "s3://team/i?hunter2"}, {"weights": "s3://team/w?hunter2"}):
         with pytest.raises(SettingsError, match="has a password or a query, which Prefect would store") as caught:
-            deployments(replace(NIGHT, **place), Settings())  # type: ignore[arg-type]
+            build_deployments(replace(NIGHT, **place), Settings())  # type: ignore[arg-type]
         assert "hunter2" not in str(caught.value)
 
 

@@ -12,21 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from jobs import LIGHT, TINY_SHA256, run_into, saved, two_jobs
-from transfers import Array, picture
 
-from nst_tasks import images, loading, measuring, optimization, outcome
-from nst_tasks.batching import Job
-from nst_tasks.core import objective, quality, transfer
-from nst_tasks.core.backbones import Backbone
+from nst_tasks.core import metrics, objective, transfer
 from nst_tasks.core.method import SGD, Adam, StyleLoss, TotalVariation
-from nst_tasks.devices import Device
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.engine import optimization
+from nst_tasks.engine.devices import Device
+from nst_tasks.engine.optimization import TransferResult
+from nst_tasks.engine.preprocessing import load_job, postprocess, prepare_content, prepare_initial_image
+from nst_tasks.engine.targets import StyleStatistics, measure_styles
 from nst_tasks.errors import DivergedError, Interrupted, StorageError
-from nst_tasks.images import Picture
-from nst_tasks.optimization import Result
-from nst_tasks.progress import Watch
-from nst_tasks.recipes import Recipe
-from nst_tasks.settings import Run
+from nst_tasks.images import codec
+from nst_tasks.images.picture import Picture
+from nst_tasks.inputs.jobs import Job
+from nst_tasks.inputs.recipe import Recipe
+from nst_tasks.inputs.run import Run
+from nst_tasks.outputs.layout import snapshot_path
+from nst_tasks.progress import Progress
+from tests.support.jobs import LIGHT, TINY_SHA256, run_into, saved, two_jobs
+from tests.support.transfers import Array, picture
 
 STEPS = 4 + 5  # of the light recipe, over its two levels
 
@@ -42,13 +46,15 @@ def two(tmp_path: Path) -> list[Job]:
     return two_jobs(tmp_path)
 
 
-def optimized(jobs: Sequence[Job], run: Run, device: Device, observer: Watch | None = None) -> list[Result | DivergedError]:
-    return optimization.optimize([loading.load(one, run) for one in jobs], run, device, observer or Watch())
+def optimized(
+    jobs: Sequence[Job], run: Run, device: Device, observer: Progress | None = None
+) -> list[TransferResult | DivergedError]:
+    return optimization.optimize([load_job(one, run) for one in jobs], run, device, observer or Progress())
 
 
-def succeeded(jobs: Sequence[Job], run: Run, device: Device) -> list[Result]:
+def succeeded(jobs: Sequence[Job], run: Run, device: Device) -> list[TransferResult]:
     found = optimized(jobs, run, device)
-    assert all(isinstance(result, Result) for result in found)
+    assert all(isinstance(result, TransferResult) for result in found)
     return found  # type: ignore[return-value]
 
 
@@ -61,48 +67,48 @@ def with_method(**fields: object) -> Recipe:
 
 def test_each_level_tells_the_losses_of_every_image(two: list[Job], tmp_path: Path, device: Device) -> None:
     run = run_into(tmp_path)
-    observer = Watch()
+    observer = Progress()
     found = optimized(two, run, device, observer)
-    assert (observer.steps_done, observer.work_done) == (2 * STEPS, sum(one.work for one in two))
+    assert (observer.steps_done, observer.work_done) == (2 * STEPS, sum(one.pixel_steps for one in two))
     backbone = device.backbones[TINY_SHA256]
     for one, result in zip(two, found, strict=True):
-        assert isinstance(result, Result)
-        assert [(at.level, at.height, at.width, len(at.terms)) for at in result.levels] == [(0, 32, 43, 5), (1, 48, 64, 6)]
-        for at, steps in zip(result.levels, (4, 5), strict=True):
+        assert isinstance(result, TransferResult)
+        assert [(at.level, at.height, at.width, len(at.terms)) for at in result.histories] == [(0, 32, 43, 5), (1, 48, 64, 6)]
+        for at, steps in zip(result.histories, (4, 5), strict=True):
             assert at.terms.shape == (steps + 1, len(objective.TERMS))
             assert len(at.learning_rate) == len(at.seconds) == steps + 1
             assert np.all(np.diff(at.seconds) >= 0)
             assert at.terms[-1].sum() < at.terms[0].sum()
         # the first row is of the initial image, the last of the result
-        ready = loading.load(one, run)
-        first, last = result.levels[0].terms[0], result.levels[1].terms[-1]
+        ready = load_job(one, run)
+        first, last = result.histories[0].terms[0], result.histories[1].terms[-1]
         for (height, width), image, expected in (((32, 43), None, first), ((48, 64), result.image, last)):
-            content = loading.network_content(ready, height, width)
-            aims = transfer.targets(
+            content = prepare_content(ready, height, width)
+            aims = transfer.build_targets(
                 backbone,
                 LIGHT.method,
                 content[None],
-                [measuring.styles(ready, (height, width), backbone, device)],
+                [measure_styles(ready, (height, width), backbone, device)],
                 [one.style_weights],
             )
             shown = content if image is None else image
-            measured = transfer.measure(backbone, LIGHT.method, aims, tf.constant(shown[None]))[0]
+            measured = transfer.compute_terms(backbone, LIGHT.method, aims, tf.constant(shown[None]))[0]
             np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-6)
         assert result.image.shape == (48, 64, 3)
-        assert result.seconds == result.levels[-1].seconds[-1] > 0
+        assert result.seconds == result.histories[-1].seconds[-1] > 0
 
 
 def test_no_steps_leave_the_initial_image(two: list[Job], tmp_path: Path, device: Device) -> None:
     still = replace(LIGHT, method=replace(LIGHT.method, steps=0, pyramid=None))
     run = run_into(tmp_path)
     result = succeeded([replace(two[0], recipe=still)], run, device)[0]
-    np.testing.assert_array_equal(result.image, loading.load(two[0], run).content.rgb)
-    assert [len(at.terms) for at in result.levels] == [1]
+    np.testing.assert_array_equal(result.image, load_job(two[0], run).content.rgb)
+    assert [len(at.terms) for at in result.histories] == [1]
 
 
 def test_a_run_that_is_asked_to_stop_stops(two: list[Job], tmp_path: Path, device: Device) -> None:
     """After the chunk that is under way, and without a result."""
-    observer = Watch(changed=lambda watch: watch.stop.set() if watch.steps_done else None)
+    observer = Progress(on_change=lambda watch: watch.stop.set() if watch.steps_done else None)
     with pytest.raises(Interrupted, match="between two chunks of steps"):
         optimized(two, run_into(tmp_path), device, observer)
     assert observer.steps_done == 2  # the first chunk is one step, of two pairs
@@ -135,7 +141,7 @@ def test_noise_is_each_pairs_own_and_spares_a_chosen_picture(two: list[Job], tmp
     chosen = saved(tmp_path, "chosen", picture(9, 48, 64))
     alike = [replace(two[0], recipe=noisy, seed=seed, id=str(seed)) for seed in (5, 6)]
     first, second, third = succeeded([*alike, replace(two[0], recipe=noisy, init=chosen)], run_into(tmp_path), device)
-    content = loading.load(two[0], run_into(tmp_path)).content.rgb
+    content = load_job(two[0], run_into(tmp_path)).content.rgb
     assert 0.05 < np.std(first.image - content) < 0.1
     assert np.abs(first.image - second.image).mean() > 0.05
     expected = transfer.start(noisy.method, content[None], [5]).image[0]
@@ -155,7 +161,7 @@ def test_the_optimization_starts_at_the_coarsest_level_where_it_is_told(
     asked = replace(two[0], recipe=replace(LIGHT, method=still))
     run = run_into(tmp_path)
     result = succeeded([asked], run, device)[0]
-    first = loading.initial(loading.load(asked, run), still, 32, 43)
+    first = prepare_initial_image(load_job(asked, run), still, 32, 43)
     raised = np.clip(tf.image.resize(first, (48, 64), "bicubic"), 0.0, 1.0)
     np.testing.assert_allclose(result.image, raised, atol=1e-6)
 
@@ -164,7 +170,7 @@ def test_the_optimization_starts_at_the_coarsest_level_where_it_is_told(
 
 
 def snapshots(out: Path) -> dict[str, Array]:
-    return {str(path.relative_to(out)): images.decode(path.read_bytes(), 10**6).rgb for path in sorted(out.rglob("step-*.png"))}
+    return {str(path.relative_to(out)): codec.decode(path.read_bytes(), 10**6).rgb for path in sorted(out.rglob("step-*.png"))}
 
 
 @pytest.mark.parametrize(("every", "steps"), [(3, [3, 6, 9]), (4, [4, 8]), (9, [9]), (10, [])])
@@ -174,19 +180,19 @@ def test_snapshots_come_every_so_many_steps_over_all_levels(
     out = tmp_path / "out"
     found = succeeded(two, run_into(out, snapshots=every), device)
     seen = snapshots(out)
-    assert list(seen) == sorted(outcome.snapshot_path(id, step) for id in "ab" for step in steps)
+    assert list(seen) == sorted(snapshot_path(id, step) for id in "ab" for step in steps)
     assert all(path.startswith(("images/a.snapshots/step-00000", "images/b.snapshots/step-00000")) for path in seen)
     for id, result in zip("ab", found, strict=True):
         for step in steps:
-            path = outcome.snapshot_path(id, step)
+            path = snapshot_path(id, step)
             assert seen[path].shape[:2] == ((32, 43) if step <= 4 else (48, 64))
-            assert images.read_text((out / path).read_bytes()) == {"nst:pair": id, "nst:step": str(step)}
+            assert codec.read_metadata((out / path).read_bytes()) == {"nst:pair": id, "nst:step": str(step)}
             if step == STEPS:
                 np.testing.assert_allclose(seen[path], result.image, atol=0.5 / 255 + 1e-6)
     # and change nothing else, though they cut the steps into other chunks
     for result, plain in zip(found, succeeded(two, run_into(tmp_path), device), strict=True):
         np.testing.assert_array_equal(result.image, plain.image)
-        for at, expected in zip(result.levels, plain.levels, strict=True):
+        for at, expected in zip(result.histories, plain.histories, strict=True):
             np.testing.assert_array_equal(at.terms, expected.terms)
 
 
@@ -203,8 +209,8 @@ def test_a_snapshot_shows_what_the_result_would(two: list[Job], tmp_path: Path, 
     out = tmp_path / "out"
     run = run_into(out, snapshots=STEPS)
     result = succeeded([asked], run, device)[0]
-    expected = loading.finished(loading.load(asked, run), result.image)
-    np.testing.assert_allclose(snapshots(out)[outcome.snapshot_path("a", STEPS)], expected, atol=0.5 / 255 + 1e-6)
+    expected = postprocess(load_job(asked, run), result.image)
+    np.testing.assert_allclose(snapshots(out)[snapshot_path("a", STEPS)], expected, atol=0.5 / 255 + 1e-6)
 
 
 def test_a_store_that_refuses_snapshots_costs_no_pair(two: list[Job], tmp_path: Path, device: Device) -> None:
@@ -212,7 +218,7 @@ def test_a_store_that_refuses_snapshots_costs_no_pair(two: list[Job], tmp_path: 
     out.mkdir()
     (out / "images").write_text("in the way")
     found = succeeded(two, run_into(out, snapshots=2), device)
-    assert [len(result.levels) for result in found] == [2, 2]
+    assert [len(result.histories) for result in found] == [2, 2]
     assert (out / "images").read_text() == "in the way"
 
 
@@ -222,7 +228,7 @@ def test_a_store_that_refuses_snapshots_costs_no_pair(two: list[Job], tmp_path: 
 @pytest.fixture
 def own() -> tuple[Device, Backbone]:
     device = Device("/CPU:0")
-    return device, device.backbone(TINY_SHA256, lambda: optimization.build_backbone(run_into("")))
+    return device, device.get_backbone(TINY_SHA256, lambda: optimization.build_backbone(run_into("")))
 
 
 def test_a_style_at_one_size_is_measured_once_for_all_pairs_that_share_it(
@@ -230,18 +236,18 @@ def test_a_style_at_one_size_is_measured_once_for_all_pairs_that_share_it(
 ) -> None:
     device, backbone = own
 
-    def measured(level: tuple[int, int] = (48, 64), **fields: object) -> list[measuring.StyleStatistics]:
-        ready = loading.load(replace(two[0], **fields), run_into(tmp_path))
-        return measuring.styles(ready, level, backbone, device)
+    def measured(level: tuple[int, int] = (48, 64), **fields: object) -> list[StyleStatistics]:
+        ready = load_job(replace(two[0], **fields), run_into(tmp_path))
+        return measure_styles(ready, level, backbone, device)
 
     other_content, other_style = two[1].content, two[1].styles
     first = measured()
     assert measured(content=other_content)[0] is first[0]
-    assert len(device.statistics) == 1
+    assert len(device.style_cache) == 1
     measured(level=(32, 43))  # another size
     measured(styles=other_style)
     measured(recipe=with_method(pooling="average"))
-    assert len(device.statistics) == 4
+    assert len(device.style_cache) == 4
     heavy = with_method(style=replace(LIGHT.method.style, weight=9.0), steps=3)
     assert measured(recipe=heavy)[0] is first[0]  # other numbers, and the same arithmetic
     # recoloured, a style is another for each way and each content, but one for the same
@@ -253,12 +259,12 @@ def test_a_style_at_one_size_is_measured_once_for_all_pairs_that_share_it(
 
 def test_a_style_is_seen_on_white(two: list[Job], tmp_path: Path, own: tuple[Device, Backbone]) -> None:
     device, backbone = own
-    ready = loading.load(two[0], run_into(tmp_path))
+    ready = load_job(two[0], run_into(tmp_path))
     rgb = ready.styles[0].rgb
     seen = []
     for style in (Picture(rgb, np.zeros(rgb.shape[:2], np.float32)), Picture(np.ones_like(rgb), None)):
-        device.statistics.clear()
-        seen.append(measuring.styles(replace(ready, styles=(style,)), (48, 64), backbone, device)[0])
+        device.style_cache.clear()
+        seen.append(measure_styles(replace(ready, styles=(style,)), (48, 64), backbone, device)[0])
     for layer, statistics in seen[1].items():
         for name, value in statistics.items():
             np.testing.assert_allclose(seen[0][layer][name], value, rtol=1e-5, atol=1e-5)
@@ -280,7 +286,7 @@ def test_only_inside_its_own_mask_a_pair_changes(two: list[Job], tmp_path: Path,
     run = run_into(tmp_path)
     jobs = masked(two, tmp_path)
     for one, result in zip(jobs, succeeded(jobs, run, device), strict=True):
-        ready = loading.load(one, run)
+        ready = load_job(one, run)
         outside = ready.mask == 0.0
         assert 0.4 < outside.mean() < 0.6
         np.testing.assert_array_equal(result.image[outside], ready.content.rgb[outside])
@@ -295,16 +301,16 @@ def test_the_quality_is_that_of_what_the_network_was_shown(
     run = run_into(tmp_path)
     asked = replace(masked(two, tmp_path)[0] if with_mask else two[0], keep_color=keep_color)
     result = succeeded([asked], run, device)[0]
-    ready, backbone = loading.load(asked, run), device.backbones[TINY_SHA256]
+    ready, backbone = load_job(asked, run), device.backbones[TINY_SHA256]
     layers = ["block1_conv1", "block2_conv1"]
-    expected = quality.measure(
+    expected = metrics.measure(
         backbone,
         layers,
         result.image,
-        quality.content(backbone, loading.network_content(ready, 48, 64), layers, ready.mask),
-        [quality.moments(backbone, ready.styles[0].rgb, layers)],
+        metrics.content_moments(backbone, prepare_content(ready, 48, 64), layers, ready.mask),
+        [metrics.style_moments(backbone, ready.styles[0].rgb, layers)],
         [1.0],
-        [at.terms.sum(axis=1) for at in result.levels],
+        [at.terms.sum(axis=1) for at in result.histories],
     )
     assert result.quality.as_plain() == expected.as_plain()
     assert result.quality.flags == expected.flags == ()
@@ -317,15 +323,15 @@ def test_a_content_is_looked_at_once_for_all_its_results(two: list[Job], tmp_pat
     fresh = Device("/CPU:0")
     other_style = replace(two[0], id="b", styles=two[1].styles)
     alike = [succeeded([one], run_into(tmp_path), fresh)[0] for one in (two[0], other_style)]
-    assert len(fresh.contents) == 3  # two levels and the quality
+    assert len(fresh.content_cache) == 3  # two levels and the quality
     (alone,) = succeeded([other_style], run_into(tmp_path), Device("/CPU:0"))
     assert alike[1].quality == alone.quality
     np.testing.assert_array_equal(alike[1].image, alone.image)
     smaller, gray = replace(two[0], height=36, width=48), replace(two[0], keep_color="luminance")
     for another, more in ((smaller, 2), (masked(two, tmp_path)[0], 1), (gray, 3)):  # a mask changes no target
-        before = len(fresh.contents)
+        before = len(fresh.content_cache)
         succeeded([another], run_into(tmp_path), fresh)
-        assert len(fresh.contents) == before + more
+        assert len(fresh.content_cache) == before + more
 
 
 def test_steps_that_go_nowhere_are_flagged(two: list[Job], tmp_path: Path, device: Device) -> None:
@@ -357,7 +363,7 @@ def test_a_pair_that_leaves_the_finite_numbers_fails_alone(
         found = optimized(order, run, device)
         diverged, result = found[order.index(bad)], found[order.index(good)]
         assert isinstance(diverged, DivergedError)
-        assert isinstance(result, Result)
+        assert isinstance(result, TransferResult)
         told = (
             r"the (style|tv|content) loss is not a finite number at step [01] of level 0 \(43 x 32\)"
             r"(, and did before at 10 times the learning rate)?; lower the weights"

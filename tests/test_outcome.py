@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from nst_tasks import outcome
-from nst_tasks.outcome import SUMMARY_COLUMNS, Outcome, Status, from_json, summary, to_json
-from nst_tasks.source import Source
+from nst_tasks.images.picture import Source
+from nst_tasks.outputs.layout import history_path, image_path, marker_path, thumbnail_path
+from nst_tasks.outputs.outcome import Outcome, Status, from_json, to_json
+from nst_tasks.outputs.report import SUMMARY_COLUMNS, build_summary
 
 CAT = Source("s3://b/cat.png", "c" * 64, "v1", 30, 40)
 OIL = Source("/data/oil.jpg", "0" * 64, "", 5, 6)
@@ -182,17 +183,17 @@ def test_an_older_markers_strip_is_a_webp() -> None:
 
 def test_paths_below_the_output() -> None:
     paths = (
-        outcome.image_path("a", "jpg"),
-        outcome.history_path("a"),
-        outcome.thumbnail_path("a"),
-        outcome.marker_path("a"),
+        image_path("a", "jpg"),
+        history_path("a"),
+        thumbnail_path("a"),
+        marker_path("a"),
     )
     assert paths == ("images/a.jpg", "history/a.parquet", "thumbnails/a.jpg", "outcomes/a.json")
 
 
 def test_the_summary_has_a_row_for_each_outcome_in_the_manifests_order() -> None:
     rejected = Outcome(id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below")
-    table = summary([DONE, rejected, FAILED])
+    table = build_summary([DONE, rejected, FAILED])
     assert tuple(table.columns) == SUMMARY_COLUMNS
     assert list(table["row"]) == [2, 3, 7]
     assert list(table["status"]) == ["failed", "rejected", "succeeded"]
@@ -213,5 +214,5 @@ def test_the_summary_has_a_row_for_each_outcome_in_the_manifests_order() -> None
 
 
 def test_the_summary_of_nothing_has_its_columns() -> None:
-    table = summary([])
+    table = build_summary([])
     assert (tuple(table.columns), len(table)) == (SUMMARY_COLUMNS, 0)

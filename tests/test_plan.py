@@ -15,22 +15,32 @@ import fsspec
 import pytest
 from click.testing import Result
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import LIGHT, TINY_SHA256, job, run_into, two_jobs
 from typer.testing import CliRunner
 
 from flows.cli import app
-from nst_tasks import calibration, devices, intake, optimization, outcome, planning, recipes, storage
-from nst_tasks.batching import Job, fitting_size, memory
+from nst_tasks.core.memory import fitting_size, peak_bytes
 from nst_tasks.core.method import Pyramid
-from nst_tasks.core.pyramid import levels
-from nst_tasks.intake import Findings, Triage
-from nst_tasks.manifest import Manifest
-from nst_tasks.outcome import Outcome, Status
-from nst_tasks.planning import Calibration, Costs, Estimate, Plan, Sample
-from nst_tasks.progress import Watch
-from nst_tasks.request import Request
-from nst_tasks.settings import Settings
-from nst_tasks.source import Source
+from nst_tasks.core.pyramid import plan_levels
+from nst_tasks.engine import devices, optimization
+from nst_tasks.engine.calibration import _measure_pair, _MeasurementContext, _Measurements, _with_single_steps, calibrate
+from nst_tasks.engine.costs import Calibration, Costs, Sample, get_step_kind, interpolate_seconds
+from nst_tasks.images.picture import Source
+from nst_tasks.inputs.jobs import Job
+from nst_tasks.inputs.manifest import Manifest
+from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.recipe import override
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import outcome
+from nst_tasks.outputs.layout import history_path, image_path, marker_path
+from nst_tasks.outputs.outcome import Outcome, Status
+from nst_tasks.planning.dry_run import Findings, inspect_inputs
+from nst_tasks.planning.plan import Plan, TimeEstimate, build_plan, format_duration
+from nst_tasks.planning.prepare import prepare
+from nst_tasks.planning.triage import Triage
+from nst_tasks.progress import Progress
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
+from tests.support.jobs import LIGHT, TINY_SHA256, job, run_into, two_jobs
 
 SETTINGS = Settings(readers=4)
 NOTHING = Manifest((), (), (), (), 0)
@@ -42,7 +52,7 @@ def source(name: str, height: int = 48, width: int = 64) -> Source:
 
 def planned(*jobs: Job, settings: Settings = SETTINGS, measured: Calibration | None = None, **rows: Any) -> Plan:
     triage = Triage(**{"to_do": jobs, "done": (), "quarantined": (), "refused": ()} | rows)
-    return planning.plan(NOTHING, Findings(triage, 0, (), ()), settings, measured)
+    return build_plan(NOTHING, Findings(triage, 0, (), ()), settings, measured)
 
 
 # Reckoning
@@ -50,13 +60,13 @@ def planned(*jobs: Job, settings: Settings = SETTINGS, measured: Calibration | N
 
 def test_seconds_lie_on_a_line_between_samples_and_grow_in_proportion_beyond_them() -> None:
     samples = (Sample(100, 1.0), Sample(300, 2.0))
-    assert [planning.at(samples, pixels) for pixels in (10, 100, 200, 300, 600)] == [1.0, 1.0, 1.5, 2.0, 4.0]
+    assert [interpolate_seconds(samples, pixels) for pixels in (10, 100, 200, 300, 600)] == [1.0, 1.0, 1.5, 2.0, 4.0]
 
 
 A = job(source("cat"), source("oil"))
-HEAVY = replace(A, recipe=recipes.override(LIGHT, content_weight=3.0))
-KIND = planning.kind_of(A)
-ONE_SECOND = Costs(KIND, (Sample(64 * 64, 1.0),), (Sample(64 * 64, 10.0),), style=100.0, method=1000.0)
+HEAVY = replace(A, recipe=override(LIGHT, content_weight=3.0))
+KIND = get_step_kind(A)
+ONE_SECOND = Costs(KIND, (Sample(64 * 64, 1.0),), (Sample(64 * 64, 10.0),), style_seconds=100.0, tracing_seconds=1000.0)
 """Nine steps of a second, as light's two sizes lie below the sample; ten seconds a pair."""
 
 
@@ -78,14 +88,14 @@ def test_an_estimate_adds_up_steps_pairs_styles_graphs_and_the_start() -> None:
 
 
 def test_devices_share_the_pairs_but_not_one_pair() -> None:
-    free = replace(ONE_SECOND, style=0.0, method=0.0)
+    free = replace(ONE_SECOND, style_seconds=0.0, tracing_seconds=0.0)
     assert seconds(A, *(replace(A, id=id) for id in "bcd"), devices=2, costs=free) == pytest.approx(10_000 + 2 * 19, abs=0.2)
     assert seconds(A, devices=2, costs=free) == pytest.approx(10_000 + 19, abs=0.2)
 
 
 def test_a_level_is_reckoned_by_its_own_size() -> None:
     steps = (Sample(32 * 43, 1.0), Sample(48 * 64, 2.0))
-    costs = Costs(KIND, steps, (Sample(1, 0.0),), style=0.0, method=0.0)
+    costs = Costs(KIND, steps, (Sample(1, 0.0),), style_seconds=0.0, tracing_seconds=0.0)
     assert seconds(A, costs=costs) == pytest.approx(10_000 + 4 * 1 + 5 * 2, abs=0.2)
 
 
@@ -93,7 +103,7 @@ def test_an_estimate_says_how_much_of_it_was_measured() -> None:
     def share(*jobs: Job) -> float:
         found = planned(*jobs, measured=Calibration(("/CPU:0",), 1, 0.0, (ONE_SECOND,)))
         assert found.estimate is not None
-        carried = "carried over" in found.lines()[-1]
+        carried = "carried over" in found.format_lines()[-1]
         assert carried == (found.estimate.measured < 1)
         return found.estimate.measured
 
@@ -102,11 +112,13 @@ def test_an_estimate_says_how_much_of_it_was_measured() -> None:
     assert share(A) == 1
     assert share(A, HEAVY) == 1  # its step is the same but for numbers
     assert share(A, other) == 0.5  # its step has no figure
-    assert share(A, larger) == pytest.approx(A.work / (A.work + larger.work), abs=0.03)  # only its coarse levels have
+    assert share(A, larger) == pytest.approx(
+        A.pixel_steps / (A.pixel_steps + larger.pixel_steps), abs=0.03
+    )  # only its coarse levels have
 
 
 def test_durations_are_said_as_a_person_would() -> None:
-    said = [planning.duration(s) for s in (0.2, 179, 181, 5340, 5401, 48 * 3600 - 60, 50 * 3600)]
+    said = [format_duration(s) for s in (0.2, 179, 181, 5340, 5401, 48 * 3600 - 60, 50 * 3600)]
     assert said == ["1 s", "179 s", "4 min", "89 min", "1 h 31 min", "47 h 59 min", "2 d 2 h"]
 
 
@@ -119,16 +131,16 @@ def test_shapes_come_with_their_memory_and_the_size_that_would_fit() -> None:
     found = planned(A, replace(A, id="c"), large, settings=Settings(device_memory_gib=0.5), measured=of_two)
     of_large, of_small = found.shapes
     assert (of_large.width, of_large.height, of_large.pairs, of_large.at_once) == (1024, 768, 1, 1)
-    assert of_large.memory_gib == pytest.approx(memory(LIGHT.method, 768, 1024, on_gpu=True) / 2**30, abs=1e-3)
+    assert of_large.memory_gib == pytest.approx(peak_bytes(LIGHT.method, 768, 1024, on_gpu=True) / 2**30, abs=1e-3)
     assert (of_small.pairs, of_small.at_once, of_small.fitting_size) == (2, 2, None)
-    assert of_small.memory_gib == pytest.approx(2 * memory(LIGHT.method, 48, 64) / 2**30, abs=1e-3)
+    assert of_small.memory_gib == pytest.approx(2 * peak_bytes(LIGHT.method, 48, 64) / 2**30, abs=1e-3)
     side = of_large.fitting_size
     assert side is not None and side % 16 == 0
     assert side == fitting_size(LIGHT.method, 768, 1024, 2**29, on_gpu=True)
     assert found.batches == 2
     gib = f"{of_large.memory_gib:.3g} GiB"
     assert any(f"1024 x 768: 1 pair, 1 at once, {gib}: too much, tried all the same; about {side} px" in line
-               for line in found.lines())  # fmt: skip
+               for line in found.format_lines())  # fmt: skip
 
 
 def test_a_plan_knows_no_batches_where_it_does_not_know_the_device() -> None:
@@ -142,7 +154,7 @@ def test_rows_that_make_the_same_picture_are_told() -> None:
     b, c = (replace(A, id=id, row=row) for id, row in (("b", 3), ("c", 4)))
     other = replace(A, id="d", row=5, seed=1)
     assert planned(b, other, done=(A,), quarantined=(c,)).same_picture == (("a", "b", "c"),)
-    assert "2 rows would make a picture that another row makes too; each is made by itself:" in planned(A, b, c).lines()
+    assert "2 rows would make a picture that another row makes too; each is made by itself:" in planned(A, b, c).format_lines()
     assert planned(A, other).same_picture == ()
 
 
@@ -151,7 +163,7 @@ def test_rows_that_make_the_same_picture_are_told() -> None:
 
 def calibrated(folder: Path, jobs: list[Job], settings: Settings = SETTINGS, **options: Any) -> Calibration:
     request = Request("/in/m.csv", str(folder / "out"), backbone="tiny")
-    return calibration.calibrate(jobs, request, TINY_SHA256, settings, **options)
+    return calibrate(jobs, request, TINY_SHA256, settings, **options)
 
 
 def larger(jobs: list[Job], *, times: int) -> list[Job]:
@@ -162,20 +174,20 @@ def test_steps_and_pairs_are_measured_from_small_sizes_up_to_the_jobs_own(tmp_pa
     measured = calibrated(tmp_path, larger(two_jobs(tmp_path), times=2), seconds=600.0)  # enough on a busy machine as well
     (costs,) = measured.costs
     assert costs.kind == KIND
-    assert [sample.pixels for sample in costs.step] == [48 * 64, 96 * 128]
-    assert [sample.pixels for sample in costs.pair] == [96 * 128]
-    assert all(sample.seconds > 0 for sample in (*costs.step, *costs.pair))
-    assert costs.method > 0  # graphs were traced
-    assert (measured.devices, measured.most) == (("/CPU:0",), 1)
+    assert [sample.pixels for sample in costs.step_samples] == [48 * 64, 96 * 128]
+    assert [sample.pixels for sample in costs.pair_samples] == [96 * 128]
+    assert all(sample.seconds > 0 for sample in (*costs.step_samples, *costs.pair_samples))
+    assert costs.tracing_seconds > 0  # graphs were traced
+    assert (measured.devices, measured.max_pairs) == (("/CPU:0",), 1)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_pair_is_measured_with_its_content_unknown(tmp_path: Path) -> None:
-    with devices.lease(Watch()) as device:
-        device.contents.get("known before", list)
+    with devices.acquire(Progress()) as device:
+        device.content_cache.get_or_compute("known before", list)
     calibrated(tmp_path, two_jobs(tmp_path), seconds=0)
-    with devices.lease(Watch()) as device:
-        assert device.contents.get("known before", lambda: "made anew") == "made anew"
+    with devices.acquire(Progress()) as device:
+        assert device.content_cache.get_or_compute("known before", lambda: "made anew") == "made anew"
 
 
 def test_a_pair_is_measured_with_all_of_its_levels() -> None:
@@ -188,8 +200,8 @@ def test_a_pair_is_measured_with_all_of_its_levels() -> None:
         replace(LIGHT.method, pyramid=replace(pyramid, coarse_steps=0)),
         replace(LIGHT.method, pyramid=None, steps=0),
     ):
-        own = levels(method, 120, 160)
-        measured = levels(calibration._with_single_steps(method), 120, 160)
+        own = plan_levels(method, 120, 160)
+        measured = plan_levels(_with_single_steps(method), 120, 160)
         assert measured == tuple(replace(level, steps=min(level.steps, 1)) for level in own)
 
 
@@ -217,7 +229,7 @@ def test_a_pairs_content_is_read_each_time_and_its_style_until_it_is_known(tmp_p
 
     def stored(source: Source) -> Source:
         uri = f"counting://in/{Path(source.uri).name}"
-        storage.write(uri, Path(source.uri).read_bytes())
+        files.write(uri, Path(source.uri).read_bytes())
         return replace(source, uri=uri)
 
     first, other = two_jobs(tmp_path)
@@ -230,21 +242,21 @@ def test_a_pairs_content_is_read_each_time_and_its_style_until_it_is_known(tmp_p
 @pytest.mark.parametrize(("coarse", "fine", "is_left"), [(0.0, 0.0, True), (1e6, 0.0, False), (0.0, 1e6, False)])
 def test_the_steps_of_a_pair_that_is_measured_are_taken_off(tmp_path: Path, coarse: float, fine: float, is_left: bool) -> None:
     """Of both levels: whatever is left of so many seconds is nothing."""
-    found, run = calibration._Found(step={32 * 43: coarse, 48 * 64: fine}), run_into(tmp_path / "out")
-    with devices.lease(Watch()) as device:
-        backbone = device.backbone(run.weights_sha256, lambda: optimization.build_backbone(run))
-        calibration._measure_pair(two_jobs(tmp_path)[:1], found, calibration._Bench(run, device, backbone, until=0.0))
-    assert (found.pair[48 * 64] > 0) is is_left
+    found, run = _Measurements(step_seconds={32 * 43: coarse, 48 * 64: fine}), run_into(tmp_path / "out")
+    with devices.acquire(Progress()) as device:
+        backbone = device.get_backbone(run.weights_sha256, lambda: optimization.build_backbone(run))
+        _measure_pair(two_jobs(tmp_path)[:1], found, _MeasurementContext(run, device, backbone, deadline=0.0))
+    assert (found.pair_seconds[48 * 64] > 0) is is_left
 
 
 def test_what_there_is_no_time_or_no_memory_for_is_not_measured(tmp_path: Path) -> None:
     jobs = larger(two_jobs(tmp_path), times=4)
     several = replace(jobs[0], id="c", styles=(jobs[0].styles[0], jobs[1].styles[0]), style_weights=(0.5, 0.5))
     (costs,) = calibrated(tmp_path, [*jobs, several], seconds=0).costs
-    assert [sample.pixels for sample in (*costs.step, *costs.pair)] == [48 * 64, 48 * 64]
-    little = memory(LIGHT.method, 100, 128) / 2**30
+    assert [sample.pixels for sample in (*costs.step_samples, *costs.pair_samples)] == [48 * 64, 48 * 64]
+    little = peak_bytes(LIGHT.method, 100, 128) / 2**30
     (costs,) = calibrated(tmp_path, jobs, settings=Settings(device_memory_gib=little)).costs
-    assert [sample.pixels for sample in (*costs.step, *costs.pair)] == [48 * 64, 96 * 128, 96 * 128]
+    assert [sample.pixels for sample in (*costs.step_samples, *costs.pair_samples)] == [48 * 64, 96 * 128, 96 * 128]
 
 
 def test_shapes_with_little_of_the_work_are_not_measured(tmp_path: Path) -> None:
@@ -252,7 +264,7 @@ def test_shapes_with_little_of_the_work_are_not_measured(tmp_path: Path) -> None
     rare = replace(b, styles=(a.styles[0], b.styles[0]), style_weights=(0.5, 0.5))
     jobs = [*(replace(a, id=str(k)) for k in range(20)), rare]
     assert [costs.kind for costs in calibrated(tmp_path, jobs).costs] == [KIND]
-    assert {costs.kind for costs in calibrated(tmp_path, jobs[-2:]).costs} == {KIND, planning.kind_of(rare)}
+    assert {costs.kind for costs in calibrated(tmp_path, jobs[-2:]).costs} == {KIND, get_step_kind(rare)}
 
 
 def test_a_picture_that_cannot_be_read_is_left_to_the_run(tmp_path: Path) -> None:
@@ -307,7 +319,7 @@ def test_a_plan_as_json_with_an_estimate(folder: Path) -> None:
     assert result.exit_code == 0
     plan = json.loads(result.stdout)
     assert (plan["rows"], plan["to_do"], plan["done"], plan["batches"], plan["problems"]) == (1, 1, 0, 1, [])
-    assert plan["estimate"].keys() == Estimate.__dataclass_fields__.keys()
+    assert plan["estimate"].keys() == TimeEstimate.__dataclass_fields__.keys()
     assert plan["estimate"]["seconds"] > 0
     assert plan["estimate"]["measured"] == 1
     assert plan["estimate"]["rates"][0]["recipe"] == "tf-tutorial"
@@ -329,14 +341,14 @@ assert not {"tensorflow", "prefect"} & {*sys.modules}
 def test_a_plan_of_a_finished_output_needs_no_tensorflow_and_no_permission_to_write(folder: Path) -> None:
     (folder / "m.csv").write_text("content,style\ncontent1.png,style3.png\n")
     request = Request(str(folder / "m.csv"), str(folder / "out"), backbone="tiny")
-    taken = intake.prepare(request, SETTINGS, writing=False)
-    (todo,) = intake.look(request, taken, SETTINGS).rows.to_do
+    taken = prepare(request, SETTINGS, will_write=False)
+    (todo,) = inspect_inputs(request, taken, SETTINGS).rows.to_do
     done = Outcome(
         todo.id, todo.row, Status.SUCCEEDED, key=todo.key, content=todo.content, styles=todo.styles,
-        image=outcome.image_path(todo.id, "png"), image_bytes=1, history=outcome.history_path(todo.id), history_bytes=1,
+        image=image_path(todo.id, "png"), image_bytes=1, history=history_path(todo.id), history_bytes=1,
     )  # fmt: skip
-    for path, data in ((done.image, b"i"), (done.history, b"h"), (outcome.marker_path(todo.id), outcome.to_json(done))):
-        storage.write(storage.join(request.out, path), data)
+    for path, data in ((done.image, b"i"), (done.history, b"h"), (marker_path(todo.id), outcome.to_json(done))):
+        files.write(join_uri(request.out, path), data)
     before = {path: os.stat(path).st_mtime_ns for path in [folder / "out", *(folder / "out").rglob("*")]}
     command = ["plan", request.manifest, "--out", request.out, "--backbone", "tiny"]
     ended = subprocess.run([sys.executable, "-c", FINISHED_PLAN, *command], capture_output=True, text=True, check=False)

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import LIGHT, run_into, two_jobs
 
-from nst_tasks import checkpoint, loading, optimization
-from nst_tasks.batching import Job
 from nst_tasks.core.method import LBFGS, Method, Plateau
-from nst_tasks.devices import Device
+from nst_tasks.engine import checkpoint, optimization
+from nst_tasks.engine.devices import Device
+from nst_tasks.engine.optimization import TransferResult
+from nst_tasks.engine.preprocessing import load_job
 from nst_tasks.errors import Interrupted, SettingsError
-from nst_tasks.optimization import Result
-from nst_tasks.progress import Watch
-from nst_tasks.settings import Run
+from nst_tasks.inputs.jobs import Job
+from nst_tasks.inputs.run import Run
+from nst_tasks.progress import Progress
+from tests.support.jobs import LIGHT, run_into, two_jobs
 
 RULE = Plateau(window=3, tolerance=0.06)
 COARSE, FINE = 40, 60
@@ -41,14 +42,14 @@ def two(tmp_path: Path) -> list[Job]:
     return [replace(job, recipe=recipe) for job in two_jobs(tmp_path)]
 
 
-def optimized(jobs: Sequence[Job], run: Run, device: Device, observer: Watch | None = None) -> list[Result]:
-    found = optimization.optimize([loading.load(job, run) for job in jobs], run, device, observer or Watch())
-    assert all(isinstance(result, Result) for result in found)
+def optimized(jobs: Sequence[Job], run: Run, device: Device, observer: Progress | None = None) -> list[TransferResult]:
+    found = optimization.optimize([load_job(job, run) for job in jobs], run, device, observer or Progress())
+    assert all(isinstance(result, TransferResult) for result in found)
     return found  # type: ignore[return-value]
 
 
-def steps(result: Result) -> list[int]:
-    return [len(level.terms) - 1 for level in result.levels]
+def steps(result: TransferResult) -> list[int]:
+    return [len(level.terms) - 1 for level in result.histories]
 
 
 def test_a_level_ends_where_the_mean_of_a_window_is_not_lower_by_more_than_the_tolerance() -> None:
@@ -79,33 +80,33 @@ def test_a_plateau_that_could_never_or_always_be_is_refused() -> None:
 def test_each_level_ends_at_the_first_window_by_which_its_loss_is_flat(
     two: list[Job], tmp_path: Path, device: Device, optimizer: object
 ) -> None:
-    run, observer = run_into(tmp_path), Watch()
+    run, observer = run_into(tmp_path), Progress()
     method = flat(LIGHT.method, optimizer=optimizer)
     job = replace(two[0], recipe=replace(LIGHT, method=method))
-    observer.add(steps=job.steps, work=job.work)
+    observer.add(steps=job.steps, work=job.pixel_steps)
     (found,) = optimized([job], run, device, observer)
     (whole,) = optimized([replace(job, recipe=replace(LIGHT, method=replace(method, plateau=None)))], run, device)
-    totals = [float(terms.sum(dtype=np.float64)) for terms in whole.levels[0].terms[:COARSE]]
+    totals = [float(terms.sum(dtype=np.float64)) for terms in whole.histories[0].terms[:COARSE]]
     means = [np.mean(totals[k : k + 3]) for k in range(0, COARSE - 2, 3)]
     expected = next(3 * (k + 2) for k in range(len(means) - 1) if means[k + 1] > (1 - 0.06) * means[k])
     coarse, fine = steps(found)
     assert coarse == expected < COARSE
     assert fine < FINE
     assert fine % 3 == 0
-    for level, asked in zip(found.levels, whole.levels, strict=True):
+    for level, asked in zip(found.histories, whole.histories, strict=True):
         rows = len(level.terms)
         assert (len(level.learning_rate), len(level.seconds)) == (rows, rows)
         np.testing.assert_array_equal(level.learning_rate, asked.learning_rate[:rows])
-    np.testing.assert_array_equal(found.levels[0].terms[:-1], whole.levels[0].terms[:coarse])
+    np.testing.assert_array_equal(found.histories[0].terms[:-1], whole.histories[0].terms[:coarse])
     # what is not done is not waited for
     assert observer.steps == observer.steps_done == coarse + fine
     assert observer.work == observer.work_done == coarse * 32 * 43 + fine * 48 * 64
 
 
-def assert_same(found: Result, expected: Result) -> None:
+def assert_same(found: TransferResult, expected: TransferResult) -> None:
     """Bit for bit, but for the seconds."""
     np.testing.assert_array_equal(found.image, expected.image)
-    for one, other in zip(found.levels, expected.levels, strict=True):
+    for one, other in zip(found.histories, expected.histories, strict=True):
         np.testing.assert_array_equal(one.terms, other.terms)
         np.testing.assert_array_equal(one.learning_rate, other.learning_rate)
 
@@ -120,14 +121,14 @@ def test_a_level_ends_there_whatever_the_chunks_and_after_an_interruption(
     for stop in (2, steps(calm)[0], sum(steps(calm)) - 1):
         run = run_into(tmp_path / f"stopped{stop}", checkpoint_steps=1)
 
-        def interrupt(watch: Watch, stop: int = stop) -> None:
+        def interrupt(watch: Progress, stop: int = stop) -> None:
             if watch.steps_done >= stop:
                 watch.stop.set()
 
         with pytest.raises(Interrupted):
-            optimized([job], run, device, Watch(changed=interrupt))
-        observer = Watch()
-        observer.add(steps=job.steps, work=job.work)
+            optimized([job], run, device, Progress(on_change=interrupt))
+        observer = Progress()
+        observer.add(steps=job.steps, work=job.pixel_steps)
         (resumed,) = optimized([job], run, device, observer)
         assert_same(resumed, calm)
         assert observer.steps == observer.steps_done == sum(steps(calm))
@@ -137,8 +138,8 @@ def test_a_level_ends_there_whatever_the_chunks_and_after_an_interruption(
 def test_each_pair_of_a_batch_ends_by_its_own_losses(two: list[Job], tmp_path: Path, device: Device) -> None:
     alone = [optimized([job], run_into(tmp_path), device)[0] for job in two]
     assert steps(alone[0]) != steps(alone[1])
-    observer = Watch()
-    observer.add(steps=sum(job.steps for job in two), work=sum(job.work for job in two))
+    observer = Progress()
+    observer.add(steps=sum(job.steps for job in two), work=sum(job.pixel_steps for job in two))
     together = optimized(two, run_into(tmp_path), device, observer)
     assert observer.steps == observer.steps_done == sum(sum(steps(result)) for result in alone)
     for one, other in zip(together, alone, strict=True):
@@ -154,12 +155,12 @@ def test_pairs_whose_coarse_levels_ended_at_different_steps_go_on_apart(two: lis
     run = run_into(tmp_path / "cut", checkpoint_steps=1)
     for job, before in zip(two, coarse, strict=True):
 
-        def interrupt(watch: Watch, last: int = before + 2) -> None:
+        def interrupt(watch: Progress, last: int = before + 2) -> None:
             if watch.steps_done == last:
                 watch.stop.set()
 
         with pytest.raises(Interrupted):
-            optimized([job], run, device, Watch(changed=interrupt))
+            optimized([job], run, device, Progress(on_change=interrupt))
     for found, expected in zip(optimized(two, run, device), calm, strict=True):
         assert_same(found, expected)
 
@@ -167,10 +168,12 @@ def test_pairs_whose_coarse_levels_ended_at_different_steps_go_on_apart(two: lis
 def test_a_pair_that_ends_early_takes_its_share_of_the_time_along(two: list[Job], tmp_path: Path, device: Device) -> None:
     """What the others of its batch took is not held against it, nor told of it."""
     with pytest.raises(Interrupted):
-        optimized(two, run_into(tmp_path), device, Watch(changed=lambda watch: watch.stop.set() if watch.steps_done else None))
+        optimized(
+            two, run_into(tmp_path), device, Progress(on_change=lambda watch: watch.stop.set() if watch.steps_done else None)
+        )
     for job in two:
         path = tmp_path / "checkpoints" / f"{job.key}.0-000001.npz"
         at = checkpoint.decode(path.read_bytes(), job.key)
         path.write_bytes(checkpoint.encode(replace(at, seconds=(np.array([0.0, 1000.0]),)), job.key))
     for result in optimized(two, run_into(tmp_path, pair_timeout=1500.0), device):
-        assert 1000 < result.levels[-1].seconds[-1] == result.seconds < 1500
+        assert 1000 < result.histories[-1].seconds[-1] == result.seconds < 1500

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flaky import FlakyFileSystem
 from prefect import flow, task
-from servers import last_run, nst
 
-from flows.fanout import windowed
-from flows.terminal import run_flow
+from flows.console import run_flow
+from flows.fanout import submit_in_window
 from nst_tasks.errors import Interrupted
-from nst_tasks.progress import Watch, current
-from nst_tasks.request import Request
-from nst_tasks.settings import Settings
+from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.progress import Progress, progress_variable
 from nst_tasks.tasks import stylize_batches, with_retries
+from tests.support.flaky import FlakyFileSystem
+from tests.support.servers import last_run, nst
 
 
 def request(manifest: str, out: Path, **options: Any) -> Request:
@@ -142,7 +142,7 @@ def test_no_more_than_the_window_is_in_flight(flow_api: str) -> None:
     @flow
     def fan_out() -> list[tuple[int, int]]:
         found = []
-        for number, future in windowed(range(12), submit, window=3):
+        for number, future in submit_in_window(range(12), submit, window=3):
             found.append((number, future.result()))
             assert submitted == min(len(found) + 3, 12)
         return found
@@ -152,14 +152,14 @@ def test_no_more_than_the_window_is_in_flight(flow_api: str) -> None:
 
 
 def test_nothing_more_is_submitted_once_the_run_is_asked_to_stop() -> None:
-    stopping, submitted = Watch(), []
+    stopping, submitted = Progress(), []
     stopping.stop.set()
-    token = current.set(stopping)
+    token = progress_variable.set(stopping)
     try:
         with pytest.raises(Interrupted):
-            next(windowed(range(3), submitted.append, window=3))
+            next(submit_in_window(range(3), submitted.append, window=3))
     finally:
-        current.reset(token)
+        progress_variable.reset(token)
     assert submitted == []
 
 

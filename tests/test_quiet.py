@@ -7,8 +7,8 @@ import sys
 
 PROGRAM = """
 import sys
-from nst_tasks import quiet
-quiet.import_tensorflow()
+from nst_tasks.engine import runtime
+runtime.import_tensorflow()
 import tensorflow as tf
 assert tf.reduce_sum(tf.ones((2, 3))).numpy() == 6.0
 assert "keras" not in sys.modules

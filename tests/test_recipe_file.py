@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nst_tasks import recipe_file
-from nst_tasks.core import method as methods
-from nst_tasks.core.architecture import layer_names
+from nst_tasks.core import method
 from nst_tasks.core.method import (
     LBFGS,
     SGD,
@@ -28,9 +26,11 @@ from nst_tasks.core.method import (
     TotalVariation,
     as_plain,
 )
+from nst_tasks.core.vgg_layers import layer_names
 from nst_tasks.errors import SettingsError
-from nst_tasks.presets import PAINTERLY, PRESETS, TF_TUTORIAL
-from nst_tasks.recipes import Recipe
+from nst_tasks.inputs import recipe_file
+from nst_tasks.inputs.presets import PAINTERLY, PRESETS, TF_TUTORIAL
+from nst_tasks.inputs.recipe import Recipe
 
 RECIPES = [pytest.param(recipe, id=name) for name, recipe in PRESETS.items()]
 
@@ -71,12 +71,12 @@ def problems(text: str | bytes, name: str = "my") -> list[str]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_preset_comes_back_from_its_file(recipe: Recipe) -> None:
-    assert parse(recipe_file.text(recipe), "another name") == recipe
+    assert parse(recipe_file.to_toml(recipe), "another name") == recipe
 
 
 def some(kind: Any) -> st.SearchStrategy[Any]:
     """Anything of the type of a field, whether in range or not."""
-    if kind == methods.LayerWeights:
+    if kind == method.LayerWeights:
         weights = st.floats(0, allow_infinity=False)
         return st.dictionaries(st.sampled_from(layer_names("vgg19")), weights, min_size=1).map(lambda d: tuple(d.items()))
     if get_origin(kind) is Literal:
@@ -92,7 +92,7 @@ def some(kind: Any) -> st.SearchStrategy[Any]:
 @st.composite
 def valid(draw: st.DrawFn, kind: type) -> Any:
     """A dataclass of random values, those that it refuses replaced by the usual ones."""
-    usual = recipe_file._VALID[kind]
+    usual = recipe_file._EXAMPLES[kind]
     for name, hint in get_type_hints(kind).items():
         value = draw(some(hint))
         try:
@@ -105,22 +105,22 @@ def valid(draw: st.DrawFn, kind: type) -> Any:
 @settings(max_examples=30)
 @given(valid(Recipe))
 def test_any_recipe_comes_back_from_its_file(recipe: Recipe) -> None:
-    again = parse(recipe_file.text(recipe), "another name")
+    again = parse(recipe_file.to_toml(recipe), "another name")
     assert again == recipe
     assert json.dumps(as_plain(again)) == json.dumps(as_plain(recipe))  # the job's key: 1 is 1.0 to ==, but not there
 
 
 def test_a_file_says_every_field_and_every_optimizer_has_a_kind() -> None:
-    assert set(recipe_file.OPTIMIZERS.values()) == set(get_args(Optimizer))
+    assert set(recipe_file.OPTIMIZER_KINDS.values()) == set(get_args(Optimizer))
     full = replace(PAINTERLY.method.pyramid, first_steps=1, levels=2)  # type: ignore[type-var]
-    tables = recipe_file.document(replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=full, plateau=Plateau())))
+    tables = recipe_file.to_tables(replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=full, plateau=Plateau())))
     assert {*tables} == {f.name for f in (*fields(Recipe), *fields(Method))} - {"method"}
     assert {*tables["plateau"]} == {f.name for f in fields(Plateau)}
     for name in ("content", "style", "total_variation", "pyramid"):
         assert {*tables[name]} == {f.name for f in fields(getattr(PAINTERLY.method, name))}
-    for kind, optimizer in recipe_file.OPTIMIZERS.items():
-        method = replace(PAINTERLY.method, optimizer=recipe_file._VALID[optimizer])
-        table = recipe_file.document(replace(PAINTERLY, method=method))["optimizer"]
+    for kind, optimizer in recipe_file.OPTIMIZER_KINDS.items():
+        method = replace(PAINTERLY.method, optimizer=recipe_file._EXAMPLES[optimizer])
+        table = recipe_file.to_tables(replace(PAINTERLY, method=method))["optimizer"]
         assert {*table} == {"kind"} | {f.name for f in fields(optimizer)}
         assert table["kind"] == kind
 
@@ -414,7 +414,7 @@ ANYTHING = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["base", *recipe_file._NAMES, "x"]), ANYTHING), st.booleans())
+@given(st.dictionaries(st.sampled_from(["base", *recipe_file._TOP_LEVEL_KEYS, "x"]), ANYTHING), st.booleans())
 def test_no_values_are_answered_with_anything_but_a_recipe_or_lines(tables: dict[str, Any], based: bool) -> None:
     import tomli_w
 
@@ -447,11 +447,11 @@ def test_no_values_are_answered_with_anything_but_a_recipe_or_lines(tables: dict
     ],
 )
 def test_a_recipe_file_is_told_by_its_ending(name: str, is_file: bool) -> None:
-    assert recipe_file.is_file(name) is is_file
+    assert recipe_file.is_recipe_file(name) is is_file
 
 
 def test_a_valid_value_of_every_kind_is_at_hand() -> None:
-    assert {*recipe_file._VALID} == {
+    assert {*recipe_file._EXAMPLES} == {
         Recipe,
         Method,
         ContentLoss,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from nst_tasks.core.architecture import CONVOLUTIONS, check_layers
-from nst_tasks.core.method import MAX_STEPS, Adam, ContentLoss, Method, StyleLoss, TotalVariation
+from nst_tasks.core.method import MAX_SIZE, MAX_STEPS, MIN_SIZE, Adam, ContentLoss, Method, StyleLoss, TotalVariation
+from nst_tasks.core.vgg_layers import CONVOLUTIONS_PER_BLOCK, check_layers
 from nst_tasks.errors import SettingsError
-from nst_tasks.presets import DEFAULT, PAINTERLY, PRESETS, TF_TUTORIAL, find
-from nst_tasks.recipes import MAX_SIZE, MIN_SIZE, Recipe, override
+from nst_tasks.inputs.presets import DEFAULT, PAINTERLY, PRESETS, TF_TUTORIAL, find_preset
+from nst_tasks.inputs.recipe import Recipe, override
 
 RECIPES = [pytest.param(recipe, id=name) for name, recipe in PRESETS.items()]
 
@@ -55,7 +55,7 @@ def test_every_preset_says_what_it_is_and_where_it_comes_from(recipe: Recipe) ->
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_preset_names_layers_that_both_architectures_have(recipe: Recipe) -> None:
-    for architecture in CONVOLUTIONS:
+    for architecture in CONVOLUTIONS_PER_BLOCK:
         check_layers(architecture, recipe.method.layers)
 
 
@@ -165,22 +165,22 @@ def test_a_number_out_of_range_is_refused_by_name(recipe: Recipe, numbers: dict[
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_preset_is_found_by_its_name(recipe: Recipe) -> None:
-    assert find(recipe.name) is recipe
+    assert find_preset(recipe.name) is recipe
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(SettingsError, match=r"recipe: 'paintrly' is not known; did you mean painterly\?"):
-        find("paintrly")
+        find_preset("paintrly")
     with pytest.raises(SettingsError, match=r"recipe: 'tf-tutorail' is not known; did you mean tf-tutorial\?"):
-        find("tf-tutorail")
+        find_preset("tf-tutorail")
 
 
 def test_a_name_like_a_files_is_answered_with_how_a_file_is_named() -> None:
     for name in ("recipes/mine", "painterly.yaml"):
         with pytest.raises(SettingsError, match=r"is not known; a file with a recipe has a name that ends in \.toml"):
-            find(name)
+            find_preset(name)
 
 
 def test_a_name_like_none_is_answered_with_all() -> None:
     with pytest.raises(SettingsError, match=f"recipe: 'zzz' is not known; choose one of {', '.join(PRESETS)}"):
-        find("zzz")
+        find_preset("zzz")

@@ -16,11 +16,18 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from nst_tasks import gallery, history, images, outcome, reporting, storage
-from nst_tasks.history import LevelHistory
-from nst_tasks.outcome import Outcome, Status
-from nst_tasks.settings import Settings
-from nst_tasks.source import Source
+from nst_tasks.images import codec
+from nst_tasks.images.picture import Source
+from nst_tasks.images.thumbnail import encode_strip
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import loss_history
+from nst_tasks.outputs.layout import history_path, image_path, thumbnail_path
+from nst_tasks.outputs.loss_history import LevelHistory
+from nst_tasks.outputs.outcome import Outcome, Status
+from nst_tasks.outputs.report import read_curves, read_thumbnails
+from nst_tasks.outputs.report_page import render_page, select_shown
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
 
 WIDE, PHONE = (1280, 900), (360, 740)
 RED, GREEN, BLUE = ([value] for value in np.eye(3, dtype=np.float32))
@@ -35,7 +42,7 @@ def pair(id: str, row: int, **fields: Any) -> Outcome:
         "steps": 8, "seconds": 1.0 * row, "content": Source(f"/in/{id.partition('_')[0]}.png", "c", "1", HEIGHT, WIDTH),
         "losses": {"total": total, "content": 1.0, "style": 2.0, "tv": 3.0}, "styles": (Source("/in/oil.jpg", "o", "1", 5, 5),),
         "quality": {"style_gap_held_out": gap, "content_cosine": 1 - gap, "luminance_ssim": 0.2}, "key": "5e" * 32,
-        "image": outcome.image_path(id, "png"), "thumbnail": outcome.thumbnail_path(id), "history": outcome.history_path(id),
+        "image": image_path(id, "png"), "thumbnail": thumbnail_path(id), "history": history_path(id),
         "backbone": "tiny", "weights_sha256": "45" * 32, "versions": {"nst": "1.2", "numpy": "3"},
     }  # fmt: skip
     return Outcome(**defaults | fields)
@@ -59,18 +66,21 @@ def flat(color: list[np.ndarray], height: int = HEIGHT, width: int = WIDTH) -> n
 
 def written(out: Path, outcomes: list[Outcome], title: str = "Run 1") -> str:
     """The page of outcomes whose contents are red, styles green and results blue; its address."""
-    strip = images.strip([flat(RED), flat(GREEN, 50, 50), flat(BLUE)], HEIGHT, 4)
+    strip = encode_strip([flat(RED), flat(GREEN, 50, 50), flat(BLUE)], HEIGHT, 4)
     terms = np.array([[9, 90, 0], [3, 30, 0.1], [1, 10, 0.5], [0.5, 5, 1.5], [0.4, 3, 1]], np.float32)
     levels = [
         LevelHistory(k, HEIGHT // 2 ** (1 - k), WIDTH // 2 ** (1 - k), terms, np.ones(5), np.arange(5.0)) for k in range(2)
     ]
-    picture, losses = images.encode(flat(BLUE), None, "png", {}), history.to_parquet(history.table("a", "run-1", levels, 1))
-    files = {path: data for o in outcomes for path, data in ((o.image, picture), (o.thumbnail, strip), (o.history, losses))}
-    for path in filter(None, files):
-        storage.write(storage.join(str(out), path), files[path])
-    kept = gallery.shown(outcomes)
-    inside = [of(str(out), kept, Settings(readers=4)) for of in (reporting.thumbnails, reporting.curves)]
-    storage.write(f"{out}/report.html", gallery.page(title, {"took": "3 s"}, outcomes, *inside, "").encode())
+    picture, losses = (
+        codec.encode(flat(BLUE), None, "png", {}),
+        loss_history.to_parquet(loss_history.build_table("a", "run-1", levels, 1)),
+    )
+    contents = {path: data for o in outcomes for path, data in ((o.image, picture), (o.thumbnail, strip), (o.history, losses))}
+    for path in filter(None, contents):
+        files.write(join_uri(str(out), path), contents[path])
+    kept = select_shown(outcomes)
+    inside = [of(str(out), kept, Settings(readers=4)) for of in (read_thumbnails, read_curves)]
+    files.write(f"{out}/report.html", render_page(title, {"took": "3 s"}, outcomes, *inside, "").encode())
     return f"file://{out}/report.html"
 
 
@@ -375,14 +385,14 @@ def test_hostile_texts_do_nothing(chromium: Browser, tmp_path: Path) -> None:
             content=source, styles=(source,) if source else (), backbone=HOSTILE, versions={HOSTILE: HOSTILE}, key=HOSTILE,
         )  # fmt: skip
 
-    kept = gallery.shown(OUTCOMES)[:1]
+    kept = select_shown(OUTCOMES)[:1]
     url = written(tmp_path, kept)
-    inside = [of(str(tmp_path), kept, Settings(readers=4)) for of in (reporting.thumbnails, reporting.curves)]
+    inside = [of(str(tmp_path), kept, Settings(readers=4)) for of in (read_thumbnails, read_curves)]
     name = f"cat{HOSTILE}"
     outcomes = [spoilt(kept[0], lambda id: name), spoilt(OUTCOMES[2], lambda id: HOSTILE)]
     outcomes.append(replace(spoilt(kept[0], lambda id: f"js{HOSTILE}"), image="javascript:alert(5)"))
     named = [{name: found["cat_oil"]} for found in inside]
-    (tmp_path / "report.html").write_text(gallery.page(HOSTILE, {HOSTILE: HOSTILE}, outcomes, *named, ""))
+    (tmp_path / "report.html").write_text(render_page(HOSTILE, {HOSTILE: HOSTILE}, outcomes, *named, ""))
     with opened(chromium, url) as page:
         assert ids(page) == [HOSTILE, name, f"js{HOSTILE}"]
         for field in ("recipe", "style", "flag"):

@@ -15,17 +15,28 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nst_tasks import gallery, history, images, intake, manifest, outcome, reporting, storage
 from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import StorageError, StorageUnavailable, redact
-from nst_tasks.outcome import Outcome, Status
-from nst_tasks.reporting import Report
-from nst_tasks.request import Request
-from nst_tasks.settings import Run, Settings
-from nst_tasks.source import Source
+from nst_tasks.images import codec
+from nst_tasks.images.picture import Source
+from nst_tasks.images.thumbnail import encode_strip
+from nst_tasks.inputs import manifest
+from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.readers import read_manifest
+from nst_tasks.inputs.run import Run
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import loss_history, outcome
+from nst_tasks.outputs.layout import marker_path
+from nst_tasks.outputs.outcome import Outcome, Status
+from nst_tasks.outputs.outcome_store import read_outcomes
+from nst_tasks.outputs.report import Report, read_curves, read_thumbnails, rebuild_report, write_report
+from nst_tasks.outputs.report_page import MAX_IMAGES
+from nst_tasks.planning.prepare import prepare
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
 
 SETTINGS = Settings(readers=4)
-STRIP = images.strip([np.full((20, 30, 3), 0.5, np.float32)] * 3, 20, 4)
+STRIP = encode_strip([np.full((20, 30, 3), 0.5, np.float32)] * 3, 20, 4)
 EMBEDDED = "data:image/jpeg;base64," + base64.b64encode(STRIP).decode()
 LOSSES = {"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0}
 
@@ -45,11 +56,11 @@ def done(id: str = "cat_oil", row: int = 2, **fields: Any) -> Outcome:
 def written(tmp_path: Path, out: str, outcomes: list[Outcome], rows: str = "cat.png,oil.jpg,\n") -> tuple[Report, str]:
     (tmp_path / "m.csv").write_text("content,style,size\n" + rows)
     request = Request(manifest=str(tmp_path / "m.csv"), out=out, backbone="tiny")
-    taken = intake.prepare(replace(request, out=redact(out)), SETTINGS)  # which refuses secrets in the first place
+    taken = prepare(replace(request, out=redact(out)), SETTINGS)  # which refuses secrets in the first place
     run = Run("run-1", out, "tiny", None, taken.weights_sha256, 1, SETTINGS)
-    folder = storage.join(out, "runs", run.id)
+    folder = join_uri(out, "runs", run.id)
     began = datetime.now(UTC) - timedelta(seconds=100)
-    return reporting.write(request, taken, run, folder, outcomes, ["a warning"], began), folder
+    return write_report(request, taken, run, folder, outcomes, ["a warning"], began), folder
 
 
 def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path) -> None:
@@ -58,10 +69,10 @@ def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path
     rejected = Outcome(id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below the smallest size, 64")
     failed = Outcome(id="dog_oil", row=4, status=Status.FAILED, error="/in/dog.png: does not exist")
     skipped = done("elk_oil", 5, status=Status.SKIPPED)
-    storage.write(storage.join(out, "thumbnails/cat_oil.jpg"), STRIP)
+    files.write(join_uri(out, "thumbnails/cat_oil.jpg"), STRIP)
     report, folder = written(tmp_path, out, [skipped, failed, done(), rejected], rows)
 
-    assert sorted(storage.listing(folder)) == ["rejected.csv", "report.html", "run.json", "summary.parquet"]
+    assert sorted(files.list_files(folder)) == ["rejected.csv", "report.html", "run.json", "summary.parquet"]
     assert report.rows == 4
     assert report.counts == {"succeeded": 1, "failed": 1, "rejected": 1, "skipped": 1}
     assert report.message == "1 succeeded, 1 failed, 1 rejected, 1 skipped of 4 rows"
@@ -77,16 +88,16 @@ def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path
             ("rejected", "rejected.csv"),
         )
     }
-    table = pd.read_parquet(io.BytesIO(storage.read(report.files["summary"])))
+    table = pd.read_parquet(io.BytesIO(files.read(report.files["summary"])))
     assert list(table["id"]) == ["cat_oil", "", "dog_oil", "elk_oil"]
-    again = storage.read(report.files["rejected"]).decode().splitlines()
+    again = files.read(report.files["rejected"]).decode().splitlines()
     assert again[0] == "problem,content,style,size"
     assert again[1].endswith(f",{tmp_path}/cat.png,{tmp_path}/oil.jpg,9")
     assert len(again) == 2
-    page = storage.read(report.files["report"]).decode()
+    page = files.read(report.files["report"]).decode()
     assert '"../../images/cat_oil.png"' in page
     assert EMBEDDED in page
-    record = json.loads(storage.read(report.files["run"]))
+    record = json.loads(files.read(report.files["run"]))
     assert json.loads(json.dumps(asdict(report))).items() <= record.items()
     assert record["request"]["backbone"] == "tiny"
     assert (len(record["manifest_sha256"]), len(record["weights_sha256"])) == (64, 64)
@@ -105,16 +116,16 @@ def test_a_flagged_picture_is_told_with_its_remedy_and_is_no_failure(tmp_path: P
         f"row 2, cat_oil: no_progress: {FLAGS['no_progress'].meaning}; {FLAGS['no_progress'].remedy}",
     )
     assert report.counts == {"succeeded": 1, "failed": 1, "rejected": 0, "skipped": 1}
-    assert json.loads(storage.read(f"{folder}/run.json"))["flagged"] == list(report.flagged)
-    table = pd.read_parquet(io.BytesIO(storage.read(report.files["summary"])))
+    assert json.loads(files.read(f"{folder}/run.json"))["flagged"] == list(report.flagged)
+    table = pd.read_parquet(io.BytesIO(files.read(report.files["summary"])))
     assert list(table["flags"]) == ["unheard_of", "blank|no_progress", "not_finite"]
     assert list(table["style_gap"].fillna(-9)) == [-9, 0.652, -9]
-    assert "2 pictures with a flag" in storage.read(report.files["report"]).decode()
+    assert "2 pictures with a flag" in files.read(report.files["report"]).decode()
 
 
 def test_a_run_without_rejected_rows_writes_no_rejected_csv(tmp_path: Path) -> None:
     report, folder = written(tmp_path, str(tmp_path / "out"), [done()])
-    assert sorted(storage.listing(folder)) == ["report.html", "run.json", "summary.parquet"]
+    assert sorted(files.list_files(folder)) == ["report.html", "run.json", "summary.parquet"]
     assert "rejected" not in report.files
 
 
@@ -123,8 +134,8 @@ def test_no_file_of_a_run_names_a_credential(tmp_path: Path, memory: str) -> Non
     store = fsspec.filesystem("memory")
     try:
         report, folder = written(tmp_path, out, [done()])
-        for name in storage.listing(folder):
-            assert b"hunter2" not in storage.read(storage.join(folder, name)), name
+        for name in files.list_files(folder):
+            assert b"hunter2" not in files.read(join_uri(folder, name)), name
     finally:
         store.rm(out.removeprefix("memory://").partition("/")[0], recursive=True)
     assert "hunter2" not in str(report)
@@ -133,8 +144,8 @@ def test_no_file_of_a_run_names_a_credential(tmp_path: Path, memory: str) -> Non
 
 def test_reasons_of_a_row_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("content,style,size,seed\na.png,b.png,9,-1\na.png,b.png,8,\nc.png,d.png,,\n")
-    _, parsed = intake.read_manifest(str(tmp_path / "m.csv"))
-    why = manifest.reasons(parsed)
+    _, parsed = read_manifest(str(tmp_path / "m.csv"))
+    why = manifest.group_problems_by_row(parsed)
     size, seed = "; ".join(why[2]).split("; row 2, ")
     assert size.startswith("row 2, column size: 9 is below")
     assert seed.startswith("column seed: -1 is below")
@@ -146,20 +157,22 @@ def test_reasons_of_a_row_in_one_line(tmp_path: Path) -> None:
 
 def publish(out: str, *outcomes: Outcome) -> None:
     for one in outcomes:
-        storage.write(storage.join(out, outcome.marker_path(one.id)), outcome.to_json(one))
+        files.write(join_uri(out, marker_path(one.id)), outcome.to_json(one))
         if one.history:
             terms = np.array([[3, 30, 0.5], [2, 20, 0.5], [1, 10, 0.5]], np.float32)
-            level = history.LevelHistory(0, 20, 30, terms, np.ones(3), np.arange(3.0))
-            storage.write(storage.join(out, one.history), history.to_parquet(history.table(one.id, "run-1", [level], 1)))
+            level = loss_history.LevelHistory(0, 20, 30, terms, np.ones(3), np.arange(3.0))
+            files.write(
+                join_uri(out, one.history), loss_history.to_parquet(loss_history.build_table(one.id, "run-1", [level], 1))
+            )
         if one.thumbnail:
-            storage.write(storage.join(out, one.thumbnail), STRIP)
+            files.write(join_uri(out, one.thumbnail), STRIP)
 
 
 def test_rebuild_shows_the_pairs_of_all_runs(tmp_path: Path) -> None:
     out = str(tmp_path)
     failed = Outcome(id="elk", row=9, status=Status.FAILED, error="/in/elk.png: does not exist")
     publish(out, done(), done("dog_oil", 3, run_id="run-2"), failed)
-    uri, pairs, warnings = reporting.rebuild(out, SETTINGS)
+    uri, pairs, warnings = rebuild_report(out, SETTINGS)
     assert (uri, pairs, warnings) == (f"{tmp_path}/report.html", 3, [])
     page = (tmp_path / "report.html").read_text()
     assert 'href="images/cat_oil.png"' in page
@@ -175,7 +188,7 @@ def test_rebuild_ignores_a_damaged_marker_with_a_warning(tmp_path: Path) -> None
     (tmp_path / "outcomes" / "cat_oil.json").write_bytes(b'{"id": "cat')
     (tmp_path / "outcomes" / "foreign.json").write_bytes(b"[1]")
     (tmp_path / "outcomes" / "notes.txt").write_bytes(b"none of ours")
-    _, pairs, warnings = reporting.rebuild(str(tmp_path), SETTINGS)
+    _, pairs, warnings = rebuild_report(str(tmp_path), SETTINGS)
     assert pairs == 1
     assert [warning.split(", ")[0] for warning in warnings] == [
         "outcomes/cat_oil.json: ignored",
@@ -188,32 +201,32 @@ def test_rebuild_ignores_a_damaged_marker_with_a_warning(tmp_path: Path) -> None
 
 def test_outcomes_that_cannot_be_read_are_ignored_with_a_warning(memory: str) -> None:
     publish(memory, done())
-    found, warnings = intake.read_outcomes(memory, ["gone.json", "cat_oil.json"], 4)
+    found, warnings = read_outcomes(memory, ["gone.json", "cat_oil.json"], 4)
     assert found == [done()]
     assert warnings == [f"{memory}/outcomes/gone.json: does not exist; check the name"]
 
 
 def test_a_marker_under_anothers_name_is_ignored(memory: str) -> None:
-    storage.write(storage.join(memory, "outcomes/dog_oil.json"), outcome.to_json(done()))
-    found, warnings = intake.read_outcomes(memory, ["dog_oil.json"], 4)
+    files.write(join_uri(memory, "outcomes/dog_oil.json"), outcome.to_json(done()))
+    found, warnings = read_outcomes(memory, ["dog_oil.json"], 4)
     assert found == []
     assert warnings == ["outcomes/dog_oil.json: ignored, it is the marker of cat_oil"]
 
 
 def test_rebuild_of_a_folder_that_is_no_output(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
-        reporting.rebuild(str(tmp_path), SETTINGS)
+        rebuild_report(str(tmp_path), SETTINGS)
     assert str(caught.value) == f"{tmp_path}: holds no outcomes; give the folder that was given to --out"
     assert not list(tmp_path.iterdir())
 
 
 def test_a_report_holds_thumbnails_of_the_pictures_that_it_shows(tmp_path: Path) -> None:
-    outcomes = [done(f"pair-{k}", k + 2, thumbnail="thumbnails/one.jpg", history="") for k in range(gallery.MOST + 1)]
+    outcomes = [done(f"pair-{k}", k + 2, thumbnail="thumbnails/one.jpg", history="") for k in range(MAX_IMAGES + 1)]
     outcomes[-1] = replace(outcomes[-1], flags=("blank",))
-    storage.write(f"{tmp_path}/out/thumbnails/one.jpg", STRIP)
+    files.write(f"{tmp_path}/out/thumbnails/one.jpg", STRIP)
     _, folder = written(tmp_path, f"{tmp_path}/out", outcomes)
-    page = storage.read(f"{folder}/report.html").decode()
-    assert page.count(EMBEDDED) == gallery.MOST
+    page = files.read(f"{folder}/report.html").decode()
+    assert page.count(EMBEDDED) == MAX_IMAGES
     assert ">pair-1000</a>" in page
     assert ">pair-999</a>" not in page
 
@@ -221,32 +234,32 @@ def test_a_report_holds_thumbnails_of_the_pictures_that_it_shows(tmp_path: Path)
 def test_a_thumbnail_that_is_gone_is_left_out(memory: str) -> None:
     publish(memory, done(), done("dog_oil"))
     outcomes = [done(), done("gone"), done("dog_oil")]
-    assert list(reporting.thumbnails(memory, outcomes, SETTINGS)) == ["cat_oil", "dog_oil"]
+    assert list(read_thumbnails(memory, outcomes, SETTINGS)) == ["cat_oil", "dog_oil"]
 
 
 def test_what_is_no_thumbnail_is_not_put_into_the_report(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("hunter2")
     (tmp_path / "out" / "thumbnails").mkdir(parents=True)
     (tmp_path / "out" / "thumbnails" / "cat_oil.jpg").symlink_to(tmp_path / "secret")
-    storage.write(f"{tmp_path}/out/thumbnails/dog_oil.jpg", STRIP)
-    found = reporting.thumbnails(str(tmp_path / "out"), [done(), done("dog_oil", 3)], SETTINGS)
+    files.write(f"{tmp_path}/out/thumbnails/dog_oil.jpg", STRIP)
+    found = read_thumbnails(str(tmp_path / "out"), [done(), done("dog_oil", 3)], SETTINGS)
     assert list(found) == ["dog_oil"]
 
 
 def test_a_report_holds_strips_of_a_bounded_height(memory: str) -> None:
-    storage.write(f"{memory}/thumbnails/cat_oil.jpg", images.strip([np.full((400, 600, 3), 0.5, np.float32)] * 3, 320, 4))
-    (found,) = reporting.thumbnails(memory, [done()], SETTINGS).values()
-    assert images.probe(base64.b64decode(found.partition(",")[2]), 10**6) == (128, 579)
+    files.write(f"{memory}/thumbnails/cat_oil.jpg", encode_strip([np.full((400, 600, 3), 0.5, np.float32)] * 3, 320, 4))
+    (found,) = read_thumbnails(memory, [done()], SETTINGS).values()
+    assert codec.read_size(base64.b64decode(found.partition(",")[2]), 10**6) == (128, 579)
 
 
 def test_a_history_that_is_gone_damaged_or_another_file_is_left_out_of_the_report(memory: str) -> None:
     publish(memory, done(), done("dog_oil"), done("elk_oil"))
-    whole = storage.read(f"{memory}/history/dog_oil.parquet")
-    storage.write(f"{memory}/history/dog_oil.parquet", whole[: len(whole) // 2])
-    storage.write(f"{memory}/history/elk_oil.parquet", b"hunter2")
+    whole = files.read(f"{memory}/history/dog_oil.parquet")
+    files.write(f"{memory}/history/dog_oil.parquet", whole[: len(whole) // 2])
+    files.write(f"{memory}/history/elk_oil.parquet", b"hunter2")
     outcomes = [done(), done("dog_oil"), done("elk_oil"), done("gone"), done("none", history="")]
-    assert list(reporting.curves(memory, outcomes, SETTINGS)) == ["cat_oil"]
-    _, pairs, _ = reporting.rebuild(memory, SETTINGS)
+    assert list(read_curves(memory, outcomes, SETTINGS)) == ["cat_oil"]
+    _, pairs, _ = rebuild_report(memory, SETTINGS)
     assert pairs == 3
 
 
@@ -257,4 +270,4 @@ def test_a_store_that_fails_for_the_moment_makes_no_report_with_gaps(tmp_path: P
     name.unlink()
     name.symlink_to(name)  # a loop: an error that says nothing of the file
     with pytest.raises(StorageUnavailable):
-        reporting.rebuild(str(tmp_path), SETTINGS)
+        rebuild_report(str(tmp_path), SETTINGS)

@@ -12,18 +12,21 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import LIGHT, job, run_into, saved, two_jobs
-from transfers import picture
 
-from nst_tasks import checkpoint, loading, optimization, resume, storage
-from nst_tasks.batching import Job
 from nst_tasks.core.method import LBFGS, SGD, Adam, Method, Plateau, Pyramid
 from nst_tasks.core.pyramid import Level
-from nst_tasks.devices import Device
+from nst_tasks.engine import checkpoint, checkpoint_store, optimization
+from nst_tasks.engine.devices import Device
+from nst_tasks.engine.divergence import find_divergence
+from nst_tasks.engine.optimization import TransferResult
+from nst_tasks.engine.preprocessing import load_job
 from nst_tasks.errors import DeadlineError, DivergedError, Interrupted, PairError
-from nst_tasks.optimization import Result
-from nst_tasks.progress import Watch
-from nst_tasks.settings import Run
+from nst_tasks.inputs.jobs import Job
+from nst_tasks.inputs.run import Run
+from nst_tasks.progress import Progress
+from nst_tasks.storage import files
+from tests.support.jobs import LIGHT, job, run_into, saved, two_jobs
+from tests.support.transfers import picture
 
 STEPS = 4 + 5  # of the light recipe, over its two levels
 
@@ -43,15 +46,17 @@ def by(jobs: Sequence[Job], method: Method) -> list[Job]:
     return [replace(one, recipe=replace(LIGHT, method=method)) for one in jobs]
 
 
-def optimized(jobs: Sequence[Job], run: Run, device: Device, observer: Watch | None = None) -> list[Result | PairError]:
-    return optimization.optimize([loading.load(one, run) for one in jobs], run, device, observer or Watch())
+def optimized(
+    jobs: Sequence[Job], run: Run, device: Device, observer: Progress | None = None
+) -> list[TransferResult | PairError]:
+    return optimization.optimize([load_job(one, run) for one in jobs], run, device, observer or Progress())
 
 
-def stopping_after(chunks: int) -> Watch:
+def stopping_after(chunks: int) -> Progress:
     """A watch that asks the run to stop when it has counted so many chunks of steps."""
     counted = -1
 
-    def changed(watch: Watch) -> None:
+    def changed(watch: Progress) -> None:
         nonlocal counted
         if watch.steps_done != counted:
             counted = watch.steps_done
@@ -60,21 +65,21 @@ def stopping_after(chunks: int) -> Watch:
                 watch.stop.set()
 
     stops: list[int] = []
-    return Watch(changed=changed)
+    return Progress(on_change=changed)
 
 
-def files(out: Path) -> list[str]:
+def list_files(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "checkpoints").glob("*")) if (out / "checkpoints").exists() else []
 
 
-def assert_same(one: Sequence[Result | PairError], two: Sequence[Result | PairError]) -> None:
+def assert_same(one: Sequence[TransferResult | PairError], two: Sequence[TransferResult | PairError]) -> None:
     for a, b in zip(one, two, strict=True):
-        assert isinstance(a, Result)
-        assert isinstance(b, Result)
+        assert isinstance(a, TransferResult)
+        assert isinstance(b, TransferResult)
         assert a.image.tobytes() == b.image.tobytes()
-        assert a.stepped_back == b.stepped_back
+        assert a.restarted == b.restarted
         assert a.quality.as_plain() == b.quality.as_plain()
-        for at, other in zip(a.levels, b.levels, strict=True):
+        for at, other in zip(a.histories, b.histories, strict=True):
             assert (at.level, at.height, at.width) == (other.level, other.height, other.width)
             assert at.terms.tobytes() == other.terms.tobytes()
             assert at.learning_rate.tobytes() == other.learning_rate.tobytes()
@@ -112,14 +117,14 @@ def test_interrupted_again_and_again_it_comes_to_the_same_bytes(
             break
         except Interrupted:
             interruptions += 1
-            keys = {name.partition(".")[0] for name in files(tmp_path / "cut")}
+            keys = {name.partition(".")[0] for name in list_files(tmp_path / "cut")}
             assert keys == {one.key for one in jobs}
-            assert len(files(tmp_path / "cut")) == pairs
+            assert len(list_files(tmp_path / "cut")) == pairs
     assert interruptions >= 2
     assert_same(found, calm)
     # whether there is anything to remove; a batch of several pairs ends with checkpoints of what it has come to
-    assert [result.has_checkpoints for result in calm if isinstance(result, Result)] == [pairs > 1] * pairs
-    assert all(result.has_checkpoints for result in found if isinstance(result, Result))
+    assert [result.has_checkpoints for result in calm if isinstance(result, TransferResult)] == [pairs > 1] * pairs
+    assert all(result.has_checkpoints for result in found if isinstance(result, TransferResult))
 
 
 class Recorded(MemoryFileSystem):
@@ -159,18 +164,18 @@ def test_a_kill_at_any_moment_loses_no_more_than_what_came_since(
     for state in states:
         Recorded.store.clear()
         for path, data in state.items():
-            storage.write(f"recorded:/{path}", data)
-        observer = Watch()
+            files.write(f"recorded:/{path}", data)
+        observer = Progress()
         assert_same(optimized(jobs, run_into("recorded://out", checkpoint_seconds=0.0), device, observer), calm)
         assert observer.steps_done == pairs * STEPS  # those of before count
-        assert observer.work_done == sum(one.work for one in jobs)
+        assert observer.work_done == sum(one.pixel_steps for one in jobs)
 
 
 def test_a_finished_batch_is_not_computed_again(two: list[Job], tmp_path: Path, device: Device) -> None:
     """A kill between the markers of its first and its last pair: the others are there, alone or together."""
     run = run_into(tmp_path)
     found = optimized(two, run, device)
-    assert files(tmp_path) == sorted(f"{one.key}.2-000000.npz" for one in two)
+    assert list_files(tmp_path) == sorted(f"{one.key}.2-000000.npz" for one in two)
     for jobs in ([two[1]], two):
         observer = stopping_after(1)  # the first count is that of before; a step taken would be the second
         assert_same(optimized(jobs, run, device, observer), [found[two.index(one)] for one in jobs])
@@ -182,7 +187,7 @@ def test_pairs_at_different_steps_go_on_apart(two: list[Job], tmp_path: Path, de
     for one, chunks in zip(two, (2, 6), strict=True):
         with pytest.raises(Interrupted):
             optimized([one], run, device, stopping_after(chunks))
-    assert {name.partition(".")[2] for name in files(tmp_path)} == {"0-000002.npz", "1-000002.npz"}
+    assert {name.partition(".")[2] for name in list_files(tmp_path)} == {"0-000002.npz", "1-000002.npz"}
     alone = [optimized([one], run_into(tmp_path / "calm"), device)[0] for one in two]
     assert_same(optimized(two, run, device), alone)
 
@@ -194,7 +199,7 @@ def test_a_checkpoint_that_is_no_use_is_told_and_not_used(two: list[Job], tmp_pa
     run = run_into(tmp_path / "cut", checkpoint_steps=1)
     with pytest.raises(Interrupted):
         optimized([one], run, device, stopping_after(3))
-    (name,) = files(tmp_path / "cut")
+    (name,) = list_files(tmp_path / "cut")
     path = tmp_path / "cut" / "checkpoints" / name
     whole = path.read_bytes()
     other = by([one], replace(LIGHT.method, optimizer=SGD(0.1)))[0]
@@ -211,7 +216,7 @@ def test_a_checkpoint_that_is_no_use_is_told_and_not_used(two: list[Job], tmp_pa
     if damage == "another method's":
         wanted, calm = other, optimized([other], run_into(tmp_path / "other"), device)
         path.rename(path.with_name(name.replace(one.key, other.key)))
-    observer = Watch()
+    observer = Progress()
     assert_same(optimized([wanted], run, device, observer), calm)
     (told,) = observer.warnings
     assert told.startswith(f"checkpoints/{wanted.key}.0-000003.npz: ignored, it ")
@@ -234,19 +239,19 @@ def test_an_older_checkpoint_serves_where_the_newest_is_damaged(two: list[Job], 
 
 # at this rate the loss is soon no number any more, at a tenth of it it falls
 WILD = replace(LIGHT.method, optimizer=SGD(0.1), clip=False, init="noise", init_noise=0.2, pyramid=None, steps=12)
-TAME = replace(WILD, optimizer=SGD(0.1 * optimization.CALMER))
+TAME = replace(WILD, optimizer=SGD(0.1 * optimization.LR_BACKOFF))
 # the same on the second level only
 WILD_ABOVE = replace(WILD, optimizer=SGD(0.05), pyramid=Pyramid(smallest=40, ratio=1.5, coarse_steps=1))
 
 
 def test_a_loss_that_blows_up_steps_back_once(two: list[Job], tmp_path: Path, device: Device) -> None:
-    observer = Watch()
+    observer = Progress()
     (found,) = optimized(by(two[:1], WILD), run_into(tmp_path), device, observer)
     (expected,) = optimized(by(two[:1], TAME), run_into(tmp_path), device)
-    assert isinstance(found, Result)
-    assert isinstance(expected, Result)
-    assert (found.stepped_back, expected.stepped_back) == (True, False)
-    assert_same([replace(found, stepped_back=False)], [expected])
+    assert isinstance(found, TransferResult)
+    assert isinstance(expected, TransferResult)
+    assert (found.restarted, expected.restarted) == (True, False)
+    assert_same([replace(found, restarted=False)], [expected])
     assert observer.steps_done == 12  # what was in vain is taken back
 
 
@@ -254,14 +259,14 @@ def test_only_the_level_that_blew_up_is_gone_through_again(two: list[Job], tmp_p
     """The coarse level ends before its loss is lost, the fine one does not."""
     (found,) = optimized(by(two[:1], WILD_ABOVE), run_into(tmp_path), device)
     (coarse,) = optimized(by(two[:1], replace(WILD_ABOVE, steps=0)), run_into(tmp_path), device)
-    assert isinstance(found, Result)
-    assert isinstance(coarse, Result)
-    assert found.stepped_back
-    assert found.levels[0].terms.tobytes() == coarse.levels[0].terms.tobytes()
-    assert np.isfinite(found.levels[1].terms).all()
-    assert found.levels[1].terms[0].tobytes() == coarse.levels[1].terms[0].tobytes()  # from the level's first image
-    rates = [at.learning_rate[0] for at in found.levels]
-    assert rates == pytest.approx([0.05, 0.05 * optimization.CALMER])
+    assert isinstance(found, TransferResult)
+    assert isinstance(coarse, TransferResult)
+    assert found.restarted
+    assert found.histories[0].terms.tobytes() == coarse.histories[0].terms.tobytes()
+    assert np.isfinite(found.histories[1].terms).all()
+    assert found.histories[1].terms[0].tobytes() == coarse.histories[1].terms[0].tobytes()  # from the level's first image
+    rates = [at.learning_rate[0] for at in found.histories]
+    assert rates == pytest.approx([0.05, 0.05 * optimization.LR_BACKOFF])
 
 
 @pytest.mark.parametrize("method", [WILD, WILD_ABOVE])
@@ -287,10 +292,10 @@ def test_a_neighbour_that_steps_back_is_not_waited_for_nor_noticed(two: list[Job
     both = optimized([wild, tame], run_into(tmp_path / "both"), device)
     calm = optimized([tame, replace(tame, id="c")], run_into(tmp_path / "calm"), device)
     assert isinstance(both[0], DivergedError) or both[0].stepped_back  # type: ignore[union-attr]
-    assert isinstance(both[1], Result)
-    assert isinstance(calm[0], Result)
-    assert both[1].levels[0].terms.tobytes() == calm[0].levels[0].terms.tobytes()
-    assert not both[1].stepped_back
+    assert isinstance(both[1], TransferResult)
+    assert isinstance(calm[0], TransferResult)
+    assert both[1].histories[0].terms.tobytes() == calm[0].histories[0].terms.tobytes()
+    assert not both[1].restarted
 
 
 def test_what_blows_up_again_fails_with_the_step_and_the_term(two: list[Job], tmp_path: Path, device: Device) -> None:
@@ -310,7 +315,7 @@ def rows(*totals: float) -> np.ndarray:
 def test_an_explosion_is_a_loss_ten_thousand_times_that_of_the_first_steps() -> None:
     level = Level(48, 64, 99)
     falling = [100.0, 400.0, *[50.0] * 10]
-    look = optimization._blown_up
+    look = find_divergence
     assert look(WILD, level, 1, rows(*falling)) is None
     assert look(WILD, level, 1, rows(*falling, 3.9e6)) is None
     assert look(WILD, level, 1, rows(*falling, 50, 4.1e6, 9e9)) == (
@@ -328,8 +333,8 @@ def test_an_explosion_is_a_loss_ten_thousand_times_that_of_the_first_steps() -> 
 
 def test_lbfgs_is_judged_by_what_it_ends_with() -> None:
     level, method = Level(48, 64, 99), METHODS["lbfgs"]
-    assert optimization._blown_up(method, level, 0, rows(5.0, np.inf, 4.0)) is None
-    assert optimization._blown_up(method, level, 0, rows(5.0, 4.0, np.nan)) == (
+    assert find_divergence(method, level, 0, rows(5.0, np.inf, 4.0)) is None
+    assert find_divergence(method, level, 0, rows(5.0, 4.0, np.nan)) == (
         2, "the content loss is not a finite number at step 2 of level 0 (64 x 48)",
     )  # fmt: skip
 
@@ -357,9 +362,13 @@ def parting(folder: Path, method: Method, *weights: float) -> list[Job]:
     )
 
 
-def first_levels(results: Sequence[Result | PairError]) -> list[int | str]:
+def first_levels(results: Sequence[TransferResult | PairError]) -> list[int | str]:
     """Steps of each pair's first level, or that it stepped back."""
-    return ["stepped back" if one.stepped_back else len(one.levels[0].terms) - 1 for one in results if isinstance(one, Result)]
+    return [
+        "stepped back" if one.restarted else len(one.histories[0].terms) - 1
+        for one in results
+        if isinstance(one, TransferResult)
+    ]
 
 
 @pytest.mark.parametrize("every", [{"checkpoint_steps": 4}, {"checkpoint_seconds": 0.0}], ids=["every 4 steps", "never"])
@@ -382,9 +391,9 @@ def test_pairs_that_go_on_apart_lose_nothing_when_one_is_stopped(
     assert first_levels(calm) == expected
     run = run_into(tmp_path / "cut", **every)
     with pytest.raises(Interrupted):
-        optimized(jobs, run, device, Watch(changed=lambda watch: watch.stop.set() if watch.steps_done == stop else None))
+        optimized(jobs, run, device, Progress(on_change=lambda watch: watch.stop.set() if watch.steps_done == stop else None))
     counts: list[int] = []
-    observer = Watch(changed=lambda watch: counts.append(watch.steps_done))
+    observer = Progress(on_change=lambda watch: counts.append(watch.steps_done))
     observer.stop.set()
     with pytest.raises(Interrupted):
         optimized(jobs, run, device, observer)
@@ -415,7 +424,7 @@ def test_pairs_that_go_on_apart_do_so_after_a_kill_at_any_moment(
     for state in Recorded.states.copy():
         Recorded.store.clear()
         for path, data in state.items():
-            storage.write(f"recorded:/{path}", data)
+            files.write(f"recorded:/{path}", data)
         assert_same(optimized(jobs, run_into("recorded://out", checkpoint_seconds=0.0), device), calm)
 
 
@@ -432,44 +441,47 @@ def test_a_pair_that_takes_too_long_fails_and_can_go_on(two: list[Job], tmp_path
         "not done after --pair-timeout 1e-06 seconds, at step 1 of 4 of level 0 (43 x 32); raise it, and the pair goes on from "
         "there, or lower size or steps"
     )
-    assert files(tmp_path / "late") == [f"{one[0].key}.0-000001.npz"]
-    observer = Watch()
+    assert list_files(tmp_path / "late") == [f"{one[0].key}.0-000001.npz"]
+    observer = Progress()
     assert_same(optimized(one, run_into(tmp_path / "late", pair_timeout=600.0), device, observer), calm)
     assert observer.steps_done == STEPS
 
 
 def test_the_time_of_a_pair_is_its_share_of_its_batchs_over_all_runs(two: list[Job], tmp_path: Path, device: Device) -> None:
     optimized(two, run_into(tmp_path, pair_timeout=1e-9), device)
-    (name, _) = files(tmp_path)
+    (name, _) = list_files(tmp_path)
     path = tmp_path / "checkpoints" / name
     key = name.partition(".")[0]
     at = checkpoint.decode(path.read_bytes(), key)
     path.write_bytes(checkpoint.encode(replace(at, seconds=(np.array([0.0, 1000.0]),)), key))
     assert all(isinstance(one, DeadlineError) for one in optimized(two, run_into(tmp_path, pair_timeout=499.0), device))
-    assert all(isinstance(one, Result) for one in optimized(two, run_into(tmp_path, pair_timeout=501.0), device))
+    assert all(isinstance(one, TransferResult) for one in optimized(two, run_into(tmp_path, pair_timeout=501.0), device))
 
 
 # --- the files ---
 
 
 def test_checkpoints_are_due_by_steps_by_seconds_or_never() -> None:
-    saver = resume.Saver("memory://nowhere", lambda sentence: None)
+    saver = checkpoint_store.CheckpointWriter("memory://nowhere", lambda sentence: None)
     by_steps, always, never = (
         run_into("", checkpoint_steps=3),
         run_into("", checkpoint_seconds=1e-9),
         run_into("", checkpoint_seconds=0.0),
     )
-    assert [done for done in range(1, 10) if saver.due(done, by_steps)] == [3, 6, 9]
-    assert saver.due(1, always)
-    assert not saver.due(1, never)
-    assert not saver.due(1, run_into("", checkpoint_seconds=3600.0))
+    assert [done for done in range(1, 10) if saver.is_due(done, by_steps)] == [3, 6, 9]
+    assert saver.is_due(1, always)
+    assert not saver.is_due(1, never)
+    assert not saver.is_due(1, run_into("", checkpoint_seconds=3600.0))
 
 
 def test_steps_are_counted_over_all_levels(two: list[Job], tmp_path: Path, device: Device) -> None:
     """Every third of nine steps, four of which are on the first level."""
     steps: list[int] = []
     optimized(
-        two[:1], run_into(tmp_path, checkpoint_steps=3), device, Watch(changed=lambda watch: steps.append(watch.steps_done))
+        two[:1],
+        run_into(tmp_path, checkpoint_steps=3),
+        device,
+        Progress(on_change=lambda watch: steps.append(watch.steps_done)),
     )
     assert {3, 4, 6, 9} <= set(steps)  # a chunk ends where a checkpoint is due, and where a level does
 
@@ -511,14 +523,14 @@ def test_the_steps_do_not_wait_for_a_checkpoint_to_be_written(
     """All steps are done while the first write still waits; then it may end."""
     done: list[int] = []
 
-    def changed(watch: Watch) -> None:
+    def changed(watch: Progress) -> None:
         done.append(watch.steps_done)
         if watch.steps_done == STEPS:
             slow.may.set()
 
-    optimized(two[:1], run_into("slow://out", checkpoint_steps=1), device, Watch(changed=changed))
+    optimized(two[:1], run_into("slow://out", checkpoint_steps=1), device, Progress(on_change=changed))
     assert done[-1] == STEPS
-    assert len(storage.listing("slow://out/checkpoints")) == 1  # one at a time: the others were not due meanwhile
+    assert len(files.list_files("slow://out/checkpoints")) == 1  # one at a time: the others were not due meanwhile
 
 
 def test_a_saver_settles_once_its_checkpoint_is_written(
@@ -526,15 +538,15 @@ def test_a_saver_settles_once_its_checkpoint_is_written(
 ) -> None:
     with pytest.raises(Interrupted):
         optimized(two[:1], run_into(tmp_path), device, stopping_after(1))
-    (name,) = files(tmp_path)
+    (name,) = list_files(tmp_path)
     key = name.partition(".")[0]
-    with resume.Saver("slow://out", lambda sentence: None) as saver:
-        saver.settle(threading.Event())  # nothing is being written
+    with checkpoint_store.CheckpointWriter("slow://out", lambda sentence: None) as saver:
+        saver.wait_until_idle(threading.Event())  # nothing is being written
         saver.save([key], checkpoint.decode((tmp_path / "checkpoints" / name).read_bytes(), key))
         threading.Timer(0.2, slow.may.set).start()
-        saver.settle(threading.Event())
-        assert saver.idle
-        assert list(storage.listing("slow://out/checkpoints")) == [name]
+        saver.wait_until_idle(threading.Event())
+        assert saver.is_idle
+        assert list(files.list_files("slow://out/checkpoints")) == [name]
 
 
 def test_of_a_large_picture_no_second_step_is_taken_while_a_checkpoint_is_being_written(
@@ -544,19 +556,19 @@ def test_of_a_large_picture_no_second_step_is_taken_while_a_checkpoint_is_being_
     monkeypatch.setattr(optimization, "LARGE", 48 * 64 - 1)
     written: dict[int, bool] = {}
 
-    def changed(watch: Watch) -> None:
+    def changed(watch: Progress) -> None:
         if watch.steps_done == 5 and 5 not in written:
             threading.Timer(0.3, slow.may.set).start()
-        written.setdefault(watch.steps_done, bool(storage.listing("slow://out/checkpoints")))
+        written.setdefault(watch.steps_done, bool(files.list_files("slow://out/checkpoints")))
 
-    optimized(two[:1], run_into("slow://out", checkpoint_steps=1), device, Watch(changed=changed))
+    optimized(two[:1], run_into("slow://out", checkpoint_steps=1), device, Progress(on_change=changed))
     assert [written[steps] for steps in (4, 5, 6, STEPS)] == [False, False, True, True]
 
 
 def test_a_run_that_is_asked_to_stop_waits_for_its_checkpoint_no_longer_than_it_may(
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "FAREWELL_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint_store, "FINAL_SAVE_TIMEOUT", 0.1)
     with pytest.raises(Interrupted):
         optimized(two[:1], run_into("slow://out"), device, stopping_after(1))
     assert not slow.may.is_set()  # the write still waits: it was left behind
@@ -566,16 +578,16 @@ def test_a_run_that_is_asked_to_stop_does_not_settle_first(
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is asked while steps of a large picture wait for the checkpoint of the step before."""
-    monkeypatch.setattr(resume, "FAREWELL_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint_store, "FINAL_SAVE_TIMEOUT", 0.1)
     monkeypatch.setattr(optimization, "LARGE", 0)
 
-    def changed(watch: Watch) -> None:
+    def changed(watch: Progress) -> None:
         if watch.steps_done == 2:
             threading.Timer(0.1, watch.stop.set).start()
 
     with pytest.raises(Interrupted):
-        optimized(two[:1], run_into("slow://out", checkpoint_steps=1), device, Watch(changed=changed))
-    assert not storage.listing("slow://out/checkpoints")  # the write still waits: it was left behind
+        optimized(two[:1], run_into("slow://out", checkpoint_steps=1), device, Progress(on_change=changed))
+    assert not files.list_files("slow://out/checkpoints")  # the write still waits: it was left behind
 
 
 @pytest.mark.parametrize(
@@ -585,7 +597,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing(
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], error: BaseException, why: str
 ) -> None:
     slow.broken = error
-    observer = Watch()
+    observer = Progress()
     calm = optimized(two[:1], run_into(tmp_path / "calm"), device)
     assert_same(optimized(two[:1], run_into("slow://out", checkpoint_steps=4), device, observer), calm)
     assert observer.warnings[0].startswith(f"no checkpoint was written at level 0, step 4: {why}")
@@ -593,8 +605,8 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing(
 
 def test_only_checkpoints_of_the_pairs_asked_for_are_removed(tmp_path: Path) -> None:
     for name in ("aa.0-000001.npz", "aa.1-000002.npz", "bb.0-000001.npz", "notes.txt", "cc.npz"):
-        storage.write(str(tmp_path / "checkpoints" / name), b"x")
-    assert resume.listed(str(tmp_path)) == {"aa": [(1, 2), (0, 1)], "bb": [(0, 1)]}
-    resume.remove(str(tmp_path), ["aa", "dd"])
-    assert files(tmp_path) == ["bb.0-000001.npz", "cc.npz", "notes.txt"]
-    resume.remove(str(tmp_path / "nothing here"), ["aa"])
+        files.write(str(tmp_path / "checkpoints" / name), b"x")
+    assert checkpoint_store.list_checkpoints(str(tmp_path)) == {"aa": [(1, 2), (0, 1)], "bb": [(0, 1)]}
+    checkpoint_store.delete_checkpoints(str(tmp_path), ["aa", "dd"])
+    assert list_files(tmp_path) == ["bb.0-000001.npz", "cc.npz", "notes.txt"]
+    checkpoint_store.delete_checkpoints(str(tmp_path / "nothing here"), ["aa"])

@@ -10,24 +10,29 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.terminal import Ended, run_flow
-from nst_tasks import history, images, outcome
-from nst_tasks.outcome import Status
-from nst_tasks.request import Request
+from flows.console import FlowEnd, run_flow
+from nst_tasks.images import codec
+from nst_tasks.images.color import luminance
+from nst_tasks.images.picture import Picture
+from nst_tasks.images.resize import resize
+from nst_tasks.inputs.options import Request
+from nst_tasks.outputs import loss_history, outcome
+from nst_tasks.outputs.layout import marker_path
+from nst_tasks.outputs.outcome import Status
 
 pytestmark = pytest.mark.usefixtures("flow_api")
 
 TWO_PAIRS = "id,content,style,recipe\na,cat.png,oil.png,\nb,dog.png,ink.png,tf-tutorial\n"
 
 
-def run(folder: Path, rows: str, out: Path, **options: object) -> Ended:
+def run(folder: Path, rows: str, out: Path, **options: object) -> FlowEnd:
     (folder / "m.csv").write_text(rows)
     request = Request(manifest=str(folder / "m.csv"), out=str(out), backbone="tiny", size=64, steps=3)
     return run_flow(Request(**{**vars(request), **options}))  # type: ignore[arg-type]
 
 
 def marker(out: Path, id: str) -> outcome.Outcome:
-    return outcome.from_json((out / outcome.marker_path(id)).read_bytes())
+    return outcome.from_json((out / marker_path(id)).read_bytes())
 
 
 def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures: Path, tmp_path: Path) -> None:
@@ -38,8 +43,8 @@ def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures
     for id, recipe in (("a", "painterly"), ("b", "tf-tutorial")):
         data = (out / f"images/{id}.png").read_bytes()
         done = marker(out, id)
-        assert images.probe(data, 10**6) == (48, 64) == (done.height, done.width)
-        assert images.read_text(data) == {"nst:key": done.key, "nst:recipe": recipe, "nst:pair": id}
+        assert codec.read_size(data, 10**6) == (48, 64) == (done.height, done.width)
+        assert codec.read_metadata(data) == {"nst:key": done.key, "nst:recipe": recipe, "nst:pair": id}
         assert (done.status, done.image_bytes, done.image_sha256) == (
             Status.SUCCEEDED,
             len(data),
@@ -50,10 +55,10 @@ def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures
         assert done.recipe["name"] == recipe
         assert len(done.weights_sha256) == 64
         assert set(done.versions) == {"nst", "python", "tensorflow", "numpy", "pillow"}
-        assert images.probe((out / f"thumbnails/{id}.jpg").read_bytes(), 10**6)[0] == 48
+        assert codec.read_size((out / f"thumbnails/{id}.jpg").read_bytes(), 10**6)[0] == 48
 
     told = pd.read_parquet(out / "history")
-    assert tuple(told.columns) == history.COLUMNS
+    assert tuple(told.columns) == loss_history.COLUMNS
     assert sorted(told.pair_id.unique()) == ["a", "b"]
     np.testing.assert_allclose(told.total, told["content"] + told["style"] + told["tv"], rtol=1e-6)
     b = told[told.pair_id == "b"]
@@ -155,7 +160,7 @@ def test_bad_pictures_fail_their_own_pairs_and_bad_rows_are_set_aside(pictures: 
     whole = (pictures / "cat.png").read_bytes()
     (pictures / "torn.png").write_bytes(whole[: len(whole) // 2])
     (pictures / "text.png").write_text("not a picture")
-    (pictures / "thin.png").write_bytes(images.encode(np.zeros((3, 90, 3), np.float32), None, "png", {}))
+    (pictures / "thin.png").write_bytes(codec.encode(np.zeros((3, 90, 3), np.float32), None, "png", {}))
     rows = (
         "id,content,style,recipe,size\n"
         "good,cat.png,oil.png,,\n"
@@ -237,9 +242,9 @@ def test_a_run_in_which_nothing_succeeds_is_failed(pictures: Path, tmp_path: Pat
 
 
 def test_several_styles_formats_alpha_and_kept_colors(pictures: Path, tmp_path: Path) -> None:
-    rgb = images.decode((pictures / "cat.png").read_bytes(), 10**6).rgb
+    rgb = codec.decode((pictures / "cat.png").read_bytes(), 10**6).rgb
     alpha = np.tile(np.linspace(0, 1, rgb.shape[1], dtype=np.float32), (rgb.shape[0], 1))
-    (pictures / "clear.png").write_bytes(images.encode(rgb, alpha, "png", {}))
+    (pictures / "clear.png").write_bytes(codec.encode(rgb, alpha, "png", {}))
     rows = (
         "id,content,style,style_weights,keep_color,format\n"
         "two,cat.png,oil.png|ink.png,3|1,,\n"
@@ -250,14 +255,14 @@ def test_several_styles_formats_alpha_and_kept_colors(pictures: Path, tmp_path: 
     out = tmp_path / "out"
     assert run(pictures, rows, out).message.startswith("4 succeeded")
     assert marker(out, "two").style_weights == (0.75, 0.25)
-    kept = images.decode((out / "images/kept.png").read_bytes(), 10**6)
-    small = images.resize(images.Picture(rgb, None), 48, 64).rgb
-    chroma = [image - images.luminance(image)[..., None] for image in (kept.rgb, small)]
+    kept = codec.decode((out / "images/kept.png").read_bytes(), 10**6)
+    small = resize(Picture(rgb, None), 48, 64).rgb
+    chroma = [image - luminance(image)[..., None] for image in (kept.rgb, small)]
     assert np.abs(chroma[0] - chroma[1]).mean() < 0.03
-    clear = images.decode((out / "images/clear.webp").read_bytes(), 10**6)
+    clear = codec.decode((out / "images/clear.webp").read_bytes(), 10**6)
     assert clear.alpha is not None
     assert np.abs(clear.alpha[24] - np.linspace(0, 1, 64)).max() < 0.05
-    assert images.decode((out / "images/jpeg.jpg").read_bytes(), 10**6).alpha is None
+    assert codec.decode((out / "images/jpeg.jpg").read_bytes(), 10**6).alpha is None
 
 
 def test_a_weights_file_is_known_by_its_sha256_and_part_of_the_key(pictures: Path, tmp_path: Path) -> None:
@@ -289,8 +294,8 @@ def test_upscale_enlarges_and_a_pyramid_tells_its_levels(pictures: Path, tmp_pat
     rows = "id,content,style,size\na,cat.png,oil.png,128\n"
     run(pictures, rows, tmp_path / "kept")
     run(pictures, rows, tmp_path / "large", upscale=True)
-    assert images.probe((tmp_path / "kept/images/a.png").read_bytes(), 10**6) == (72, 96)
-    assert images.probe((tmp_path / "large/images/a.png").read_bytes(), 10**6) == (96, 128)
+    assert codec.read_size((tmp_path / "kept/images/a.png").read_bytes(), 10**6) == (72, 96)
+    assert codec.read_size((tmp_path / "large/images/a.png").read_bytes(), 10**6) == (96, 128)
     told = pd.read_parquet(tmp_path / "large/history")
     assert told.groupby("level").width.first().tolist() == [80, 128]
     assert told.groupby("level").step.max().tolist() == [4, 3]  # 60 coarse steps for 40 fine ones: 4 for 3
@@ -303,20 +308,20 @@ def test_a_manifest_may_have_both_precisions_and_a_picture_in_one_is_none_in_the
     plain, mixed = marker(out, "a"), marker(out, "b")
     assert (plain.precision, mixed.precision) == ("float32", "mixed")
     assert 0 < abs(plain.losses["total"] / mixed.losses["total"] - 1) < 0.02
-    one, other = (images.decode((out / f"images/{id}.png").read_bytes(), 10**6).rgb for id in "ab")
+    one, other = (codec.decode((out / f"images/{id}.png").read_bytes(), 10**6).rgb for id in "ab")
     assert np.abs(one - other).mean() < 2 / 255
     ended = run(pictures, rows.format(""), out, precision="mixed", plateau=0.0)
     assert ended.message.startswith("1 succeeded, 0 failed, 0 rejected, 1 skipped")
     assert marker(out, "a").key == mixed.key != plain.key
-    again = images.decode((out / "images/a.png").read_bytes(), 10**6).rgb
+    again = codec.decode((out / "images/a.png").read_bytes(), 10**6).rgb
     np.testing.assert_array_equal(again, other)
 
 
 def test_zero_steps_give_the_initial_picture(pictures: Path, tmp_path: Path) -> None:
     rows = "id,content,style,recipe,steps\na,cat.png,oil.png,tf-tutorial,0\n"
     run(pictures, rows, tmp_path / "out")
-    given = images.resize(images.decode((pictures / "cat.png").read_bytes(), 10**6), 48, 64)
-    made = images.decode((tmp_path / "out/images/a.png").read_bytes(), 10**6)
+    given = resize(codec.decode((pictures / "cat.png").read_bytes(), 10**6), 48, 64)
+    made = codec.decode((tmp_path / "out/images/a.png").read_bytes(), 10**6)
     np.testing.assert_allclose(made.rgb, given.rgb, atol=0.5 / 255 + 1e-6)
 
 

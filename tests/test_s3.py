@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from jobs import check_two_rows_of_one_pair, run_into
-from servers import S3, nst, picture
 
-from nst_tasks import claims, images, outcome, storage
 from nst_tasks.errors import StorageError, StorageUnavailable
-from nst_tasks.settings import Run
+from nst_tasks.images import codec
+from nst_tasks.inputs.run import Run
+from nst_tasks.outputs import claims, outcome
+from nst_tasks.storage import files
+from tests.support.jobs import check_two_rows_of_one_pair, run_into
+from tests.support.servers import S3, nst, picture
 
 ROWS = "id,content,style,recipe\na,in/cat.png,in/oil.png,\nb,in/dog.png,s3://nst-in/in/ink.png,tf-tutorial\nbad,in/gone.png,in/oil.png,\n"
 
@@ -33,8 +35,8 @@ def bucket(s3: S3, monkeypatch: pytest.MonkeyPatch) -> str:
         if not fs.exists(name):
             fs.mkdir(name)
     for name in ("cat", "dog", "oil", "ink"):
-        storage.write(f"s3://nst-in/in/{name}.png", picture(name))
-    storage.write("s3://nst-in/m.csv", ROWS.encode())
+        files.write(f"s3://nst-in/in/{name}.png", picture(name))
+    files.write("s3://nst-in/m.csv", ROWS.encode())
     return "s3://nst-out"
 
 
@@ -50,22 +52,22 @@ def test_a_manifest_on_s3_becomes_pictures_on_s3(s3: S3, prefect_api: str, bucke
     assert "Traceback" not in done.stderr
 
     for id in "ab":
-        data = storage.read(f"{out}/images/{id}.png")
-        marker = outcome.from_json(storage.read(f"{out}/outcomes/{id}.json"))
-        assert images.probe(data, 10**6) == (48, 64)
-        assert images.read_text(data)["nst:key"] == marker.key
+        data = files.read(f"{out}/images/{id}.png")
+        marker = outcome.from_json(files.read(f"{out}/outcomes/{id}.json"))
+        assert codec.read_size(data, 10**6) == (48, 64)
+        assert codec.read_metadata(data)["nst:key"] == marker.key
     told = pd.read_parquet(f"{out}/history")
     assert sorted(told.pair_id.unique()) == ["a", "b"]
     summary = pd.read_parquet(report["files"]["summary"])
     assert summary.set_index("id").status.to_dict() == {"a": "succeeded", "b": "succeeded", "bad": "failed"}
-    assert b"data:image/jpeg" in storage.read(report["files"]["report"])
-    assert storage.listing(out) == {}  # nothing but folders at the top
+    assert b"data:image/jpeg" in files.read(report["files"]["report"])
+    assert files.list_files(out) == {}  # nothing but folders at the top
 
     written_texts = [f"{out}/outcomes/a.json", f"{out}/outcomes/bad.json", report["files"]["run"], report["files"]["report"]]
-    for text in (done.stdout, done.stderr, *(storage.read(uri).decode() for uri in written_texts)):
+    for text in (done.stdout, done.stderr, *(files.read(uri).decode() for uri in written_texts)):
         assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in text
 
-    storage.write("s3://nst-in/in/gone.png", picture("cat"))
+    files.write("s3://nst-in/in/gone.png", picture("cat"))
     again = nst(*options, **environment)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["counts"] == {"succeeded": 1, "failed": 0, "rejected": 0, "skipped": 2}
@@ -76,7 +78,7 @@ def test_dry_run_and_grid_and_report_speak_s3(s3: S3, bucket: str) -> None:
     assert done.stdout.splitlines()[1] == "cat_oil,s3://nst-in/in/cat.png,s3://nst-in/in/oil.png"
     done = nst("run", "s3://nst-in/m.csv", "--out", f"{bucket}/dry", "--backbone", "tiny", "--dry-run", **s3.environment)
     assert "a: cat x oil, painterly, 96 x 72" in done.stdout
-    assert storage.listing(f"{bucket}/dry") == {}
+    assert files.list_files(f"{bucket}/dry") == {}
 
 
 def test_wrong_credentials_are_one_sentence_and_exit_code_2(s3: S3, bucket: str) -> None:
@@ -100,36 +102,36 @@ def test_missing_and_forbidden_are_for_good_and_a_silent_server_is_not(bucket: s
     import s3fs
 
     with pytest.raises(StorageError, match="does not exist") as raised:
-        storage.read("s3://nst-in/nowhere.png")
+        files.read("s3://nst-in/nowhere.png")
     assert not isinstance(raised.value, StorageUnavailable)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own retries, each after a longer wait
     with pytest.raises(StorageUnavailable, match="failed for the moment"):
-        storage.read("s3://nst-in/in/cat.png")
+        files.read("s3://nst-in/in/cat.png")
     s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_listings_are_never_stale_and_writes_are_whole(bucket: str) -> None:
     prefix = f"{bucket}/fresh"
-    assert storage.listing(prefix) == {}
-    storage.write(f"{prefix}/one", b"1")
-    assert list(storage.listing(prefix)) == list(storage.listing(prefix, "o")) == ["one"]
-    storage.write(f"{prefix}/onemore/two", b"2")
-    storage.write(f"{prefix}/two", b"2")
-    assert list(storage.listing(prefix, "one")) == ["one"]
-    assert storage.listing(prefix, "three") == storage.listing(f"{prefix}/nowhere", "o") == {}
-    first = storage.stat(f"{prefix}/one")
-    storage.write(f"{prefix}/one", b"2")
-    second = storage.stat(f"{prefix}/one")
+    assert files.list_files(prefix) == {}
+    files.write(f"{prefix}/one", b"1")
+    assert list(files.list_files(prefix)) == list(files.list_files(prefix, "o")) == ["one"]
+    files.write(f"{prefix}/onemore/two", b"2")
+    files.write(f"{prefix}/two", b"2")
+    assert list(files.list_files(prefix, "one")) == ["one"]
+    assert files.list_files(prefix, "three") == files.list_files(f"{prefix}/nowhere", "o") == {}
+    first = files.stat(f"{prefix}/one")
+    files.write(f"{prefix}/one", b"2")
+    second = files.stat(f"{prefix}/one")
     assert first is not None
     assert second is not None
     assert (first.size, first.version != second.version) == (second.size, True)
     large = os.urandom(12 * 2**20)  # above the size from which uploads come in parts
-    storage.write(f"{prefix}/large", large)
-    assert storage.read(f"{prefix}/large") == large
-    readers = [threading.Thread(target=storage.read, args=(f"{prefix}/one",)) for _ in range(8)]
+    files.write(f"{prefix}/large", large)
+    assert files.read(f"{prefix}/large") == large
+    readers = [threading.Thread(target=files.read, args=(f"{prefix}/one",)) for _ in range(8)]
     for reader in readers:
         reader.start()
     for reader in readers:
@@ -138,14 +140,14 @@ def test_listings_are_never_stale_and_writes_are_whole(bucket: str) -> None:
 
 def test_claims_hold_on_s3(bucket: str) -> None:
     out = f"{bucket}/claims-{os.getpid()}"
-    assert storage.honours_create(out)
+    assert files.can_create_if_absent(out)
     got: list[str] = []
     together = threading.Barrier(6)
     with ExitStack() as stack:
 
         def attempt(run: Run) -> None:
             together.wait()
-            got.extend(stack.enter_context(claims.taken(["k1", "k2"], run)))
+            got.extend(stack.enter_context(claims.hold(["k1", "k2"], run)))
 
         runs = [run_into(out, exclusive=True, id=f"run-{k}") for k in range(6)]
         threads = [threading.Thread(target=attempt, args=[run]) for run in runs]
@@ -154,8 +156,8 @@ def test_claims_hold_on_s3(bucket: str) -> None:
         for thread in threads:
             thread.join()
         assert sorted(got) == ["k1", "k2"]
-        assert sorted(claims.standing(out)) == ["k1", "k2"]
-    assert claims.standing(out) == {}
+        assert sorted(claims.current_claims(out)) == ["k1", "k2"]
+    assert claims.current_claims(out) == {}
 
 
 def test_two_rows_of_one_pair_at_once_come_to_the_same_bytes_on_s3(tmp_path: Path, bucket: str) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifests.samples import samples
 from nst_tasks.errors import SettingsError
-from nst_tasks.samples import samples
 
 
 def test_samples_are_contents_and_styles() -> None:

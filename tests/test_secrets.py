@@ -15,12 +15,12 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from servers import ask, nst, picture
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.terminal import run_flow
-from nst_tasks.request import Request
+from flows.console import run_flow
+from nst_tasks.inputs.options import Request
+from tests.support.servers import ask, nst, picture
 
 SECRET = "hunter2-of-no-other-test"
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 import s3fs
-from proxy import Fault, proxy
-from servers import S3, answered, picture
+
+from tests.support.proxy import Fault, proxy
+from tests.support.servers import S3, answered, picture
 
 ROOT = Path(__file__).parent.parent
 BUCKET = "nst-nightly"

@@ -15,8 +15,8 @@ import pytest
 STARTED = """
 import os
 import sys
-from flows import server
-with server.starting():
+from flows import prefect_server
+with prefect_server.start_in_background():
     assert "PREFECT_API_URL" not in os.environ
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
@@ -24,17 +24,17 @@ with get_client(sync_client=True) as client:
     assert str(client.api_url).rstrip("/") == os.environ["PREFECT_API_URL"]
     assert str(client.api_url).startswith("http://127.0.0.1:")
 assert "prefect.server.api.server" not in sys.modules, "a whole server was imported here, too"
-print(server._started[0].pid, os.environ.get("NST_IMAGE_ARTIFACTS"), flush=True)
+print(prefect_server._started_servers[0].pid, os.environ.get("NST_IMAGE_ARTIFACTS"), flush=True)
 """
 
 ELSEWHERE = """
-from flows import runners
+from flows import task_runners
 from nst_tasks.errors import SettingsError
 try:
-    runners._api_for_workers("tcp://elsewhere:1").__enter__()
+    task_runners._set_worker_api("tcp://elsewhere:1").__enter__()
 except SettingsError as error:
     print(error)
-with runners._api_for_workers(""):
+with task_runners._set_worker_api(""):
     from prefect.settings import PREFECT_API_URL
     assert PREFECT_API_URL.value().rstrip("/") == os.environ["PREFECT_API_URL"]
 """
@@ -54,10 +54,10 @@ except ChildProcessError:
 """Added to a program, tells whether a process of its own goes on."""
 
 SLOW = """
-from flows import server
+from flows import prefect_server
 from nst_tasks.errors import SettingsError
 try:
-    with server.starting():
+    with prefect_server.start_in_background():
         pass
 except SettingsError as error:
     print(error)
@@ -65,13 +65,13 @@ except SettingsError as error:
 
 SECOND = """
 import os, socket
-from flows import server
+from flows import prefect_server
 taken = socket.create_server(("127.0.0.1", 0))
 def first_is_taken(address, create=socket.create_server):
     socket.create_server = create
     return socket.socket(fileno=os.dup(taken.fileno()))  # its closing leaves the other one
 socket.create_server = first_is_taken
-with server.starting():
+with prefect_server.start_in_background():
     pass
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
@@ -82,16 +82,16 @@ print("it answers")
 
 CONFIGURED = """
 import os
-from flows import server
-with server.starting():
+from flows import prefect_server
+with prefect_server.start_in_background():
     pass
-print(server.is_own(), os.environ.get("PREFECT_API_URL"))
+print(prefect_server.has_own_server(), os.environ.get("PREFECT_API_URL"))
 """
 
 BROKEN = """
-from flows import server
+from flows import prefect_server
 try:
-    with server.starting():
+    with prefect_server.start_in_background():
         raise ValueError("the other work")
 except ValueError as error:
     print(error)

@@ -10,11 +10,12 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import run_into
 
-from nst_tasks import stopping, storage
-from nst_tasks.progress import Watch
-from nst_tasks.settings import Settings
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs.stop_signal import forward_stop
+from nst_tasks.progress import Progress
+from nst_tasks.storage import files
+from tests.support.jobs import run_into
 
 
 class Stumbling(MemoryFileSystem):
@@ -49,30 +50,30 @@ STOP = "stumbling://out/runs/run/stop"
 
 
 def test_workers_are_told_to_stop_although_the_store_stumbles(stumbling: type[Stumbling]) -> None:
-    stumbling.failing, observer = 2, Watch()
-    with stopping.told(RUN, observer):
+    stumbling.failing, observer = 2, Progress()
+    with forward_stop(RUN, observer):
         observer.stop.set()
         until = time.monotonic() + 30
-        while storage.stat(STOP) is None and time.monotonic() < until:
+        while files.stat(STOP) is None and time.monotonic() < until:
             time.sleep(0.01)
-    assert storage.stat(STOP) is not None
+    assert files.stat(STOP) is not None
 
 
 def test_workers_are_told_when_an_exception_ends_the_run(stumbling: type[Stumbling]) -> None:
-    stumbling.failing, observer = 2, Watch()
-    with pytest.raises(RuntimeError), stopping.told(RUN, observer):
+    stumbling.failing, observer = 2, Progress()
+    with pytest.raises(RuntimeError), forward_stop(RUN, observer):
         raise RuntimeError
-    assert storage.stat(STOP) is not None
+    assert files.stat(STOP) is not None
     assert not observer.stop.is_set()  # it may be that of other runs as well
 
 
 def test_a_run_that_ended_well_tells_nobody_and_does_not_wait_for_the_store(stumbling: type[Stumbling]) -> None:
-    with stopping.told(RUN, Watch()):
+    with forward_stop(RUN, Progress()):
         pass
-    assert storage.stat(STOP) is None
-    stumbling.failing, observer = 1, Watch()
-    with stopping.told(run_into("stumbling://out", settings=Settings(retry_seconds=600)), observer):
+    assert files.stat(STOP) is None
+    stumbling.failing, observer = 1, Progress()
+    with forward_stop(run_into("stumbling://out", settings=Settings(retry_seconds=600)), observer):
         observer.stop.set()
         while stumbling.failing:
             time.sleep(0.01)
-    assert storage.stat(STOP) is None  # its next attempt would come in ten minutes
+    assert files.stat(STOP) is None  # its next attempt would come in ten minutes

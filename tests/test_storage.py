@@ -22,9 +22,12 @@ import botocore.exceptions
 import fsspec
 import pytest
 
-from nst_tasks import storage
 from nst_tasks.errors import Interrupted, NstError, PictureError, StorageError, StorageUnavailable, StorageUnusable
-from nst_tasks.settings import Settings
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.storage import files, parallel
+from nst_tasks.storage.parallel import SEQUENTIAL_GRACE_SECONDS, map_parallel
+from nst_tasks.storage.retry import call_with_retries
+from nst_tasks.storage.uri import get_folder, join_uri, make_absolute
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -44,34 +47,34 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def test_what_is_written_is_read_folders_included(base: str) -> None:
-    place = storage.join(base, "new", "deep", "a.bin")
-    storage.write(place, b"one")
-    assert storage.read(place) == b"one"
-    storage.write(place, b"two, longer")
-    assert storage.read(place) == b"two, longer"
-    assert list(storage.listing(storage.join(base, "new", "deep"))) == ["a.bin"]
+    place = join_uri(base, "new", "deep", "a.bin")
+    files.write(place, b"one")
+    assert files.read(place) == b"one"
+    files.write(place, b"two, longer")
+    assert files.read(place) == b"two, longer"
+    assert list(files.list_files(join_uri(base, "new", "deep"))) == ["a.bin"]
 
 
 def test_what_a_function_writes_into_a_file_is_read(base: str) -> None:
-    uri = storage.join(base, "written", "by.parts")
+    uri = join_uri(base, "written", "by.parts")
 
     def parts(file: IO[bytes]) -> None:
         for part in (b"one ", b"after ", b"another"):
             file.write(part)
 
-    storage.write(uri, parts)
-    assert storage.read(uri) == b"one after another"
+    files.write(uri, parts)
+    assert files.read(uri) == b"one after another"
 
 
 def test_several_objects_are_written_and_the_first_failure_is_told(base: str) -> None:
-    files = {storage.join(base, "a", f"{k}.bin"): bytes([k]) for k in range(3)}
-    storage.write_all(files)
-    assert {uri: storage.read(uri) for uri in files} == files
-    storage.write_all({})
+    contents = {join_uri(base, "a", f"{k}.bin"): bytes([k]) for k in range(3)}
+    files.write_all(contents)
+    assert {uri: files.read(uri) for uri in contents} == contents
+    files.write_all({})
     if "memory" in base:
         return
     with pytest.raises(StorageError, match="0.bin/x: a file is in the way"):
-        storage.write_all({storage.join(base, "a", "0.bin", "x"): b"", storage.join(base, "a", "9.bin"): b""})
+        files.write_all({join_uri(base, "a", "0.bin", "x"): b"", join_uri(base, "a", "9.bin"): b""})
 
 
 def test_a_function_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
@@ -79,17 +82,17 @@ def test_a_function_that_fails_half_way_leaves_what_was_there(tmp_path: Path) ->
         file.write(b"new")
         raise ZeroDivisionError
 
-    storage.write(str(tmp_path / "a"), b"old")
+    files.write(str(tmp_path / "a"), b"old")
     with pytest.raises(ZeroDivisionError):
-        storage.write(str(tmp_path / "a"), broken)
+        files.write(str(tmp_path / "a"), broken)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_nothing_can_be_read_where_nothing_is(base: str) -> None:
-    place = storage.join(base, "none.bin")
+    place = join_uri(base, "none.bin")
     with pytest.raises(StorageError) as caught:
-        storage.read(place)
+        files.read(place)
     assert str(caught.value) == f"{place}: does not exist; check the name"
     assert type(caught.value) is StorageError
 
@@ -109,9 +112,9 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 def test_a_write_that_fails_half_way_leaves_the_old_bytes_and_nothing_else(tmp_path: Path) -> None:
     place = tmp_path / "a.bin"
-    storage.write(str(place), b"old")
+    files.write(str(place), b"old")
     with pytest.raises(StorageError, match=r"a\.bin: the file is larger than"), files_of_at_most(1000):
-        storage.write(str(place), b"new" * 100_000)
+        files.write(str(place), b"new" * 100_000)
     assert place.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
 
@@ -119,31 +122,31 @@ def test_a_write_that_fails_half_way_leaves_the_old_bytes_and_nothing_else(tmp_p
 def test_a_write_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.bin").mkdir()
     with pytest.raises(StorageError, match=r"a\.bin: it is a folder, not a file; choose another path"):
-        storage.write(str(tmp_path / "a.bin"), b"new")
+        files.write(str(tmp_path / "a.bin"), b"new")
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_a_reader_sees_the_old_bytes_or_the_new_ones_never_a_mixture(tmp_path: Path) -> None:
     place = str(tmp_path / "a.bin")
     versions = [bytes([k]) * 200_000 for k in range(2)]
-    storage.write(place, versions[0])
+    files.write(place, versions[0])
     done = threading.Event()
 
     def rewrite() -> None:
         for k in range(40):
-            storage.write(place, versions[k % 2])
+            files.write(place, versions[k % 2])
         done.set()
 
     writer = threading.Thread(target=rewrite)
     writer.start()
     while not done.is_set():
-        assert storage.read(place) in versions
+        assert files.read(place) in versions
     writer.join()
 
 
 @pytest.mark.parametrize("name", ["n" * 251 + ".png", "画" * 83 + ".png"])
 def test_a_name_of_the_longest_length_can_be_written(tmp_path: Path, name: str) -> None:
-    storage.write(str(tmp_path / name), b"x")
+    files.write(str(tmp_path / name), b"x")
     assert os.listdir(tmp_path) == [name]
 
 
@@ -152,8 +155,8 @@ def test_a_file_at_the_root_can_be_written() -> None:
     if not os.access("/", os.W_OK):
         pytest.skip("the root folder is not writable for this user")
     try:
-        storage.write(place, b"x")
-        assert storage.read(place) == b"x"
+        files.write(place, b"x")
+        assert files.read(place) == b"x"
     finally:
         Path(place).unlink(missing_ok=True)
 
@@ -162,15 +165,15 @@ def test_a_file_at_the_root_can_be_written() -> None:
 
 
 def test_stat_tells_size_and_a_version_that_a_rewrite_changes(base: str) -> None:
-    place = storage.join(base, "a.bin")
-    assert storage.stat(place) is None
+    place = join_uri(base, "a.bin")
+    assert files.stat(place) is None
     seen = set()
     for data in (b"one", b"two", b"two"):
-        storage.write(place, data)
-        entry = storage.stat(place)
+        files.write(place, data)
+        entry = files.stat(place)
         assert entry is not None
         assert entry.size == 3
-        assert entry == storage.stat(place)
+        assert entry == files.stat(place)
         seen.add(entry.version)
         time.sleep(0.002)
     assert len(seen) == 3
@@ -179,50 +182,50 @@ def test_stat_tells_size_and_a_version_that_a_rewrite_changes(base: str) -> None
 
 def test_a_version_changes_though_time_of_writing_and_size_are_set_back(tmp_path: Path) -> None:
     place = tmp_path / "a.bin"
-    storage.write(str(place), b"one")
+    files.write(str(place), b"one")
     os.utime(place, (1, 1))
-    before = storage.stat(str(place))
-    storage.write(str(place), b"two")
+    before = files.stat(str(place))
+    files.write(str(place), b"two")
     os.utime(place, (1, 1))
-    assert storage.stat(str(place)) != before
+    assert files.stat(str(place)) != before
 
 
 def test_listing_is_sorted_and_shows_neither_folders_nor_dot_files(base: str) -> None:
     for name in ("b.bin", "a.bin", ".hidden", "c/d.bin", "B.bin"):
-        storage.write(storage.join(base, "x", name), name.encode())
-    found = storage.listing(storage.join(base, "x"))
+        files.write(join_uri(base, "x", name), name.encode())
+    found = files.list_files(join_uri(base, "x"))
     assert list(found) == ["B.bin", "a.bin", "b.bin"]
     assert [entry.size for entry in found.values()] == [5, 5, 5]
-    assert list(storage.listing(storage.join(base, "x", ""))) == list(found)
+    assert list(files.list_files(join_uri(base, "x", ""))) == list(found)
 
 
 def test_listing_a_prefix_leaves_out_the_other_names(base: str) -> None:
     for name in ("ab.1", "ab.2", "abc/d", "b.ab", "a"):
-        storage.write(storage.join(base, "x", name), b"1")
-    assert list(storage.listing(storage.join(base, "x"), "ab")) == ["ab.1", "ab.2"]
-    assert storage.listing(storage.join(base, "x"), "c") == storage.listing(storage.join(base, "none"), "a") == {}
+        files.write(join_uri(base, "x", name), b"1")
+    assert list(files.list_files(join_uri(base, "x"), "ab")) == ["ab.1", "ab.2"]
+    assert files.list_files(join_uri(base, "x"), "c") == files.list_files(join_uri(base, "none"), "a") == {}
 
 
 def test_listing_what_is_not_there_is_empty(base: str) -> None:
-    assert storage.listing(storage.join(base, "none")) == {}
+    assert files.list_files(join_uri(base, "none")) == {}
 
 
 def test_listing_is_never_stale(base: str) -> None:
-    storage.write(storage.join(base, "x", "a.bin"), b"1")
-    assert list(storage.listing(storage.join(base, "x"))) == ["a.bin"]
-    storage.write(storage.join(base, "x", "b.bin"), b"1")
-    assert list(storage.listing(storage.join(base, "x"))) == ["a.bin", "b.bin"]
+    files.write(join_uri(base, "x", "a.bin"), b"1")
+    assert list(files.list_files(join_uri(base, "x"))) == ["a.bin"]
+    files.write(join_uri(base, "x", "b.bin"), b"1")
+    assert list(files.list_files(join_uri(base, "x"))) == ["a.bin", "b.bin"]
 
 
 def test_expand_gives_uris_that_can_be_read_sorted_without_folders_and_dot_files(base: str) -> None:
     for name in ("b.png", "a.png", "c.txt", ".hidden.png", "folder.png/x.bin"):
-        storage.write(storage.join(base, "x", name), name.encode())
-    found = storage.expand(storage.join(base, "x", "*.png"))
-    assert [storage.read(uri) for uri in found] == [b"a.png", b"b.png"]
+        files.write(join_uri(base, "x", name), name.encode())
+    found = files.expand_glob(join_uri(base, "x", "*.png"))
+    assert [files.read(uri) for uri in found] == [b"a.png", b"b.png"]
     assert all(("://" in uri) == ("://" in base) for uri in found)
-    assert len(storage.expand(storage.join(base, "x", "*"))) == 3
-    assert storage.expand(storage.join(base, "x", "a.png")) == found[:1]
-    assert storage.expand(storage.join(base, "x", "*.gif")) == []
+    assert len(files.expand_glob(join_uri(base, "x", "*"))) == 3
+    assert files.expand_glob(join_uri(base, "x", "a.png")) == found[:1]
+    assert files.expand_glob(join_uri(base, "x", "*.gif")) == []
 
 
 # Names
@@ -244,7 +247,7 @@ def test_expand_gives_uris_that_can_be_read_sorted_without_folders_and_dot_files
     ],
 )
 def test_folder(uri: str, folder: str) -> None:
-    assert storage.folder(uri) == folder
+    assert get_folder(uri) == folder
 
 
 @pytest.mark.parametrize(
@@ -260,22 +263,22 @@ def test_folder(uri: str, folder: str) -> None:
     ],
 )
 def test_join(base: str, names: list[str], uri: str) -> None:
-    assert storage.join(base, *names) == uri
+    assert join_uri(base, *names) == uri
 
 
 def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert storage.absolute("in/../m.csv") == str(tmp_path / "m.csv")
-    assert storage.absolute("/m.csv") == "/m.csv"
-    assert storage.absolute("s3://bucket/m.csv") == "s3://bucket/m.csv"
+    assert make_absolute("in/../m.csv") == str(tmp_path / "m.csv")
+    assert make_absolute("/m.csv") == "/m.csv"
+    assert make_absolute("s3://bucket/m.csv") == "s3://bucket/m.csv"
 
 
 # Probing
 
 
 def test_probing_a_good_place_leaves_no_file(base: str) -> None:
-    storage.probe_writable(storage.join(base, "new", "out"))
-    assert storage.listing(storage.join(base, "new", "out")) == {}
+    files.probe_writable(join_uri(base, "new", "out"))
+    assert files.list_files(join_uri(base, "new", "out")) == {}
     if not base.startswith("memory:"):
         place = Path(base.removeprefix("file://"))
         assert not [path for path in place.rglob("*") if path.is_file()]
@@ -285,7 +288,7 @@ def test_probing_a_good_place_leaves_no_file(base: str) -> None:
 def test_probing_below_a_file_says_so(tmp_path: Path, out: str, reason: str) -> None:
     (tmp_path / "a.bin").write_bytes(b"x")
     with pytest.raises(StorageError) as caught:
-        storage.probe_writable(str(tmp_path / out))
+        files.probe_writable(str(tmp_path / out))
     assert str(caught.value).startswith(str(tmp_path / out))
     assert reason in str(caught.value)
     assert type(caught.value) is StorageError
@@ -364,9 +367,9 @@ def test_foreign_errors_are_translated_without_their_texts(
     error: Exception, kind: type[StorageError], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Faulty, "error", error)
-    calls = [lambda: storage.read(PLACE), lambda: storage.expand(PLACE)]
+    calls = [lambda: files.read(PLACE), lambda: files.expand_glob(PLACE)]
     if not isinstance(error, FileNotFoundError):  # which stat and listing answer with nothing
-        calls += [lambda: storage.stat(PLACE), lambda: storage.listing(PLACE)]
+        calls += [lambda: files.stat(PLACE), lambda: files.list_files(PLACE)]
     for call in calls:
         with pytest.raises(StorageError) as caught:
             call()
@@ -376,7 +379,7 @@ def test_foreign_errors_are_translated_without_their_texts(
         assert "hunter2" not in str(caught.value)
         assert caught.value.__cause__ is error
     with pytest.raises(StorageError, match="^" + SHOWN) as caught:
-        storage.write(PLACE, b"x")
+        files.write(PLACE, b"x")
     # one picture that may not be read is one pair's failure; an output that may not be written is everybody's
     assert type(caught.value) is (StorageUnusable if sentence.startswith("access is denied") else kind)
     assert sentence in str(caught.value)
@@ -384,8 +387,8 @@ def test_foreign_errors_are_translated_without_their_texts(
 
 def test_a_store_without_the_object_answers_stat_and_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Faulty, "error", FileNotFoundError())
-    assert storage.stat(PLACE) is None
-    assert storage.listing(PLACE) == {}
+    assert files.stat(PLACE) is None
+    assert files.list_files(PLACE) == {}
     # a store that keeps listings would not see what others wrote since
     assert Faulty.opened_with == {"use_listings_cache": False}
 
@@ -393,7 +396,7 @@ def test_a_store_without_the_object_answers_stat_and_listing(monkeypatch: pytest
 def test_the_probe_names_the_place_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Faulty, "error", PermissionError("hunter2"))
     with pytest.raises(StorageError, match=r"^faulty://bucket/out/\.nst-probe-\w+: access is denied") as caught:
-        storage.probe_writable("faulty://user:hunter2@bucket/out")
+        files.probe_writable("faulty://user:hunter2@bucket/out")
     assert "hunter2" not in str(caught.value)
 
 
@@ -401,7 +404,7 @@ def test_the_probe_names_the_place_and_no_secret(monkeypatch: pytest.MonkeyPatch
 def test_a_programmers_error_stays_what_it_is(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Faulty, "error", error)
     with pytest.raises(type(error)):
-        storage.read(PLACE)
+        files.read(PLACE)
 
 
 @pytest.mark.parametrize(
@@ -421,17 +424,17 @@ def test_a_programmers_error_stays_what_it_is(error: BaseException, monkeypatch:
 )
 def test_an_unknown_place_is_one_sentence(uri: str, sentence: str) -> None:
     with pytest.raises(StorageError) as caught:
-        storage.read(uri)
+        files.read(uri)
     assert str(caught.value) == sentence
     with pytest.raises(StorageError) as caught:
-        storage.probe_writable(uri)
+        files.probe_writable(uri)
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_file_system_that_is_not_installed_is_named() -> None:
     fsspec.register_implementation("uninstalled", "no_such_package.File", clobber=True, errtxt="Install no-such-package")
     with pytest.raises(StorageError) as caught:
-        storage.read("uninstalled://bucket/a.png?hunter2")
+        files.read("uninstalled://bucket/a.png?hunter2")
     sentence = "the file system for uninstalled:// is not installed (Install no-such-package)"
     assert str(caught.value) == f"uninstalled://bucket/a.png: {sentence}"
 
@@ -472,9 +475,9 @@ def web() -> Iterator[str]:
     ],
 )
 def test_a_web_servers_answers(web: str, status: int, kind: type[StorageError], sentence: str) -> None:
-    assert storage.read(f"{web}/200") == b"pong"
+    assert files.read(f"{web}/200") == b"pong"
     with pytest.raises(StorageError) as caught:
-        storage.read(f"{web}/{status}?token=hunter2")
+        files.read(f"{web}/{status}?token=hunter2")
     assert type(caught.value) is kind
     assert str(caught.value).startswith(f"{web}/{status}: {sentence}")
     assert "hunter2" not in str(caught.value)
@@ -482,7 +485,7 @@ def test_a_web_servers_answers(web: str, status: int, kind: type[StorageError], 
 
 def test_a_web_server_that_is_not_there_may_come_back() -> None:
     with pytest.raises(StorageUnavailable, match=f"^http://127.0.0.1:1/a.png: {LATER}"):
-        storage.read("http://127.0.0.1:1/a.png")
+        files.read("http://127.0.0.1:1/a.png")
 
 
 # Each
@@ -497,13 +500,13 @@ def test_each_keeps_the_order_and_turns_our_errors_into_values() -> None:
             raise failed
         return item * item
 
-    assert storage.each(slow_first, range(6), readers=4) == [0, 1, 4, failed, 16, 25]
-    assert storage.each(slow_first, [], readers=4) == []
+    assert map_parallel(slow_first, range(6), threads=4) == [0, 1, 4, failed, 16, 25]
+    assert map_parallel(slow_first, [], threads=4) == []
 
 
 def test_each_works_on_as_many_at_once_as_it_is_told() -> None:
     meeting = threading.Barrier(3, timeout=10)  # broken, unless three calls are under way together
-    storage.each(lambda _: meeting.wait(), range(3), readers=3)
+    map_parallel(lambda _: meeting.wait(), range(3), threads=3)
     running, most, lock = 0, 0, threading.Lock()
 
     def count(_: int) -> None:
@@ -515,7 +518,7 @@ def test_each_works_on_as_many_at_once_as_it_is_told() -> None:
         with lock:
             running -= 1
 
-    storage.each(count, range(12), readers=2)
+    map_parallel(count, range(12), threads=2)
     assert most == 2
 
 
@@ -525,16 +528,16 @@ def test_each_takes_near_things_in_this_thread_while_they_are_quick_and_then_sev
     def where(item: int) -> tuple[int, bool]:
         return item, threading.current_thread() is threading.main_thread()
 
-    monkeypatch.setattr(storage, "QUICK_SECONDS", 60.0)
-    assert storage.each(where, range(100), readers=4, near=True) == [(item, True) for item in range(100)]
-    assert storage.each(where, range(100), readers=4) == [(item, False) for item in range(100)]
-    monkeypatch.setattr(storage, "QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(parallel, "FAST_READ_SECONDS", 60.0)
+    assert map_parallel(where, range(100), threads=4, local=True) == [(item, True) for item in range(100)]
+    assert map_parallel(where, range(100), threads=4) == [(item, False) for item in range(100)]
+    monkeypatch.setattr(parallel, "FAST_READ_SECONDS", 0.0)
 
     def slow(item: int) -> tuple[int, bool]:
-        time.sleep(2 * storage.GRACE_SECONDS)
+        time.sleep(2 * SEQUENTIAL_GRACE_SECONDS)
         return where(item)
 
-    assert storage.each(slow, range(6), readers=4, near=True) == [(item, item == 0) for item in range(6)]
+    assert map_parallel(slow, range(6), threads=4, local=True) == [(item, item == 0) for item in range(6)]
 
 
 def test_each_does_not_hide_a_programmers_error() -> None:
@@ -542,7 +545,7 @@ def test_each_does_not_hide_a_programmers_error() -> None:
         raise KeyError(item)
 
     with pytest.raises(KeyError) as caught:
-        storage.each(broken, [1], readers=1)
+        map_parallel(broken, [1], threads=1)
     assert "broken" in "".join(traceback.format_tb(caught.value.__traceback__))
 
 
@@ -565,23 +568,25 @@ def test_what_fails_for_the_moment_is_tried_again_and_told() -> None:
     told: list[str] = []
     settings = Settings(retries=2, retry_seconds=0.01)
     away = StorageUnavailable("s3://b/a: the store failed for the moment")
-    assert storage.patiently(failing(away, away), settings, threading.Event(), told.append) == "done"
+    assert call_with_retries(failing(away, away), settings.retry_delays, threading.Event(), told.append) == "done"
     assert told == [f"{away}; trying again in 0.01 s", f"{away}; trying again in 0.02 s"]
     with pytest.raises(StorageUnavailable):
-        storage.patiently(failing(away, away, away), settings, threading.Event(), told.append)
+        call_with_retries(failing(away, away, away), settings.retry_delays, threading.Event(), told.append)
 
 
 @pytest.mark.parametrize("error", [StorageError("x"), StorageUnusable("x"), PictureError("x"), KeyError("x")])
 def test_what_fails_for_good_is_not_tried_again(error: Exception) -> None:
     with pytest.raises(type(error)):
-        storage.patiently(failing(error), Settings(retries=2, retry_seconds=0), threading.Event(), lambda line: None)
+        call_with_retries(
+            failing(error), Settings(retries=2, retry_seconds=0).retry_delays, threading.Event(), lambda line: None
+        )
 
 
 def test_waiting_ends_at_once_when_the_run_is_asked_to_stop() -> None:
     stop = threading.Event()
     with pytest.raises(Interrupted):  # the first look at the store is on time all the same
-        storage.patiently(
-            failing(StorageUnavailable("x")), Settings(retries=1, retry_seconds=600), stop, lambda line: stop.set()
+        call_with_retries(
+            failing(StorageUnavailable("x")), Settings(retries=1, retry_seconds=600).retry_delays, stop, lambda line: stop.set()
         )
 
 
@@ -589,30 +594,30 @@ def test_waiting_ends_at_once_when_the_run_is_asked_to_stop() -> None:
 
 
 def test_an_object_is_created_once(base: str) -> None:
-    place = storage.join(base, "new", "claim")
-    assert storage.create(place, b"first")
-    assert not storage.create(place, b"second")
-    assert storage.read(place) == b"first"
-    assert list(storage.listing(storage.join(base, "new"))) == ["claim"]
+    place = join_uri(base, "new", "claim")
+    assert files.create_if_absent(place, b"first")
+    assert not files.create_if_absent(place, b"second")
+    assert files.read(place) == b"first"
+    assert list(files.list_files(join_uri(base, "new"))) == ["claim"]
 
 
 def test_what_is_not_there_can_be_deleted(base: str) -> None:
-    place = storage.join(base, "new", "claim")
-    storage.write(place, b"first")
+    place = join_uri(base, "new", "claim")
+    files.write(place, b"first")
     for _ in range(2):
-        storage.delete(place)
-        assert storage.stat(place) is None
+        files.delete(place)
+        assert files.stat(place) is None
 
 
 def test_whether_the_condition_is_honoured_is_found_out(base: str) -> None:
-    assert storage.honours_create(storage.join(base, "new"))
-    assert not storage.listing(storage.join(base, "new"))
+    assert files.can_create_if_absent(join_uri(base, "new"))
+    assert not files.list_files(join_uri(base, "new"))
 
 
 def test_many_creators_have_one_winner(tmp_path: Path) -> None:
     place = str(tmp_path / "claim")
-    won = storage.each(lambda k: storage.create(place, str(k).encode()), range(32), readers=8)
-    assert [k for k, one in enumerate(won) if one] == [int(storage.read(place))]
+    won = map_parallel(lambda k: files.create_if_absent(place, str(k).encode()), range(32), threads=8)
+    assert [k for k, one in enumerate(won) if one] == [int(files.read(place))]
     assert os.listdir(tmp_path) == ["claim"]
 
 
@@ -624,17 +629,17 @@ def test_half_written_files_are_swept_once_nobody_can_be_writing_them(tmp_path: 
     for name, age in ((".a.png.12345678.nst.tmp", 100), (".b.png.12345678.nst.tmp", 0), (".mine.tmp", 100), ("c.nst.tmp", 100)):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (before, before) if age else None)
-    storage.sweep(str(tmp_path), 50)
+    files.delete_stale_temporaries(str(tmp_path), 50)
     assert sorted(os.listdir(tmp_path)) == [".b.png.12345678.nst.tmp", ".mine.tmp", "c.nst.tmp"]
-    storage.sweep(str(tmp_path / "nothing here"), 50)
-    storage.sweep("memory://nothing", 50)
+    files.delete_stale_temporaries(str(tmp_path / "nothing here"), 50)
+    files.delete_stale_temporaries("memory://nothing", 50)
 
 
 KILLED = """
 import os, signal, sys
-from nst_tasks import storage
+from nst_tasks.storage import files
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the bytes are written, the name is not given yet
-storage._write_local(sys.argv[1], b"half", os.replace)
+files._write_local(sys.argv[1], b"half", os.replace)
 """
 
 
@@ -642,6 +647,6 @@ def test_what_a_killed_write_leaves_is_what_is_swept(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.png")], timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 1
-    assert storage.listing(str(tmp_path)) == {}
-    storage.sweep(str(tmp_path), -1)
+    assert files.list_files(str(tmp_path)) == {}
+    files.delete_stale_temporaries(str(tmp_path), -1)
     assert os.listdir(tmp_path) == []

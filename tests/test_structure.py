@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nst_tasks import structure
 from nst_tasks.errors import PictureError
-from nst_tasks.images import decode, probe
+from nst_tasks.images import guard
+from nst_tasks.images.codec import decode, read_size
 
 LIMIT = 1_000_000
 
 
 def refusal(data: bytes) -> str:
     with pytest.raises(PictureError) as caught:
-        probe(data, LIMIT)
+        read_size(data, LIMIT)
     with pytest.raises(PictureError):
         decode(data, LIMIT)
     return str(caught.value)
@@ -42,47 +42,47 @@ def chunk(name: bytes, body: bytes) -> bytes:
 def test_a_png_of_a_hundred_thousand_chunks(name: bytes) -> None:
     data = saved("PNG")
     at = data.index(b"IDAT") - 4
-    spare = structure.MOST_PARTS - len(list(structure._png_chunks(data)))
-    structure.check(data[:at] + chunk(name, b"") * spare + data[at:], LIMIT)
+    spare = guard.MAX_PARTS - len(list(guard._iterate_png_chunks(data)))
+    guard.check(data[:at] + chunk(name, b"") * spare + data[at:], LIMIT)
     crowded = data[:at] + chunk(name, b"") * (spare + 1) + data[at:]
     assert refusal(crowded) == "the picture has more than 100000 chunks; open it and save it anew"
 
 
 def test_the_last_chunk_of_a_kind_counts_wherever_it_stands() -> None:
     data = saved("PNG")
-    assert structure.png_chunk(data + chunk(b"eXIf", b"one") + chunk(b"eXIf", b"two"), b"eXIf") == b"two"
-    assert structure.png_chunk(data, b"eXIf") is None
+    assert guard.find_png_chunk(data + chunk(b"eXIf", b"one") + chunk(b"eXIf", b"two"), b"eXIf") == b"two"
+    assert guard.find_png_chunk(data, b"eXIf") is None
 
 
 @pytest.mark.parametrize("is_progressive", [True, False])
 def test_a_jpeg_that_draws_its_pixels_over_and_over(is_progressive: bool) -> None:
     data = saved("JPEG", progressive=is_progressive)
-    scans = len(list(structure._jpeg_scans(data)))
+    scans = len(list(guard._iterate_jpeg_scans(data)))
     assert scans == (10 if is_progressive else 1)
     last = data[data.rindex(b"\xff\xda") : -2]
-    structure.check(data[:-2] + last * (100 - scans) + data[-2:], LIMIT)
+    guard.check(data[:-2] + last * (100 - scans) + data[-2:], LIMIT)
     endless = data[:-2] + last * (101 - scans) + data[-2:]
     assert refusal(endless) == "the picture has more than 100 scans; open it and save it anew"
 
 
 def test_a_jpegs_thumbnails_and_comments_are_no_scans() -> None:
     data = saved("JPEG", comment=b"\xff\xda\0\0" * 2000, exif=b"Exif\0\0" + b"\xff\xda\0\0" * 2000)
-    assert len(list(structure._jpeg_scans(data))) == 1
-    assert probe(data, LIMIT) == (40, 50)
+    assert len(list(guard._iterate_jpeg_scans(data))) == 1
+    assert read_size(data, LIMIT) == (40, 50)
 
 
 @pytest.mark.parametrize("block", [b"!\xfe\x01a\0", b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"])
 def test_a_gif_of_a_hundred_thousand_blocks(block: bytes) -> None:
     data = saved("GIF")
     at = 13 + 3 * 256
-    assert probe(data[:at] + block * 1000 + data[at:], LIMIT) == (40, 50)
+    assert read_size(data[:at] + block * 1000 + data[at:], LIMIT) == (40, 50)
     crowded = data[:at] + block * 100_001 + data[at:]
     assert refusal(crowded) == "the picture has more than 100000 blocks before its first frame; open it and save it anew"
 
 
 def test_a_gifs_frames_are_not_counted() -> None:
     frames = [Image.new("L", (4, 4), shade) for shade in range(200)]
-    assert probe(saved("GIF", save_all=True, append_images=frames * 10), LIMIT) == (40, 50)
+    assert read_size(saved("GIF", save_all=True, append_images=frames * 10), LIMIT) == (40, 50)
 
 
 def tiff(*tags: tuple[int, int, int, int], order: str = "<", is_big: bool = False, tail: bytes = b"") -> bytes:
@@ -111,15 +111,15 @@ def test_a_tiff_with_a_tile_of_gigabytes(order: str, is_big: bool) -> None:
         data = tiff((322, 4, 1, width), (323, 4, 1, height), (324, 4, 1, 8), (325, 4, 1, 8), order=order, is_big=is_big)
         sentence = f"a tile of {width * height / 1e6:g} megapixels is above the limit of 1 megapixels; save it in smaller tiles"
         assert refusal(data).startswith(sentence)
-    structure.check(tiff((322, 4, 1, 1000), (323, 3, 1, 1000), order=order, is_big=is_big), LIMIT)
+    guard.check(tiff((322, 4, 1, 1000), (323, 3, 1, 1000), order=order, is_big=is_big), LIMIT)
 
 
 @pytest.mark.parametrize(("order", "is_big"), [("<", False), (">", False), ("<", True), (">", True)])
 def test_a_tiff_with_millions_of_values(order: str, is_big: bool) -> None:
     crowded = tiff((273, 4, 500_001, 8), order=order, is_big=is_big)
     assert refusal(crowded) == "the picture has 500001 values in its tag 273; open it and save it anew"
-    structure.check(tiff((273, 4, 500_000, 8), order=order, is_big=is_big), LIMIT)
-    structure.check(tiff((37724, 1, 2_000_000, 8), order=order, is_big=is_big), LIMIT)  # layers, as bytes
+    guard.check(tiff((273, 4, 500_000, 8), order=order, is_big=is_big), LIMIT)
+    guard.check(tiff((37724, 1, 2_000_000, 8), order=order, is_big=is_big), LIMIT)  # layers, as bytes
     plain = tiff(order=order, is_big=is_big)
     assert is_big or decode(plain, LIMIT).rgb.shape == (16, 16, 3)
 
@@ -130,7 +130,7 @@ def test_a_tiffs_further_directories_are_looked_at_and_may_go_round_in_circles(p
     inside = struct.pack("<HHHII", 1, 42000, 4, 500_001, 8) + bytes(4)
     assert "500001 values in its tag 42000" in refusal(tiff((pointer, 4, 1, len(plain)), tail=inside))
     circle = struct.pack("<HHHII", 1, pointer, 4, 1, len(plain)) + bytes(4)
-    structure.check(tiff((pointer, 4, 1, len(plain)), tail=circle), LIMIT)
+    guard.check(tiff((pointer, 4, 1, len(plain)), tail=circle), LIMIT)
 
 
 @given(
@@ -139,6 +139,6 @@ def test_a_tiffs_further_directories_are_looked_at_and_may_go_round_in_circles(p
 )
 def test_any_bytes_are_walked_without_an_error(magic: bytes, rest: bytes) -> None:
     try:
-        structure.check(magic + rest, LIMIT)
+        guard.check(magic + rest, LIMIT)
     except PictureError as error:
         assert "; " in str(error)

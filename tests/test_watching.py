@@ -11,25 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flaky import FlakyFileSystem
-from jobs import run_into, two_jobs
 from PIL import Image
 from prefect import flow, task
-from servers import ask, last_run
 from typer.testing import CliRunner
 
-from flows import fanout, watching
+from flows import artifacts, fanout
+from flows.artifacts import RunReporter, build_artifact_key, format_rough_duration
 from flows.cli import app
-from flows.runners import Workers
+from flows.console import run_flow
 from flows.stylize import stylize_manifest
-from flows.terminal import run_flow
-from flows.watching import Follower, artifact_key, in_words
-from nst_tasks import batching, work
-from nst_tasks.outcome import Outcome, Status
-from nst_tasks.progress import Watch
-from nst_tasks.request import Request
-from nst_tasks.settings import Settings
-from nst_tasks.tasks import AWAY_AFTER, stylize_batches, with_retries
+from flows.task_runners import Workers
+from nst_tasks.engine import run_batch
+from nst_tasks.inputs.jobs import Batch, split_into_shares
+from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs.outcome import Outcome, Status
+from nst_tasks.outputs.report import Report
+from nst_tasks.progress import Progress
+from nst_tasks.tasks import MAX_STORE_FAILURES_IN_A_ROW, stylize_batches, with_retries
+from tests.support.flaky import FlakyFileSystem
+from tests.support.jobs import run_into, two_jobs
+from tests.support.servers import ask, last_run
 
 ROWS = "id,content,style,size\na,cat.png,oil.png,\nb,dog.png,ink.png,\nc,gone.png,oil.png,\nd,cat.png,ink.png,9\n"
 
@@ -39,7 +41,7 @@ def request(pictures: Path, out: Path, name: str, rows: str) -> Request:
     return Request(str(pictures / f"{name}.csv"), str(out), backbone="tiny", size=64, steps=1)
 
 
-def artifacts(api: str, flow_run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def read_artifacts(api: str, flow_run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The artifacts of a flow run by type."""
     found: dict[str, list[dict[str, Any]]] = {}
     for one in ask(api, "artifacts", {"artifacts": {"flow_run_id": {"any_": [flow_run["id"]]}}}):
@@ -62,7 +64,7 @@ def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, 
     ended = run_flow(request(pictures, tmp_path / "out", "Weekly run_2", ROWS))
     assert ended.report is not None
     flow_run, task_runs = last_run(flow_api, "Weekly run_2", tasks=3)
-    found = artifacts(flow_api, flow_run)
+    found = read_artifacts(flow_api, flow_run)
     assert {kind: len(some) for kind, some in found.items()} == {"progress": 1, "image": 2, "table": 1, "markdown": 1}
     assert {one["key"] for some in found.values() for one in some} == {
         "weekly-run-2-progress",
@@ -112,7 +114,7 @@ def test_a_refused_manifest_shows_its_problems_and_bounds_its_message(flow_api: 
     lines = (state.message or "").splitlines()
     assert (state.name, len(lines), lines[-1]) == ("Refused", 51, "and 11 more")
     flow_run, _ = last_run(flow_api, "broken", tasks=0)
-    (table,) = artifacts(flow_api, flow_run)["table"]
+    (table,) = read_artifacts(flow_api, flow_run)["table"]
     assert table["description"] == "refused, nothing ran: 61 problems"
     rows = json.loads(table["data"])
     assert len(rows) == 61
@@ -132,7 +134,7 @@ def test_past_their_limit_batches_share_task_runs_and_pictures_are_bounded(
     assert ended.message == "10 succeeded, 0 failed, 0 rejected, 0 skipped of 10 rows"
     flow_run, task_runs = last_run(flow_api, "many", tasks=3)
     assert set(task_runs) == {"inspect pictures 1-3 of 3", "5 pairs, rows 2 to 6", "5 pairs, rows 7 to 11"}
-    assert len(artifacts(flow_api, flow_run)["image"]) == 3
+    assert len(read_artifacts(flow_api, flow_run)["image"]) == 3
     assert any(line.startswith("10 of 10 rows done: 5 succeeded") for line in log(flow_api, flow_run, "; report: "))
     assert sorted(path.stem for path in (tmp_path / "out/images").iterdir()) == [f"p{k}" for k in range(10)]
 
@@ -152,7 +154,7 @@ def test_of_a_shared_task_run_only_what_the_store_failed_for_is_tried_again(
     shared = task_runs["3 pairs, rows 2 to 4"]
     assert (shared["run_count"], shared["state_name"]) == (2, "Completed with failures")
     assert shared["state"]["message"].startswith("c: ")
-    (progress,) = artifacts(flow_api, flow_run)["progress"]
+    (progress,) = read_artifacts(flow_api, flow_run)["progress"]
     assert progress["description"] == "3 of 3 rows done"  # each counted once, though b was come by twice
 
 
@@ -163,7 +165,7 @@ def test_a_defect_in_one_batch_of_a_task_run_leaves_the_others_alone(flow_api: s
 
     @flow(name="defect")
     def shared() -> tuple[list[Outcome], str]:
-        share = (batching.Batch((bad,)), batching.Batch((good,)))
+        share = (Batch((bad,)), Batch((good,)))
         future = with_retries(stylize_batches, run.settings).submit(share, run)
         return future.result(raise_on_failure=False), str(future.state.name)
 
@@ -190,7 +192,7 @@ def test_of_a_task_run_that_is_lost_each_batch_is_tried_alone(flow_api: str, tmp
 
     @flow(name="lost")
     def lost() -> list[Outcome]:
-        return fanout.stylized([a, b], run, Workers(submit, 1, 1, elsewhere=False), Follower("lost", run, Watch()))
+        return fanout.run_jobs([a, b], run, Workers(submit, 1, 1, out_of_process=False), RunReporter("lost", run, Progress()))
 
     assert {o.id: o.status for o in lost()} == {"a": Status.SUCCEEDED, "b": Status.FAILED}
     assert handed == [["a", "b"], ["a"], ["b"]]
@@ -201,7 +203,7 @@ def test_a_task_run_does_not_go_through_all_its_batches_while_the_store_is_away(
 ) -> None:
     a, _ = two_jobs(pictures)
     away = replace(a, content=replace(a.content, uri=f"{flaky}/content1.png"))
-    share = [batching.Batch((replace(away, id=f"p{k}"),)) for k in range(9)]
+    share = [Batch((replace(away, id=f"p{k}"),)) for k in range(9)]
     settings = Settings(retries=1, retry_seconds=0, allowed_roots=(flaky, str(tmp_path)))
     run = run_into(tmp_path / "out", settings=settings)
     FlakyFileSystem.failing.update({"content1.png": 1000})
@@ -211,7 +213,7 @@ def test_a_task_run_does_not_go_through_all_its_batches_while_the_store_is_away(
         return with_retries(stylize_batches, settings).submit(share, run).result(raise_on_failure=False)
 
     assert [o.status for o in shared()] == [Status.FAILED] * 9  # at the last attempt each is told
-    assert 1000 - FlakyFileSystem.failing["content1.png"] == AWAY_AFTER + 9
+    assert 1000 - FlakyFileSystem.failing["content1.png"] == MAX_STORE_FAILURES_IN_A_ROW + 9
 
 
 def test_at_the_last_attempt_only_the_pair_fails_that_the_store_fails_for(
@@ -224,7 +226,7 @@ def test_at_the_last_attempt_only_the_pair_fails_that_the_store_fails_for(
 
     @flow(name="last attempt")
     def together() -> list[Outcome]:
-        share = (batching.Batch((away, b)),)
+        share = (Batch((away, b)),)
         return with_retries(stylize_batches, run.settings).submit(share, run).result(raise_on_failure=False)
 
     assert [(o.id, o.status) for o in together()] == [("a", Status.FAILED), ("b", Status.SUCCEEDED)]
@@ -236,7 +238,7 @@ def test_a_lost_task_run_is_recorded_although_the_store_stumbles(
     """What its worker had finished before it was lost stands."""
     settings = Settings(retries=1, retry_seconds=0, allowed_roots=(flaky, str(tmp_path)))
     run, (a, _) = run_into(f"{flaky}/out", settings=settings), two_jobs(pictures)
-    work.stylize(batching.Batch((a,)), run)
+    run_batch.stylize(Batch((a,)), run)
     FlakyFileSystem.failing.update({"a.json": 1})
 
     @task
@@ -245,21 +247,21 @@ def test_a_lost_task_run_is_recorded_although_the_store_stumbles(
 
     @flow(name="stumble")
     def stumble() -> list[Outcome]:
-        workers = Workers(lambda shell, parameters: killed.submit(), 1, 1, elsewhere=False)
-        return fanout.stylized([a], run, workers, Follower("stumble", run, Watch()))
+        workers = Workers(lambda shell, parameters: killed.submit(), 1, 1, out_of_process=False)
+        return fanout.run_jobs([a], run, workers, RunReporter("stumble", run, Progress()))
 
     assert [o.status for o in stumble()] == [Status.SUCCEEDED]
 
 
 def test_shares_keep_the_order_and_are_at_most_as_many_as_asked(tmp_path: Path) -> None:
-    batches = [batching.Batch((job,)) for job in two_jobs(tmp_path)] * 5
+    batches = [Batch((job,)) for job in two_jobs(tmp_path)] * 5
     for most in (1, 2, 3, 4, 9, 10, 100):
-        shares = batching.shares(batches, most)
+        shares = split_into_shares(batches, most)
         assert len(shares) <= most
         assert [batch for share in shares for batch in share] == batches
         assert len({len(share) for share in shares[:-1]}) <= 1
-    assert batching.shares([], 3) == []
-    assert all(len(share) == 1 for share in batching.shares(batches, 10))
+    assert split_into_shares([], 3) == []
+    assert all(len(share) == 1 for share in split_into_shares(batches, 10))
 
 
 def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
@@ -270,9 +272,9 @@ def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
     def refuse(**values: Any) -> None:
         raise ConnectionError("https://user:hunter2@api")
 
-    monkeypatch.setattr(watching, "create_progress_artifact", refuse)
-    monkeypatch.setattr(watching, "create_table_artifact", refuse)
-    monkeypatch.setattr(watching, "create_markdown_artifact", refuse)
+    monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
+    monkeypatch.setattr(artifacts, "create_table_artifact", refuse)
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", refuse)
     ended = run_flow(request(pictures, tmp_path / "out", "mute", "id,content,style\na,cat.png,oil.png\n"))
     assert ended.exit_code == 0
     flow_run, _ = last_run(flow_api, "mute", tasks=2)
@@ -282,44 +284,44 @@ def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
 
 
 def test_what_is_left_follows_from_the_pace_so_far(tmp_path: Path) -> None:
-    whole = Watch(pairs=7, pairs_done=7, work=900, work_done=900)  # with another run, before
-    watch = whole.part()
-    follower = Follower("m", run_into(tmp_path), watch, began=time.monotonic() - 60)
-    assert (follower.percent(), follower.seconds_left()) == (0.0, None)
+    whole = Progress(pairs=7, pairs_done=7, work=900, work_done=900)  # with another run, before
+    watch = whole.create_part()
+    follower = RunReporter("m", run_into(tmp_path), watch, started_at=time.monotonic() - 60)
+    assert (follower.compute_percent(), follower.estimate_seconds_left()) == (0.0, None)
     watch.add(pairs=4, work=400)
-    assert follower.standing() == "0 of 4 rows done"
+    assert follower.describe_progress() == "0 of 4 rows done"
     watch.add(work_done=100)
-    watch.finish(["a"])
-    watch.finish(["a"])
+    watch.mark_done(["a"])
+    watch.mark_done(["a"])
     assert whole.pairs_done == 8
-    assert follower.percent() == 25.0
-    assert follower.seconds_left() == pytest.approx(180, rel=0.05)
-    assert follower.standing() == "1 of 4 rows done, about 3 min left"
+    assert follower.compute_percent() == 25.0
+    assert follower.estimate_seconds_left() == pytest.approx(180, rel=0.05)
+    assert follower.describe_progress() == "1 of 4 rows done, about 3 min left"
     watch.add(work_done=500)  # steps gone through twice
-    assert follower.percent() == 100.0
-    assert follower.standing() == "1 of 4 rows done, about 0 s left"
-    failed = Follower("m", run_into(tmp_path), Watch(pairs=2, pairs_done=2, work=400, work_done=100))
-    assert failed.percent() == 100.0  # before half of its steps
-    done = Follower("m", run_into(tmp_path), Watch())
-    done.observer.add(pairs=2, pairs_done=1)  # nothing to compute
-    assert done.percent() == 50.0
+    assert follower.compute_percent() == 100.0
+    assert follower.describe_progress() == "1 of 4 rows done, about 0 s left"
+    failed = RunReporter("m", run_into(tmp_path), Progress(pairs=2, pairs_done=2, work=400, work_done=100))
+    assert failed.compute_percent() == 100.0  # before half of its steps
+    done = RunReporter("m", run_into(tmp_path), Progress())
+    done.progress.add(pairs=2, pairs_done=1)  # nothing to compute
+    assert done.compute_percent() == 50.0
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "about 0 s"), (89, "about 89 s"), (600, "about 10 min"), (9000, "about 2.5 h")]
 )
 def test_durations_are_told_roughly(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+    assert format_rough_duration(seconds) == words
 
 
 def test_keys_of_artifacts_are_what_the_api_takes() -> None:
-    assert artifact_key("Q3 Töpfe_(final)", "report") == "q3-t-pfe-final-report"
-    assert artifact_key("…", "report") == "report"
+    assert build_artifact_key("Q3 Töpfe_(final)", "report") == "q3-t-pfe-final-report"
+    assert build_artifact_key("…", "report") == "report"
 
 
 def test_text_from_outside_is_shown_and_not_obeyed() -> None:
     name = "<img src=x onerror=alert(1)> [a](javascript:b) `c` |d|"
-    report = watching.Report(
+    report = Report(
         run_id="r",
         out="/o",
         rows=1,
@@ -331,7 +333,7 @@ def test_text_from_outside_is_shown_and_not_obeyed() -> None:
         files={"report": "/o/`a|b`.html"},
         manifest_sha256="",
     )
-    shown = watching._markdown(name, report)
+    shown = artifacts._render_report(name, report)
     assert "\\<img src=x" in shown
     assert "<img" not in shown.replace("\\<", "")
     assert "](" not in shown

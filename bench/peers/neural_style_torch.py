@@ -18,8 +18,8 @@ except ImportError:
     raise SystemExit("PyTorch is not installed; install it with: pip install torch (or name a Python that has it)") from None
 from torch import nn
 
-from bench.peers.loop import Loop, script
-from nst_tasks.weights import Weights
+from bench.peers.loop import Loop, run_script
+from nst_tasks.inputs.weights import Weights
 
 CONTENT_LAYER = "block4_conv2"
 STYLE_LAYERS = ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1")
@@ -70,17 +70,17 @@ class TotalVariation(nn.Module):
 def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
     """Return the loop, started from the content image; content (H, W, 3) and style (h, w, 3) in [0, 1]."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = _network(weights).to(device)
+    network = _build_network(weights).to(device)
     for kind, picture in ((StyleLoss, style), (ContentLoss, content)):
         chosen = [module for module in network if isinstance(module, kind)]
         for module in chosen:
             module.capture = True
         with torch.no_grad():
-            network(_preprocessed(picture, device))
+            network(_preprocess(picture, device))
         for module in chosen:
             module.capture = False
     losses = [module for module in network if isinstance(module, ContentLoss | StyleLoss | TotalVariation)]
-    image = nn.Parameter(_preprocessed(content, device))
+    image = nn.Parameter(_preprocess(content, device))
     optimizer = torch.optim.LBFGS([image], max_iter=1, history_size=100, tolerance_grad=-1, tolerance_change=-1)
 
     def evaluate() -> torch.Tensor:
@@ -90,19 +90,19 @@ def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
         loss.backward()
         return loss
 
-    def loss_of(picture: np.ndarray) -> float:
+    def compute_loss(picture: np.ndarray) -> float:
         with torch.no_grad():
-            network(_preprocessed(picture, device))
+            network(_preprocess(picture, device))
             return float(sum(module.loss for module in losses))
 
-    def shown() -> np.ndarray:
+    def get_image() -> np.ndarray:
         bgr = (image.detach().cpu() + MEAN_BGR)[0].numpy()  # (3, H, W)
         return np.ascontiguousarray(bgr[::-1].transpose(1, 2, 0)) / np.float32(255)
 
-    return Loop(lambda: optimizer.step(evaluate).detach(), loss_of, shown)
+    return Loop(lambda: optimizer.step(evaluate).detach(), compute_loss, get_image)
 
 
-def _network(weights: Weights) -> nn.Sequential:
+def _build_network(weights: Weights) -> nn.Sequential:
     modules: list[nn.Module] = [TotalVariation()]
     block = "block1"
     for layer, (kernel, bias) in weights.items():
@@ -123,10 +123,10 @@ def _network(weights: Weights) -> nn.Sequential:
     return nn.Sequential(*modules).requires_grad_(False)
 
 
-def _preprocessed(picture: np.ndarray, device: str) -> torch.Tensor:
+def _preprocess(picture: np.ndarray, device: str) -> torch.Tensor:
     bgr = np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1))[None]  # (1, 3, H, W)
     return (torch.from_numpy(bgr) * 255.0 - MEAN_BGR).to(device)
 
 
 if __name__ == "__main__":
-    script(start, "The PyTorch neural-style loop on one pair.")
+    run_script(start, "The PyTorch neural-style loop on one pair.")

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from bench.peers import vgg
-from bench.peers.loop import Loop, script
-from nst_tasks.weights import Weights
+from bench.peers.loop import Loop, run_script
+from nst_tasks.inputs.weights import Weights
 
 CONTENT_LAYERS = ("block5_conv2",)
 STYLE_LAYERS = ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1")
@@ -26,16 +26,16 @@ class Extractor(keras.Model):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        network = vgg.network(weights)
+        network = vgg.build_network(weights)
         self.vgg = keras.Model(network.inputs, [network.get_layer(name).output for name in (*STYLE_LAYERS, *CONTENT_LAYERS)])
 
     def call(self, inputs):
         """Return two dicts by layer, `style` and `content`, for images (1, H, W, 3)."""
-        found = self.vgg(keras.applications.vgg16.preprocess_input(inputs * 255.0))
-        grams = [_gram(x) for x in found[: len(STYLE_LAYERS)]]
+        features = self.vgg(keras.applications.vgg16.preprocess_input(inputs * 255.0))
+        grams = [_gram_matrix(x) for x in features[: len(STYLE_LAYERS)]]
         return {
             "style": dict(zip(STYLE_LAYERS, grams, strict=True)),
-            "content": dict(zip(CONTENT_LAYERS, found[len(STYLE_LAYERS) :], strict=True)),
+            "content": dict(zip(CONTENT_LAYERS, features[len(STYLE_LAYERS) :], strict=True)),
         }
 
 
@@ -48,10 +48,10 @@ def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
     optimizer = keras.optimizers.Adam(learning_rate=0.02, beta_1=0.99, epsilon=1e-1)
 
     def objective(x):
-        found = extractor(x)
-        style_loss = tf.add_n([tf.reduce_mean((found["style"][name] - style_targets[name]) ** 2) for name in STYLE_LAYERS])
+        features = extractor(x)
+        style_loss = tf.add_n([tf.reduce_mean((features["style"][name] - style_targets[name]) ** 2) for name in STYLE_LAYERS])
         content_loss = tf.add_n(
-            [tf.reduce_mean((found["content"][name] - content_targets[name]) ** 2) for name in CONTENT_LAYERS]
+            [tf.reduce_mean((features["content"][name] - content_targets[name]) ** 2) for name in CONTENT_LAYERS]
         )
         loss = style_loss * STYLE_WEIGHT / len(STYLE_LAYERS) + content_loss * CONTENT_WEIGHT / len(CONTENT_LAYERS)
         return loss + TV_WEIGHT * tf.reduce_sum(tf.image.total_variation(x))
@@ -69,10 +69,10 @@ def start(weights: Weights, content: np.ndarray, style: np.ndarray) -> Loop:
     return Loop(train_step, lambda shown: float(evaluate(tf.constant(shown[None]))), lambda: image.numpy()[0])
 
 
-def _gram(x):
+def _gram_matrix(x):
     positions = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
     return tf.linalg.einsum("bijc,bijd->bcd", x, x) / positions
 
 
 if __name__ == "__main__":
-    script(start, "The TensorFlow tutorial's loop on one pair.")
+    run_script(start, "The TensorFlow tutorial's loop on one pair.")

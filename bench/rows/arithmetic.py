@@ -18,23 +18,23 @@ import numpy as np
 import tensorflow as tf
 
 from bench import ours
-from bench.rows.row import Row, alternating, main, precisions
-from nst_tasks import weights
-from nst_tasks.weights import Weights
+from bench.rows.row import Row, list_precisions, main, time_alternating
+from nst_tasks.inputs import weights
+from nst_tasks.inputs.weights import Weights
 
-SHAPES = (
+PRODUCT_SHAPES = (
     (1024, 1024, 1024), (2048, 2048, 2048), (4096, 4096, 4096), (65536, 576, 64), (16384, 1152, 128), (4096, 2304, 256),
     (4096, 4608, 512),
 )  # fmt: skip
 """(m, k, n) of products (m, k) x (k, n): square ones, and the shapes of convolutions."""
 
-GPU_SHAPES = ((8192, 8192, 8192), (16384, 16384, 16384))
+GPU_PRODUCT_SHAPES = ((8192, 8192, 8192), (16384, 16384, 16384))
 """Shapes for GPUs, which those above do not saturate."""
 
 DTYPES = {"float32": tf.float32, "mixed": tf.bfloat16}
 
 
-def convolutions(kernels: Mapping[str, tuple[int, ...]], layers: Iterable[str], height: int, width: int) -> float:
+def count_operations(kernels: Mapping[str, tuple[int, ...]], layers: Iterable[str], height: int, width: int) -> float:
     """Return the number of operations of the convolutions in a step, for an image (height, width).
 
     Args:
@@ -52,19 +52,19 @@ def convolutions(kernels: Mapping[str, tuple[int, ...]], layers: Iterable[str], 
 
 def share(size: int = 512, rounds: int = 7) -> list[Row]:
     """Measure a step of `tf-tutorial` against the best matrix product, in each precision."""
-    content, style = ours.pair(size)
-    arrays: Weights = weights.load(weights.DEFAULT, None)
+    content, style = ours.load_pair(size)
+    arrays: Weights = weights.load(weights.DEFAULT_BACKBONE, None)
     rows = []
-    for precision in precisions():
-        method = ours.method("tf-tutorial", precision)
-        side = ours.start(ours.backbone(), method, content, style)
+    for precision in list_precisions():
+        method = ours.build_method("tf-tutorial", precision)
+        side = ours.start(ours.build_backbone(), method, content, style)
         kernels = {layer: kernel.shape for layer, (kernel, _) in arrays.items()}
-        operations = convolutions(kernels, method.layers, *content.shape[:2])
-        product, of_product, shape = _best_product(DTYPES[precision])
-        steps = ours.steps_in_a_round(size)
-        taken = alternating(rounds, {"steps": lambda side=side, steps=steps: side.advance(steps), "product": product})
-        rates = [steps * operations / value for value in taken["steps"]]
-        best = [of_product / value for value in taken["product"]]
+        operations = count_operations(kernels, method.layers, *content.shape[:2])
+        product, of_product, shape = _find_best_product(DTYPES[precision])
+        steps = ours.choose_steps_per_round(size)
+        seconds = time_alternating(rounds, {"steps": lambda side=side, steps=steps: side.advance(steps), "product": product})
+        rates = [steps * operations / value for value in seconds["steps"]]
+        best = [of_product / value for value in seconds["product"]]
         shares = [100 * rate / bound for rate, bound in zip(rates, best, strict=True)]
         detail = f"{np.median(rates) / 1e9:.0f} of {np.median(best) / 1e9:.0f} GFLOP/s, {' x '.join(map(str, shape))}"
         rows.append(
@@ -76,10 +76,10 @@ def share(size: int = 512, rounds: int = 7) -> list[Row]:
     return rows
 
 
-def _best_product(dtype: tf.DType) -> tuple[Callable[[], object], float, tuple[int, int, int]]:
+def _find_best_product(dtype: tf.DType) -> tuple[Callable[[], object], float, tuple[int, int, int]]:
     """Return the matrix product of the highest rate: a call that waits for its end, its operations, and its shape (m, k, n)."""
-    found = []
-    for m, k, n in SHAPES + (GPU_SHAPES if tf.config.list_physical_devices("GPU") else ()):
+    candidates = []
+    for m, k, n in PRODUCT_SHAPES + (GPU_PRODUCT_SHAPES if tf.config.list_physical_devices("GPU") else ()):
         times = 1 + int(5e10 // (2 * m * k * n))  # as long as a step, so that the overhead of a call does not count
         right = tf.cast(tf.random.uniform((k, n)), dtype)
         left = tf.cast(tf.random.uniform((m, k)), dtype)
@@ -94,14 +94,19 @@ def _best_product(dtype: tf.DType) -> tuple[Callable[[], object], float, tuple[i
             last[0, 0].numpy()  # waits for the device
 
         product()
-        found.append(
-            (min(_seconds(product) for _ in range(3)) / (times * 2.0 * m * k * n), product, times * 2.0 * m * k * n, (m, k, n))
+        candidates.append(
+            (
+                min(_time_call(product) for _ in range(3)) / (times * 2.0 * m * k * n),
+                product,
+                times * 2.0 * m * k * n,
+                (m, k, n),
+            )
         )
-    _, product, operations, shape = min(found, key=lambda one: one[0])
+    _, product, operations, shape = min(candidates, key=lambda one: one[0])
     return product, operations, shape
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _time_call(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began

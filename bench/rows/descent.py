@@ -24,24 +24,25 @@ import tensorflow as tf
 from bench import ours
 from bench.peers import tensorflow_tutorial
 from bench.peers.loop import Loop
-from bench.rows.row import Row, alternating, main, precisions, ratio, seconds
-from nst_tasks import images, weights
+from bench.rows.row import Row, build_ratio_row, format_seconds, list_precisions, main, time_alternating
 from nst_tasks.core import lbfgs, transfer
-from nst_tasks.core.backbones import Backbone
 from nst_tasks.core.method import LBFGS, Method, Pyramid
-from nst_tasks.core.pyramid import levels
-from nst_tasks.images import Picture
+from nst_tasks.core.pyramid import plan_levels
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.images.picture import Picture
+from nst_tasks.images.resize import fit_size, resize
+from nst_tasks.inputs import weights
 
-BETWEEN = 2
+EVALUATIONS_PER_CHECK = 2
 """Evaluations between two checks of the loss."""
 
-HALF = Pyramid(smallest=32, ratio=2.0, coarse_steps=150, levels=2)
+HALF_SIZE_PYRAMID = Pyramid(smallest=32, ratio=2.0, coarse_steps=150, levels=2)
 
 
 def tutorial(size: int = 256, steps: int = 1000, rounds: int = 3, most: int = 400) -> list[Row]:
     """Compare the tutorial's 1,000 steps of Adam with our L-BFGS, limited to `most` evaluations."""
-    content, style = ours.pair(size)
-    loop = tensorflow_tutorial.start(weights.load(weights.DEFAULT, None), content, style)
+    content, style = ours.load_pair(size)
+    loop = tensorflow_tutorial.start(weights.load(weights.DEFAULT_BACKBONE, None), content, style)
     first = float(loop.step())
     began = time.perf_counter()
     for _ in range(steps - 1):
@@ -56,33 +57,34 @@ def tutorial(size: int = 256, steps: int = 1000, rounds: int = 3, most: int = 40
             loss = loop.step()
         float(loss)
 
-    rows, network = [], ours.backbone()
-    for precision in precisions():
-        method = replace(ours.method("tf-tutorial", precision), optimizer=LBFGS(history=20), pyramid=HALF)
+    rows, network = [], ours.build_backbone()
+    for precision in list_precisions():
+        method = replace(ours.build_method("tf-tutorial", precision), optimizer=LBFGS(history=20), pyramid=HALF_SIZE_PYRAMID)
         work = f"to the loss of {steps} steps of Adam, {size} px, L-BFGS {precision}, from half size"
-        needed = search(network, method, content, style, loop, target, most)
+        needed = count_evaluations(network, method, content, style, loop, target, most)
         if needed.evaluations is None:
             bound = adam / needed.seconds
             note = f"less than that: {most} evaluations come to {needed.loss:.4g}, Adam to {target:.4g} from {first:.4g}"
             rows.append(Row(work, "TensorFlow tutorial's loop", 20.0, bound, bound, bound, "x", note))
             continue
-        mine = functools.partial(transferred, network, method, content, style, needed.evaluations)
-        taken = alternating(rounds, {"theirs": theirs, "mine": mine})
+        mine = functools.partial(run_transfer, network, method, content, style, needed.evaluations)
+        taken = time_alternating(rounds, {"theirs": theirs, "mine": mine})
         whole = [value * steps / stretch for value in taken["theirs"]]
-        note = f"{needed.evaluations} evaluations after {HALF.coarse_steps} of a quarter to {target:.4g} from {first:.4g}"
-        note += f"; the {steps} steps themselves took {seconds(adam)}"
-        rows.append(ratio(work, "TensorFlow tutorial's loop", 20.0, whole, taken["mine"], note))
+        steps = HALF_SIZE_PYRAMID.coarse_steps
+        note = f"{needed.evaluations} evaluations after {steps} of a quarter to {target:.4g} from {first:.4g}"
+        note += f"; the {steps} steps themselves took {format_seconds(adam)}"
+        rows.append(build_ratio_row(work, "TensorFlow tutorial's loop", 20.0, whole, taken["mine"], note))
     return rows
 
 
-def transferred(network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, evaluations: int) -> np.ndarray:
+def run_transfer(network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, evaluations: int) -> np.ndarray:
     """Return the best image (H, W, 3) after the coarser level and this many evaluations at full size."""
-    side = started(network, method, content, style)
+    side = start_at_full_size(network, method, content, style)
     side.advance(evaluations)
-    return best(side)
+    return get_best_image(side)
 
 
-class Search(NamedTuple):
+class SearchResult(NamedTuple):
     """Result of a search for the number of evaluations.
 
     Attributes:
@@ -96,37 +98,37 @@ class Search(NamedTuple):
     seconds: float
 
 
-def search(
+def count_evaluations(
     network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, loop: Loop, target: float, most: int
-) -> Search:
+) -> SearchResult:
     """Count the evaluations until the peer's own loss function reaches the target, at most `most`."""
-    side, taken, loss = started(network, method, content, style), 0.0, math.inf
-    for evaluations in range(BETWEEN, most + 1, BETWEEN):
+    side, seconds_spent, loss = start_at_full_size(network, method, content, style), 0.0, math.inf
+    for evaluations in range(EVALUATIONS_PER_CHECK, most + 1, EVALUATIONS_PER_CHECK):
         began = time.perf_counter()
-        side.advance(BETWEEN)
-        taken += time.perf_counter() - began
-        loss = loop.loss(best(side))
+        side.advance(EVALUATIONS_PER_CHECK)
+        seconds_spent += time.perf_counter() - began
+        loss = loop.loss(get_best_image(side))
         if loss <= target:
-            return Search(evaluations, loss, taken)
-    return Search(None, loss, taken)
+            return SearchResult(evaluations, loss, seconds_spent)
+    return SearchResult(None, loss, seconds_spent)
 
 
-def started(network: Backbone, method: Method, content: np.ndarray, style: np.ndarray) -> ours.Ours:
+def start_at_full_size(network: Backbone, method: Method, content: np.ndarray, style: np.ndarray) -> ours.StartedTransfer:
     """Return the transfer at full size before its first step, after its coarser levels."""
-    side: ours.Ours | None = None
-    for level in levels(method, *content.shape[:2]):
-        shape = images.fit(*style.shape[:2], max(level.height, level.width), upscale=True)
-        shown = images.resize(Picture(content, None), level.height, level.width).rgb
-        following = ours.start(network, method, shown, images.resize(Picture(style, None), *shape).rgb)
+    side: ours.StartedTransfer | None = None
+    for level in plan_levels(method, *content.shape[:2]):
+        shape = fit_size(*style.shape[:2], max(level.height, level.width), upscale=True)
+        shown = resize(Picture(content, None), level.height, level.width).rgb
+        following = ours.start(network, method, shown, resize(Picture(style, None), *shape).rgb)
         if side is not None:
             side.advance(method.pyramid.coarse_steps if method.pyramid else 0)
-            following.state = transfer.ascend(method, side.state, tf.constant(best(side)[None]), level)
+            following.state = transfer.start_next_level(method, side.state, tf.constant(get_best_image(side)[None]), level)
         side = following
     assert side is not None
     return side
 
 
-def best(side: ours.Ours) -> np.ndarray:
+def get_best_image(side: ours.StartedTransfer) -> np.ndarray:
     """Return the evaluated image (H, W, 3) with the lowest loss."""
     image: np.ndarray = lbfgs.best(side.state.optimizer)[0].numpy()[0]
     return image

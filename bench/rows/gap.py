@@ -21,21 +21,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from bench import ours
-from bench.peers.loop import sized
-from bench.rows.row import Row, main, precisions, ratio, write_samples
-from nst_tasks import images
-from nst_tasks.core import quality, transfer
-from nst_tasks.core.backbones import Backbone
+from bench.peers.loop import load_resized
+from bench.rows.row import Row, build_ratio_row, list_precisions, main, write_samples
+from nst_tasks.core import metrics, transfer
 from nst_tasks.core.method import Method
-from nst_tasks.core.pyramid import levels
-from nst_tasks.images import Picture
+from nst_tasks.core.pyramid import plan_levels
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.images.picture import Picture
+from nst_tasks.images.resize import fit_size, resize
 
 PAIRS = (("astronaut", "swirls"), ("rocket", "stipple"), ("chelsea", "dunes"))
 
 
 def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, shorten: int = 1) -> list[Row]:
     """Compare `painterly` in each precision with `wasserstein`, measured every `every` steps; `shorten` divides their steps."""
-    names, network = precisions(), ours.backbone()
+    names, network = list_precisions(), ours.build_backbone()
     theirs: dict[str, list[float]] = {name: [] for name in names}
     alone: dict[str, list[float]] = {name: [] for name in names}
     mine: dict[str, list[float]] = {name: [] for name in names}
@@ -43,19 +43,19 @@ def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, short
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_samples(Path(folder))
         for content_name, style_name in PAIRS[:pairs]:
-            content, style = (sized(str(pictures[name]), size) for name in (content_name, style_name))
+            content, style = (load_resized(str(pictures[name]), size) for name in (content_name, style_name))
             reached = {}
             for name in names:
-                method = ours.method("painterly", name)
+                method = ours.build_method("painterly", name)
                 for _ in range(2):  # the first round traces the graphs
-                    *_, (spent, image) = transfer_in_time(network, method, content, style, 10**9, shorten)
+                    *_, (spent, image) = run_timed_transfer(network, method, content, style, 10**9, shorten)
                 mine[name].append(spent)
-                reached[name] = measured(network, image, content, style)
-            published = ours.method("wasserstein", "float32")
-            next(transfer_in_time(network, published, content, style, 1, shorten))
+                reached[name] = measure_quality(network, image, content, style)
+            published = ours.build_method("wasserstein", "float32")
+            next(run_timed_transfer(network, published, content, style, 1, shorten))
             seen = []
-            for spent, image in transfer_in_time(network, published, content, style, every, shorten):
-                seen.append((spent, measured(network, image, content, style)))
+            for spent, image in run_timed_transfer(network, published, content, style, every, shorten):
+                seen.append((spent, measure_quality(network, image, content, style)))
                 if all(seen[-1][1][k] >= max(goal[k] for goal in reached.values()) for k in (0, 1)):
                     break  # later images are not needed
             for name, (gap, cosine) in reached.items():
@@ -69,14 +69,16 @@ def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, short
     work = f"to painterly's held-out style gap, {size} px"
     return [
         *(
-            ratio(f"{work}, at no less content, {name}", against, 3.0, theirs[name], mine[name], "; ".join(notes[name]))
+            build_ratio_row(
+                f"{work}, at no less content, {name}", against, 3.0, theirs[name], mine[name], "; ".join(notes[name])
+            )
             for name in names
         ),
-        *(ratio(f"{work}, whatever the content, {name}", against, None, alone[name], mine[name]) for name in names),
+        *(build_ratio_row(f"{work}, whatever the content, {name}", against, None, alone[name], mine[name]) for name in names),
     ]  # fmt: skip
 
 
-def transfer_in_time(
+def run_timed_transfer(
     network: Backbone, method: Method, content: np.ndarray, style: np.ndarray, every: int, shorten: int
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Yield the seconds so far and the image (H, W, 3), after each `every` steps and at the end of each level.
@@ -85,19 +87,19 @@ def transfer_in_time(
     """
     spent, began = 0.0, time.perf_counter()
     state = image = None
-    for level in levels(method, *content.shape[:2]):
-        shown = images.resize(Picture(content, None), level.height, level.width).rgb
-        shape = images.fit(*style.shape[:2], max(level.height, level.width), upscale=True)
-        side = ours.start(network, method, shown, images.resize(Picture(style, None), *shape).rgb)
+    for level in plan_levels(method, *content.shape[:2]):
+        shown = resize(Picture(content, None), level.height, level.width).rgb
+        shape = fit_size(*style.shape[:2], max(level.height, level.width), upscale=True)
+        side = ours.start(network, method, shown, resize(Picture(style, None), *shape).rgb)
         if state is not None:
-            side.state = transfer.ascend(method, state, image, level)
+            side.state = transfer.start_next_level(method, state, image, level)
         left = max(1, level.steps // shorten)
         while left:
             side.advance(min(every, left))
             left -= min(every, left)
             spent += time.perf_counter() - began
             began = time.perf_counter()
-            image, _ = transfer.result(side.backbone, method, side.targets, side.state)
+            image, _ = transfer.compute_result(side.backbone, method, side.targets, side.state)
             ending = time.perf_counter() - began
             yield spent + ending, np.clip(image.numpy()[0], 0.0, 1.0)
             spent += 0.0 if left else ending  # computing the image is part of a level's end only
@@ -105,21 +107,21 @@ def transfer_in_time(
         state = side.state
 
 
-def measured(network: Backbone, out: np.ndarray, content: np.ndarray, style: np.ndarray) -> tuple[float, float]:
+def measure_quality(network: Backbone, out: np.ndarray, content: np.ndarray, style: np.ndarray) -> tuple[float, float]:
     """Return the share of the style gap closed on held-out layers, and the content cosine."""
-    content, style = (_yardstick(picture) for picture in (content, style))
-    out = images.resize(Picture(out, None), *content.shape[:2]).rgb  # the image of a coarser level is smaller
-    found = quality.measure(
-        network, (), out, quality.content(network, content, ()), [quality.moments(network, style, ())], [1.0]
+    content, style = (_resize_for_quality(picture) for picture in (content, style))
+    out = resize(Picture(out, None), *content.shape[:2]).rgb  # the image of a coarser level is smaller
+    numbers = metrics.measure(
+        network, (), out, metrics.content_moments(network, content, ()), [metrics.style_moments(network, style, ())], [1.0]
     )
-    assert found.held_out is not None and found.content_cosine is not None
-    return found.held_out, found.content_cosine
+    assert numbers.held_out is not None and numbers.content_cosine is not None
+    return numbers.held_out, numbers.content_cosine
 
 
-def _yardstick(picture: np.ndarray) -> np.ndarray:
+def _resize_for_quality(picture: np.ndarray) -> np.ndarray:
     """Resize an image to the size at which quality is measured."""
-    shape = images.fit(*picture.shape[:2], quality.SIZE, upscale=False)
-    return images.resize(Picture(picture, None), *shape).rgb
+    shape = fit_size(*picture.shape[:2], metrics.COMPARISON_SIDE_PIXELS, upscale=False)
+    return resize(Picture(picture, None), *shape).rgb
 
 
 if __name__ == "__main__":

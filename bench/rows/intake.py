@@ -19,37 +19,44 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.rows.pairs import BIN, environment_of
-from bench.rows.row import Row, at_most, main
-from nst_tasks import images, intake, outcome
-from nst_tasks.request import Request
-from nst_tasks.settings import Settings
+from bench.rows.pairs import BIN_FOLDER, build_environment
+from bench.rows.row import Row, build_cost_row, main
+from nst_tasks.images import codec
+from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import outcome
+from nst_tasks.outputs.layout import history_path, image_path, marker_path, thumbnail_path
+from nst_tasks.planning.inspection import inspect_image, list_image_uris
+from nst_tasks.planning.prepare import prepare
+from nst_tasks.planning.triage import triage
 
-GOALS = {"validate": 2.0, "plan": 15.0, "run": 20.0}
+GOAL_SECONDS = {"validate": 2.0, "plan": 15.0, "run": 20.0}
 
 
 def large(pairs: int = 10_000, rounds: int = 3) -> list[Row]:
     """Measure the seconds of each command in its own process."""
-    taken: dict[str, list[float]] = {name: [] for name in GOALS}
+    seconds: dict[str, list[float]] = {name: [] for name in GOAL_SECONDS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest, out = write_manifest(folder, pairs), folder / "out"
-        environment = environment_of(folder)
-        finish(manifest, out, environment)
+        environment = build_environment(folder)
+        write_finished_output(manifest, out, environment)
         rest = [str(manifest), "--out", str(out), "--backbone", "tiny"]
         commands = {"validate": ["validate", str(manifest)], "plan": ["plan", *rest], "run": ["run", *rest, "--json"]}
         for turn in range(rounds + 1):  # the first round creates Prefect's database and does not count
             for command, arguments in commands.items():
                 began = time.perf_counter()
-                done = subprocess.run([BIN / "nst", *arguments], env=environment, stdout=subprocess.PIPE, check=True)
+                done = subprocess.run([BIN_FOLDER / "nst", *arguments], env=environment, stdout=subprocess.PIPE, check=True)
                 if turn:
-                    taken[command].append(time.perf_counter() - began)
+                    seconds[command].append(time.perf_counter() - began)
         counts = json.loads(done.stdout)["counts"]
         assert counts["skipped"] == pairs, counts
     works = {"validate": "validate", "plan": "plan on a finished output", "run": "rerun that finds all done"}
     return [
-        at_most(f"{pairs:,} rows: {works[name]}", goal if pairs == 10_000 else None, taken[name], "s", "process start to end")
-        for name, goal in GOALS.items()
+        build_cost_row(
+            f"{pairs:,} rows: {works[name]}", goal if pairs == 10_000 else None, seconds[name], "s", "process start to end"
+        )
+        for name, goal in GOAL_SECONDS.items()
     ]
 
 
@@ -58,27 +65,27 @@ def write_manifest(folder: Path, pairs: int) -> Path:
     side = math.ceil(math.sqrt(pairs))
     for k in range(2 * side):
         picture = np.random.default_rng(k).random((48, 64, 3), np.float32)
-        (folder / f"{k}.png").write_bytes(images.encode(picture, None, "png", {}))
+        (folder / f"{k}.png").write_bytes(codec.encode(picture, None, "png", {}))
     lines = [f"{row % side}.png,{side + row // side}.png" for row in range(pairs)]
     (folder / "m.csv").write_text("\n".join(["content,style", *lines]) + "\n")
     return folder / "m.csv"
 
 
-def finish(manifest: Path, out: Path, environment: Mapping[str, str]) -> None:
+def write_finished_output(manifest: Path, out: Path, environment: Mapping[str, str]) -> None:
     """Write the output of a run of the manifest with the tiny backbone, with the first pair's files for every pair."""
     lines, alone = manifest.read_text().splitlines()[:2], manifest.with_name("first")
     manifest.with_name("first.csv").write_text("\n".join([*lines, ""]))
-    run = [BIN / "nst", "run", manifest.with_name("first.csv"), "--out", alone, "--backbone", "tiny", "--steps", "4"]
+    run = [BIN_FOLDER / "nst", "run", manifest.with_name("first.csv"), "--out", alone, "--backbone", "tiny", "--steps", "4"]
     subprocess.run(run, env=environment, stdout=subprocess.DEVNULL, check=True)
     (marker,) = (alone / "outcomes").iterdir()
     first = outcome.from_json(marker.read_bytes())
     files = {path: (alone / path).read_bytes() for path in (first.image, first.history, first.thumbnail)}
     request, settings = Request(str(manifest), str(out), backbone="tiny"), Settings()
-    taken = intake.prepare(request, settings)
-    sources = {uri: intake.inspect(uri, settings.max_pixels) for uri in intake.picture_uris(taken.manifest.pairs)}
+    loaded = prepare(request, settings)
+    sources = {uri: inspect_image(uri, settings.max_pixels) for uri in list_image_uris(loaded.manifest.pairs)}
     for folder in ("images", "history", "thumbnails", "outcomes"):
         (out / folder).mkdir(parents=True)
-    for job in intake.triage(taken, sources, request, {}).to_do:
+    for job in triage(loaded, sources, request, {}).to_do:
         done = replace(
             first,
             id=job.id,
@@ -90,13 +97,13 @@ def finish(manifest: Path, out: Path, environment: Mapping[str, str]) -> None:
             recipe=job.recipe.as_plain(),
             height=job.height,
             width=job.width,
-            image=outcome.image_path(job.id, job.format),
-            history=outcome.history_path(job.id),
-            thumbnail=outcome.thumbnail_path(job.id),
+            image=image_path(job.id, job.format),
+            history=history_path(job.id),
+            thumbnail=thumbnail_path(job.id),
         )
         for path, its in (("image", first.image), ("history", first.history), ("thumbnail", first.thumbnail)):
             (out / getattr(done, path)).write_bytes(files[its])
-        (out / outcome.marker_path(job.id)).write_bytes(outcome.to_json(done))
+        (out / marker_path(job.id)).write_bytes(outcome.to_json(done))
 
 
 if __name__ == "__main__":

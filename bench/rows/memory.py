@@ -13,36 +13,43 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.rows.row import ROOT, Row, at_most, main, precisions, write_samples
+from bench.rows.row import ROOT, Row, build_cost_row, list_precisions, main, write_samples
 
-STEPS = 3
+STEPS_PER_RUN = 3
 
 
 def peak(size: int = 512, large: int = 2048, rounds: int = 2) -> list[Row]:
     """Measure the peak resident memory at both sizes, as a multiple of the tutorial's at `size`."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_samples(Path(folder))
-        files = [str(pictures["astronaut"]), str(pictures["swirls"]), f"{folder}/out.png", "--steps", str(STEPS), "--size"]
+        files = [
+            str(pictures["astronaut"]),
+            str(pictures["swirls"]),
+            f"{folder}/out.png",
+            "--steps",
+            str(STEPS_PER_RUN),
+            "--size",
+        ]
 
-        def measured(module: str, *more: str) -> list[float]:
-            return [resident([sys.executable, "-m", module, *files, *more]) for _ in range(rounds)]
+        def measure_peaks(module: str, *more: str) -> list[float]:
+            return [measure_peak_gib([sys.executable, "-m", module, *files, *more]) for _ in range(rounds)]
 
-        theirs = measured("bench.peers.tensorflow_tutorial", str(size))
+        theirs = measure_peaks("bench.peers.tensorflow_tutorial", str(size))
         rows = []
         for pixels, goal in ((size, 0.6), (large, 1.5)):
-            for precision in precisions():
-                mine = measured("bench.ours", str(pixels), "--precision", precision)
+            for precision in list_precisions():
+                mine = measure_peaks("bench.ours", str(pixels), "--precision", precision)
                 detail = f"{statistics.median(mine):.2f} GiB against {statistics.median(theirs):.2f} GiB"
                 shares = [one / statistics.median(theirs) for one in mine]
                 rows.append(
-                    at_most(
+                    build_cost_row(
                         f"peak memory, {pixels} px, {precision}", goal, shares, "x", detail, f"TensorFlow tutorial, {size} px"
                     )
                 )
     return rows
 
 
-def resident(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> float:
+def measure_peak_gib(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> float:
     """Run a command and return the peak resident memory of its process in GiB.
 
     The calling process must stay small: until a child executes its own program, its peak includes its parent's memory.

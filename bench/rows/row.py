@@ -14,18 +14,19 @@ from typing import Annotated, Any
 
 import typer
 
-from nst_tasks import hardware, samples
+from manifests import samples
+from nst_tasks.engine.hardware import detect_precision
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 @functools.cache
-def precisions() -> tuple[str, ...]:
+def list_precisions() -> tuple[str, ...]:
     """Return the precisions to measure: mixed only if it is fast here.
 
     Where bfloat16 is emulated, mixed precision is several times slower than float32, and `auto` never selects it.
     """
-    return ("float32", "mixed") if hardware.auto_precision() == "mixed" else ("float32",)
+    return ("float32", "mixed") if detect_precision() == "mixed" else ("float32",)
 
 
 @dataclass(frozen=True)
@@ -63,55 +64,57 @@ class Row:
         """Return the row from the dict that `as_plain` returned."""
         return cls(**{name: value for name, value in plain.items() if name != "verdict"})
 
-    def cells(self) -> tuple[str, ...]:
+    def format_cells(self) -> tuple[str, ...]:
         """Return the cells of the row in a table with the columns `HEADER`."""
-        bound = "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {_number(self.goal)} {self.unit}"
-        spread = f"{_number(self.least)} to {_number(self.largest)}"
-        return self.work, self.against, bound, f"{_number(self.measured)} {self.unit}", spread, self.verdict, self.detail
+        bound = "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {_format_number(self.goal)} {self.unit}"
+        spread = f"{_format_number(self.least)} to {_format_number(self.largest)}"
+        return self.work, self.against, bound, f"{_format_number(self.measured)} {self.unit}", spread, self.verdict, self.detail
 
 
 HEADER = ("work", "against", "goal", "measured", "spread", "verdict", "both sides")
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     if math.isnan(value):
         return ""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Format a duration with its unit."""
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
-def ratio(work: str, against: str, goal: float | None, theirs: Sequence[float], ours: Sequence[float], note: str = "") -> Row:
+def build_ratio_row(
+    work: str, against: str, goal: float | None, theirs: Sequence[float], ours: Sequence[float], note: str = ""
+) -> Row:
     """Return the row of the ratio of their time to ours, round by round."""
     by_round = [one / other for one, other in zip(theirs, ours, strict=True)]
-    detail = f"{seconds(statistics.median(theirs))} against our {seconds(statistics.median(ours))}"
+    detail = f"{format_seconds(statistics.median(theirs))} against our {format_seconds(statistics.median(ours))}"
     return Row(
         work, against, goal, statistics.median(by_round), min(by_round), max(by_round), "x", f"{detail}{note and '; ' + note}"
     )
 
 
-def at_most(work: str, goal: float | None, values: Sequence[float], unit: str, detail: str, against: str = "") -> Row:
+def build_cost_row(work: str, goal: float | None, values: Sequence[float], unit: str, detail: str, against: str = "") -> Row:
     """Return the row of a cost whose goal is an upper bound."""
     return Row(work, against, goal, statistics.median(values), min(values), max(values), unit, detail, at_least=False)
 
 
-def alternating(rounds: int, sides: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+def time_alternating(rounds: int, sides: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Return the seconds of each side in each round; odd rounds run the sides in reverse order.
 
     Each side is called once before, untimed.
     """
     for side in sides.values():
         side()
-    taken: dict[str, list[float]] = {name: [] for name in sides}
+    seconds_by_side: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds):
         for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):
             began = time.perf_counter()
             sides[name]()
-            taken[name].append(time.perf_counter() - began)
-    return taken
+            seconds_by_side[name].append(time.perf_counter() - began)
+    return seconds_by_side
 
 
 def write_samples(folder: Path) -> dict[str, Path]:
@@ -125,9 +128,9 @@ def write_samples(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def format_markdown(rows: Iterable[Row]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [HEADER, ("---",) * len(HEADER), *(row.cells() for row in rows)]
+    lines = [HEADER, ("---",) * len(HEADER), *(row.format_cells() for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -135,7 +138,7 @@ def main(*commands: Callable[..., list[Row]]) -> None:
     """Run a script with these commands, which prints the rows of a command and writes them as JSON if `--keep` names a file."""
 
     def finish(rows: list[Row], keep: Path | None) -> None:
-        print(markdown(rows))
+        print(format_markdown(rows))
         if keep is not None:
             keep.write_text(json.dumps([row.as_plain() for row in rows]))
 

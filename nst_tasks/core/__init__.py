@@ -1,4 +1,1 @@
-"""Mathematics of style transfer: TensorFlow and NumPy only. No I/O, no clock, no logging, no Prefect.
-
-`method` holds plain values and imports no TensorFlow, so that recipes can be listed without it.
-"""
+"""Style transfer math: losses, VGG features, optimizers and one compiled step; no I/O and no clock."""

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLANK = 0.02
+BLANK_DEVIATION = 0.02
 """Standard deviation, in units of the [0, 1] range, below which an image is blank: five of 255 gray levels."""
 
-SATURATED = 0.2
+SATURATED_EXCESS_SHARE = 0.2
 """Share of clipped values, in excess of the content's and the styles', from which an image is saturated."""
 
-LEAST_FALL = 0.01
+MIN_LOSS_FALL_SHARE = 0.01
 """Smallest fall of a level's loss, as a share of its first value, that counts as progress."""
 
 
@@ -56,28 +56,28 @@ FLAGS: Mapping[str, Flag] = MappingProxyType(
         ),
     }
 )
-"""Every flag by name. `find` returns the first three; the caller sets the others."""
+"""Every flag by name. `find_flags` returns the first three; the caller sets the others."""
 
 
-def spread(picture: np.ndarray, weight: np.ndarray | None = None) -> float:
+def channel_deviation(image: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Return the standard deviation of values (H, W, 3) around their channel's mean; weight (H, W) of pixels, or None for 1."""
 
     def variance(values: np.ndarray) -> float:
         return float(np.average(np.square(values - np.average(values, weights=weight)), weights=weight))
 
     # channel by channel: sums over the last axis of 3 values, or arrays of all channels, take three times as long
-    return float(np.sqrt(np.mean([variance(channel.astype(np.float64)) for channel in np.moveaxis(picture, -1, 0)])))
+    return float(np.sqrt(np.mean([variance(channel.astype(np.float64)) for channel in np.moveaxis(image, -1, 0)])))
 
 
-def clipped(picture: np.ndarray, weight: np.ndarray | None = None) -> float:
+def clipped_share(image: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Return the share of values (H, W, 3) in [0, 1] that are 0 or 255 in 8 bits; weight (H, W) of the pixels, None for 1."""
-    at_end = (picture < 0.5 / 255) | (picture > 254.5 / 255)
+    is_clipped = (image < 0.5 / 255) | (image > 254.5 / 255)
     if weight is None:
-        return float(np.count_nonzero(at_end) / at_end.size)
-    return float(np.average(at_end, weights=np.broadcast_to(weight[..., None], picture.shape)))
+        return float(np.count_nonzero(is_clipped) / is_clipped.size)
+    return float(np.average(is_clipped, weights=np.broadcast_to(weight[..., None], image.shape)))
 
 
-def no_progress(losses: Sequence[np.ndarray]) -> bool:
+def has_no_progress(losses: Sequence[np.ndarray]) -> bool:
     """Return whether steps were taken and every level ended above 99 % of its first loss.
 
     Args:
@@ -85,31 +85,32 @@ def no_progress(losses: Sequence[np.ndarray]) -> bool:
             steps are ignored. A level whose loss stays 0 counts as progress, since it cannot fall.
     """
     ends = [(level[0], level[-1]) for level in losses if len(level) > 1]
-    return bool(ends) and all(last > (1 - LEAST_FALL) * first for first, last in ends)
+    return bool(ends) and all(last > (1 - MIN_LOSS_FALL_SHARE) * first for first, last in ends)
 
 
-def find(
+def find_flags(
     out: np.ndarray,
     content: np.ndarray,
-    styles_clipped: Sequence[float],
+    style_clipped_shares: Sequence[float],
     losses: Sequence[np.ndarray] = (),
     weight: np.ndarray | None = None,
 ) -> tuple[str, ...]:
     """Return the flags of a result, in the order of `FLAGS`.
 
     `blank`: spread(out) < 0.02 and spread(content) >= 0.04. `saturated`: clipped(out) exceeds the largest of clipped(content)
-    and `styles_clipped` by 0.2 or more. `no_progress`: the function of this name is true for `losses`.
+    and `style_clipped_shares` by 0.2 or more. `has_no_progress`: the function of this name is true for `losses`.
 
     Args:
         out: The result, (H, W, 3) in [0, 1].
         content: The content, (H, W, 3) in [0, 1], at the same size.
-        styles_clipped: `clipped` of each style.
-        losses: The total loss of each level, as for `no_progress`.
+        style_clipped_shares: `clipped_share` of each style.
+        losses: The total loss of each level, as for `has_no_progress`.
         weight: Weight (H, W) in [0, 1] of each pixel in `out` and `content`; None weights all by 1.
     """
-    signs = {
-        "blank": spread(out, weight) < BLANK and spread(content, weight) >= 2 * BLANK,
-        "saturated": clipped(out, weight) - max(clipped(content, weight), *styles_clipped) >= SATURATED,
-        "no_progress": no_progress(losses),
+    is_set_by_name = {
+        "blank": channel_deviation(out, weight) < BLANK_DEVIATION and channel_deviation(content, weight) >= 2 * BLANK_DEVIATION,
+        "saturated": clipped_share(out, weight) - max(clipped_share(content, weight), *style_clipped_shares)
+        >= SATURATED_EXCESS_SHARE,
+        "no_progress": has_no_progress(losses),
     }
-    return tuple(name for name, is_so in signs.items() if is_so)
+    return tuple(name for name, is_set in is_set_by_name.items() if is_set)

@@ -41,21 +41,21 @@ def sums(x: tf.Tensor, weight: tf.Tensor | None = None) -> Sums:
     shape = tf.shape(x)
     positions = shape[1] * shape[2]
     flat = tf.reshape(x, (shape[0], positions, x.shape[-1] or shape[3]))  # (B, h*w, C)
-    count = tf.cast(positions, exact(x))
+    count = tf.cast(positions, accumulation_dtype(x))
     if weight is None:
-        first = tf.reduce_sum(tf.cast(flat, exact(x)), axis=1)
-        return Sums(_second(flat, None), first, tf.fill(shape[:1], count), count)
+        first = tf.reduce_sum(tf.cast(flat, accumulation_dtype(x)), axis=1)
+        return Sums(_second_sum(flat, None), first, tf.fill(shape[:1], count), count)
     by_position = tf.reshape(weight, (shape[0], positions, 1))
-    first = tf.reduce_sum(tf.cast(flat, exact(x)) * by_position, axis=1)
-    return Sums(_second(flat, by_position), first, tf.reduce_sum(by_position, axis=(1, 2)), count)
+    first = tf.reduce_sum(tf.cast(flat, accumulation_dtype(x)) * by_position, axis=1)
+    return Sums(_second_sum(flat, by_position), first, tf.reduce_sum(by_position, axis=(1, 2)), count)
 
 
-def exact(x: tf.Tensor) -> tf.DType:
+def accumulation_dtype(x: tf.Tensor) -> tf.DType:
     """Return the dtype in which features are summed: float32 for bfloat16, otherwise their own."""
     return tf.float32 if x.dtype == tf.bfloat16 else x.dtype
 
 
-def gram(x: Sums) -> tf.Tensor:
+def gram_matrix(x: Sums) -> tf.Tensor:
     """Return the Gram matrix `F^T F / (h w)`, (B, C, C), the mean of `f f^T` over positions.
 
     Source: Gatys et al. 2015, arXiv 1508.06576. With weighted sums it is the guided Gram matrix `F^T W F / tr W` of Gatys et
@@ -72,18 +72,18 @@ def style_statistics(loss: StyleLoss, style: Sums, pixels: tf.Tensor, dtype: tf.
         pixels: H W of the style image.
         dtype: Type in which the Wasserstein statistics are computed.
     """
-    given = style.second.dtype
+    sums_dtype = style.second.dtype
     if loss.statistic == "wasserstein":
         style = _cast(style, dtype)
-    second = gram(style)
-    mean_square = tf.linalg.trace(second) / _channels(second)  # (B,)
+    second = gram_matrix(style)
+    mean_square = tf.linalg.trace(second) / _channel_count(second)  # (B,)
     if loss.statistic == "gram":
         return {"gram": second * _gram_factor(loss, style, pixels), "mean_square": mean_square}
-    mean, covariance = _moments(style, _scale(loss, mean_square)[:, None])
+    mean, covariance = _moments(style, _feature_scale(loss, mean_square)[:, None])
     values, vectors = tf.linalg.eigh(covariance[:, 0])
     root = tf.matmul(vectors * tf.sqrt(tf.maximum(values, 0.0))[..., None, :], vectors, transpose_b=True)
-    found = {"mean": mean[:, 0], "trace": tf.linalg.trace(covariance[:, 0]), "root": root, "mean_square": mean_square}
-    return {name: tf.cast(value, given) for name, value in found.items()}
+    statistics = {"mean": mean[:, 0], "trace": tf.linalg.trace(covariance[:, 0]), "root": root, "mean_square": mean_square}
+    return {name: tf.cast(value, sums_dtype) for name, value in statistics.items()}
 
 
 def style_distance(
@@ -91,7 +91,7 @@ def style_distance(
 ) -> tf.Tensor:
     """Return the distances (B, S) of an image from the statistics of S styles (B, S, ...) at one layer.
 
-    `gram`: mean or sum of `(G - G*)^2`; with `relative`, divided by mean(style^2)^2.
+    `gram_matrix`: mean or sum of `(G - G*)^2`; with `relative`, divided by mean(style^2)^2.
     `wasserstein`: `(|m - m*|^2 + tr(K + K* - 2 (K*^1/2 K K*^1/2)^1/2)) / C` with means m and covariances K (Olkin and
     Pukelsheim 1982); with `relative`, of features divided by rms(style).
 
@@ -102,28 +102,28 @@ def style_distance(
         dtype: Type in which Wasserstein is computed: in float32, roots of small eigenvalues keep only half of its digits.
     """
     if loss.statistic == "gram":
-        difference = (gram(image) * _gram_factor(loss, image, pixels))[:, None] - style["gram"]  # (B, S, C, C)
+        difference = (gram_matrix(image) * _gram_factor(loss, image, pixels))[:, None] - style["gram"]  # (B, S, C, C)
         reduce = tf.reduce_mean if loss.error == "mse" else tf.reduce_sum
         distance = reduce(tf.square(difference), axis=(2, 3))  # (B, S)
         return distance / (tf.square(style["mean_square"]) + 1e-12) if loss.relative else distance
     of_style = {name: tf.cast(style[name], dtype) for name in ("mean", "trace", "mean_square")}
-    mean, covariance = _moments(_cast(image, dtype), _scale(loss, of_style["mean_square"]))
+    mean, covariance = _moments(_cast(image, dtype), _feature_scale(loss, of_style["mean_square"]))
     bures = tf.linalg.trace(covariance) + of_style["trace"] - 2.0 * trace_of_root(covariance, style["root"])  # (B, S)
-    distance = (tf.reduce_sum(tf.square(mean - of_style["mean"]), axis=-1) + bures) / _channels(covariance)
+    distance = (tf.reduce_sum(tf.square(mean - of_style["mean"]), axis=-1) + bures) / _channel_count(covariance)
     return tf.cast(distance, image.second.dtype)
 
 
-def trace_of_root(matrix: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
-    """Return `tr((R M R)^1/2)`, (...), of symmetric positive M and R (`side`), (..., C, C).
+def trace_of_root(matrix: tf.Tensor, root: tf.Tensor) -> tf.Tensor:
+    """Return `tr((R M R)^1/2)`, (...), of symmetric positive M and R (`root`), (..., C, C).
 
     Its gradient is `1/2 R (R M R)^-1/2 R`. Automatic differentiation through the eigenvectors would divide by differences of
-    eigenvalues and not be finite for repeated ones. The gradient's products use the dtype of `side`, the eigenvalues that of
+    eigenvalues and not be finite for repeated ones. The gradient's products use the dtype of `root`, the eigenvalues that of
     `matrix`.
     """
 
     @tf.custom_gradient
     def trace(matrix: tf.Tensor) -> tuple[tf.Tensor, object]:
-        sides = tf.cast(side, matrix.dtype)
+        sides = tf.cast(root, matrix.dtype)
         product = tf.matmul(sides, tf.matmul(matrix, sides))
         # on a CPU, eigh fails for the whole batch if one pair is not finite: only that pair gets NaN
         symmetric = (product + tf.linalg.matrix_transpose(product)) / 2.0
@@ -132,31 +132,31 @@ def trace_of_root(matrix: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
         roots = tf.sqrt(tf.maximum(values, RIDGE**2))  # M and R^2 both have eigenvalues of at least RIDGE
         roots = tf.where(finite[..., None], roots, np.nan)
         # eigenvalues below the largest's rounding error, in the type of `side`, are noise: the gradient must not divide by them
-        noise = np.finfo(side.dtype.as_numpy_dtype).eps * values[..., -1:]
+        noise = np.finfo(root.dtype.as_numpy_dtype).eps * values[..., -1:]
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             safe = tf.maximum(roots, tf.sqrt(tf.maximum(noise, 0.0)))
-            half = tf.matmul(side, tf.cast(vectors, side.dtype)) * tf.cast(tf.math.rsqrt(safe), side.dtype)[..., None, :]
+            half = tf.matmul(root, tf.cast(vectors, root.dtype)) * tf.cast(tf.math.rsqrt(safe), root.dtype)[..., None, :]
             return 0.5 * upstream[..., None, None] * tf.cast(tf.matmul(half, half, transpose_b=True), matrix.dtype)
 
         return tf.reduce_sum(roots, axis=-1), gradient
 
-    found: tf.Tensor = trace(matrix)
-    return found
+    result: tf.Tensor = trace(matrix)
+    return result
 
 
 def content_statistics(loss: ContentLoss, x: tf.Tensor) -> Statistics:
     """Return the statistics of a content that `content_distance` takes: features (B, h, w, C) and their weight (B, h, w)."""
-    kept, x = x, tf.cast(x, exact(x))
+    features, x = x, tf.cast(x, accumulation_dtype(x))
     if not loss.relative:
-        return {"features": kept, "weight": tf.ones(tf.shape(x)[:3], x.dtype)}
+        return {"features": features, "weight": tf.ones(tf.shape(x)[:3], x.dtype)}
     energy = tf.reduce_mean(tf.square(x), axis=3) + 1e-12  # (B, h, w)
     edged = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
     neighbours = (edged[:, 2:, 1:-1], edged[:, :-2, 1:-1], edged[:, 1:-1, 2:], edged[:, 1:-1, :-2])
     contrast = tf.add_n([tf.reduce_mean(tf.square(x - other), axis=3) for other in neighbours]) / 4.0
     salience = contrast / energy + FLAT_SALIENCE
     salience /= tf.reduce_mean(salience, axis=(1, 2), keepdims=True)
-    return {"features": kept, "weight": salience / (energy + 0.1 * tf.reduce_mean(energy, axis=(1, 2), keepdims=True))}
+    return {"features": features, "weight": salience / (energy + 0.1 * tf.reduce_mean(energy, axis=(1, 2), keepdims=True))}
 
 
 def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf.Tensor:
@@ -167,7 +167,7 @@ def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf
     `FLAT_SALIENCE`, scaled to mean 1. Flat regions, such as a sky, may then be painted over, while edges stay. The plain mean
     would hold flat regions most strongly, because some networks give them large activations.
     """
-    squares = tf.square(tf.cast(x, exact(x)) - tf.cast(content["features"], exact(x)))
+    squares = tf.square(tf.cast(x, accumulation_dtype(x)) - tf.cast(content["features"], accumulation_dtype(x)))
     if loss.error == "sse":
         return tf.reduce_sum(squares, axis=(1, 2, 3))
     return tf.reduce_mean(content["weight"] * tf.reduce_mean(squares, axis=3), axis=(1, 2))
@@ -177,28 +177,28 @@ def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
     """Return the unweighted total variation (B,), of the kind `loss.kind`, of an image (B, H, W, 3) in [0, 1]."""
     if loss.kind == "nine_point":
         edged = tf.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
-        down = _cropped(edged, 2, 0, 1, 1) - image
-        right = _cropped(edged, 1, 1, 2, 0) - image
+        down = _crop(edged, 2, 0, 1, 1) - image
+        right = _crop(edged, 1, 1, 2, 0) - image
         # diagonals are (B, H + 1, W + 1, 3), as published
-        falling = _cropped(edged, 1, 0, 1, 0) - _cropped(edged, 0, 1, 0, 1)
-        rising = _cropped(edged, 1, 0, 0, 1) - _cropped(edged, 0, 1, 1, 0)
+        falling = _crop(edged, 1, 0, 1, 0) - _crop(edged, 0, 1, 0, 1)
+        rising = _crop(edged, 1, 0, 0, 1) - _crop(edged, 0, 1, 1, 0)
         return 2.0 * (
             _mean_square(down) / 3.0 + _mean_square(right) / 3.0 + (_mean_square(falling) + _mean_square(rising)) / 12.0
         )
-    down = _cropped(image, 1, 0, 0, 0) - _cropped(image, 0, 1, 0, 0)
-    right = _cropped(image, 0, 0, 1, 0) - _cropped(image, 0, 0, 0, 1)
+    down = _crop(image, 1, 0, 0, 0) - _crop(image, 0, 1, 0, 0)
+    right = _crop(image, 0, 0, 1, 0) - _crop(image, 0, 0, 0, 1)
     if loss.kind == "l1_sum":
         return tf.reduce_sum(tf.abs(down), axis=(1, 2, 3)) + tf.reduce_sum(tf.abs(right), axis=(1, 2, 3))
     if loss.kind == "l2_mean":
         return _mean_square(down) + _mean_square(right)
     # only where both neighbours exist, as published: not in the last row and column
-    squares = tf.square(_cropped(down, 0, 0, 0, 1)) + tf.square(_cropped(right, 0, 1, 0, 0))
+    squares = tf.square(_crop(down, 0, 0, 0, 1)) + tf.square(_crop(right, 0, 1, 0, 0))
     if loss.kind == "squared_sum":
         return 0.5 * tf.reduce_sum(squares, axis=(1, 2, 3))
     return tf.reduce_sum(squares**1.25, axis=(1, 2, 3))
 
 
-def _cropped(x: tf.Tensor, top: int, bottom: int, left: int, right: int) -> tf.Tensor:
+def _crop(x: tf.Tensor, top: int, bottom: int, left: int, right: int) -> tf.Tensor:
     """Return an image (B, H, W, 3) without so many rows and columns at its sides.
 
     Not `x[...]`, whose gradient takes four times as long (CPU).
@@ -212,8 +212,8 @@ def _mean_square(x: tf.Tensor) -> tf.Tensor:
 
 
 def _gram_factor(loss: StyleLoss, x: Sums, pixels: tf.Tensor) -> tf.Tensor:
-    """Return the factor that turns `gram`, a mean over positions, into the published sum over N."""
-    positions, channels = x.positions, _channels(x.second)
+    """Return the factor that turns `gram_matrix`, a mean over positions, into the published sum over N."""
+    positions, channels = x.positions, _channel_count(x.second)
     return {
         "none": positions,
         "hw": tf.ones_like(positions),
@@ -223,7 +223,7 @@ def _gram_factor(loss: StyleLoss, x: Sums, pixels: tf.Tensor) -> tf.Tensor:
     }[loss.normalization]
 
 
-def _second(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
+def _second_sum(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
     """Return `F^T W F`, (B, C, C), of features (B, N, C) and weights (B, N, 1), in float32 or more.
 
     Its gradient is `W F (U + U^T)`. Automatic differentiation would take two matrix products, of the features cast to the wider
@@ -232,7 +232,7 @@ def _second(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
 
     @tf.custom_gradient
     def product(flat: tf.Tensor) -> tuple[tf.Tensor, object]:
-        summed = tf.cast(flat, exact(flat))
+        summed = tf.cast(flat, accumulation_dtype(flat))
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             both = tf.matmul(flat, tf.cast(upstream + tf.linalg.matrix_transpose(upstream), flat.dtype))
@@ -246,12 +246,12 @@ def _second(flat: tf.Tensor, weight: tf.Tensor | None) -> tf.Tensor:
 def _moments(x: Sums, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return mean (B, S, C) and covariance (B, S, C, C), plus `RIDGE` on its diagonal, of features times each scale (B, S)."""
     mean = x.first / tf.maximum(x.weight, 1e-12)[:, None]  # (B, C)
-    covariance = gram(x) - mean[:, :, None] * mean[:, None, :]
+    covariance = gram_matrix(x) - mean[:, :, None] * mean[:, None, :]
     scaled = covariance[:, None] * tf.square(scale)[..., None, None]
     return mean[:, None] * scale[..., None], scaled + RIDGE * tf.eye(tf.shape(scaled)[-1], dtype=scaled.dtype)
 
 
-def _scale(loss: StyleLoss, mean_square: tf.Tensor) -> tf.Tensor:
+def _feature_scale(loss: StyleLoss, mean_square: tf.Tensor) -> tf.Tensor:
     """Return the factor on features before their moments are compared."""
     return tf.math.rsqrt(mean_square + 1e-12) if loss.relative else tf.ones_like(mean_square)
 
@@ -260,5 +260,5 @@ def _cast(x: Sums, dtype: tf.DType) -> Sums:
     return Sums(*(tf.cast(part, dtype) for part in x))
 
 
-def _channels(matrix: tf.Tensor) -> tf.Tensor:
+def _channel_count(matrix: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.shape(matrix)[-1], matrix.dtype)

@@ -17,13 +17,17 @@ from nst_tasks.errors import SettingsError
 NUMERICS_VERSION = 3
 """Version of the core's arithmetic, part of every job's key: raise it with each change that alters pixels."""
 
+
 MAX_STEPS = 100_000
 
-LARGE = 2**22
+
+LARGE_IMAGE_PIXELS = 2**22
 """Pixels above which an image is large: there L-BFGS's history takes the most memory, 24 bytes a pixel for each entry."""
 
-LARGE_HISTORY = 2
+
+LARGE_IMAGE_HISTORY = 2
 """Longest L-BFGS history for a large image. At 192 px, `painterly` ends with a loss 1 to 2 % higher than with its usual 20."""
+
 
 LayerWeights = tuple[tuple[str, float], ...]
 """Pairs of a layer's name in Keras, such as `block4_conv2`, and its weight."""
@@ -97,16 +101,19 @@ class StyleLoss:
         _require_one_of("style statistic", self.statistic, ("gram", "wasserstein"))
         _require_one_of("style normalization", self.normalization, ("none", "hw", "chw", "sqrt_chw", "image_hw"))
         _require_one_of("style error", self.error, ("mse", "sse"))
-        plain = (self.normalization, self.error) == ("hw", "mse")
+        is_default = (self.normalization, self.error) == ("hw", "mse")
         _require(
-            plain or self.statistic == "gram", "style statistic wasserstein: only with the normalization hw and the error mse"
+            is_default or self.statistic == "gram",
+            "style statistic wasserstein: only with the normalization hw and the error mse",
         )
-        _require(plain or not self.relative, "style relative: only with the normalization hw and the error mse")
+        _require(is_default or not self.relative, "style relative: only with the normalization hw and the error mse")
 
 
 Precision = Literal["float32", "mixed", "auto"]
 
+
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
 
 TV_KINDS = ("l1_sum", "l2_mean", "squared_sum", "power_sum", "nine_point")
 
@@ -288,9 +295,9 @@ class Method:
         _require(0 <= self.average_decay < 1, f"average_decay: {self.average_decay!r} is not in [0, 1)")
         carries = self.pyramid is not None and self.pyramid.carry
         _require(not carries or isinstance(self.optimizer, Adam), "pyramid carry: only with the optimizer adam")
-        best = isinstance(self.optimizer, LBFGS)
+        is_lbfgs = isinstance(self.optimizer, LBFGS)
         _require(
-            not best or self.output != "average", "output average: not with the optimizer lbfgs, which keeps its best image"
+            not is_lbfgs or self.output != "average", "output average: not with the optimizer lbfgs, which keeps its best image"
         )
 
     @property
@@ -304,22 +311,22 @@ class Method:
         return as_plain(self)
 
 
-def sized(method: Method, height: int, width: int) -> Method:
-    """Return the method for an image of this size: above `LARGE` pixels, its L-BFGS history is `LARGE_HISTORY` at most."""
+def limit_history(method: Method, height: int, width: int) -> Method:
+    """Return the method with its L-BFGS history limited to `LARGE_IMAGE_HISTORY` above `LARGE_IMAGE_PIXELS` pixels."""
     optimizer = method.optimizer
-    if height * width <= LARGE or not isinstance(optimizer, LBFGS) or optimizer.history <= LARGE_HISTORY:
+    if height * width <= LARGE_IMAGE_PIXELS or not isinstance(optimizer, LBFGS) or optimizer.history <= LARGE_IMAGE_HISTORY:
         return method
-    return replace(method, optimizer=replace(optimizer, history=LARGE_HISTORY))
+    return replace(method, optimizer=replace(optimizer, history=LARGE_IMAGE_HISTORY))
 
 
 @functools.lru_cache(maxsize=1024)
-def structure(method: Method) -> Method:
+def strip_numbers(method: Method) -> Method:
     """Return the method without the numbers that its graphs take as inputs; methods that are then equal share their graphs."""
     optimizer = method.optimizer
     return replace(
         method,
-        content=replace(method.content, layers=_unweighted(method.content.layers), weight=1.0),
-        style=replace(method.style, layers=_unweighted(method.style.layers), weight=1.0),
+        content=replace(method.content, layers=_strip_weights(method.content.layers), weight=1.0),
+        style=replace(method.style, layers=_strip_weights(method.style.layers), weight=1.0),
         total_variation=replace(method.total_variation, weight=float(method.total_variation.weight > 0.0)),  # 0 skips its work
         optimizer=optimizer if isinstance(optimizer, LBFGS) else replace(optimizer, learning_rate=1.0),
         steps=0,
@@ -331,7 +338,7 @@ def structure(method: Method) -> Method:
     )
 
 
-def _unweighted(layers: LayerWeights) -> LayerWeights:
+def _strip_weights(layers: LayerWeights) -> LayerWeights:
     return tuple((layer, 1.0) for layer, _ in layers)
 
 
@@ -342,3 +349,7 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [as_plain(item) for item in value]
     return value
+
+
+MIN_SIZE, MAX_SIZE = 64, 8192
+"""Bounds of an image's longest side, in pixels."""

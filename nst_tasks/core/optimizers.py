@@ -72,14 +72,14 @@ def update(
         assert isinstance(optimizer, LBFGS)
         return lbfgs.update(optimizer, state, image, loss, gradient, clip, step)
     count = state.count + 1
-    moved: State
+    next_state: State
     if isinstance(state, AdamState):
         assert isinstance(optimizer, Adam)
-        moved, change = _adam(optimizer, state, gradient, rate)
+        next_state, change = _adam(optimizer, state, gradient, rate)
     else:
-        moved, change = SGDState(count), -rate * gradient
-    following = image + change
-    return moved, tf.clip_by_value(following, 0.0, 1.0) if clip else following
+        next_state, change = SGDState(count), -rate * gradient
+    next_image = image + change
+    return next_state, tf.clip_by_value(next_image, 0.0, 1.0) if clip else next_image
 
 
 def _adam(adam: Adam, state: AdamState, gradient: tf.Tensor, rate: tf.Tensor) -> tuple[AdamState, tf.Tensor]:
@@ -96,7 +96,7 @@ def _adam(adam: Adam, state: AdamState, gradient: tf.Tensor, rate: tf.Tensor) ->
     return AdamState(mean, square, count), -corrected * mean / (tf.sqrt(square) + adam.epsilon)
 
 
-def resized(state: AdamState, height: int, width: int) -> AdamState:
+def resize_moments(state: AdamState, height: int, width: int) -> AdamState:
     """Resize Adam's moments to another image size: the mean bicubic, the square bilinear so that it stays non-negative."""
     return AdamState(
         tf.image.resize(state.mean, (height, width), "bicubic"),
@@ -105,12 +105,12 @@ def resized(state: AdamState, height: int, width: int) -> AdamState:
     )
 
 
-def schedule(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
+def learning_rate_factor(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
     """Return the factor of the learning rate for the update after `step` of a level's `steps`, by the optimizer's schedule."""
     if isinstance(optimizer, Adam):
         progress = tf.cast(step, tf.float32) / tf.cast(tf.maximum(steps, 1), tf.float32)
-        fall = 0.5 * (1.0 + tf.cos(math.pi * progress))  # 1 at the first step, 0 after the last
-        return optimizer.decay_to + (1.0 - optimizer.decay_to) * fall
+        cosine = 0.5 * (1.0 + tf.cos(math.pi * progress))  # 1 at the first step, 0 after the last
+        return optimizer.decay_to + (1.0 - optimizer.decay_to) * cosine
     if isinstance(optimizer, SGD):
         return optimizer.decay ** (tf.cast(step, tf.float32) / optimizer.decay_steps)
     return tf.ones_like(step, tf.float32)
@@ -118,7 +118,7 @@ def schedule(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tens
 
 def learning_rate(optimizer: Optimizer, step: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
     """Return the learning rate for the update after `step` of a level's `steps`, by the optimizer's schedule."""
-    return optimizer.learning_rate * schedule(optimizer, step, steps)
+    return optimizer.learning_rate * learning_rate_factor(optimizer, step, steps)
 
 
 def learning_rates(optimizer: Optimizer, steps: int) -> np.ndarray:

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from nst_tasks.core import backbones, bands, lbfgs, losses, objective, optimizers
-from nst_tasks.core.backbones import Backbone
-from nst_tasks.core.bands import Bands
+from nst_tasks.core import lbfgs, losses, objective, optimizers, vgg
+from nst_tasks.core.bands import BandLimits, band_tables, default_limits
 from nst_tasks.core.lbfgs import LBFGSState
-from nst_tasks.core.method import LBFGS, Method, StyleLoss, sized, structure
-from nst_tasks.core.objective import TERMS, Mask, Nothing, Numbers, Targets
+from nst_tasks.core.method import LBFGS, Method, StyleLoss, limit_history, strip_numbers
+from nst_tasks.core.objective import TERMS, Hyperparameters, Mask, Nothing, Targets
 from nst_tasks.core.optimizers import AdamState
 from nst_tasks.core.pyramid import Level
+from nst_tasks.core.vgg import Backbone
 
 
 class Average(NamedTuple):
@@ -40,45 +40,45 @@ class Best(NamedTuple):
 class TransferState(NamedTuple):
     """Complete state of an optimization for a resume.
 
-    image: (B, H, W, 3) float32. optimizer: `Nothing` for a level without steps. kept: the average or best image so far, for the
+    image: (B, H, W, 3) float32. optimizer: `Nothing` for a level without steps. output_state: the average or best image so far, for the
     method's `output`. level: index of the level. step: number of steps done in it.
     """
 
     image: tf.Tensor
     optimizer: optimizers.State | Nothing
-    kept: Average | Best | Nothing
+    output_state: Average | Best | Nothing
     level: int
     step: int
 
 
 def style_statistics(
-    backbone: Backbone, method: Method, style: np.ndarray, how: Bands | None = None
+    backbone: Backbone, method: Method, style: np.ndarray, limits: BandLimits | None = None
 ) -> dict[str, losses.Statistics]:
     """Return the statistics of one style image (h, w, 3) float32 in [0, 1] at each style layer, with a leading axis of 1."""
-    tables = _tables(backbone, method, [layer for layer, _ in method.style.layers], style[None], how)
-    graphs = _compiled(backbone, structure(method), False, len(tables))
+    tables = _band_tables(backbone, method, [layer for layer, _ in method.style.layers], style[None], limits)
+    graphs = _compile_graphs(backbone, strip_numbers(method), False, len(tables))
     found: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32), tables)
     return found
 
 
 def content_statistics(
-    backbone: Backbone, method: Method, contents: np.ndarray, how: Bands | None = None
+    backbone: Backbone, method: Method, contents: np.ndarray, limits: BandLimits | None = None
 ) -> dict[str, losses.Statistics]:
     """Return the statistics of a batch's contents (B, H, W, 3) float32 in [0, 1] at each content layer."""
-    tables = _tables(backbone, method, [layer for layer, _ in method.content.layers], contents, how)
-    graphs = _compiled(backbone, structure(method), False, len(tables))
+    tables = _band_tables(backbone, method, [layer for layer, _ in method.content.layers], contents, limits)
+    graphs = _compile_graphs(backbone, strip_numbers(method), False, len(tables))
     found: dict[str, losses.Statistics] = graphs.content(tf.constant(contents, tf.float32), tables)
     return found
 
 
-def targets(
+def build_targets(
     backbone: Backbone,
     method: Method,
     contents: np.ndarray,
     styles: Sequence[Sequence[dict[str, losses.Statistics]]],
     style_weights: Sequence[Sequence[float]],
     mask: np.ndarray | None = None,
-    how: Bands | None = None,
+    limits: BandLimits | None = None,
     content: dict[str, losses.Statistics] | None = None,
 ) -> Targets:
     """Build the targets of a batch from its contents (B, H, W, 3) float32 in [0, 1] and its styles' statistics.
@@ -87,13 +87,13 @@ def targets(
         styles: For each pair, the `style_statistics` of its S styles.
         style_weights: (B, S), the weights of those styles.
         mask: (B, H, W) in [0, 1]; only where it is 1 is the image stylized and compared with the style.
-        how: Sizes of the bands, by default those of the precision and device.
+        limits: Sizes of the bands, by default those of the precision and device.
         content: The `content_statistics` of the contents, if they are known already.
     """
-    content = content_statistics(backbone, method, contents, how) if content is None else content
+    content = content_statistics(backbone, method, contents, limits) if content is None else content
     style = {
         layer: {
-            name: _stacked([[one[layer][name] for one in pair] for pair in styles])  # (B, S, ...)
+            name: _stack([[one[layer][name] for one in pair] for pair in styles])  # (B, S, ...)
             for name in styles[0][0][layer]
         }
         for layer, _ in method.style.layers
@@ -101,23 +101,23 @@ def targets(
     weights = tf.constant(style_weights, tf.float32)
     if mask is None:
         return Targets(content, style, weights)
-    shown = _mask(method, tf.constant(mask[..., None], tf.float32), tf.constant(contents, tf.float32))
-    return Targets(content, style, weights, shown)
+    region = _build_mask(method, tf.constant(mask[..., None], tf.float32), tf.constant(contents, tf.float32))
+    return Targets(content, style, weights, region)
 
 
-def _stacked(pairs: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
+def _stack(pairs: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
     """Stack S parts (1, ...) of each of B pairs to (B, S, ...); a single part is not copied."""
     if len(pairs) == len(pairs[0]) == 1:
         return tf.expand_dims(pairs[0][0], 0)
     return tf.stack([tf.concat(parts, axis=0) for parts in pairs])
 
 
-def _mask(method: Method, weight: tf.Tensor, contents: tf.Tensor) -> Mask:
+def _build_mask(method: Method, weight: tf.Tensor, contents: tf.Tensor) -> Mask:
     by_layer: dict[str, tf.Tensor] = {}
-    at = weight
+    layer_weight = weight
     for block in range(1, 6):
-        by_layer |= {layer: at[..., 0] for layer, _ in method.style.layers if layer.startswith(f"block{block}_")}
-        at = tf.nn.avg_pool2d(at, 2, 2, "VALID")
+        by_layer |= {layer: layer_weight[..., 0] for layer, _ in method.style.layers if layer.startswith(f"block{block}_")}
+        layer_weight = tf.nn.avg_pool2d(layer_weight, 2, 2, "VALID")
     return Mask(weight, contents, by_layer)
 
 
@@ -138,10 +138,10 @@ def start(method: Method, images: np.ndarray, seeds: Sequence[int | None], steps
         ]
         first = np.clip(first + np.float32(method.init_noise) * np.stack(draws), 0.0, 1.0)
     image = tf.constant(first)
-    return TransferState(image, _begun(method, image, steps), _keep(method, image), level=0, step=0)
+    return TransferState(image, _init_optimizer(method, image, steps), _init_output_state(method, image), level=0, step=0)
 
 
-def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level) -> TransferState:
+def start_next_level(method: Method, state: TransferState, image: tf.Tensor, level: Level) -> TransferState:
     """Return the state at the start of the next level, from the result of the previous one resized (bicubic).
 
     The optimizer starts from a new state, unless the pyramid carries Adam's moments up.
@@ -149,28 +149,28 @@ def ascend(method: Method, state: TransferState, image: tf.Tensor, level: Level)
     size = (level.height, level.width)
     image = tf.clip_by_value(tf.image.resize(image, size, "bicubic"), 0.0, 1.0)
     if method.pyramid is not None and method.pyramid.carry and isinstance(state.optimizer, AdamState):
-        optimizer: optimizers.State | Nothing = optimizers.resized(state.optimizer, *size)
+        optimizer: optimizers.State | Nothing = optimizers.resize_moments(state.optimizer, *size)
     else:
-        optimizer = _begun(method, image, level.steps)
-    return TransferState(image, optimizer, _keep(method, image), level=state.level + 1, step=0)
+        optimizer = _init_optimizer(method, image, level.steps)
+    return TransferState(image, optimizer, _init_output_state(method, image), level=state.level + 1, step=0)
 
 
-def restart(method: Method, state: TransferState, image: tf.Tensor) -> TransferState:
+def restart_level(method: Method, state: TransferState, image: tf.Tensor) -> TransferState:
     """Return the state before the first step of the current level, with this image (B, H, W, 3) and a new optimizer state."""
-    return TransferState(image, _begun(method, image, 1), _keep(method, image), state.level, step=0)
+    return TransferState(image, _init_optimizer(method, image, 1), _init_output_state(method, image), state.level, step=0)
 
 
-def fits(method: Method, state: TransferState, level: Level) -> bool:
+def is_compatible(method: Method, state: TransferState, level: Level) -> bool:
     """Return whether the state of one pair has the structure, shapes and dtypes of this method at this level."""
     image = tf.TensorSpec((1, level.height, level.width, 3))
-    optimizer = sized(method, level.height, level.width).optimizer
-    specs = (image, optimizers.spec(optimizer, image), _kept_spec(method, image))
-    found = (state.image, state.optimizer, state.kept)
+    optimizer = limit_history(method, level.height, level.width).optimizer
+    specs = (image, optimizers.spec(optimizer, image), _output_state_spec(method, image))
+    parts = (state.image, state.optimizer, state.output_state)
     try:
-        tf.nest.assert_same_structure(specs, found)
+        tf.nest.assert_same_structure(specs, parts)
     except (TypeError, ValueError):
         return False
-    return all(spec.is_compatible_with(leaf) for spec, leaf in zip(tf.nest.flatten(specs), tf.nest.flatten(found), strict=True))
+    return all(spec.is_compatible_with(leaf) for spec, leaf in zip(tf.nest.flatten(specs), tf.nest.flatten(parts), strict=True))
 
 
 def advance(
@@ -180,68 +180,76 @@ def advance(
     state: TransferState,
     n: int,
     steps: int,
-    how: Bands | None = None,
+    limits: BandLimits | None = None,
 ) -> tuple[TransferState, np.ndarray]:
     """Run `n` (1 or more) of a level's `steps` steps.
 
     Return the next state, and the weighted terms (n, B, 3) of the image before each update.
     """
-    tables = _tables(backbone, method, method.layers, state.image, how)
-    method = sized(method, *state.image.shape[1:3])
-    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(tables))
+    tables = _band_tables(backbone, method, method.layers, state.image, limits)
+    method = limit_history(method, *state.image.shape[1:3])
+    graphs = _compile_graphs(backbone, strip_numbers(method), isinstance(targets.mask, Mask), len(tables))
     place = map(tf.constant, (state.step, n, steps))
     image, optimizer, kept, terms = graphs.advance(
-        state.image, state.optimizer, state.kept, targets, objective.numbers(method, tf.float32), tables, *place
+        state.image,
+        state.optimizer,
+        state.output_state,
+        targets,
+        objective.build_hyperparameters(method, tf.float32),
+        tables,
+        *place,
     )
     return TransferState(image, optimizer, kept, state.level, state.step + n), terms.numpy()
 
 
-def result(backbone: Backbone, method: Method, targets: Targets, state: TransferState) -> tuple[tf.Tensor, np.ndarray]:
+def compute_result(backbone: Backbone, method: Method, targets: Targets, state: TransferState) -> tuple[tf.Tensor, np.ndarray]:
     """Return a level's result: the images (B, H, W, 3) of the method's `output`, and their weighted terms (B, 3).
 
     L-BFGS returns its best image for every `output`. With a mask, the content shows outside it.
     """
-    image = objective.shown(targets.mask, state.image)
-    terms = measure(backbone, method, targets, image)
-    best: Best | None = state.kept if isinstance(state.kept, Best) else None
+    image = objective.apply_mask(targets.mask, state.image)
+    terms = compute_terms(backbone, method, targets, image)
+    best: Best | None = state.output_state if isinstance(state.output_state, Best) else None
     if isinstance(state.optimizer, LBFGSState):
         best = Best(*lbfgs.best(state.optimizer))
     if best is not None:
         worse = ~(terms.sum(axis=1) < best.loss.numpy())  # negated, so that it is true for a NaN loss
         if not worse.any():
             return image, terms
-        image = tf.where(tf.constant(worse)[:, None, None, None], objective.shown(targets.mask, best.image), image)
-        terms = measure(backbone, method, targets, image)
-    elif isinstance(state.kept, Average):
-        image = objective.shown(targets.mask, state.kept.image / state.kept.weight)
-        terms = measure(backbone, method, targets, image)
+        image = tf.where(tf.constant(worse)[:, None, None, None], objective.apply_mask(targets.mask, best.image), image)
+        terms = compute_terms(backbone, method, targets, image)
+    elif isinstance(state.output_state, Average):
+        image = objective.apply_mask(targets.mask, state.output_state.image / state.output_state.weight)
+        terms = compute_terms(backbone, method, targets, image)
     return image, terms
 
 
-def measure(backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor, how: Bands | None = None) -> np.ndarray:
+def compute_terms(
+    backbone: Backbone, method: Method, targets: Targets, image: tf.Tensor, limits: BandLimits | None = None
+) -> np.ndarray:
     """Return the weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
-    tables = _tables(backbone, method, method.layers, image, how)
-    graphs = _compiled(backbone, structure(method), isinstance(targets.mask, Mask), len(tables))
-    terms: np.ndarray = graphs.measure(image, targets, objective.numbers(method, tf.float32), tables).numpy()
+    tables = _band_tables(backbone, method, method.layers, image, limits)
+    graphs = _compile_graphs(backbone, strip_numbers(method), isinstance(targets.mask, Mask), len(tables))
+    terms: np.ndarray = graphs.measure(image, targets, objective.build_hyperparameters(method, tf.float32), tables).numpy()
     return terms
 
 
-def _tables(
-    backbone: Backbone, method: Method, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, how: Bands | None
+def _band_tables(
+    backbone: Backbone, method: Method, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, limits: BandLimits | None
 ) -> tuple[tf.Tensor, ...]:
     """Return the bands in which the network is computed for images (B, H, W, 3), up to the deepest of these layers."""
-    how = how or bands.usual(method.precision, backbones.on_gpu(backbone))
-    blocks = [(block[0].kernel.shape[-1], len(block)) for block in backbones.blocks(backbone, layers)]
-    return tuple(tf.constant(of_block) for of_block in bands.tables(pictures.shape[1], pictures.shape[2], blocks, how))
+    limits = limits or default_limits(method.precision, vgg.on_gpu(backbone))
+    blocks = [(block[0].kernel.shape[-1], len(block)) for block in vgg.group_by_block(backbone, layers)]
+    return tuple(tf.constant(of_block) for of_block in band_tables(pictures.shape[1], pictures.shape[2], blocks, limits))
 
 
-def _begun(method: Method, image: tf.Tensor, steps: int) -> optimizers.State | Nothing:
+def _init_optimizer(method: Method, image: tf.Tensor, steps: int) -> optimizers.State | Nothing:
     if not steps:  # L-BFGS's empty history would take longer than all else of a pair without steps
         return Nothing()
-    return optimizers.init(sized(method, *image.shape[1:3]).optimizer, image)
+    return optimizers.init(limit_history(method, *image.shape[1:3]).optimizer, image)
 
 
-def _keep(method: Method, image: tf.Tensor) -> Average | Best | Nothing:
+def _init_output_state(method: Method, image: tf.Tensor) -> Average | Best | Nothing:
     if isinstance(method.optimizer, LBFGS) or method.output == "last":
         return Nothing()
     if method.output == "best":
@@ -250,7 +258,7 @@ def _keep(method: Method, image: tf.Tensor) -> Average | Best | Nothing:
     return Average(first * image, first)
 
 
-def _kept_spec(method: Method, image: tf.TensorSpec) -> Average | Best | Nothing:
+def _output_state_spec(method: Method, image: tf.TensorSpec) -> Average | Best | Nothing:
     if isinstance(method.optimizer, LBFGS) or method.output == "last":
         return Nothing()
     if method.output == "best":
@@ -258,7 +266,7 @@ def _kept_spec(method: Method, image: tf.TensorSpec) -> Average | Best | Nothing
     return Average(image, tf.TensorSpec(()))
 
 
-def _kept(
+def _update_output_state(
     method: Method, kept: Average | Best | Nothing, image: tf.Tensor, loss: tf.Tensor, following: tf.Tensor
 ) -> Average | Best | Nothing:
     """Update the average or best image after a step from `image` with this loss (B,) to `following`."""
@@ -271,7 +279,7 @@ def _kept(
     return kept
 
 
-class _Compiled(NamedTuple):
+class _Graphs(NamedTuple):
     style: tf.types.experimental.PolymorphicFunction
     content: tf.types.experimental.PolymorphicFunction
     measure: tf.types.experimental.PolymorphicFunction
@@ -279,12 +287,12 @@ class _Compiled(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)  # an entry takes about 30 MB for VGG16 with L-BFGS, the largest
-def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands: int) -> _Compiled:
+def _compile_graphs(backbone: Backbone, method: Method, masked: bool, banded_blocks: int) -> _Graphs:
     """Return the graphs of one method structure, traced once for images of every size: only the channels have a fixed shape."""
     image = tf.TensorSpec((None, None, None, 3))
-    kept = _kept_spec(method, image)
+    kept = _output_state_spec(method, image)
     features = tf.bfloat16 if method.precision == "mixed" else tf.float32
-    wanted = Targets(
+    targets_spec = Targets(
         {
             layer: {"features": tf.TensorSpec((None,) * 4, features), "weight": tf.TensorSpec((None,) * 3)}
             for layer, _ in method.content.layers
@@ -297,50 +305,60 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
         if masked
         else Nothing(),
     )
-    whole = tf.TensorSpec((), tf.int32)
+    scalar = tf.TensorSpec((), tf.int32)
     of_content, of_style = (tf.TensorSpec((len(part.layers),)) for part in (method.content, method.style))
-    numbers = Numbers(tf.TensorSpec((len(TERMS),)), of_content, of_style, tf.TensorSpec(()))
+    numbers = Hyperparameters(tf.TensorSpec((len(TERMS),)), of_content, of_style, tf.TensorSpec(()))
 
-    tables = (tf.TensorSpec((None, 4), tf.int32),) * blocks_in_bands
+    tables = (tf.TensorSpec((None, 4), tf.int32),) * banded_blocks
 
     # AutoGraph searches all called code for loops and branches on tensors, which takes longer than the tracing. The code needs
     # no conversion: its loops are explicit tf.while_loop calls
-    graph = functools.partial(tf.function, autograph=False)
+    graph_function = functools.partial(tf.function, autograph=False)
 
-    @graph(input_signature=[image, tables])
+    @graph_function(input_signature=[image, tables])
     def style(picture, tables):
         return objective.style_statistics(backbone, method, picture, tables)
 
-    @graph(input_signature=[image, tables])
+    @graph_function(input_signature=[image, tables])
     def content(picture, tables):
         return objective.content_statistics(backbone, method, picture, tables)
 
-    @graph(input_signature=[image, wanted, numbers, tables])
+    @graph_function(input_signature=[image, targets_spec, numbers, tables])
     def measure(picture, targets, numbers, tables):
         return objective.weighted_terms(backbone, method, picture, targets, numbers, tables)
 
     # not inlined into the loop: TensorFlow uses oneDNN for a pooling's gradient only if it visits the pooling first, and in the
     # cycle of a loop it may visit either first. Its other kernel uses one core: 40 of a mixed step's 80 ms at 256 px
-    @graph(input_signature=[image, wanted, numbers, tables], experimental_attributes={"_noinline": True})
-    def slope(picture, targets, numbers, tables):
+    @graph_function(input_signature=[image, targets_spec, numbers, tables], experimental_attributes={"_noinline": True})
+    def terms_and_gradient(picture, targets, numbers, tables):
         with tf.GradientTape() as tape:
             tape.watch(picture)
             terms = objective.weighted_terms(backbone, method, picture, targets, numbers, tables)
             total = tf.reduce_sum(terms)
         return terms, tape.gradient(total, picture)
 
-    @graph(
-        input_signature=[image, optimizers.spec(method.optimizer, image), kept, wanted, numbers, tables, whole, whole, whole]
+    @graph_function(
+        input_signature=[
+            image,
+            optimizers.spec(method.optimizer, image),
+            kept,
+            targets_spec,
+            numbers,
+            tables,
+            scalar,
+            scalar,
+            scalar,
+        ]
     )
     def advance(picture, optimizer, kept, targets, numbers, tables, step, n, steps):
         def update(k, picture, optimizer, kept, rows):
-            terms, gradient = slope(picture, targets, numbers, tables)
+            terms, gradient = terms_and_gradient(picture, targets, numbers, tables)
             loss = tf.reduce_sum(terms, axis=1)
-            rate = numbers.learning_rate * optimizers.schedule(method.optimizer, step + k, steps)
+            rate = numbers.learning_rate * optimizers.learning_rate_factor(method.optimizer, step + k, steps)
             optimizer, following = optimizers.update(
                 method.optimizer, optimizer, picture, loss, gradient, rate, method.clip, step + k
             )
-            kept = _kept(method, kept, picture, loss, following)
+            kept = _update_output_state(method, kept, picture, loss, following)
             return k + 1, tf.ensure_shape(following, image.shape), optimizer, kept, rows.write(k, terms)
 
         rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
@@ -349,7 +367,7 @@ def _compiled(backbone: Backbone, method: Method, masked: bool, blocks_in_bands:
         )
         return picture, optimizer, kept, rows.stack()
 
-    return _Compiled(style, content, measure, advance)
+    return _Graphs(style, content, measure, advance)
 
 
 def _statistics_spec(loss: StyleLoss) -> dict[str, tf.TensorSpec]:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nst_tasks import weights
-from nst_tasks.core import architecture, backbones
-from nst_tasks.core.backbones import Backbone, Convolution
+from nst_tasks.core import vgg
+from nst_tasks.core.convolutions import FLIPPED_MIN_CHANNELS, Convolution
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.core.vgg_layers import FlippedDirection, check_layers, layer_names, min_side
 from nst_tasks.errors import SettingsError
+from nst_tasks.inputs import weights
 
 
 def picture(seed: int, height: int, width: int) -> tf.Tensor:
@@ -23,7 +25,7 @@ def test_vgg16_features_are_those_of_keras() -> None:
     network = keras.applications.VGG16(weights=None, include_top=False)
     random = np.random.default_rng(0)
     arrays = {}
-    for layer in architecture.layer_names("vgg16"):
+    for layer in layer_names("vgg16"):
         kernel, bias = network.get_layer(layer).get_weights()
         arrays[layer] = (kernel, random.standard_normal(bias.shape).astype(np.float32))
         network.get_layer(layer).set_weights(arrays[layer])
@@ -31,7 +33,7 @@ def test_vgg16_features_are_those_of_keras() -> None:
     # Keras's preprocessing, by hand: 0-255, blue first, minus ImageNet's mean
     seen = image.numpy()[..., ::-1] * 255.0 - np.array([103.939, 116.779, 123.68], np.float32)
     outputs = keras.Model(network.input, [network.get_layer(layer).output for layer in arrays])(seen)
-    found = backbones.features(backbones.build("vgg16", arrays), image, arrays)
+    found = vgg.extract_activations(vgg.build("vgg16", arrays), image, arrays)
     assert list(found) == list(arrays)
     for layer, expected in zip(arrays, outputs, strict=True):
         expected = expected.numpy()
@@ -41,22 +43,22 @@ def test_vgg16_features_are_those_of_keras() -> None:
 
 def test_nothing_is_computed_below_the_deepest_layer_asked_for(tiny: Backbone) -> None:
     image = picture(2, 16, 16)
-    expected = backbones.features(tiny, image, architecture.layer_names("vgg16"))["block2_conv1"]
+    expected = vgg.extract_activations(tiny, image, layer_names("vgg16"))["block2_conv1"]
     cut = next(k for k, one in enumerate(tiny.convolutions) if one.layer == "block2_conv1") + 1
     misfit = tf.zeros((1, 1, 1, 1)), tf.zeros((1,))  # no convolution of these features can use it
     poisoned = tuple(Convolution(one.layer, *misfit) for one in tiny.convolutions[cut:])
     for rest in (poisoned, ()):
         backbone = replace(tiny, convolutions=tiny.convolutions[:cut] + rest)
-        found = backbones.features(backbone, image, ["block2_conv1", "block1_conv2"])
+        found = vgg.extract_activations(backbone, image, ["block2_conv1", "block1_conv2"])
         assert sorted(found) == ["block1_conv2", "block2_conv1"]
         np.testing.assert_array_equal(found["block2_conv1"], expected)
 
 
 def test_a_member_of_a_batch_is_seen_alone(tiny: Backbone) -> None:
     first, second = picture(3, 16, 24), picture(4, 16, 24)
-    both = backbones.features(tiny, tf.concat([first, second], axis=0), ["block3_conv1"])["block3_conv1"]
+    both = vgg.extract_activations(tiny, tf.concat([first, second], axis=0), ["block3_conv1"])["block3_conv1"]
     for k, one in enumerate((first, second)):
-        alone = backbones.features(tiny, one, ["block3_conv1"])["block3_conv1"]
+        alone = vgg.extract_activations(tiny, one, ["block3_conv1"])["block3_conv1"]
         np.testing.assert_allclose(both[k], alone[0], rtol=1e-5, atol=1e-5)
 
 
@@ -65,7 +67,7 @@ def centre_tap(count: int) -> Backbone:
     kernel = np.zeros((3, 3, 3, 3), np.float32)
     kernel[1, 1] = np.eye(3)
     bias = np.array([103.939, 116.779, 123.68], np.float32)  # gives the mean back, which the backbone subtracts
-    return backbones.build(
+    return vgg.build(
         "centre",
         {f"block{k}_conv1": (kernel, bias if k == 1 else np.zeros(3, np.float32)) for k in range(1, count + 1)},
     )
@@ -74,7 +76,7 @@ def centre_tap(count: int) -> Backbone:
 @pytest.mark.parametrize(("pooling", "pool"), [("max", np.max), ("average", np.mean)])
 def test_pooling_by_hand(pooling: str, pool: object) -> None:
     image = picture(5, 5, 7)  # the last row and the last column are left out
-    found = backbones.features(centre_tap(2), image, ["block1_conv1", "block2_conv1"], pooling)
+    found = vgg.extract_activations(centre_tap(2), image, ["block1_conv1", "block2_conv1"], pooling)
     pixels = image.numpy()[..., ::-1] * 255.0
     np.testing.assert_allclose(found["block1_conv1"], pixels, rtol=1e-5, atol=1e-3)
     expected = pool(pixels[:, :4, :6].reshape(1, 2, 2, 3, 2, 3), axis=(2, 4))
@@ -83,8 +85,8 @@ def test_pooling_by_hand(pooling: str, pool: object) -> None:
 
 def test_features_before_the_relu_are_what_the_relu_cuts(tiny: Backbone) -> None:
     image, layers = picture(8, 16, 16), ["block1_conv2", "block3_conv2", "block2_conv1"]
-    linear = backbones.features(tiny, image, layers, activation="linear")
-    relu = backbones.features(tiny, image, layers, activation="relu")
+    linear = vgg.extract_activations(tiny, image, layers, activation="linear")
+    relu = vgg.extract_activations(tiny, image, layers, activation="relu")
     for layer in layers:
         assert float(tf.reduce_min(linear[layer])) < 0
         np.testing.assert_array_equal(np.maximum(linear[layer], 0.0), relu[layer])  # deeper layers see the same all the same
@@ -94,7 +96,7 @@ def test_replicate_padding_continues_a_plain_colour_and_zero_padding_does_not(ti
     plain = tf.fill((1, 8, 10, 3), 0.9)
 
     def spread(padding: str) -> float:
-        found = backbones.features(tiny, plain, ["block1_conv1"], padding=padding)["block1_conv1"].numpy()
+        found = vgg.extract_activations(tiny, plain, ["block1_conv1"], padding=padding)["block1_conv1"].numpy()
         assert found.shape[1:3] == (8, 10)
         assert found.max() > 0
         return float(np.ptp(found, axis=(1, 2)).max() / found.max())
@@ -105,42 +107,42 @@ def test_replicate_padding_continues_a_plain_colour_and_zero_padding_does_not(ti
 
 def test_padding_changes_nothing_but_the_border(tiny: Backbone) -> None:
     image = picture(6, 8, 8)
-    zero = backbones.features(tiny, image, ["block1_conv1"])["block1_conv1"].numpy()
-    replicate = backbones.features(tiny, image, ["block1_conv1"], padding="replicate")["block1_conv1"].numpy()
+    zero = vgg.extract_activations(tiny, image, ["block1_conv1"])["block1_conv1"].numpy()
+    replicate = vgg.extract_activations(tiny, image, ["block1_conv1"], padding="replicate")["block1_conv1"].numpy()
     np.testing.assert_allclose(zero[:, 1:-1, 1:-1], replicate[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-5)
 
 
 def forms(backbone: Backbone) -> list[str]:
     """By which kernels each of its convolutions is computed."""
-    return ["own" if one.ways is None else one.ways.form for one in backbone.convolutions]
+    return ["own" if one.fast is None else one.fast.algorithm for one in backbone.convolutions]
 
 
 @pytest.mark.parametrize("turns", ["forward", "backward"])
-def test_wide_convolutions_are_the_same_by_turned_and_by_halved_kernels(turns: architecture.Turns) -> None:
-    random, wide = np.random.default_rng(0), backbones.TURNED_FROM[turns]
+def test_wide_convolutions_are_the_same_by_turned_and_by_halved_kernels(turns: FlippedDirection) -> None:
+    random, wide = np.random.default_rng(0), FLIPPED_MIN_CHANNELS[turns]
     shapes = {"block1_conv1": (3, 8), "block1_conv2": (8, wide), "block2_conv1": (wide, 16), "block2_conv2": (16, 24)}
     shapes |= {"block5_conv1": (24, 24)}
     kernels = {layer: random.standard_normal((3, 3, *shape), np.float32) / 50 for layer, shape in shapes.items()}
     arrays = {layer: (kernel, kernel[0, 0, 0]) for layer, kernel in kernels.items()}
-    plain, own = backbones.build("own", arrays), backbones.build("own", arrays, turns=turns)
-    assert backbones.quickened(plain) is plain
-    turned = backbones.quickened(backbones.scaled(own, 1.0))
+    plain, own = vgg.build("own", arrays), vgg.build("own", arrays, flipped_direction=turns)
+    assert vgg.with_fast_convolutions(plain) is plain
+    turned = vgg.with_fast_convolutions(vgg.with_scaled_features(own, 1.0))
     assert forms(turned) == ["own", "own", "turned", "own", "own"]
-    assert forms(backbones.quickened(own, turned_from=8)) == ["own", *["turned"] * 4]
-    wide_one = turned.convolutions[2].ways
+    assert forms(vgg.with_fast_convolutions(own, flipped_min_channels=8)) == ["own", *["turned"] * 4]
+    wide_one = turned.convolutions[2].fast
     assert wide_one is not None
-    forth = tf.function(wide_one.forth).get_concrete_function(tf.TensorSpec((1, 8, 8, wide)))
+    forth = tf.function(wide_one.forward).get_concrete_function(tf.TensorSpec((1, 8, 8, wide)))
     assert any(one.type == "Conv2DBackpropInput" for one in forth.graph.get_operations()) == (turns == "forward")
-    halved = backbones.quickened(own, turned_from=1000, halved_from=(16, 20))
+    halved = vgg.with_fast_convolutions(own, flipped_min_channels=1000, winograd_min_channels=(16, 20))
     assert forms(halved) == ["own", "own", *["halved" if turns == "backward" else "own"] * 2, "own"]
-    rounded = backbones.rounded(backbones.quickened(own, 8), tf.bfloat16)
-    assert forms(rounded) == forms(backbones.quickened(rounded, 8, (8, 8))) == ["own"] * 5
+    rounded = vgg.with_dtype(vgg.with_fast_convolutions(own, 8), tf.bfloat16)
+    assert forms(rounded) == forms(vgg.with_fast_convolutions(rounded, 8, (8, 8))) == ["own"] * 5
     found = {}
     for name, backbone in (("plain", plain), ("turned", turned), ("halved", halved)):
         image = picture(9, 38, 30)
         with tf.GradientTape() as tape:
             tape.watch(image)
-            features = backbones.features(backbone, image, shapes)["block5_conv1"]
+            features = vgg.extract_activations(backbone, image, shapes)["block5_conv1"]
             total = tf.reduce_sum(features**2)
         found[name] = features.numpy(), tape.gradient(total, image).numpy()
         assert np.abs(found[name][1]).max() > 0
@@ -150,7 +152,7 @@ def test_wide_convolutions_are_the_same_by_turned_and_by_halved_kernels(turns: a
 
 
 def test_vgg_is_halved_in_its_middle_blocks_on_a_cpu_without_avx512(hed: Backbone) -> None:
-    quick = backbones.quickened(replace(hed, turns="backward"))
+    quick = vgg.with_fast_convolutions(replace(hed, flipped_pass="backward"))
     form_of_block = {"1": "turned", "2": "halved", "3": "halved", "4": "halved", "5": "turned"}
     assert forms(quick) == ["own", *(form_of_block[one.layer[5]] for one in hed.convolutions[1:])]
 
@@ -159,16 +161,14 @@ def test_layers_are_named_as_keras_names_them() -> None:
     blocks = {"vgg16": [2, 2, 3, 3, 3], "vgg19": [2, 2, 4, 4, 4]}
     for name, counts in blocks.items():
         expected = [f"block{b}_conv{k}" for b, count in enumerate(counts, 1) for k in range(1, count + 1)]
-        assert list(architecture.layer_names(name)) == expected
-    assert [one.layer for one in backbones.build("tiny", weights.load("tiny", None)).convolutions] == list(
-        architecture.layer_names("vgg16")
-    )
+        assert list(layer_names(name)) == expected
+    assert [one.layer for one in vgg.build("tiny", weights.load("tiny", None)).convolutions] == list(layer_names("vgg16"))
 
 
 def test_an_unknown_layer_is_refused_by_name() -> None:
-    architecture.check_layers("vgg19", ["block1_conv1", "block5_conv4"])
+    check_layers("vgg19", ["block1_conv1", "block5_conv4"])
     with pytest.raises(SettingsError, match=r"layer block5_conv4: vgg16 has none of that name; choose .*block5_conv3"):
-        architecture.check_layers("vgg16", ["block1_conv1", "block5_conv4"])
+        check_layers("vgg16", ["block1_conv1", "block5_conv4"])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_an_unknown_layer_is_refused_by_name() -> None:
     [(["block1_conv2"], 2), (["block2_conv1"], 4), (["block5_conv1", "block1_conv1"], 32), (["block4_conv2"], 16)],
 )
 def test_the_smallest_side_leaves_two_positions_at_the_deepest_layer(tiny: Backbone, layers: list[str], side: int) -> None:
-    assert architecture.smallest_side(layers) == side
+    assert min_side(layers) == side
     deepest = max(layers)
-    assert backbones.features(tiny, picture(7, side, side), layers)[deepest].shape[1:3] == (2, 2)
-    assert backbones.features(tiny, picture(7, side - 1, side), layers)[deepest].shape[1] == 1
+    assert vgg.extract_activations(tiny, picture(7, side, side), layers)[deepest].shape[1:3] == (2, 2)
+    assert vgg.extract_activations(tiny, picture(7, side - 1, side), layers)[deepest].shape[1] == 1

@@ -10,19 +10,21 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transfers import Array, loss_terms, picture, targets, targets64
 
-from nst_tasks import weights
-from nst_tasks.core import backbones, bands, objective, transfer
-from nst_tasks.core.backbones import Backbone, Convolution
-from nst_tasks.core.bands import Bands, tables
+from nst_tasks.core import transfer, vgg
+from nst_tasks.core.bands import CPU_FLOAT32, CPU_MIXED, GPU, BandLimits, band_tables, default_limits
+from nst_tasks.core.convolutions import Convolution
+from nst_tasks.core.features import _add_rows
 from nst_tasks.core.method import Adam, ContentLoss, Method, Precision, StyleLoss, TotalVariation
 from nst_tasks.core.objective import Targets
+from nst_tasks.core.vgg import Backbone
 from nst_tasks.errors import SettingsError
-from nst_tasks.presets import PAINTERLY, TF_TUTORIAL
+from nst_tasks.inputs import weights
+from nst_tasks.inputs.presets import PAINTERLY, TF_TUTORIAL
+from tests.support.transfers import Array, loss_terms, picture, targets, targets64
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-FEW = Bands(2500)
+FEW = BandLimits(2500)
 """Of the tiny network a picture of some forty rows has then a few bands in each of the first blocks."""
 
 LAYERS = (("block1_conv1", 1.0), ("block2_conv2", 0.5), ("block3_conv1", 2.0))
@@ -61,13 +63,13 @@ def at(device: str) -> Backbone:
 
 
 def test_a_gpu_is_given_larger_bands_whatever_the_precision() -> None:
-    assert backbones.on_gpu(at("/job:localhost/replica:0/task:0/device:GPU:1"))
-    assert not backbones.on_gpu(at("/job:localhost/replica:0/task:0/device:CPU:0"))
-    assert not backbones.on_gpu(backbones.build("tiny", weights.load("tiny", None)))
-    assert [bands.usual(precision, on_gpu=False) for precision in ("float32", "mixed")] == [bands.USUAL, bands.MIXED]
-    assert [bands.usual(precision, on_gpu=True) for precision in ("float32", "mixed")] == [bands.GPU, bands.GPU]
-    assert tables(1024, 1024, VGG16, bands.GPU) == ()
-    assert [len(of_block) for of_block in tables(4096, 3072, VGG16, bands.GPU)] == [12, 6, 3, 2]
+    assert vgg.on_gpu(at("/job:localhost/replica:0/task:0/device:GPU:1"))
+    assert not vgg.on_gpu(at("/job:localhost/replica:0/task:0/device:CPU:0"))
+    assert not vgg.on_gpu(vgg.build("tiny", weights.load("tiny", None)))
+    assert [default_limits(precision, on_gpu=False) for precision in ("float32", "mixed")] == [CPU_FLOAT32, CPU_MIXED]
+    assert [default_limits(precision, on_gpu=True) for precision in ("float32", "mixed")] == [GPU, GPU]
+    assert band_tables(1024, 1024, VGG16, GPU) == ()
+    assert [len(of_block) for of_block in band_tables(4096, 3072, VGG16, GPU)] == [12, 6, 3, 2]
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
@@ -76,7 +78,7 @@ def test_rows_are_added_the_same_by_few_indices_and_by_one_a_position(dtype: tf.
     buffer, rows = (tf.cast(random.normal(size=(2, height, 5, 3)), dtype) for height in (9, 4))
     wanted = tf.concat([buffer[:, :3], buffer[:, 3:7] + rows, buffer[:, 7:]], axis=1)
     for on_gpu in (False, True):
-        added = tf.function(objective._added)(tf.identity(buffer), tf.constant(3), rows, on_gpu)
+        added = tf.function(_add_rows)(tf.identity(buffer), tf.constant(3), rows, on_gpu)
         assert tf.reduce_all(added == wanted)
 
 
@@ -87,7 +89,7 @@ def test_rows_are_added_the_same_by_few_indices_and_by_one_a_position(dtype: tf.
     most=st.integers(1, 20_000),
 )
 def test_bands_own_each_row_once_and_look_far_enough(height: int, width: int, blocks: list[tuple[int, int]], most: int) -> None:
-    found = tables(height, width, blocks, Bands(most))
+    found = band_tables(height, width, blocks, BandLimits(most))
     assert all((height >> k) * (width >> k) * channels > most for k, (channels, _) in enumerate(blocks[: len(found)]))
     for k, table in enumerate(found):
         rows, convolutions = height >> k, blocks[k][1]
@@ -101,11 +103,11 @@ def test_bands_own_each_row_once_and_look_far_enough(height: int, width: int, bl
 
 
 def test_the_size_of_a_picture_decides_which_blocks_are_in_bands() -> None:
-    bounds = Bands(2**20)
-    assert tables(128, 128, VGG16, bounds) == ()  # 2^20 values in the first block: not more
-    assert [len(table) for table in tables(130, 128, VGG16, bounds)] == [2]
-    assert [len(table) for table in tables(512, 512, VGG16, bounds)] == [16, 8, 4, 2]
-    first = tables(130, 128, VGG16, bounds)[0]
+    bounds = BandLimits(2**20)
+    assert band_tables(128, 128, VGG16, bounds) == ()  # 2^20 values in the first block: not more
+    assert [len(table) for table in band_tables(130, 128, VGG16, bounds)] == [2]
+    assert [len(table) for table in band_tables(512, 512, VGG16, bounds)] == [16, 8, 4, 2]
+    first = band_tables(130, 128, VGG16, bounds)[0]
     np.testing.assert_array_equal(first, [[0, 64, 0, 70], [64, 130, 60, 130]])
 
 
@@ -121,29 +123,29 @@ def test_the_precision_decides_how_large_bands_are(
 ) -> None:
     method = replace(PAINTERLY.method, precision=precision)
     blank = np.broadcast_to(np.float32(0.0), (1, side, side, 3))  # no more than its shape is looked at
-    assert [len(table) for table in transfer._tables(hed, method, method.layers, blank, None)] == bands_of_each
+    assert [len(table) for table in transfer._band_tables(hed, method, method.layers, blank, None)] == bands_of_each
 
 
 def test_smaller_bands_are_made_only_of_what_is_in_bands_and_as_far_as_they_have_rows() -> None:
-    bounds = Bands(2**20, each=2**18)
-    assert tables(128, 128, VGG16, bounds) == ()
-    assert [len(table) for table in tables(128, 256, VGG16, bounds)] == [4]  # of 32 rows; 8 would be of 16
-    assert [len(table) for table in tables(256, 128, VGG16, bounds)] == [8]
-    assert [len(table) for table in tables(512, 512, VGG16, bounds)] == [16, 8, 4, 2]  # as many as `most` asks for
+    bounds = BandLimits(2**20, band_values=2**18)
+    assert band_tables(128, 128, VGG16, bounds) == ()
+    assert [len(table) for table in band_tables(128, 256, VGG16, bounds)] == [4]  # of 32 rows; 8 would be of 16
+    assert [len(table) for table in band_tables(256, 128, VGG16, bounds)] == [8]
+    assert [len(table) for table in band_tables(512, 512, VGG16, bounds)] == [16, 8, 4, 2]  # as many as `most` asks for
 
 
 @pytest.mark.parametrize("sizes", [{"most": 0}, {"most": 1, "each": 0}])
 def test_bands_of_nothing_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(SettingsError, match="bands: 0 values are fewer than 1"):
-        Bands(**sizes)
+        BandLimits(**sizes)
 
 
 # --- in bands as at once ---
 
 
-def tables_of(backbone: Backbone, method: Method, image: tf.Tensor, how: Bands = FEW) -> tuple[Array, ...]:
-    blocks = [(block[0].kernel.shape[-1], len(block)) for block in backbones.blocks(backbone, method.layers)]
-    return tables(image.shape[1], image.shape[2], blocks, how)
+def tables_of(backbone: Backbone, method: Method, image: tf.Tensor, how: BandLimits = FEW) -> tuple[Array, ...]:
+    blocks = [(block[0].kernel.shape[-1], len(block)) for block in vgg.group_by_block(backbone, method.layers)]
+    return band_tables(image.shape[1], image.shape[2], blocks, how)
 
 
 def measured(
@@ -171,11 +173,11 @@ def test_losses_and_gradient_in_bands_are_those_at_once(tiny64: Backbone, method
 
 
 def test_halved_convolutions_in_bands_are_those_at_once(hed: Backbone) -> None:
-    halving = replace(hed, turns="backward")
+    halving = replace(hed, flipped_pass="backward")
     layers = tuple((f"block{block}_conv1", 1.0) for block in range(1, 6))
     method = replace(PLAIN, content=ContentLoss((("block4_conv2", 1.0),), 10.0), style=StyleLoss(layers, 1000.0))
     image = tf.constant(picture(3, 64, 66)[None])
-    aims, few = targets(halving, method, [picture(1, 64, 66)], [[picture(2, 48, 50)]]), Bands(2**15)
+    aims, few = targets(halving, method, [picture(1, 64, 66)], [[picture(2, 48, 50)]]), BandLimits(2**15)
     in_bands = tables_of(halving, method, image, few)
     assert [len(table) for table in in_bands] == [9, 5, 2]
     at_once = measured(halving, method, image, aims, ())
@@ -190,19 +192,19 @@ def test_halved_convolutions_in_bands_are_those_at_once(hed: Backbone) -> None:
 def test_every_height_of_picture_and_band(tiny64: Backbone, size: tuple[int, int], most: int) -> None:
     method, image = METHODS["replicate"], tf.constant(picture(3, *size)[None], tf.float64)
     aims = targets64(tiny64, method, picture(1, *size), picture(2, 36, 33))
-    in_bands = tables_of(tiny64, method, image, Bands(most))
+    in_bands = tables_of(tiny64, method, image, BandLimits(most))
     assert in_bands
     assert_alike(measured(tiny64, method, image, aims, in_bands), measured(tiny64, method, image, aims, ()), 1e-10)
 
 
-def masked_batch(backbone: Backbone, method: Method, how: Bands | None = None) -> tuple[Targets, tf.Tensor]:
+def masked_batch(backbone: Backbone, method: Method, how: BandLimits | None = None) -> tuple[Targets, tf.Tensor]:
     """Two pairs of two styles each, stylized in part; and an image for each."""
     contents = [picture(1, 45, 37), picture(4, 45, 37)]
     styles = [[picture(2, 36, 33), picture(5, 40, 32)], [picture(6), picture(7, 36, 33)]]
     statistics = [[transfer.style_statistics(backbone, method, style, how) for style in pair] for pair in styles]
     mask = np.stack([np.linspace(0, 1, 45)[:, None] * np.ones((45, 37)), np.ones((45, 37))]).astype(np.float32)
     weights = [[0.3, 0.7], [0.5, 0.5]]
-    aims = transfer.targets(backbone, method, np.stack(contents), statistics, weights, mask, how)
+    aims = transfer.build_targets(backbone, method, np.stack(contents), statistics, weights, mask, how)
     return aims, tf.constant(np.stack([picture(8, 45, 37), picture(9, 45, 37)]))
 
 
@@ -214,8 +216,8 @@ def test_masks_styles_and_batches_in_bands(tiny: Backbone, name: str) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
     in_bands = tables_of(tiny, method, image)
     assert_alike(measured(tiny, method, image, whole, in_bands), measured(tiny, method, image, whole, ()), 1e-5)
-    terms = transfer.measure(tiny, method, banded, image, FEW)
-    np.testing.assert_allclose(terms, transfer.measure(tiny, method, whole, image), rtol=1e-5)
+    terms = transfer.compute_terms(tiny, method, banded, image, FEW)
+    np.testing.assert_allclose(terms, transfer.compute_terms(tiny, method, whole, image), rtol=1e-5)
 
 
 def test_steps_in_bands_are_the_steps_at_once(tiny: Backbone) -> None:
@@ -245,12 +247,14 @@ def test_no_seam_where_bands_meet(tiny64: Backbone) -> None:
 @given(k=st.integers(0, 2), row=st.integers(0, 40), most=st.integers(300, 3000))
 def test_what_a_band_does_not_look_at_does_not_matter_to_it(tiny64: Backbone, k: int, row: int, most: int) -> None:
     """A band's own rows are the whole's, though it sees no others than those it looks at."""
-    block = backbones.blocks(tiny64, ["block3_conv3"])[k]
+    block = vgg.group_by_block(tiny64, ["block3_conv3"])[k]
     x = tf.constant(np.random.default_rng(row).standard_normal((1, 41, 12, block[0].kernel.shape[2])))
-    y, _ = backbones.through(block, x)
-    (table,) = tables(41, 12, [(block[0].kernel.shape[-1], len(block))], Bands(most)) or (np.array([[0, 41, 0, 41]], np.int32),)
+    y, _ = vgg.apply_block(block, x)
+    (table,) = band_tables(41, 12, [(block[0].kernel.shape[-1], len(block))], BandLimits(most)) or (
+        np.array([[0, 41, 0, 41]], np.int32),
+    )
     for top, bottom, first, last in table:
-        ours, _ = backbones.through(block, x[:, first:last])
+        ours, _ = vgg.apply_block(block, x[:, first:last])
         np.testing.assert_allclose(ours[:, top - first : bottom - first], y[:, top:bottom], atol=1e-12)
 
 
@@ -267,7 +271,7 @@ def in_bands_and_at_once(hed: Backbone, dtype: tf.DType) -> tuple[tuple[Array, A
     method, image = PAINTERLY.method, tf.constant(picture(3, 66, 48)[None], dtype)
     content, style = picture(1, 66, 48), picture(2, 64, 64)
     aims = targets64(hed, method, content, style) if dtype == tf.float64 else targets(hed, method, [content], [[style]])
-    in_bands = tables_of(hed, method, image, Bands(2**16))
+    in_bands = tables_of(hed, method, image, BandLimits(2**16))
     assert [len(table) for table in in_bands] == [4, 2]
     return measured(hed, method, image, aims, in_bands), measured(hed, method, image, aims, ())
 
@@ -278,8 +282,8 @@ def test_the_real_network_in_bands() -> None:
     Measured apart: 1e-11 in float64; in float32 3e-7, and 4e-5 with roots in float32. The loss from float64: 9e-6 and 3e-3.
     """
     found = weights.load("vgg16-hed", None)
-    exact = in_bands_and_at_once(backbones.build("hed64", found, tf.float64), tf.float64)
+    exact = in_bands_and_at_once(vgg.build("hed64", found, tf.float64), tf.float64)
     assert_alike(*exact, 1e-8)
-    rounded = in_bands_and_at_once(backbones.build("hed", found), tf.float32)
+    rounded = in_bands_and_at_once(vgg.build("hed", found), tf.float32)
     assert_alike(*rounded, 1e-5)
     np.testing.assert_allclose(rounded[1][0], exact[1][0], rtol=1e-4)

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfers import Array, assert_same, one_pair, picture, targets
 
-from nst_tasks import weights
-from nst_tasks.core import backbones, objective, transfer
-from nst_tasks.core.backbones import Backbone
+from nst_tasks.core import objective, transfer, vgg
 from nst_tasks.core.method import LBFGS, Method
 from nst_tasks.core.objective import Targets
 from nst_tasks.core.pyramid import Level
 from nst_tasks.core.transfer import TransferState
-from nst_tasks.presets import PRESETS
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.inputs import weights
+from nst_tasks.inputs.presets import PRESETS
+from tests.support.transfers import Array, assert_same, one_pair, picture, targets
 
 STEPS = 6
 
@@ -30,7 +30,7 @@ def loud() -> Backbone:
     """The tiny network with every activation 200 times as large: all of it but the biases is homogeneous."""
     arrays = {layer: (kernel, 200 * bias) for layer, (kernel, bias) in weights.load("tiny", None).items()}
     kernel, bias = arrays["block1_conv1"]
-    return backbones.build("loud", arrays | {"block1_conv1": (200 * kernel, bias)})
+    return vgg.build("loud", arrays | {"block1_conv1": (200 * kernel, bias)})
 
 
 Case = tuple[Backbone, Method]
@@ -51,7 +51,7 @@ def test_it_stays_finite_and_in_range_and_its_loss_falls(case: Case) -> None:
     backbone, method = case
     aims, first = one_pair(backbone, method)
     state, rows = advance(case, aims, first, 40, 40)
-    image, terms = transfer.result(backbone, method, aims, state)
+    image, terms = transfer.compute_result(backbone, method, aims, state)
     assert rows.shape == (40, 1, len(objective.TERMS))
     assert np.all(np.isfinite(rows))
     assert np.all(rows >= 0.0)
@@ -61,7 +61,7 @@ def test_it_stays_finite_and_in_range_and_its_loss_falls(case: Case) -> None:
             assert float(tf.reduce_min(found)) >= 0.0
             assert float(tf.reduce_max(found)) <= 1.0
     assert terms.sum() < 0.9 * rows[0].sum()
-    np.testing.assert_allclose(terms, transfer.measure(backbone, method, aims, image), rtol=1e-6)
+    np.testing.assert_allclose(terms, transfer.compute_terms(backbone, method, aims, image), rtol=1e-6)
 
 
 def test_it_repeats_itself_bit_for_bit_and_in_chunks_of_any_size(case: Case) -> None:
@@ -138,10 +138,10 @@ def test_a_state_kept_as_plain_arrays_goes_on_bit_for_bit(case: Case) -> None:
     assert_same(again, whole)
     np.testing.assert_array_equal(rows_again, rows)
 
-    image, _ = transfer.result(backbone, method, aims, whole)
+    image, _ = transfer.compute_result(backbone, method, aims, whole)
     level = Level(40, 50, STEPS)
     above = targets(backbone, method, [picture(1, level.height, level.width)], [[picture(2, 45, 41)]])
-    second = transfer.ascend(method, whole, image, level)
+    second = transfer.start_next_level(method, whole, image, level)
     half, _ = advance(case, above, second, 3)
     whole, rows = advance(case, above, half, 3)
     again, rows_again = advance(case, above, resumed(kept(half), first), 3)
@@ -149,7 +149,9 @@ def test_a_state_kept_as_plain_arrays_goes_on_bit_for_bit(case: Case) -> None:
     np.testing.assert_array_equal(rows_again, rows)
     assert (again.level, again.step) == (1, STEPS)
     for found, expected in zip(
-        transfer.result(backbone, method, above, again), transfer.result(backbone, method, above, whole), strict=True
+        transfer.compute_result(backbone, method, above, again),
+        transfer.compute_result(backbone, method, above, whole),
+        strict=True,
     ):
         np.testing.assert_array_equal(found, expected)
 
@@ -158,14 +160,14 @@ def test_the_next_level_begins_where_the_last_one_ended(case: Case) -> None:
     backbone, method = case
     aims, first = one_pair(backbone, method)
     state, _ = advance(case, aims, first, STEPS)
-    image, _ = transfer.result(backbone, method, aims, state)
-    above = transfer.ascend(method, state, image, Level(50, 63, 10))
+    image, _ = transfer.compute_result(backbone, method, aims, state)
+    above = transfer.start_next_level(method, state, image, Level(50, 63, 10))
     assert above.image.shape == (1, 50, 63, 3)
     assert (above.level, above.step) == (1, 0)
     assert float(tf.reduce_min(above.image)) >= 0.0
     assert float(tf.reduce_max(above.image)) <= 1.0
     # the same picture, only finer: its 2 x 2 means over a doubled size are the pixels
-    double = transfer.ascend(method, state, image, Level(64, 80, 10)).image.numpy()
+    double = transfer.start_next_level(method, state, image, Level(64, 80, 10)).image.numpy()
     means = double.reshape(32, 2, 40, 2, 3).mean(axis=(1, 3))
     assert np.abs(means - np.clip(image[0], 0.0, 1.0)).mean() < 0.05
     if isinstance(method.optimizer, LBFGS):
@@ -178,7 +180,7 @@ def test_styles_are_blended_by_their_weights(case: Case) -> None:
     image = tf.constant(picture(46)[None])
 
     def terms(pair: list[Array], shares: list[float]) -> Array:
-        return transfer.measure(backbone, method, targets(backbone, method, [content], [pair], [shares]), image)[0]
+        return transfer.compute_terms(backbone, method, targets(backbone, method, [content], [pair], [shares]), image)[0]
 
     first, second = (terms([style], [1.0]) for style in styles)
     assert not np.isclose(first[1], second[1], rtol=1e-2)

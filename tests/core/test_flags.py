@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nst_tasks.core import flags
-from nst_tasks.core.flags import FLAGS
+from nst_tasks.core.flags import FLAGS, channel_deviation, clipped_share, find_flags, has_no_progress
 
 Array = np.ndarray
 
@@ -39,27 +38,27 @@ def test_every_flag_has_a_meaning_and_a_remedy() -> None:
 
 
 def test_the_spread_is_the_standard_deviation_about_each_channels_mean() -> None:
-    assert flags.spread(stripes(0.2, 0.6)) == pytest.approx(0.2)
+    assert channel_deviation(stripes(0.2, 0.6)) == pytest.approx(0.2)
     tinted = np.broadcast_to(np.array([0.1, 0.5, 0.9]), (4, 4, 3))
-    assert flags.spread(tinted) == pytest.approx(0.0, abs=1e-12)  # one flat colour, however colourful
+    assert channel_deviation(tinted) == pytest.approx(0.0, abs=1e-12)  # one flat colour, however colourful
 
 
 def test_the_spread_counts_by_weight() -> None:
     half = np.concatenate([stripes(0.5, 0.5)[:, :4], stripes(0.1, 0.9)[:, 4:]], axis=1)
-    assert flags.spread(half, ON_LEFT) == pytest.approx(0.0, abs=1e-7)
-    assert flags.spread(half, 1 - ON_LEFT) == pytest.approx(0.4)
+    assert channel_deviation(half, ON_LEFT) == pytest.approx(0.0, abs=1e-7)
+    assert channel_deviation(half, 1 - ON_LEFT) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(("value", "is_clipped"), [(0.0, 1), (0.0019, 1), (0.002, 0), (0.998, 0), (0.9981, 1), (1.0, 1)])
 def test_clipped_is_what_8_bits_hold_as_0_or_255(value: float, is_clipped: int) -> None:
-    assert flags.clipped(np.full((2, 2, 3), value, np.float32)) == is_clipped
+    assert clipped_share(np.full((2, 2, 3), value, np.float32)) == is_clipped
 
 
 def test_clipped_is_a_share_of_values_by_weight() -> None:
     red = np.full((8, 8, 3), 0.5, np.float32)
     red[:, :4, 0] = 1.0
-    assert flags.clipped(red) == pytest.approx(1 / 6)
-    assert flags.clipped(red, ON_LEFT) == pytest.approx(1 / 3)
+    assert clipped_share(red) == pytest.approx(1 / 6)
+    assert clipped_share(red, ON_LEFT) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_clipped_is_a_share_of_values_by_weight() -> None:
     ],
 )
 def test_blank_is_an_output_without_variation_of_a_content_with_some(out: Array, content: Array, is_blank: bool) -> None:
-    assert flags.find(out, content, [0.0]) == (("blank",) if is_blank else ())
+    assert find_flags(out, content, [0.0]) == (("blank",) if is_blank else ())
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -91,7 +90,7 @@ def test_blank_is_an_output_without_variation_of_a_content_with_some(out: Array,
 def test_saturated_is_clipped_far_beyond_content_and_styles(
     value: float, share: float, of_content: float, of_styles: list[float], is_saturated: bool
 ) -> None:
-    found = flags.find(partly(value, share), partly(value, of_content), of_styles)
+    found = find_flags(partly(value, share), partly(value, of_content), of_styles)
     assert found == (("saturated",) if is_saturated else ())
 
 
@@ -112,17 +111,17 @@ def test_saturated_is_clipped_far_beyond_content_and_styles(
 )
 def test_no_progress_is_no_level_whose_loss_fell_by_1_percent(losses: list[list[float]], is_so: bool) -> None:
     arrays = [np.array(level) for level in losses]
-    assert flags.no_progress(arrays) is is_so
-    assert flags.find(BUSY, BUSY, [0.0], arrays) == (("no_progress",) if is_so else ())
+    assert has_no_progress(arrays) is is_so
+    assert find_flags(BUSY, BUSY, [0.0], arrays) == (("no_progress",) if is_so else ())
 
 
 def test_flags_come_in_their_order_and_the_callers_are_not_among_them() -> None:
-    both = flags.find(np.ones((8, 8, 3), np.float32), BUSY, [0.0], [np.array([1.0, 1.0])])
+    both = find_flags(np.ones((8, 8, 3), np.float32), BUSY, [0.0], [np.array([1.0, 1.0])])
     assert both == ("blank", "saturated", "no_progress")
     assert list(both) == [name for name in FLAGS if name not in CALLERS]
 
 
 def test_flags_look_only_where_the_weight_is() -> None:
     out = np.concatenate([np.ones((8, 4, 3), np.float32), BUSY[:, 4:]], axis=1)
-    assert flags.find(out, BUSY, [0.0], weight=ON_LEFT) == ("blank", "saturated")
-    assert flags.find(out, BUSY, [0.0], weight=1 - ON_LEFT) == ()
+    assert find_flags(out, BUSY, [0.0], weight=ON_LEFT) == ("blank", "saturated")
+    assert find_flags(out, BUSY, [0.0], weight=1 - ON_LEFT) == ()

@@ -8,12 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfers import SIZE, picture, targets
 
-from nst_tasks import weights
-from nst_tasks.core import backbones, bands, transfer
-from nst_tasks.core.backbones import Backbone
-from nst_tasks.core.bands import Bands
+from nst_tasks.core import transfer, vgg
+from nst_tasks.core.bands import BandLimits, band_tables
 from nst_tasks.core.method import (
     LBFGS,
     SGD,
@@ -24,8 +21,11 @@ from nst_tasks.core.method import (
     Pyramid,
     StyleLoss,
     TotalVariation,
-    structure,
+    strip_numbers,
 )
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.inputs import weights
+from tests.support.transfers import SIZE, picture, targets
 
 LAYERS = ("block1_conv1", "block2_conv1")
 PLAIN = Method(
@@ -40,7 +40,7 @@ PLAIN = Method(
 @pytest.fixture
 def own() -> Backbone:
     """A network that no other test has traced a graph for."""
-    return backbones.build("tiny", weights.load("tiny", None))
+    return vgg.build("tiny", weights.load("tiny", None))
 
 
 def carried_out(backbone: Backbone, method: Method, pairs: int = 1, styles: int = 1, size: tuple[int, int] = (32, 40)) -> float:
@@ -50,13 +50,15 @@ def carried_out(backbone: Backbone, method: Method, pairs: int = 1, styles: int 
     state, _ = transfer.advance(
         backbone, method, aims, transfer.start(method, np.stack(contents), [0] * pairs), 1, method.steps
     )
-    return float(transfer.result(backbone, method, aims, state)[1].sum())
+    return float(transfer.compute_result(backbone, method, aims, state)[1].sum())
 
 
 def traced(backbone: Backbone, *methods: Method) -> list[int]:
     """How often each graph of these methods was traced."""
-    kinds = {structure(method): None for method in methods}
-    return [graph.experimental_get_tracing_count() for kind in kinds for graph in transfer._compiled(backbone, kind, False, 0)]
+    kinds = {strip_numbers(method): None for method in methods}
+    return [
+        graph.experimental_get_tracing_count() for kind in kinds for graph in transfer._compile_graphs(backbone, kind, False, 0)
+    ]
 
 
 def test_a_graph_is_traced_once_for_all_sizes_batches_and_numbers_of_styles(own: Backbone) -> None:
@@ -70,12 +72,12 @@ def test_a_graph_is_traced_once_for_all_sizes_batches_and_numbers_of_styles(own:
 def test_in_bands_a_graph_is_traced_for_each_number_of_blocks_and_not_for_each_of_bands(own: Backbone) -> None:
     content = picture(1)
     aims = targets(own, PLAIN, [content], [[picture(2)]])
-    blocks = [(block[0][1].shape[-1], len(block)) for block in backbones.blocks(own, PLAIN.layers)]
+    blocks = [(block[0][1].shape[-1], len(block)) for block in vgg.group_by_block(own, PLAIN.layers)]
     for most, counts in ((4000, [2]), (3000, [3]), (2000, [4, 2]), (1000, [8, 3])):
-        assert [len(table) for table in bands.tables(*SIZE, blocks, Bands(most))] == counts
-        transfer.measure(own, PLAIN, aims, tf.constant(content[None]), Bands(most))
+        assert [len(table) for table in band_tables(*SIZE, blocks, BandLimits(most))] == counts
+        transfer.compute_terms(own, PLAIN, aims, tf.constant(content[None]), BandLimits(most))
     for in_bands in (1, 2):
-        graphs = transfer._compiled(own, structure(PLAIN), False, in_bands)
+        graphs = transfer._compile_graphs(own, strip_numbers(PLAIN), False, in_bands)
         assert graphs.measure.experimental_get_tracing_count() == 1
 
 
@@ -122,7 +124,7 @@ def test_shared_graphs_use_each_methods_own_numbers(own: Backbone, optimizer: Op
         total_variation=replace(method.total_variation, weight=8.0),
     )
     np.testing.assert_array_equal(stepped(heavier)[1], terms * (2.0, 4.0, 8.0))
-    np.testing.assert_array_equal(transfer.measure(own, heavier, aims, begun.image), terms[0] * (2.0, 4.0, 8.0))
+    np.testing.assert_array_equal(transfer.compute_terms(own, heavier, aims, begun.image), terms[0] * (2.0, 4.0, 8.0))
     slower = stepped(replace(method, optimizer=replace(optimizer, learning_rate=0.25)))[0]
     np.testing.assert_allclose(slower, change / 2, rtol=1e-4, atol=1e-7)  # what is left of a sum with the image
     assert traced(own, method) == [1, 1, 1, 1]
@@ -141,7 +143,7 @@ def test_what_changes_the_arithmetic_changes_the_structure() -> None:
         replace(PLAIN, style=replace(PLAIN.style, layers=PLAIN.style.layers[:1])),
         replace(PLAIN, total_variation=replace(PLAIN.total_variation, weight=0.0)),
     )
-    assert len({structure(method) for method in (PLAIN, *others)}) == 1 + len(others)
+    assert len({strip_numbers(method) for method in (PLAIN, *others)}) == 1 + len(others)
 
 
 def test_no_function_is_looked_through_for_loops_that_are_not_there(own: Backbone) -> None:

@@ -15,10 +15,11 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import kernels
 
-from nst_tasks.core import objective, transfer
-from nst_tasks.core.backbones import Backbone
-from nst_tasks.core.method import Precision, structure
-from nst_tasks.presets import PRESETS
+from nst_tasks.core import transfer
+from nst_tasks.core.features import _add_rows
+from nst_tasks.core.method import Precision, strip_numbers
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.inputs.presets import PRESETS
 
 IN_BANDS = 2
 """Blocks of a large picture that are computed in bands."""
@@ -127,8 +128,8 @@ def _gpu_kernels() -> None:
     ],
 )
 def test_between_two_steps_no_host_waits_for_its_gpu(tiny: Backbone, name: str, precision: Precision) -> None:
-    method = structure(replace(PRESETS[name].method, precision=precision))
-    advance = transfer._compiled(tiny, method, False, IN_BANDS).advance.get_concrete_function()
+    method = strip_numbers(replace(PRESETS[name].method, precision=precision))
+    advance = transfer._compile_graphs(tiny, method, False, IN_BANDS).advance.get_concrete_function()
     assert [wait for wait in waits(advance.graph) if wait.startswith(("a round", "the end"))] == []
 
 
@@ -138,7 +139,7 @@ def test_a_gpu_adds_bands_by_indices_of_its_own(dtype: tf.DType) -> None:
 
     @tf.function(input_signature=[some, tf.TensorSpec((), tf.int32), some], autograph=False)
     def added(buffer, top, rows):
-        return objective._added(buffer, top, rows, True)
+        return _add_rows(buffer, top, rows, True)
 
     graph = added.get_concrete_function().graph
     assert waits(graph) == []

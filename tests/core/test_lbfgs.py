@@ -10,10 +10,10 @@ import pytest
 import scipy.optimize
 import tensorflow as tf
 
-from nst_tasks.core import backbones, lbfgs, losses
-from nst_tasks.core.backbones import Backbone
-from nst_tasks.core.lbfgs import FIRST_CHANGE, TRIALS, LBFGSState
+from nst_tasks.core import lbfgs, losses, vgg
+from nst_tasks.core.lbfgs import FIRST_CHANGE_RMS, MAX_TRIALS, LBFGSState
 from nst_tasks.core.method import LBFGS
+from nst_tasks.core.vgg import Backbone
 
 Array = np.ndarray
 Function = Callable[[Array], tuple[float, Array]]
@@ -193,7 +193,7 @@ def test_forty_fixed_steps_are_those_of_the_published_algorithm(start: tuple[flo
 def test_the_first_trial_changes_the_image_by_a_hundredth() -> None:
     image = np.full((1, 4, 5, 3), 0.5)
     walk = Walk(DECREASE, [bowl(np.linspace(0, 3, 60), 1e6)], image, clip=False).go(1)
-    np.testing.assert_allclose(np.sqrt(np.mean(direction_of(walk) ** 2)), FIRST_CHANGE, rtol=1e-12)
+    np.testing.assert_allclose(np.sqrt(np.mean(direction_of(walk) ** 2)), FIRST_CHANGE_RMS, rtol=1e-12)
 
 
 def test_a_step_beyond_the_minimum_is_shortened_to_it() -> None:
@@ -284,13 +284,13 @@ def test_a_fixed_step_into_nothing_begins_again_at_the_best_image_ten_times_shor
     def island(x: Array) -> tuple[float, Array]:
         return (1.0, np.full_like(x, 0.5)) if np.all(x == 0) else (np.nan, np.full_like(x, np.nan))
 
-    walk = Walk(LBFGS(5, "fixed"), [island], np.zeros((1, 2, 2, 3)), clip=False).go(2 * TRIALS + 5)
+    walk = Walk(LBFGS(5, "fixed"), [island], np.zeros((1, 2, 2, 3)), clip=False).go(2 * MAX_TRIALS + 5)
     changes = np.array([-float(image.mean()) for image in walk.images])
-    np.testing.assert_array_equal(changes[0 : 2 * TRIALS : 2], 0.0)
+    np.testing.assert_array_equal(changes[0 : 2 * MAX_TRIALS : 2], 0.0)
     # the first trial: the gradient over its L1 norm 6
-    np.testing.assert_allclose(changes[1 : 2 * TRIALS : 2], 0.5 / 6 * 0.1 ** np.arange(TRIALS), rtol=1e-12)
-    np.testing.assert_array_equal(changes[2 * TRIALS :], 0.0)
-    assert np.all(walk.state.settled) and not np.any(walk.states[2 * TRIALS - 2].settled)
+    np.testing.assert_allclose(changes[1 : 2 * MAX_TRIALS : 2], 0.5 / 6 * 0.1 ** np.arange(MAX_TRIALS), rtol=1e-12)
+    np.testing.assert_array_equal(changes[2 * MAX_TRIALS :], 0.0)
+    assert np.all(walk.state.settled) and not np.any(walk.states[2 * MAX_TRIALS - 2].settled)
 
 
 def test_a_fixed_step_forgets_what_led_into_nothing() -> None:
@@ -308,7 +308,7 @@ def test_a_fixed_step_forgets_what_led_into_nothing() -> None:
 @pytest.mark.parametrize("optimizer", SEARCHES)
 def test_a_first_loss_that_is_not_finite_leaves_the_image_as_it_is(optimizer: LBFGS) -> None:
     start = np.full((1, 2, 2, 3), 0.25)
-    walk = Walk(optimizer, [lambda x: (np.nan, np.zeros_like(x))], start, clip=True).go(TRIALS + 2)
+    walk = Walk(optimizer, [lambda x: (np.nan, np.zeros_like(x))], start, clip=True).go(MAX_TRIALS + 2)
     for image in (*walk.images, walk.image, lbfgs.best(walk.state)[0]):
         np.testing.assert_array_equal(image, start)
     assert np.isinf(lbfgs.best(walk.state)[1])
@@ -357,18 +357,18 @@ def test_where_no_step_lowers_the_loss_the_history_is_forgotten_and_then_the_ima
         return seen[-1][0] + 1e-6, -1e3 * seen[-1][1]
 
     walk = Walk(DECREASE, [lying], np.array([-1.2, 1.0, 0.0]).reshape(1, 1, 1, 3), clip=False)
-    walk.go(4 + 2 * TRIALS + 3)
+    walk.go(4 + 2 * MAX_TRIALS + 3)
     counts = [int(state.count[0]) for state in walk.states]
-    assert min(counts[3 : 3 + TRIALS]) > 0 and max(counts[3 + TRIALS :]) == 0
+    assert min(counts[3 : 3 + MAX_TRIALS]) > 0 and max(counts[3 + MAX_TRIALS :]) == 0
     settled = [bool(state.settled[0]) for state in walk.states]
-    assert settled.index(True) == 3 + 2 * TRIALS
+    assert settled.index(True) == 3 + 2 * MAX_TRIALS
     # the line after forgetting is straight down from the accepted point
     down = -walk.states[3].gradient.numpy().ravel()
-    line = walk.states[3 + TRIALS].direction.numpy().ravel()
+    line = walk.states[3 + MAX_TRIALS].direction.numpy().ravel()
     np.testing.assert_allclose(line / np.linalg.norm(line), down / np.linalg.norm(down), rtol=1e-12, atol=1e-15)
     best, loss = lbfgs.best(walk.state)
     assert float(loss[0]) == np.min(walk.losses)
-    for image in (*walk.images[4 + 2 * TRIALS :], walk.image):
+    for image in (*walk.images[4 + 2 * MAX_TRIALS :], walk.image):
         np.testing.assert_array_equal(image, best)
 
 
@@ -486,12 +486,12 @@ def transfer_loss(backbone: Backbone, seed: int, content: str, styles: Sequence[
     """Content and Gram losses over the mean square of the style's features, which leaves both about 1."""
     layers = {content, *styles}
     features = functools.partial(
-        backbones.features, backbone, layers=layers, pooling="average", padding="zero", activation=activation
+        vgg.extract_activations, backbone, layers=layers, pooling="average", padding="zero", activation=activation
     )
     aims, style = features(tf.constant(picture(seed))), features(tf.constant(picture(seed + 100)))
 
     def gram(x: tf.Tensor) -> tf.Tensor:
-        return losses.gram(losses.sums(x))
+        return losses.gram_matrix(losses.sums(x))
 
     scale = {layer: tf.reduce_mean(tf.square(style[layer])) for layer in layers}
 

@@ -14,7 +14,7 @@ from nst_tasks.core import losses
 from nst_tasks.core.losses import (
     content_distance,
     content_statistics,
-    gram,
+    gram_matrix,
     style_distance,
     style_statistics,
     sums,
@@ -111,7 +111,7 @@ def plain_style_distance(loss: StyleLoss, x: Array, style: Array) -> float:
 def test_gram_by_hand() -> None:
     # two positions with features (1, 2) and (3, 4): [[1 + 9, 2 + 12], [2 + 12, 4 + 16]] / 2
     x = tf.constant([[[[1.0, 2.0], [3.0, 4.0]]]], tf.float64)
-    np.testing.assert_array_equal(gram(sums(x)), [[[5.0, 7.0], [7.0, 10.0]]])
+    np.testing.assert_array_equal(gram_matrix(sums(x)), [[[5.0, 7.0], [7.0, 10.0]]])
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_relative_gram_distance_by_hand() -> None:
 
 def test_gram_is_the_formula_in_each_member_of_a_batch() -> None:
     x = activations(0, 3, 4, 5, 6)
-    np.testing.assert_allclose(gram(sums(tf.constant(x))), [plain_gram(one) / 20 for one in x], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(gram_matrix(sums(tf.constant(x))), [plain_gram(one) / 20 for one in x], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", STYLES)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nst_tasks.core import optimizers
 from nst_tasks.core.method import LBFGS, SGD, Adam, Optimizer
-from nst_tasks.core.optimizers import AdamState, learning_rate, learning_rates, resized
+from nst_tasks.core.optimizers import AdamState, learning_rate, learning_rates, resize_moments
 
 ADAMS = [
     pytest.param(Adam(0.02, 0.99, 0.999, 1e-1), id="large-epsilon"),
@@ -141,14 +141,14 @@ def test_moments_at_another_size_are_those_of_the_same_picture() -> None:
     random = np.random.default_rng(1)
     smooth = tf.image.resize(random.standard_normal((2, 3, 4, 3)), (12, 16), "bicubic")
     state = AdamState(smooth, tf.square(smooth), tf.constant(7, tf.int64))
-    above = resized(state, 17, 23)
+    above = resize_moments(state, 17, 23)
     assert above.mean.shape == above.square.shape == (2, 17, 23, 3)
     assert above.count == 7
     np.testing.assert_allclose(above.mean, tf.image.resize(smooth, (17, 23), "bicubic"))
     np.testing.assert_allclose(above.square, tf.image.resize(tf.square(smooth), (17, 23), "bilinear"))
     # a lone spike: the cubic filter dips below 0 beside it, which no mean of squares may
     spike = tf.constant(np.eye(9)[4][:, None] * np.eye(9)[4], tf.float32)[None, ..., None] * tf.ones((1, 1, 1, 3))
-    sharp = resized(AdamState(spike, spike, tf.constant(1, tf.int64)), 23, 23)
+    sharp = resize_moments(AdamState(spike, spike, tf.constant(1, tf.int64)), 23, 23)
     assert float(tf.reduce_min(sharp.mean)) < 0.0
     assert float(tf.reduce_min(sharp.square)) == 0.0
 

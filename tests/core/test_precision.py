@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfers import Array, loss_terms, picture, targets
 
-from nst_tasks import hardware
-from nst_tasks.core import quality, transfer
-from nst_tasks.core.backbones import Backbone
+from nst_tasks.core import metrics, transfer
 from nst_tasks.core.method import SGD, Method
-from nst_tasks.presets import PRESETS
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.engine.hardware import detect_precision
+from nst_tasks.inputs.presets import PRESETS
+from tests.support.transfers import Array, loss_terms, picture, targets
 
 SIZE = (64, 80)
 CONTENT, STYLE = picture(1, *SIZE), picture(2, *SIZE)
@@ -21,7 +21,7 @@ HALF = np.broadcast_to(np.linspace(0.0, 1.0, SIZE[1], dtype=np.float32), (2, *SI
 """Masks of two pictures that rise from left to right, to a half on average."""
 
 
-NEAR = 0.01 if hardware.auto_precision() == "mixed" else 0.02
+NEAR = 0.01 if detect_precision() == "mixed" else 0.02
 """Of a loss. Where there is no hardware for bfloat16, TensorFlow's own code for it rounds sums on the way too."""
 
 
@@ -71,16 +71,16 @@ def test_roots_take_float64_only_beside_float32(tiny: Backbone, precision: str, 
 @pytest.mark.parametrize("name", ["painterly", "tf-tutorial"])
 def test_steps_come_to_the_quality_of_float32(hed: Backbone, name: str) -> None:
     layers = [layer for layer, _ in PRESETS[name].method.style.layers]
-    against, style = quality.content(hed, CONTENT, layers), quality.moments(hed, STYLE, layers)
+    against, style = metrics.content_moments(hed, CONTENT, layers), metrics.style_moments(hed, STYLE, layers)
 
-    def result(precision: str) -> tuple[quality.Quality, Array]:
+    def result(precision: str) -> tuple[metrics.Quality, Array]:
         method = of(name, precision, steps=10)
         aims = targets(hed, method, [CONTENT], [[STYLE]])
         state, _ = transfer.advance(hed, method, aims, transfer.start(method, CONTENT[None], [0]), 10, 10)
-        image = np.clip(transfer.result(hed, method, aims, state)[0].numpy(), 0.0, 1.0)
+        image = np.clip(transfer.compute_result(hed, method, aims, state)[0].numpy(), 0.0, 1.0)
         exact = of(name, "float32")
-        losses = transfer.measure(hed, exact, targets(hed, exact, [CONTENT], [[STYLE]]), tf.constant(image))[0]
-        return quality.measure(hed, layers, image[0], against, [style], [1.0]), losses
+        losses = transfer.compute_terms(hed, exact, targets(hed, exact, [CONTENT], [[STYLE]]), tf.constant(image))[0]
+        return metrics.measure(hed, layers, image[0], against, [style], [1.0]), losses
 
     (plain, least), (mixed, reached) = result("float32"), result("mixed")
     assert plain.held_out is not None and mixed.held_out is not None

@@ -14,14 +14,14 @@ import pytest
 import scipy.linalg
 import scipy.signal
 import tensorflow as tf
-from transfers import loss_terms, picture, targets, targets64
 
-from nst_tasks import weights
-from nst_tasks.core import backbones, losses, optimizers, transfer
-from nst_tasks.core.backbones import Backbone
+from nst_tasks.core import losses, optimizers, transfer, vgg
 from nst_tasks.core.method import LBFGS, SGD, Adam
-from nst_tasks.core.pyramid import levels
-from nst_tasks.presets import PRESETS
+from nst_tasks.core.pyramid import plan_levels
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.inputs import weights
+from nst_tasks.inputs.presets import PRESETS
+from tests.support.transfers import loss_terms, picture, targets, targets64
 
 Array = np.ndarray
 FIRSTS = ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1")
@@ -251,7 +251,7 @@ def see() -> See:
 
 @pytest.fixture(scope="module")
 def hed64() -> Backbone:
-    return backbones.build("hed64", weights.load("vgg16-hed", None), tf.float64)
+    return vgg.build("hed64", weights.load("vgg16-hed", None), tf.float64)
 
 
 STRETCHED = {"keras-io", "tf-scratch", "pytorch-course", "pytorch-tutorial"}
@@ -276,7 +276,7 @@ def test_the_first_losses_are_the_published_formula(hed: Backbone, hed64: Backbo
     for image in (initial, moved):
         expected = np.array(PUBLISHED[name](see, image.astype(np.float64), content, style))
         rtol, atol = (5e-3 if name in OPTIMAL_TRANSPORT else 1e-4), np.where(expected == 0, 1e-6 * expected[1], 0)
-        found = transfer.measure(hed, method, aims, tf.constant(image[None]))[0]
+        found = transfer.compute_terms(hed, method, aims, tf.constant(image[None]))[0]
         assert np.all(np.abs(found - expected) <= rtol * expected + atol), f"{found} is not {expected}"
         if name in OPTIMAL_TRANSPORT and image is moved:
             aims64 = targets64(hed64, method, content, style)
@@ -324,7 +324,7 @@ SCHEDULES = {
 def test_sizes_and_steps_are_the_published_ones(name: str) -> None:
     recipe, expected = PRESETS[name], SCHEDULES[name]
     assert recipe.size == expected[-1][0]
-    found = levels(recipe.method, round(0.75 * recipe.size), recipe.size)
+    found = plan_levels(recipe.method, round(0.75 * recipe.size), recipe.size)
     assert [(level.width, level.steps) for level in found] == expected
 
 

@@ -13,9 +13,17 @@ import skimage.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nst_tasks.core import backbones, quality
-from nst_tasks.core.backbones import Backbone
-from nst_tasks.core.quality import CONTENT, HELD_OUT, Gaussian, Quality, Target, gaussian, target
+from nst_tasks.core import metrics, vgg
+from nst_tasks.core.metrics import (
+    CONTENT_LAYER,
+    HELD_OUT_LAYERS,
+    FactoredGaussian,
+    Gaussian,
+    Quality,
+    factor_gaussian,
+    gaussian,
+)
+from nst_tasks.core.vgg import Backbone
 
 Array = np.ndarray
 USED = ("block1_conv1", "block3_conv1")
@@ -48,13 +56,15 @@ def textbook_distance(a: Gaussian, b: Gaussian) -> float:
     return float(np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance - 2 * cross))
 
 
-def squared_frechet_distance(a: Gaussian, b: Target) -> float:
-    return float(quality.squared_frechet_distance(a, b))
+def squared_frechet_distance(a: Gaussian, b: FactoredGaussian) -> float:
+    return float(metrics.squared_frechet_distance(a, b))
 
 
-def style_gap_closed(out: Gaussian, content: Gaussian, styles: list[Target], style_weights: list[float]) -> float | None:
+def style_gap_closed(
+    out: Gaussian, content: Gaussian, styles: list[FactoredGaussian], style_weights: list[float]
+) -> float | None:
     distances = [np.array([squared_frechet_distance(x, style) for x in (out, content)]) for style in styles]
-    return quality.gap_closed(distances, styles, style_weights)
+    return metrics.gap_closed(distances, styles, style_weights)
 
 
 # --- moments ---
@@ -80,14 +90,14 @@ def test_positions_count_by_their_weight() -> None:
 @pytest.mark.parametrize(("positions", "rank"), [(3, 2), (5, 4), (200, 6)])
 def test_a_target_has_as_many_rows_as_its_rank_and_loses_nothing(positions: int, rank: int) -> None:
     found = gaussian(np.random.default_rng(positions).standard_normal((1, positions, 6)) * [1, 1, 1, 1, 1, 1e-3])
-    factored = target(found)
+    factored = factor_gaussian(found)
     assert factored.root.shape == (rank, 6)
     np.testing.assert_allclose(np.transpose(factored.root) @ factored.root, found.covariance, atol=1e-14)
     assert factored.energy == pytest.approx(np.sum(found.mean**2) + np.trace(found.covariance))
 
 
 def test_a_target_without_any_variation_has_no_rows() -> None:
-    flat = target(gaussian(np.ones((2, 2, 4))))
+    flat = factor_gaussian(gaussian(np.ones((2, 2, 4))))
     assert flat.root.shape == (0, 4)
     assert squared_frechet_distance(of([1.0] * 4, np.eye(4)), flat) == pytest.approx(4.0)
 
@@ -97,12 +107,12 @@ def test_a_target_without_any_variation_has_no_rows() -> None:
 
 def test_the_distance_of_gaussians_on_a_line() -> None:
     """(m - m*)^2 + (s - s*)^2."""
-    assert squared_frechet_distance(of([1.0], [[9.0]]), target(of([3.0], [[25.0]]))) == pytest.approx(4.0 + 4.0)
+    assert squared_frechet_distance(of([1.0], [[9.0]]), factor_gaussian(of([3.0], [[25.0]]))) == pytest.approx(4.0 + 4.0)
 
 
 def test_the_distance_of_independent_coordinates_adds_up() -> None:
     a, b = of([0.0, 1.0], np.diag([4.0, 1.0])), of([1.0, 1.0], np.diag([1.0, 9.0]))
-    assert squared_frechet_distance(a, target(b)) == pytest.approx(1.0 + 1.0 + 4.0)
+    assert squared_frechet_distance(a, factor_gaussian(b)) == pytest.approx(1.0 + 1.0 + 4.0)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 12), st.integers(1, 12))
@@ -113,10 +123,10 @@ def test_the_distance_is_the_textbooks_at_any_rank(seed: int, channels: int, pos
     a = gaussian(np.maximum(random.standard_normal((1, positions, channels)) @ mixing, 0.0))
     b = gaussian(random.standard_normal((of_target, 1, channels)))
     scale = np.trace(a.covariance + b.covariance) + np.sum(a.mean**2 + b.mean**2)
-    found = squared_frechet_distance(a, target(b))
+    found = squared_frechet_distance(a, factor_gaussian(b))
     assert found == pytest.approx(textbook_distance(a, b), abs=1e-6 * scale)
-    assert found == pytest.approx(squared_frechet_distance(b, target(a)), abs=1e-6 * scale)  # symmetric
-    assert 0.0 <= squared_frechet_distance(a, target(a)) <= 1e-6 * scale
+    assert found == pytest.approx(squared_frechet_distance(b, factor_gaussian(a)), abs=1e-6 * scale)  # symmetric
+    assert 0.0 <= squared_frechet_distance(a, factor_gaussian(a)) <= 1e-6 * scale
 
 
 def test_few_positions_in_many_channels_need_no_ridge() -> None:
@@ -124,8 +134,8 @@ def test_few_positions_in_many_channels_need_no_ridge() -> None:
     direction = np.random.default_rng(1).standard_normal(64)
     direction /= np.linalg.norm(direction)
     a, b = (gaussian(np.stack([-s * direction, s * direction])[None]) for s in (2.0, 5.0))
-    assert squared_frechet_distance(a, target(b)) == pytest.approx(9.0, rel=1e-9)
-    assert squared_frechet_distance(a, target(a)) == pytest.approx(0.0, abs=1e-6)
+    assert squared_frechet_distance(a, factor_gaussian(b)) == pytest.approx(9.0, rel=1e-9)
+    assert squared_frechet_distance(a, factor_gaussian(a)) == pytest.approx(0.0, abs=1e-6)
 
 
 # --- the style gap ---
@@ -136,26 +146,29 @@ def line(mean: float, deviation: float = 1.0) -> Gaussian:
 
 
 def test_the_gap_closed_is_the_share_of_the_contents_distance() -> None:
-    style = [target(line(10.0))]
+    style = [factor_gaussian(line(10.0))]
     for position, closed in ((0.0, 0.0), (10.0, 1.0), (5.0, 0.5), (-10.0, -1.0), (20.0, 0.0)):
         assert style_gap_closed(line(position), line(0.0), style, [1.0]) == pytest.approx(closed)
 
 
 def test_distances_are_averaged_over_styles_by_weights_of_any_sum() -> None:
-    styles = [target(line(10.0)), target(line(0.0, 3.0))]  # from the content: 10 and 2; from the result: 8 and sqrt 8
+    styles = [
+        factor_gaussian(line(10.0)),
+        factor_gaussian(line(0.0, 3.0)),
+    ]  # from the content: 10 and 2; from the result: 8 and sqrt 8
     for weights in ([1.0, 3.0], [0.25, 0.75], [20.0, 60.0]):
         closed = style_gap_closed(line(2.0), line(0.0), styles, weights)
         assert closed == pytest.approx(1 - (0.25 * 8 + 0.75 * math.sqrt(8)) / (0.25 * 10 + 0.75 * 2))
 
 
 def test_where_the_content_has_the_style_already_there_is_no_gap() -> None:
-    style = target(line(10.0))
+    style = factor_gaussian(line(10.0))
     assert style_gap_closed(line(3.0), line(10.0), [style], [1.0]) is None
     assert style_gap_closed(line(10.0), line(10.0), [style], [1.0]) is None
     assert style_gap_closed(line(10.0), line(10.02), [style], [1.0]) is None  # 4e-4 of an energy of 101
     assert style_gap_closed(line(10.0), line(10.04), [style], [1.0]) == pytest.approx(1.0)
     dead = of([0.0], [[0.0]])
-    assert style_gap_closed(dead, dead, [target(dead)], [1.0]) is None
+    assert style_gap_closed(dead, dead, [factor_gaussian(dead)], [1.0]) is None
 
 
 # --- what is kept of the content ---
@@ -163,11 +176,11 @@ def test_where_the_content_has_the_style_already_there_is_no_gap() -> None:
 
 def test_the_cosine_of_features() -> None:
     a, b = np.array([[[3.0, 0.0]], [[0.0, 4.0]]]), np.array([[[3.0, 0.0]], [[0.0, -4.0]]])  # (2, 1, 2)
-    assert quality.cosine(a, 7 * a) == pytest.approx(1.0)
-    assert quality.cosine(a, b) == pytest.approx((9 - 16) / 25)
-    assert quality.cosine(a, b, np.array([[1.0], [0.0]])) == pytest.approx(1.0)
-    assert quality.cosine(a, b, np.array([[0.0], [0.5]])) == pytest.approx(-1.0)
-    assert quality.cosine(a, np.zeros_like(a)) is None
+    assert metrics.cosine(a, 7 * a) == pytest.approx(1.0)
+    assert metrics.cosine(a, b) == pytest.approx((9 - 16) / 25)
+    assert metrics.cosine(a, b, np.array([[1.0], [0.0]])) == pytest.approx(1.0)
+    assert metrics.cosine(a, b, np.array([[0.0], [0.5]])) == pytest.approx(-1.0)
+    assert metrics.cosine(a, np.zeros_like(a)) is None
 
 
 def gray(luma: Array) -> Array:
@@ -175,7 +188,7 @@ def gray(luma: Array) -> Array:
 
 
 def ssim(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> float:
-    return quality.luminance_ssim(quality.luminance(a), quality.luminance(b), weight)
+    return metrics.luminance_ssim(metrics.luminance(a), metrics.luminance(b), weight)
 
 
 def textbook_ssim(a: Array, b: Array) -> Array:
@@ -216,13 +229,15 @@ def test_a_picture_smaller_than_the_window_has_a_similarity() -> None:
 def measured(
     tiny: Backbone, out: Array, content: Array, *styles: Array, mask: Array | None = None, losses: Sequence[Array] = ()
 ) -> Quality:
-    found = [quality.moments(tiny, style, USED) for style in styles]
-    return quality.measure(tiny, USED, out, quality.content(tiny, content, USED, mask), found, [1.0] * len(found), losses)
+    found = [metrics.style_moments(tiny, style, USED) for style in styles]
+    return metrics.measure(
+        tiny, USED, out, metrics.content_moments(tiny, content, USED, mask), found, [1.0] * len(found), losses
+    )
 
 
 def test_the_content_closes_no_gap_and_keeps_all(tiny: Backbone) -> None:
     found = measured(tiny, smooth(0), smooth(0), textured(1))
-    assert list(found.style_gap) == [*USED, *HELD_OUT]
+    assert list(found.style_gap) == [*USED, *HELD_OUT_LAYERS]
     assert list(found.style_gap.values()) == pytest.approx([0.0] * 5, abs=1e-5)
     assert (found.content_cosine, found.luminance_ssim) == pytest.approx((1.0, 1.0), abs=1e-5)
     assert found.flags == ()
@@ -244,36 +259,36 @@ def test_a_result_halfway_lies_between(tiny: Backbone) -> None:
 def test_a_layer_is_measured_from_max_pooled_zero_padded_features(tiny: Backbone) -> None:
     out, content, style = smooth(5), smooth(0), textured(1)
     found = measured(tiny, out, content, style)
-    layers = (*USED, *HELD_OUT, CONTENT)
+    layers = (*USED, *HELD_OUT_LAYERS, CONTENT_LAYER)
     of_out, of_content, of_style = (
         {layer: x.numpy()[0].astype(float) for layer, x in features.items()}
-        for features in (backbones.features(tiny, p[None], layers, "max", "zero") for p in (out, content, style))
+        for features in (vgg.extract_activations(tiny, p[None], layers, "max", "zero") for p in (out, content, style))
     )
-    for layer in (*USED, *HELD_OUT):
+    for layer in (*USED, *HELD_OUT_LAYERS):
         a, b, c = (gaussian(x[layer]) for x in (of_out, of_content, of_style))
         assert found.style_gap[layer] == pytest.approx(
             1 - math.sqrt(textbook_distance(a, c) / textbook_distance(b, c)), abs=1e-3
         )
-    x, y = of_out[CONTENT].ravel(), of_content[CONTENT].ravel()
+    x, y = of_out[CONTENT_LAYER].ravel(), of_content[CONTENT_LAYER].ravel()
     assert found.content_cosine == pytest.approx(x @ y / math.sqrt((x @ x) * (y @ y)), abs=1e-6)
 
 
 def test_means_are_over_the_layers_of_each_group(tiny: Backbone) -> None:
     layers = ("block1_conv1", "block2_conv2")  # the second is held out from most recipes, not from this one
-    style = quality.moments(tiny, textured(1), layers)
-    found = quality.measure(tiny, layers, smooth(5), quality.content(tiny, smooth(0), layers), [style], [1.0])
+    style = metrics.style_moments(tiny, textured(1), layers)
+    found = metrics.measure(tiny, layers, smooth(5), metrics.content_moments(tiny, smooth(0), layers), [style], [1.0])
     gap = found.style_gap
     assert list(gap) == ["block1_conv1", "block2_conv2", "block3_conv2", "block4_conv3"]
     assert found.used == pytest.approx((gap["block1_conv1"] + gap["block2_conv2"]) / 2)
-    assert found.held_out == pytest.approx(sum(gap[layer] for layer in HELD_OUT) / 3)
+    assert found.held_out == pytest.approx(sum(gap[layer] for layer in HELD_OUT_LAYERS) / 3)
 
 
 def test_several_styles_count_by_their_weights(tiny: Backbone) -> None:
-    styles = [quality.moments(tiny, textured(seed), USED) for seed in (1, 2)]
-    content = quality.content(tiny, smooth(0), USED)
-    alone = [quality.measure(tiny, USED, smooth(5), content, [style], [2.0]) for style in styles]
+    styles = [metrics.style_moments(tiny, textured(seed), USED) for seed in (1, 2)]
+    content = metrics.content_moments(tiny, smooth(0), USED)
+    alone = [metrics.measure(tiny, USED, smooth(5), content, [style], [2.0]) for style in styles]
     for weights, same in (([3.0, 0.0], alone[0]), ([0.0, 0.5], alone[1])):
-        found = quality.measure(tiny, USED, smooth(5), content, styles, weights)
+        found = metrics.measure(tiny, USED, smooth(5), content, styles, weights)
         assert found.style_gap == pytest.approx(same.style_gap)
 
 
@@ -318,9 +333,9 @@ def test_a_style_has_moments_by_mask_too(tiny: Backbone) -> None:
     half[:, 24:] = 0.0
     mask = np.zeros((32, 48), np.float32)
     mask[:, :24] = 1.0
-    found = quality.moments(tiny, half, USED, mask)
-    assert quality.moments(tiny, half, USED).clipped > 0.5 > found.clipped
-    of_left = quality.moments(tiny, textured(1)[:, :24], USED)
+    found = metrics.style_moments(tiny, half, USED, mask)
+    assert metrics.style_moments(tiny, half, USED).clipped_share > 0.5 > found.clipped_share
+    of_left = metrics.style_moments(tiny, textured(1)[:, :24], USED)
     np.testing.assert_allclose(found.layers["block1_conv1"].mean, of_left.layers["block1_conv1"].mean, rtol=0.1)
 
 
@@ -375,10 +390,10 @@ def test_the_plain_form_is_rounded_finite_json_without_what_is_absent(tiny: Back
 
 def test_moments_can_be_kept(tiny: Backbone) -> None:
     """They hold the recipe's layers and those held out, of no more rows than channels."""
-    found = quality.moments(tiny, textured(1), USED)
-    assert set(found.layers) == {*USED, *HELD_OUT}
+    found = metrics.style_moments(tiny, textured(1), USED)
+    assert set(found.layers) == {*USED, *HELD_OUT_LAYERS}
     for of_layer in found.layers.values():
-        assert isinstance(of_layer, Target)
+        assert isinstance(of_layer, FactoredGaussian)
         assert of_layer.root.shape[0] <= of_layer.root.shape[1] == len(of_layer.mean)
 
 
@@ -386,5 +401,5 @@ def test_pictures_of_all_sizes_share_a_graph(tiny: Backbone) -> None:
     own = Backbone("own", tiny.convolutions)
     for height, width in ((32, 48), (48, 32), (40, 40), (64, 36)):
         measured(own, smooth(5, height, width), smooth(0, height, width), textured(1, width, height))
-    graph = quality._compiled(own, (*USED, *HELD_OUT), (CONTENT,), False)
+    graph = metrics._build_feature_graph(own, (*USED, *HELD_OUT_LAYERS), (CONTENT_LAYER,), False)
     assert graph.experimental_get_tracing_count() == 1

@@ -7,12 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfers import SIZE, Array, loss_terms, one_pair, picture, targets, targets64
 
-from nst_tasks.core import backbones, losses, optimizers, transfer
-from nst_tasks.core.backbones import Backbone
+from nst_tasks.core import losses, optimizers, transfer, vgg
 from nst_tasks.core.method import (
-    LARGE_HISTORY,
+    LARGE_IMAGE_HISTORY,
     LBFGS,
     SGD,
     Adam,
@@ -26,7 +24,9 @@ from nst_tasks.core.method import (
 from nst_tasks.core.objective import Nothing, Targets
 from nst_tasks.core.pyramid import Level
 from nst_tasks.core.transfer import Average, Best, TransferState
-from nst_tasks.presets import PAINTERLY, PRESETS
+from nst_tasks.core.vgg import Backbone
+from nst_tasks.inputs.presets import PAINTERLY, PRESETS
+from tests.support.transfers import SIZE, Array, loss_terms, one_pair, picture, targets, targets64
 
 PIXELS = tf.constant(SIZE[0] * SIZE[1])
 METHODS = [pytest.param(recipe.method, id=name) for name, recipe in PRESETS.items()]
@@ -55,7 +55,7 @@ def images_of(
         state, row = transfer.advance(backbone, method, aims, state, 1, steps)
         states.append(state)
         rows.append(row)
-    rows.append(transfer.measure(backbone, method, aims, state.image)[None])
+    rows.append(transfer.compute_terms(backbone, method, aims, state.image)[None])
     return states, totals(np.concatenate(rows))
 
 
@@ -97,7 +97,7 @@ def textured(seed: int, side: int) -> Array:
 def test_the_wasserstein_gradient_in_float32_points_as_in_float64(hed: Backbone, layer: str) -> None:
     """Covariances of real features are near singular: the square root's gradient must survive single precision."""
     loss = PAINTERLY.method.style
-    found = backbones.features(hed, tf.constant(np.stack([textured(11, 64), textured(12, 64)[::-1] ** 2])), [layer])[layer]
+    found = vgg.extract_activations(hed, tf.constant(np.stack([textured(11, 64), textured(12, 64)[::-1] ** 2])), [layer])[layer]
     gradients = []
     for kind in (tf.float32, tf.float64):
         x, style = tf.cast(found[:1], kind), losses.style_statistics(loss, losses.sums(tf.cast(found[1:], kind)), PIXELS)
@@ -153,10 +153,10 @@ def test_steps_are_gradient_descents_at_a_falling_rate(tiny: Backbone) -> None:
 def test_a_history_row_is_of_the_image_before_its_update(tiny: Backbone) -> None:
     aims, first = one_pair(tiny, LIGHT)
     _, rows = transfer.advance(tiny, LIGHT, aims, first, 4, 4)
-    np.testing.assert_allclose(transfer.measure(tiny, LIGHT, aims, first.image), rows[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(transfer.compute_terms(tiny, LIGHT, aims, first.image), rows[0], rtol=1e-5, atol=1e-6)
     for n in (1, 3):
         state, _ = transfer.advance(tiny, LIGHT, aims, first, n, 4)
-        np.testing.assert_allclose(transfer.measure(tiny, LIGHT, aims, state.image), rows[n], rtol=1e-5)
+        np.testing.assert_allclose(transfer.compute_terms(tiny, LIGHT, aims, state.image), rows[n], rtol=1e-5)
         assert not np.allclose(rows[n], rows[n - 1], rtol=1e-3)
 
 
@@ -173,7 +173,7 @@ def test_only_with_clip_the_image_stays_in_range(tiny: Backbone, optimizer: Opti
         first = transfer.start(clipping, np.round(picture(1))[None], [0])  # of black and white, the ends of the range
         state, rows = transfer.advance(tiny, clipping, aims, first, 5, 5)
         assert np.all(np.isfinite(rows))
-        ways[clip], _ = transfer.result(tiny, clipping, aims, state)
+        ways[clip], _ = transfer.compute_result(tiny, clipping, aims, state)
     assert 0.0 <= float(tf.reduce_min(ways[True])) < float(tf.reduce_max(ways[True])) <= 1.0
     assert float(tf.reduce_min(ways[False])) < -0.01  # whoever writes it clips it
     assert float(tf.reduce_max(ways[False])) > 1.01
@@ -189,9 +189,9 @@ RESTLESS = replace(LIGHT, optimizer=Adam(learning_rate=0.1, beta_1=0.97, epsilon
 def test_the_last_image_is_the_result_unless_the_method_says_otherwise(tiny: Backbone) -> None:
     aims, first = one_pair(tiny, RESTLESS)
     state, _ = transfer.advance(tiny, RESTLESS, aims, first, 5, 10)
-    image, terms = transfer.result(tiny, RESTLESS, aims, state)
+    image, terms = transfer.compute_result(tiny, RESTLESS, aims, state)
     np.testing.assert_array_equal(image, state.image)
-    np.testing.assert_array_equal(terms, transfer.measure(tiny, RESTLESS, aims, state.image))
+    np.testing.assert_array_equal(terms, transfer.compute_terms(tiny, RESTLESS, aims, state.image))
 
 
 def test_the_best_image_is_the_one_of_least_loss_for_each_pair_of_a_batch(tiny: Backbone) -> None:
@@ -202,7 +202,7 @@ def test_the_best_image_is_the_one_of_least_loss_for_each_pair_of_a_batch(tiny: 
     last_was_best = []
     for n, state in enumerate(states):
         least = losses_of[: n + 1].argmin(axis=0)  # (B,)
-        image, terms = transfer.result(tiny, method, aims, state)
+        image, terms = transfer.compute_result(tiny, method, aims, state)
         for k in range(2):
             np.testing.assert_array_equal(image[k], states[least[k]].image[k])
         np.testing.assert_allclose(terms.sum(axis=1), losses_of[least, [0, 1]], rtol=1e-5)
@@ -217,11 +217,11 @@ def test_an_image_that_is_not_finite_is_never_the_best(tiny: Backbone) -> None:
     aims, first = one_pair(tiny, method)
     state, rows = transfer.advance(tiny, method, aims, first, 3, 10)
     lost = state._replace(image=state.image * np.nan)
-    image, terms = transfer.result(tiny, method, aims, lost)
-    np.testing.assert_array_equal(image, state.kept.image)
+    image, terms = transfer.compute_result(tiny, method, aims, lost)
+    np.testing.assert_array_equal(image, state.output_state.image)
     assert terms.sum() == pytest.approx(totals(rows).min(), rel=1e-5)
     further, _ = transfer.advance(tiny, method, aims, lost, 2, 10)
-    np.testing.assert_array_equal(further.kept.image, state.kept.image)
+    np.testing.assert_array_equal(further.output_state.image, state.output_state.image)
 
 
 def test_the_average_is_exponential_and_corrected_for_its_start(tiny: Backbone) -> None:
@@ -232,9 +232,9 @@ def test_the_average_is_exponential_and_corrected_for_its_start(tiny: Backbone) 
     for n, state in enumerate(states):
         value = 0.8 * value + 0.2 * state.image.numpy().astype(np.float64)
         accumulated *= 0.8
-        image, terms = transfer.result(tiny, method, aims, state)
+        image, terms = transfer.compute_result(tiny, method, aims, state)
         np.testing.assert_allclose(image, value / (1.0 - accumulated), atol=1e-6)
-        np.testing.assert_allclose(terms, transfer.measure(tiny, method, aims, image), rtol=1e-6)
+        np.testing.assert_allclose(terms, transfer.compute_terms(tiny, method, aims, image), rtol=1e-6)
         assert n == 0 or np.abs(image - state.image).max() > 1e-2
 
 
@@ -248,9 +248,9 @@ def test_the_result_of_l_bfgs_is_no_worse_than_any_image_it_evaluated(tiny: Back
     states, losses_of = images_of(tiny, method, aims, transfer.start(method, np.stack(contents), [0, 1]), 20)
     assert np.any(np.diff(losses_of, axis=0) > 0)  # some steps go up
     for n, state in enumerate(states):
-        image, terms = transfer.result(tiny, method, aims, state)
+        image, terms = transfer.compute_result(tiny, method, aims, state)
         np.testing.assert_allclose(terms.sum(axis=1), losses_of[: n + 1].min(axis=0), rtol=1e-5)
-        np.testing.assert_allclose(terms, transfer.measure(tiny, method, aims, image), rtol=1e-6)
+        np.testing.assert_allclose(terms, transfer.compute_terms(tiny, method, aims, image), rtol=1e-6)
 
 
 # --- the start, the next level, several styles ---
@@ -295,25 +295,25 @@ def test_where_no_step_is_to_be_taken_the_first_image_is_the_result(tiny: Backbo
     aims, first = one_pair(tiny, method)
     state = transfer.start(method, first.image.numpy(), [0], steps=0)
     assert state.optimizer == Nothing()  # of L-BFGS, 40 images of zeros
-    image, terms = transfer.result(tiny, method, aims, state)
+    image, terms = transfer.compute_result(tiny, method, aims, state)
     np.testing.assert_array_equal(image, first.image)
-    np.testing.assert_array_equal(terms, transfer.measure(tiny, method, aims, first.image))
-    assert transfer.ascend(method, state, image, Level(*SIZE, 0)).optimizer == Nothing()
-    assert transfer.ascend(method, state, image, Level(*SIZE, 1)).optimizer.count is not None  # type: ignore[union-attr]
+    np.testing.assert_array_equal(terms, transfer.compute_terms(tiny, method, aims, first.image))
+    assert transfer.start_next_level(method, state, image, Level(*SIZE, 0)).optimizer == Nothing()
+    assert transfer.start_next_level(method, state, image, Level(*SIZE, 1)).optimizer.count is not None  # type: ignore[union-attr]
 
 
 def test_a_start_keeps_what_the_output_asks_for() -> None:
     image = picture(30)[None]
-    best = transfer.start(replace(LIGHT, output="best"), image, [0]).kept
+    best = transfer.start(replace(LIGHT, output="best"), image, [0]).output_state
     assert isinstance(best, Best)
     np.testing.assert_array_equal(best.image, image)
     np.testing.assert_array_equal(best.loss, [np.inf])
-    average = transfer.start(replace(LIGHT, output="average", average_decay=0.75), image, [0]).kept
+    average = transfer.start(replace(LIGHT, output="average", average_decay=0.75), image, [0]).output_state
     assert isinstance(average, Average)
     np.testing.assert_array_equal(average.image, 0.25 * image)
     assert float(average.weight) == 0.25
     for method in (LIGHT, replace(LIGHT, output="best", optimizer=LBFGS())):  # L-BFGS knows its best itself
-        assert transfer.start(method, image, [0]).kept == Nothing()
+        assert transfer.start(method, image, [0]).output_state == Nothing()
 
 
 def test_the_next_level_begins_anew_unless_it_carries_moments_up(tiny: Backbone) -> None:
@@ -323,15 +323,15 @@ def test_the_next_level_begins_anew_unless_it_carries_moments_up(tiny: Backbone)
     state, _ = transfer.advance(tiny, anew, aims, first, 4, 4)
     level = Level(50, 63, 10)
     for method in (anew, replace(anew, pyramid=None), carrying):
-        above = transfer.ascend(method, state, picture(3)[None], level)
+        above = transfer.start_next_level(method, state, picture(3)[None], level)
         assert (above.level, above.step) == (1, 0)
         expected = np.clip(tf.image.resize(picture(3)[None], (50, 63), "bicubic"), 0.0, 1.0)
         np.testing.assert_array_equal(above.image, expected)
         # the average is of this level's images alone
-        np.testing.assert_array_equal(above.kept.image, np.float32(0.01) * expected)
+        np.testing.assert_array_equal(above.output_state.image, np.float32(0.01) * expected)
         if method is carrying:
-            np.testing.assert_array_equal(above.optimizer.mean, optimizers.resized(state.optimizer, 50, 63).mean)
-            np.testing.assert_array_equal(above.optimizer.square, optimizers.resized(state.optimizer, 50, 63).square)
+            np.testing.assert_array_equal(above.optimizer.mean, optimizers.resize_moments(state.optimizer, 50, 63).mean)
+            np.testing.assert_array_equal(above.optimizer.square, optimizers.resize_moments(state.optimizer, 50, 63).square)
             assert int(above.optimizer.count) == 4
             assert float(tf.reduce_max(tf.abs(above.optimizer.mean))) > 0.0
         else:
@@ -342,10 +342,10 @@ def test_the_next_level_begins_anew_unless_it_carries_moments_up(tiny: Backbone)
     finer = targets(tiny, anew, [picture(1, 50, 63)], [[picture(2, 36, 33)]])
     steps = []
     for method in (anew, carrying):
-        above = transfer.ascend(method, state, state.image, level)
+        above = transfer.start_next_level(method, state, state.image, level)
         following, _ = transfer.advance(tiny, method, finer, above, 1, 10)
         steps.append(tf.reshape(following.image - above.image, [-1]))
-    went = -tf.reshape(optimizers.resized(state.optimizer, 50, 63).mean, [-1])
+    went = -tf.reshape(optimizers.resize_moments(state.optimizer, 50, 63).mean, [-1])
     cosines = [np.corrcoef(step, went)[0, 1] for step in steps]
     assert cosines[1] > cosines[0] + 0.1
     assert not np.allclose(*steps, atol=1e-3)
@@ -353,7 +353,7 @@ def test_the_next_level_begins_anew_unless_it_carries_moments_up(tiny: Backbone)
 
 def test_resizing_overshoots_no_edge() -> None:
     image = tf.constant(np.repeat(np.indices((8, 8)).sum(axis=0)[None, ..., None] % 2, 3, axis=-1), tf.float32)
-    above = transfer.ascend(LIGHT, transfer.start(LIGHT, image.numpy(), [0]), image, Level(13, 13, 1)).image
+    above = transfer.start_next_level(LIGHT, transfer.start(LIGHT, image.numpy(), [0]), image, Level(13, 13, 1)).image
     assert float(tf.reduce_min(above)) == 0.0  # a bicubic filter alone would go below 0 and above 1
     assert float(tf.reduce_max(above)) == 1.0
 
@@ -369,7 +369,7 @@ def test_weights_multiply_their_own_terms(tiny: Backbone) -> None:
     def terms(content: ContentLoss, style: StyleLoss, variation: TotalVariation) -> Array:
         one = replace(method, content=content, style=style, total_variation=variation)
         aims = targets(tiny, one, [picture(47)], [[picture(48)]])
-        return transfer.measure(tiny, one, aims, tf.constant(picture(49)[None]))[0]
+        return transfer.compute_terms(tiny, one, aims, tf.constant(picture(49)[None]))[0]
 
     first = terms(ContentLoss((("block1_conv1", 1.0),), 1.0), StyleLoss((("block1_conv2", 1.0),), 1.0), TotalVariation(1.0))
     second = terms(ContentLoss((("block2_conv1", 1.0),), 1.0), StyleLoss((("block2_conv2", 1.0),), 1.0), TotalVariation(0.0))
@@ -401,7 +401,7 @@ def test_outside_a_mask_the_content_stays_and_nothing_moves(tiny: Backbone, meth
     aims = targets(tiny, method, [content], [[picture(2, 36, 33)]], mask=mask)
     first = transfer.start(method, content[None], [3])
     state, rows = transfer.advance(tiny, method, aims, first, 10, 10)
-    image, terms = transfer.result(tiny, method, aims, state)
+    image, terms = transfer.compute_result(tiny, method, aims, state)
     outside, inside = mask[0] == 0.0, mask[0] == 1.0
     np.testing.assert_array_equal(image.numpy()[0][outside], content[outside])  # not even the noise is seen there
     np.testing.assert_array_equal(state.image.numpy()[0][outside], first.image.numpy()[0][outside])
@@ -409,7 +409,7 @@ def test_outside_a_mask_the_content_stays_and_nothing_moves(tiny: Backbone, meth
     assert terms.sum() < 0.8 * rows[0].sum()
     # between, the two are mixed by the mask
     soft = ~outside & ~inside
-    shown = transfer.result(tiny, method, aims, first)[0].numpy()[0]
+    shown = transfer.compute_result(tiny, method, aims, first)[0].numpy()[0]
     weight = mask[0][soft][:, None]
     np.testing.assert_allclose(shown[soft], (1 - weight) * content[soft] + weight * first.image.numpy()[0][soft], atol=1e-6)
 
@@ -441,7 +441,7 @@ def test_only_what_a_mask_shows_is_compared_with_the_style(tiny: Backbone) -> No
     aims = targets(tiny, LIGHT, [content], [[picture(2, 36, 33)]], mask=mask)
     image = tf.constant(picture(3)[None])
     shown = content[None] + mask[..., None] * (image - content[None])
-    found = backbones.features(tiny, tf.constant(shown), LIGHT.layers)
+    found = vgg.extract_activations(tiny, tf.constant(shown), LIGHT.layers)
     counted = {"block1_conv1": tf.constant(mask), "block2_conv1": tf.constant(mask.reshape(1, 16, 2, 20, 2).mean(axis=(2, 4)))}
 
     def style_term(weighted: bool) -> float:
@@ -450,7 +450,7 @@ def test_only_what_a_mask_shows_is_compared_with_the_style(tiny: Backbone) -> No
             for layer, weight in (counted if weighted else dict.fromkeys(counted)).items()
         )
 
-    assert transfer.measure(tiny, LIGHT, aims, image)[0, 1] == pytest.approx(style_term(True), rel=1e-4)
+    assert transfer.compute_terms(tiny, LIGHT, aims, image)[0, 1] == pytest.approx(style_term(True), rel=1e-4)
     assert style_term(False) > 1.2 * style_term(True)
 
 
@@ -461,7 +461,7 @@ def test_a_mask_follows_the_poolings_to_every_layer(tiny: Backbone, height: int,
     mask = np.random.default_rng(0).random((2, height, width), np.float32)
     contents, styles = [picture(1, height, width)] * 2, [[picture(2, 36, 33)]] * 2
     by_layer = targets(tiny, method, contents, styles, mask=mask).mask.by_layer
-    found = backbones.features(tiny, tf.constant(np.stack(contents)), by_layer)
+    found = vgg.extract_activations(tiny, tf.constant(np.stack(contents)), by_layer)
     assert sorted(by_layer) == sorted(layer for layer, _ in method.style.layers)
     for layer, weight in by_layer.items():
         assert weight.shape == found[layer].shape[:3]
@@ -488,13 +488,13 @@ def test_of_a_large_image_lbfgs_remembers_less(tiny: Backbone) -> None:
     shallow = replace(LIGHT, style=StyleLoss((("block1_conv1", 1.0),), 1.0), content=ContentLoss((("block1_conv1", 1.0),), 1.0))
     method = replace(shallow, optimizer=LBFGS(history=9))
     largest, larger = Level(1024, 4096, 1), Level(1024, 4097, 1)
-    for level, history in ((largest, 9), (larger, LARGE_HISTORY)):
+    for level, history in ((largest, 9), (larger, LARGE_IMAGE_HISTORY)):
         image = np.zeros((1, level.height, level.width, 3), np.float32)
         state = transfer.start(method, image, [0])
         assert state.optimizer.s.shape[1] == history
-        assert transfer.fits(method, state, level)
-        assert transfer.restart(method, state, state.image).optimizer.s.shape[1] == history
+        assert transfer.is_compatible(method, state, level)
+        assert transfer.restart_level(method, state, state.image).optimizer.s.shape[1] == history
     aims = targets(tiny, method, list(image), [[picture(2)]])
-    assert transfer.fits(method, transfer.advance(tiny, method, aims, state, 1, 1)[0], larger)
+    assert transfer.is_compatible(method, transfer.advance(tiny, method, aims, state, 1, 1)[0], larger)
     few = replace(method, optimizer=LBFGS(history=1))
     assert transfer.start(few, image, [0]).optimizer.s.shape[1] == 1

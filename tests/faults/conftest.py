@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from proxy import Proxy, proxy
-from servers import S3, MadeOnce
-from survival import run, write_manifest
+
+from tests.support.proxy import Proxy, proxy
+from tests.support.servers import S3, MadeOnce
+from tests.support.survival import run, write_manifest
 
 
 @pytest.fixture(scope="session")

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import pytest
 from prefect import flow
-from servers import DaskCluster, dask_cluster, free_ports
-from survival import STEPS, assert_nothing_lost, assert_same_results, command, write_manifest
 
-from flows import runners, stylize
-from flows.terminal import run_flow
-from nst_tasks import claims
+import nst_tasks
+from flows import stylize, task_runners
+from flows.console import run_flow
 from nst_tasks.errors import SettingsError
-from nst_tasks.progress import Watch, current
-from nst_tasks.request import Request
-from nst_tasks.settings import Settings
+from nst_tasks.inputs.options import Request, RunnerName
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.outputs import claims
+from nst_tasks.progress import Progress, progress_variable
+from tests.support.servers import DaskCluster, dask_cluster, free_ports
+from tests.support.survival import STEPS, assert_nothing_lost, assert_same_results, command, write_manifest
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_worker_killed_in_the_middle_costs_one_resume_and_none_takes_two_pairs
 
     def interfere() -> None:
         while not over.wait(0.02):
-            standing = claims.standing(str(out))
+            standing = claims.current_claims(str(out))
             held = Counter(int(claim.process.partition(".")[0]) for claim in standing.values() if claim.is_live)
             at_once.extend(held.values())
             saved = {path.name.partition(".")[0] for path in out.glob("checkpoints/*.npz")}
@@ -54,13 +55,13 @@ def test_a_worker_killed_in_the_middle_costs_one_resume_and_none_takes_two_pairs
                 killed.append(int(unfinished[0].process.partition(".")[0]))
                 os.kill(killed[0], signal.SIGKILL)
 
-    interfering, seen = threading.Thread(target=interfere), Watch()
+    interfering, seen = threading.Thread(target=interfere), Progress()
     interfering.start()
-    token = current.set(seen)
+    token = progress_variable.set(seen)
     try:
-        state = stylize.start(request(manifest, out))
+        state = stylize.run_stylize_flow(request(manifest, out))
     finally:
-        current.reset(token)
+        progress_variable.reset(token)
         over.set()
         interfering.join()
     assert state.is_completed(), state.message
@@ -126,7 +127,7 @@ def test_workers_of_this_machine_stop_with_the_run_and_leave_no_process(flow_api
         time.sleep(0.1)
     assert processes(process.pid) == []
     assert list(out.glob("checkpoints/*.npz"))
-    assert claims.standing(str(out)) == {}  # the worker heard of it, and ended by itself
+    assert claims.current_claims(str(out)) == {}  # the worker heard of it, and ended by itself
 
 
 def test_ray_gives_the_bytes_of_threads(flow_api: str, calm: str, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_ray_gives_the_bytes_of_threads(flow_api: str, calm: str, tmp_path: Path
         while run.poll() is None:
             if time.monotonic() > until:
                 run.kill()
-            workers |= {claim.process.partition(".")[0] for claim in claims.standing(str(out)).values()}
+            workers |= {claim.process.partition(".")[0] for claim in claims.current_claims(str(out)).values()}
             time.sleep(0.02)
     assert run.returncode == 0, log.read_text()
     assert workers and str(run.pid) not in workers  # none by a thread of the run
@@ -154,17 +155,17 @@ import sys
 import tensorflow as tf
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from flows import runners, stylize
-from nst_tasks import devices
-from nst_tasks.progress import Watch, current
-from nst_tasks.request import Request
-from nst_tasks.settings import Settings
-with runners.opened("threads", Settings()) as workers:
+from flows import stylize, task_runners
+from nst_tasks.engine import devices
+from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.settings import Settings
+from nst_tasks.progress import Progress, progress_variable
+with task_runners.open_workers("threads", Settings()) as workers:
     print(workers.window, end=" ")
 at_once = []
-current.set(Watch(changed=lambda watch: at_once.append(watch.computing)))
-state = stylize.start(Request(sys.argv[1], sys.argv[2], backbone="tiny", size=96, steps=int(sys.argv[3])))
-print(devices.names(), max(at_once), state.type.value)
+progress_variable.set(Progress(on_change=lambda progress: at_once.append(progress.computing)))
+state = stylize.run_stylize_flow(Request(sys.argv[1], sys.argv[2], backbone="tiny", size=96, steps=int(sys.argv[3])))
+print(devices.list_names(), max(at_once), state.type.value)
 """
 
 
@@ -178,10 +179,10 @@ def test_two_devices_of_one_process_compute_at_once_and_give_the_bytes_of_one(fl
     assert_same_results(str(out), calm)
 
 
-def refusal(runner: runners.Runner, settings: Settings) -> str:
+def refusal(runner: RunnerName, settings: Settings) -> str:
     @flow
     def opening() -> None:
-        with runners.opened(runner, settings):
+        with task_runners.open_workers(runner, settings):
             raise AssertionError("opened")
 
     with pytest.raises(SettingsError) as refused:
@@ -204,27 +205,27 @@ def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Mo
 
 def test_workers_elsewhere_need_an_api_that_they_can_reach(cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="PREFECT_API_URL: not set, but workers elsewhere report to that API"):
-        runners.opened("dask", Settings(dask_address=cluster.address)).__enter__()
+        task_runners.open_workers("dask", Settings(dask_address=cluster.address)).__enter__()
 
 
 def test_of_a_ray_cluster_a_batch_never_wants_more_cores_than_a_node_has() -> None:
-    assert runners.on_nodes([{"CPU": 8.0}, {"CPU": 6.0}, {"memory": 1e9}]) == (3, {"num_cpus": 4})
-    assert runners.on_nodes([{"CPU": 2.0}, {"CPU": 3.0}, {}]) == (1, {"num_cpus": 3})
-    assert runners.on_nodes([{"CPU": 1.0}] * 5) == (5, {"num_cpus": 1})
-    assert runners.on_nodes([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0}]) == (2, {"num_gpus": 1})
-    assert runners.on_nodes([{"CPU": 0.0}])[0] == runners.on_nodes([])[0] == 0
+    assert task_runners.count_ray_slots([{"CPU": 8.0}, {"CPU": 6.0}, {"memory": 1e9}]) == (3, {"num_cpus": 4})
+    assert task_runners.count_ray_slots([{"CPU": 2.0}, {"CPU": 3.0}, {}]) == (1, {"num_cpus": 3})
+    assert task_runners.count_ray_slots([{"CPU": 1.0}] * 5) == (5, {"num_cpus": 1})
+    assert task_runners.count_ray_slots([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0}]) == (2, {"num_gpus": 1})
+    assert task_runners.count_ray_slots([{"CPU": 0.0}])[0] == task_runners.count_ray_slots([])[0] == 0
 
 
 def test_workers_of_another_version_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"tcp://b: that worker has nst 0\.0\.1, this is .*; install one version on both"):
-        runners.check_versions({"tcp://a": runners.__version__, "tcp://b": "0.0.1"})
+        task_runners.check_versions({"tcp://a": nst_tasks.__version__, "tcp://b": "0.0.1"})
 
 
 def test_why_a_worker_cannot_import_nst_is_told_without_its_secrets() -> None:
     why = ModuleNotFoundError("no module https://user:hunter2@index/nst\nand\nmore")
     with pytest.raises(SettingsError) as caught:
-        runners.check_versions({"tcp://b": why})
+        task_runners.check_versions({"tcp://b": why})
     assert str(caught.value) == (
         "tcp://b: that worker cannot import nst (ModuleNotFoundError: no module https://index/nst); "
-        f"install nst {runners.__version__} there"
+        f"install nst {nst_tasks.__version__} there"
     )

@@ -8,7 +8,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from survival import STEPS, assert_nothing_lost, assert_same_results, command, killed_until_done, run, write_manifest
+from tests.support.survival import (
+    STEPS,
+    assert_nothing_lost,
+    assert_same_results,
+    command,
+    killed_until_done,
+    run,
+    write_manifest,
+)
 
 KILLS = int(os.environ.get("SOAK_KILLS", "1"))
 SEED = int(os.environ.get("SOAK_SEED", "1508"))

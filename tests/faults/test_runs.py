@@ -15,9 +15,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from proxy import PASSING, Fault, Proxy, at_random
-from servers import S3, until_objects_are_taken
-from survival import assert_markers_hold, assert_nothing_lost, assert_same_results, command, run, write_manifest
+
+from tests.support.proxy import PASSING, Fault, Proxy, at_random
+from tests.support.servers import S3, until_objects_are_taken
+from tests.support.survival import assert_markers_hold, assert_nothing_lost, assert_same_results, command, run, write_manifest
 
 ALL_FOUR = "4 succeeded, 0 failed, 0 rejected, 0 skipped of 4 rows"
 # `make soak` says 60

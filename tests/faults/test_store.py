@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fsspec
 import pytest
-from proxy import PASSING, Fault, Proxy
 
-from nst_tasks import storage
 from nst_tasks.errors import StorageError, StorageUnavailable, StorageUnusable
+from nst_tasks.storage import files
+from tests.support.proxy import PASSING, Fault, Proxy
 
 WHOLE = bytes(range(256)) * 400
 
@@ -15,20 +15,20 @@ WHOLE = bytes(range(256)) * 400
 @pytest.fixture
 def way(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     """The same with one object in the bucket, and a client that tries once, for a second."""
-    storage.write("s3://nst-faults/whole", WHOLE)
+    files.write("s3://nst-faults/whole", WHOLE)
     quick = {"read_timeout": 1, "retries": {"total_max_attempts": 1}}
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": quick})
     return way
 
 
 READING = {
-    "read": lambda: storage.read("s3://nst-faults/whole"),
-    "stat": lambda: storage.stat("s3://nst-faults/whole"),
-    "listing": lambda: storage.listing("s3://nst-faults"),
+    "read": lambda: files.read("s3://nst-faults/whole"),
+    "stat": lambda: files.stat("s3://nst-faults/whole"),
+    "listing": lambda: files.list_files("s3://nst-faults"),
 }
 WRITING = {
-    "write": lambda: storage.write("s3://nst-faults/new", b"new"),
-    "create": lambda: storage.create("s3://nst-faults/first", b"first"),
+    "write": lambda: files.write("s3://nst-faults/new", b"new"),
+    "create": lambda: files.create_if_absent("s3://nst-faults/first", b"first"),
 }
 
 
@@ -41,9 +41,9 @@ def test_what_passes_is_worth_a_retry_and_never_half_an_object(way: Proxy, fault
         with pytest.raises(StorageUnavailable, match="the store failed for the moment"):
             call()
         way.decide = lambda method, path: None
-        storage.delete("s3://nst-faults/first")
+        files.delete("s3://nst-faults/first")
         assert call() is not False, name
-    assert storage.read("s3://nst-faults/whole") == WHOLE
+    assert files.read("s3://nst-faults/whole") == WHOLE
 
 
 @pytest.mark.parametrize(
@@ -77,27 +77,27 @@ def test_an_answer_lost_on_the_way_back_never_makes_a_creator_of_two(way: Proxy,
     monkeypatch.setitem(fsspec.config.conf, "s3", {})
     losing = iter([Fault.LOST])
     way.decide = lambda method, path: next(losing, None) if method == "PUT" else None
-    storage.delete("s3://nst-faults/first")
-    assert not storage.create("s3://nst-faults/first", b"mine")
-    assert storage.read("s3://nst-faults/first") == b"mine"
+    files.delete("s3://nst-faults/first")
+    assert not files.create_if_absent("s3://nst-faults/first", b"mine")
+    assert files.read("s3://nst-faults/first") == b"mine"
     assert way.harmed[Fault.LOST] == 1
-    assert not storage.create("s3://nst-faults/first", b"another's")
-    assert storage.read("s3://nst-faults/first") == b"mine"
+    assert not files.create_if_absent("s3://nst-faults/first", b"another's")
+    assert files.read("s3://nst-faults/first") == b"mine"
 
 
 def test_an_object_refused_because_of_one_that_is_gone_since_is_worth_a_retry(way: Proxy) -> None:
     """A claim that another run releases meanwhile; or a server that came up again and does not know its own mind yet."""
     way.decide = lambda method, path: Fault.CONDITION if method == "PUT" else None
     with pytest.raises(StorageUnavailable, match="refused an object because of one that is gone"):
-        storage.create("s3://nst-faults/gone", b"mine")
+        files.create_if_absent("s3://nst-faults/gone", b"mine")
     way.decide = lambda method, path: None
-    assert storage.create("s3://nst-faults/gone", b"mine")
+    assert files.create_if_absent("s3://nst-faults/gone", b"mine")
 
 
 def test_a_request_that_the_store_finds_wrong_is_told_with_its_code(way: Proxy) -> None:
     way.decide = lambda method, path: Fault.INVALID
     with pytest.raises(StorageError, match=r"the store refuses the name or the request \(InvalidRequest\)$") as caught:
-        storage.write("s3://nst-faults/new", b"new")
+        files.write("s3://nst-faults/new", b"new")
     assert type(caught.value) is StorageError
 
 
@@ -114,5 +114,5 @@ def test_the_client_gives_up_soon_and_the_users_own_settings_win(way: Proxy, mon
             monkeypatch.setenv(name, value)
         before = way.requests
         with pytest.raises(StorageUnavailable):
-            storage.read("s3://nst-faults/whole")
+            files.read("s3://nst-faults/whole")
         assert way.requests - before == attempts

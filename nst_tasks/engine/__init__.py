@@ -1,0 +1,1 @@
+"""One batch on one device: preprocessing, targets, optimization, checkpoints, publishing."""

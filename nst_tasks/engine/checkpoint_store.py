@@ -1,0 +1,183 @@
+"""Checkpoints in the output: list, read, write in the background and delete them.
+
+The files are `OUT/checkpoints/{key}.{level}-{step}.npz` and exist only while a pair is unfinished. A batch's new ones are
+written for all its pairs before any pair's previous one is deleted, so that after a kill at any moment all pairs have one of
+the same step. Where a batch splits, all pairs have one of that very step before any of them continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+from nst_tasks.engine import checkpoint
+from nst_tasks.engine.checkpoint import Checkpoint
+from nst_tasks.errors import StorageError, is_pair_failure
+from nst_tasks.inputs.run import Run
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
+
+FOLDER = "checkpoints"
+
+FINAL_SAVE_TIMEOUT = 3.0
+"""Maximum time, in seconds, that a stopped or failed batch waits for its last checkpoint to be written."""
+
+Position = tuple[int, int]
+"""Level and step of a checkpoint."""
+
+
+def checkpoint_uri(out: str, key: str, position: Position) -> str:
+    """Return the URI of a pair's checkpoint of this level and step."""
+    return join_uri(out, FOLDER, f"{key}.{position[0]}-{position[1]:06d}.npz")
+
+
+def list_checkpoints(out: str, keys: Sequence[str] = ()) -> dict[str, list[Position]]:
+    """Return the (level, step) of every checkpoint by key, furthest first.
+
+    Args:
+        keys: The keys needed, to narrow the listing by their common prefix; others may be included.
+
+    Raises:
+        StorageError: The store could not be listed.
+    """
+    positions: dict[str, list[Position]] = {}
+    for name in files.list_files(join_uri(out, FOLDER), os.path.commonprefix(keys)):
+        key, _, place = name.removesuffix(".npz").partition(".")
+        level, _, step = place.partition("-")
+        if name.endswith(".npz") and level.isdecimal() and step.isdecimal():
+            positions.setdefault(key, []).append((int(level), int(step)))
+    return {key: sorted(places, reverse=True) for key, places in positions.items()}
+
+
+def load_latest(
+    out: str,
+    keys: Sequence[str],
+    positions: Mapping[str, Sequence[Position]],
+    is_compatible: Callable[[Checkpoint], bool],
+    warn: Callable[[str], None],
+) -> list[Checkpoint | None]:
+    """Read the checkpoint from which each pair resumes: the furthest that all pairs have in common, or else its own furthest.
+
+    A pair's own furthest counts only if its companions among `keys` were saved there too or are further: a pair alone differs
+    in its last bits from the same pair in a batch, and a kill while a batch's first checkpoints are written costs no more than
+    one interval. A checkpoint that is damaged, belongs to another pair or does not fit is reported to `warn` and ignored.
+
+    Args:
+        positions: Existing checkpoints, as from `list_checkpoints`.
+        is_compatible: Predicate: the checkpoint matches the pair's method and schedule.
+
+    Raises:
+        StorageUnavailable: The store failed temporarily.
+    """
+
+    def load(key: str, place: Position) -> Checkpoint | None:
+        location = checkpoint_uri(out, key, place)
+        if files.stat(location) is None:
+            return None
+        try:
+            found = checkpoint.decode(files.read(location), key)
+            if (found.state.level, found.state.step) != place or not is_compatible(found):
+                raise ValueError("it does not fit the pair")
+        except (ValueError, StorageError) as error:
+            if not is_pair_failure(error):
+                raise  # a retry costs less than repeating the steps
+            warn(f"{FOLDER}/{location.rpartition('/')[2]}: ignored, {error}")
+            return None
+        return found
+
+    def load_furthest(key: str) -> Checkpoint | None:
+        for place in positions.get(key, ()):
+            found = load(key, place)
+            if found and all(has_reached(other, place) for other in found.batch_keys if other in keys):
+                return found
+        return None
+
+    def has_reached(other: str, place: Position) -> bool:
+        if other not in positions or positions[other][0] >= place:
+            return other in positions
+        found = load(other, positions[other][0])  # it may have restarted its level alone since
+        return found is not None and found.lr_reduced_from_level is not None
+
+    for place in sorted(set.intersection(*(set(positions.get(key, ())) for key in keys)), reverse=True):
+        common = [load(key, place) for key in keys]
+        if all(common):
+            return list(common)
+    return [load_furthest(key) for key in keys]
+
+
+def delete_checkpoints(out: str, keys: Collection[str]) -> None:
+    """Delete every checkpoint of these pairs; ignore store errors, since the next run deletes what is left."""
+    with contextlib.suppress(StorageError):
+        positions = list_checkpoints(out, [*keys]) if keys else {}
+        for key in keys:
+            for place in positions.get(key, ()):
+                files.delete(checkpoint_uri(out, key, place))
+
+
+@dataclass
+class CheckpointWriter:
+    """Background writer of a batch's checkpoints, one at a time; a write that fails is only reported to `warn`."""
+
+    out: str
+    warn: Callable[[str], None]
+    _executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
+    _last_write: Future[None] | None = None
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def has_saved(self) -> bool:
+        """Return whether a checkpoint was written or is being written."""
+        return self._last_write is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether no checkpoint is being written."""
+        return self._last_write is None or self._last_write.done()
+
+    def wait_until_idle(self, stop: threading.Event) -> None:
+        """Wait until the current checkpoint is written and its memory freed, or until `stop` is set."""
+        while self._last_write is not None and not self._last_write.done() and not stop.is_set():
+            wait([self._last_write], 0.2)
+
+    def is_due(self, steps_done: int, run: Run) -> bool:
+        """Return whether a checkpoint is due after `steps_done` steps; never while the previous one is being written."""
+        if not self.is_idle:
+            return False
+        if run.checkpoint_steps:
+            return steps_done % run.checkpoint_steps == 0
+        return 0 < run.checkpoint_seconds <= time.monotonic() - self._saved_at
+
+    def save(self, keys: Sequence[str], at: Checkpoint) -> None:
+        """Start writing the checkpoints of a batch with these keys, and return at once."""
+        self._saved_at = time.monotonic()
+        self._last_write = self._executor.submit(self._write, list(keys), at)
+
+    def _write(self, keys: list[str], at: Checkpoint) -> None:
+        place = (at.state.level, at.state.step)
+        try:
+            batch = replace(checkpoint.to_host(at), batch_keys=tuple(keys))
+            for k, key in enumerate(keys):
+                single = checkpoint.select_pairs(batch, [k])
+                files.write(checkpoint_uri(self.out, key, place), functools.partial(checkpoint.write, single, key))
+            places = list_checkpoints(self.out, keys)
+            for key in keys:
+                for older in set(places.get(key, ())) - {place}:
+                    files.delete(checkpoint_uri(self.out, key, older))
+        except (StorageError, MemoryError) as error:
+            why = "out of memory" if isinstance(error, MemoryError) else error
+            self.warn(f"no checkpoint was written at level {place[0]}, step {place[1]}: {why}")
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._last_write is not None:
+            wait([self._last_write], None if error is None else FINAL_SAVE_TIMEOUT)
+        self._executor.shutdown(wait=False)

@@ -1,0 +1,1 @@
+"""Inputs of a run: settings, options, manifest, recipes, weights."""

@@ -1,0 +1,1 @@
+"""Outputs of a run: layout, outcome markers, loss history, claims, ledger, report."""

@@ -1,0 +1,110 @@
+"""Ledger of an inbox: the version, time and result of every run of a manifest.
+
+`OUT/_ledger/{manifest's file name}/{began}-{token}.json`, one small file per run, written once and never changed: without
+read-modify-write, concurrent runs cannot lose each other's entries. The newest entry of a manifest counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from nst_tasks import __version__
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import join_uri
+
+LEDGER_FOLDER = "_ledger"
+
+
+class RunResult(StrEnum):
+    """Final result of one run of a manifest."""
+
+    GOOD = "good"
+    FAILURES = "failures"
+    REFUSED = "refused"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a manifest.
+
+    Attributes:
+        manifest: The URI of the manifest, without secrets.
+        sha256: SHA-256 of the bytes that were run.
+        version: SHA-256 of these bytes, their URI and the options of the run; see the function `compute_version`.
+        settled: True if another run of this version would have the same result.
+        began, ended: ISO 8601.
+    """
+
+    manifest: str
+    sha256: str
+    version: str
+    settled: bool
+    result: RunResult
+    counts: dict[str, int]
+    message: str
+    run_id: str
+    flow_run_id: str
+    began: str
+    ended: str
+    nst: str = __version__
+
+
+def compute_version(manifest: str, sha256: str, options: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's URI, its SHA-256 and the options that it is run with."""
+    return hashlib.sha256(json.dumps([manifest, sha256, options], sort_keys=True).encode()).hexdigest()
+
+
+def write(out: str, file: str, entry: Entry) -> str:
+    """Write an entry for the manifest of this file name, and return the entry's URI.
+
+    Raises:
+        StorageError: The entry cannot be written.
+    """
+    began = datetime.fromisoformat(entry.began)
+    uri = join_uri(out, LEDGER_FOLDER, file, f"{began:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(2)}.json")
+    files.write(uri, (json.dumps(asdict(entry), indent=1, sort_keys=True) + "\n").encode())
+    return uri
+
+
+def read_newest(out: str, file: str) -> Entry | None:
+    """Return the newest entry for the manifest of this file name, or None.
+
+    Raises:
+        ValueError: The newest entry is damaged, so that the last run is unknown.
+        StorageError: The ledger cannot be read.
+    """
+    folder = join_uri(out, LEDGER_FOLDER, file)
+    names = [name for name in files.list_files(folder) if name.endswith(".json")]
+    if not names:
+        return None
+    try:
+        return _parse_entry(files.read(join_uri(folder, names[-1])))
+    except ValueError as error:
+        raise ValueError(f"{LEDGER_FOLDER}/{file}/{names[-1]}: ignored, {error}") from error
+
+
+def _parse_entry(data: bytes) -> Entry:
+    """Parse an entry; fields that a newer version added are ignored.
+
+    Raises:
+        ValueError: The bytes are not an entry.
+    """
+    record = json.loads(data)
+    if not isinstance(record, dict):
+        raise ValueError("not an entry of the ledger")
+    try:
+        values = {field.name: record[field.name] for field in fields(Entry)}
+    except KeyError as error:
+        raise ValueError(f"it has no {error}") from error
+    if not isinstance(values["settled"], bool) or not isinstance(values["version"], str):
+        raise ValueError("settled is not true or false, or version is no text")
+    return Entry(**{**values, "result": RunResult(values["result"])})

@@ -1,0 +1,1 @@
+"""Everything that is decided before any compute: inspection, triage, plan, inbox."""

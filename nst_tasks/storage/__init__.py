@@ -1,0 +1,1 @@
+"""Files on local disk, S3 and other stores, with errors translated and writes atomic."""

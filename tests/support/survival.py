@@ -1,0 +1,172 @@
+"""What must hold whatever happened to a run, and runs to which something happens."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from nst_tasks.images import codec
+from nst_tasks.inputs import manifest
+from nst_tasks.inputs.options import Request
+from nst_tasks.outputs import outcome
+from nst_tasks.outputs.layout import marker_path
+from nst_tasks.outputs.outcome import Status
+from nst_tasks.storage import files
+from nst_tasks.storage.uri import get_folder, join_uri
+from tests.support.servers import PATTERNS, picture
+
+if TYPE_CHECKING:
+    from flows.console import FlowEnd
+
+RECIPES = {
+    "best": 'base = "tf-eager-2018"\n',  # Adam, the best image kept
+    "averaged": 'base = "wasserstein"\n[pyramid]\nsmallest = 40\nratio = 1.6\n',  # Adam, coarse to fine, averaged images
+    "coarse": 'base = "painterly"\n[pyramid]\nsmallest = 40\nratio = 1.6\n',  # L-BFGS, coarse to fine
+}
+ROWS = (
+    "id,content,style,recipe,seed\n"
+    "best,cat.png,oil.png,best.toml,\n"
+    "averaged,dog.png,ink.png,averaged.toml,\n"
+    "coarse,cat.png,ink.png,coarse.toml,7\n"
+    "falling,dog.png,oil.png,keras-io,\n"
+)
+"""Every state that a pair may be interrupted in: Adam, L-BFGS, a falling rate; best, averaged and last images; levels."""
+IDS = ["best", "averaged", "coarse", "falling"]
+STEPS = 24
+
+
+def write_manifest(folder: str) -> str:
+    """The manifest, its recipe files and its pictures in a folder anywhere; the manifest's URI."""
+    for name in PATTERNS:
+        files.write(join_uri(folder, f"{name}.png"), picture(name))
+    for name, text in RECIPES.items():
+        files.write(join_uri(folder, f"{name}.toml"), text.encode())
+    files.write(join_uri(folder, "m.csv"), ROWS.encode())
+    return join_uri(folder, "m.csv")
+
+
+def run(manifest: str, out: str, steps: int = STEPS) -> FlowEnd:
+    """The run in this process, on the tiny backbone, at the pictures' own size."""
+    from flows.console import run_flow
+
+    return run_flow(Request(manifest, out, backbone="tiny", size=96, steps=steps))
+
+
+def command(manifest: str, out: str, steps: int = STEPS, *options: str) -> list[str]:
+    """The same as a process of its own."""
+    program = str(Path(sys.executable).parent / "nst")
+    usual = ("--backbone", "tiny", "--size", "96", "--steps", str(steps))
+    return [program, "run", manifest, "--out", out, *usual, *options]
+
+
+def results(out: str) -> dict[str, tuple[bytes, pd.DataFrame, dict[str, float]]]:
+    """What must be the same however a run went: picture, losses, and the marker's losses, by id."""
+    found = {}
+    for id in IDS:
+        done = outcome.from_json(files.read(join_uri(out, marker_path(id))))
+        told = pd.read_parquet(io.BytesIO(files.read(join_uri(out, done.history))))
+        found[id] = (files.read(join_uri(out, done.image)), told.drop(columns=["run_id", "seconds"]), done.losses)
+    return found
+
+
+def assert_same_results(out: str, calm: str) -> None:
+    """Byte for byte, but for who made them when."""
+    ours, theirs = results(out), results(calm)
+    for id in IDS:
+        assert ours[id][0] == theirs[id][0], f"{id}: another picture"
+        pd.testing.assert_frame_equal(ours[id][1], theirs[id][1], check_exact=True, obj=f"{id}: the losses")
+        assert ours[id][2] == theirs[id][2], f"{id}: other losses in the marker"
+
+
+def assert_markers_hold(out: str) -> dict[str, outcome.Outcome]:
+    """No marker of a success without its picture, history and thumbnail, whole and its own; the outcomes by id."""
+    found = {}
+    for name in files.list_files(join_uri(out, "outcomes")):
+        done = outcome.from_json(files.read(join_uri(out, "outcomes", name)))
+        assert name == f"{done.id}.json"
+        found[done.id] = done
+        if done.status != Status.SUCCEEDED:
+            assert done.status == Status.FAILED and done.error and not done.image, name
+            continue
+        picture = files.read(join_uri(out, done.image))
+        assert (len(picture), hashlib.sha256(picture).hexdigest()) == (done.image_bytes, done.image_sha256), name
+        assert codec.read_metadata(picture)["nst:key"] == done.key, name
+        assert codec.decode(picture, 10**6).rgb.shape == (done.height, done.width, 3), name
+        told = files.read(join_uri(out, done.history))
+        assert len(told) == done.history_bytes, name
+        losses = pd.read_parquet(io.BytesIO(told))
+        assert set(losses.pair_id) == {done.id} and losses.total.iloc[-1] == done.losses["total"], name
+        assert losses.groupby("level").step.apply(list).map(lambda steps: steps == list(range(len(steps)))).all(), name
+        assert files.stat(join_uri(out, done.thumbnail)), name
+    return found
+
+
+def assert_nothing_lost(out: str, rows: str = ROWS, swept: bool = True) -> Counter[str]:
+    """The newest finished run accounts for every row of its manifest once, and counts nothing that is not there; the counts.
+
+    Without `swept`, what its pairs needed on the way may lie about until the next run.
+    """
+    markers = assert_markers_hold(out)
+    finished = [uri for uri in files.expand_glob(join_uri(out, "runs", "*", "run.json"))]
+    newest = get_folder(max(finished))
+    record = json.loads(files.read(join_uri(newest, "run.json")))
+    summary = pd.read_parquet(io.BytesIO(files.read(join_uri(newest, "summary.parquet"))))
+    parsed = manifest.parse(rows.encode(), "/")
+    assert record["rows"] == sum(record["counts"].values()) == parsed.rows == len(summary)
+    assert sorted(summary.row) == sorted([pair.row for pair in parsed.pairs] + [row.row for row in parsed.rejected])
+    counted = Counter(map(str, summary.status))
+    assert {status: counted[status] for status in map(str, Status)} == record["counts"]
+    told = summary[summary.status != "rejected"]
+    assert sorted(told.id) == sorted(pair.id for pair in parsed.pairs)
+    for row in told.itertuples():
+        if row.status == "failed":
+            assert row.error and not row.image
+        else:
+            assert (markers[row.id].status, markers[row.id].key) == (Status.SUCCEEDED, row.key), row.id
+    if swept:
+        for left in ("checkpoints", "claims"):
+            assert files.list_files(join_uri(out, left)) == {}, f"{left} of finished pairs"
+    return counted
+
+
+def killed_until_done(
+    command: list[str], out: Path, environment: dict[str, str], kills: int, seed: int
+) -> tuple[int, subprocess.CompletedProcess[str]]:
+    """Run the command again and again, killed with SIGKILL some random moment after it got somewhere, and then let it be.
+
+    How often it was really killed, which is less if it was done before, and the run that ended by itself.
+    """
+    generator, done = random.Random(seed), 0
+    while True:
+        before = _progress(out)
+        process = subprocess.Popen(
+            command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        if done < kills:
+            until = time.monotonic() + 240
+            while process.poll() is None and _progress(out) == before and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0.0, 2.0))
+        if done < kills and process.poll() is None:
+            process.kill()
+            process.communicate()
+            done += 1
+            assert_markers_hold(str(out))
+            continue
+        said, complained = process.communicate(timeout=280)
+        return done, subprocess.CompletedProcess(command, process.returncode, said, complained)
+
+
+def _progress(out: Path) -> set[str]:
+    return {str(path) for folder in ("checkpoints", "outcomes") for path in (out / folder).glob("[!.]*")}

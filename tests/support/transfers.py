@@ -1,0 +1,88 @@
+"""Small pictures, and transfers over them, for the tests of the core and of what drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from nst_tasks.core import losses, objective, transfer, vgg
+from nst_tasks.core.features import BandTables
+from nst_tasks.core.method import Method
+from nst_tasks.core.objective import Targets
+from nst_tasks.core.transfer import TransferState
+from nst_tasks.core.vgg import Backbone
+
+Array = np.ndarray
+SIZE = (32, 40)
+
+
+def picture(seed: int, height: int = SIZE[0], width: int = SIZE[1]) -> Array:
+    """A picture (height, width, 3) of soft blobs with some grain."""
+    random = np.random.default_rng(seed)
+    coarse = tf.image.resize(random.random((4, 5, 3), np.float32), (height, width), "bicubic").numpy()
+    return np.clip(0.1 + 0.8 * coarse + 0.02 * random.standard_normal((height, width, 3), np.float32), 0.0, 1.0)
+
+
+def targets(
+    backbone: Backbone,
+    method: Method,
+    contents: Sequence[Array],
+    styles: Sequence[Sequence[Array]],
+    style_weights: Sequence[Sequence[float]] | None = None,
+    mask: Array | None = None,
+) -> Targets:
+    """Targets of contents and, for each, its styles, all of the same weight unless said."""
+    measured = [[transfer.style_statistics(backbone, method, style) for style in pair] for pair in styles]
+    shares = style_weights or [[1.0 / len(pair)] * len(pair) for pair in styles]
+    return transfer.build_targets(backbone, method, np.stack(contents), measured, shares, mask)
+
+
+def targets64(backbone: Backbone, method: Method, content: Array, style: Array) -> Targets:
+    """Targets of one pair in float64, from a backbone in float64: for differences too small for float32."""
+
+    def features(picture: Array, layers: Sequence[str]) -> dict[str, tf.Tensor]:
+        look = method.pooling, method.padding, method.activation
+        found = vgg.extract_activations(backbone, tf.constant(picture[None], tf.float64), layers, *look)
+        return {layer: method.feature_scale * x for layer, x in found.items()}
+
+    of_content = features(content, [layer for layer, _ in method.content.layers])
+    of_style = features(style, [layer for layer, _ in method.style.layers])
+    pixels = tf.constant(style.shape[0] * style.shape[1])
+    measured = {layer: losses.style_statistics(method.style, losses.sums(x), pixels) for layer, x in of_style.items()}
+    return Targets(
+        {layer: losses.content_statistics(method.content, x) for layer, x in of_content.items()},
+        {layer: {name: value[:, None] for name, value in one.items()} for layer, one in measured.items()},
+        tf.ones((1, 1), tf.float64),
+    )
+
+
+def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, aims: Targets, tables: BandTables = ()) -> tf.Tensor:
+    """The weighted terms of the loss, (B, 3), as a step has them, but with nothing compiled and in the image's dtype."""
+    return objective.weighted_terms(backbone, method, image, aims, objective.build_hyperparameters(method, image.dtype), tables)
+
+
+def one_pair(backbone: Backbone, method: Method) -> tuple[Targets, TransferState]:
+    """Targets and first state of a content with one style of another shape."""
+    content = picture(1)
+    aims = targets(backbone, method, [content], [[picture(2, 36, 33)]])
+    return aims, transfer.start(method, content[None], [0])
+
+
+def leaves(nested: Any) -> Iterator[Any]:
+    """Tensors, arrays and numbers of nested tuples, in order."""
+    for item in nested:
+        if isinstance(item, tuple):
+            yield from leaves(item)
+        else:
+            yield item
+
+
+def assert_same(state: TransferState, other: TransferState) -> None:
+    """Bit for bit."""
+    ours, theirs = list(leaves(state)), list(leaves(other))
+    assert len(ours) == len(theirs)
+    for one, another in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, another)
