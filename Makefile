@@ -28,7 +28,7 @@ check: .venv/ready
 	$(BIN)/lint-imports
 
 fuzz: .venv/ready
-	$(BIN)/python tests/fuzz.py
+	$(BIN)/python -m tests.fuzz
 
 soak: .venv/ready
 	SOAK_KILLS=$(SOAK_KILLS) SOAK_OUTAGE=$(SOAK_OUTAGE) $(BIN)/python -m pytest -s tests/faults -k killed

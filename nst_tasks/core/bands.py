@@ -18,8 +18,9 @@ from nst_tasks.errors import SettingsError
 class BandLimits:
     """Size limits, in feature values, for computing a block of the network in bands.
 
-    A block in which one image has more than `max_values` values `h w C` is computed in bands of about `band_values` values, or of `max_values` if
-    `band_values` is None. Bands depend on the image's size only, not on the memory or the batch, which must not affect its pixels.
+    A block in which one image has more than `max_values` values `h w C` is computed in bands of about `band_values` values, or
+    of `max_values` if `band_values` is None. Bands depend on the image's size only, not on the memory or the batch, which must
+    not affect its pixels.
 
     Raises:
         SettingsError: A limit is below 1.

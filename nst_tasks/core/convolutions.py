@@ -26,8 +26,8 @@ class FastConvolution(NamedTuple):
     """Forward and backward pass of a convolution by other kernels than its own, zero-padded and without bias.
 
     forward: forward pass, (B, h, w, C_in) -> (B, h, w, C_out). backward: backward pass, the gradient with respect to the input,
-    (B, h, w, C_out) -> (B, h, w, C_in). algorithm: `turned` if one of them uses the flipped kernel, `halved` if both use Winograd
-    F(4, 3).
+    (B, h, w, C_out) -> (B, h, w, C_in). algorithm: `turned` if one of them uses the flipped kernel, `halved` if both use
+    Winograd F(4, 3).
     """
 
     algorithm: Literal["turned", "halved"]

@@ -26,8 +26,8 @@ BandTables = Sequence[tf.Tensor]
 class FeatureRequest(NamedTuple):
     """Request for the features of an image.
 
-    style_layers: layers to sum over positions. weights: layer -> (B, h, w), weights of those positions. contents: layer -> statistics
-    to compute the distance from. map_layers: layers whose features to return.
+    style_layers: layers to sum over positions. weights: layer -> (B, h, w), weights of those positions. contents: layer ->
+    statistics to compute the distance from. map_layers: layers whose features to return.
     """
 
     method: Method
@@ -40,7 +40,8 @@ class FeatureRequest(NamedTuple):
 class Features(NamedTuple):
     """Features of an image or of a band, by layer.
 
-    maps: feature maps (B, r, w, C). style_sums: sums over positions. content_distances: distances (B,). Sums and distances add up over bands.
+    maps: feature maps (B, r, w, C). style_sums: sums over positions. content_distances: distances (B,). Sums and distances add
+    up over bands.
     """
 
     maps: dict[str, tf.Tensor]

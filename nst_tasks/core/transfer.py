@@ -40,8 +40,8 @@ class Best(NamedTuple):
 class TransferState(NamedTuple):
     """Complete state of an optimization for a resume.
 
-    image: (B, H, W, 3) float32. optimizer: `Nothing` for a level without steps. output_state: the average or best image so far, for the
-    method's `output`. level: index of the level. step: number of steps done in it.
+    image: (B, H, W, 3) float32. optimizer: `Nothing` for a level without steps. output_state: the average or best image so far,
+    for the method's `output`. level: index of the level. step: number of steps done in it.
     """
 
     image: tf.Tensor

@@ -31,12 +31,13 @@ MEAN_RGB = (123.68, 116.779, 103.939)
 class Backbone:
     """VGG network as a sequence of convolutions, all of the dtype that features are computed in.
 
-    The input is RGB in [0, 1] minus `MEAN_RGB / 255`. flipped_pass: the pass that this machine computes faster by flipped kernels.
+    The input is RGB in [0, 1] minus `MEAN_RGB / 255`. flipped_direction: the pass that this machine computes faster by flipped
+    kernels.
     """
 
     name: str
     convolutions: tuple[Convolution, ...]
-    flipped_pass: FlippedDirection = "none"
+    flipped_direction: FlippedDirection = "none"
 
 
 def build(
@@ -90,16 +91,16 @@ def with_fast_convolutions(
         flipped_min_channels: Minimum input channels for the flipped kernel, by default those of `FLIPPED_MIN_CHANNELS`.
         winograd_min_channels: Minimum channels for Winograd F(4, 3), as in `WINOGRAD_MIN_CHANNELS`.
     """
-    if backbone.flipped_pass == "none" or on_gpu(backbone):
+    if backbone.flipped_direction == "none" or on_gpu(backbone):
         return backbone
-    min_channels = FLIPPED_MIN_CHANNELS[backbone.flipped_pass] if flipped_min_channels is None else flipped_min_channels
+    min_channels = FLIPPED_MIN_CHANNELS[backbone.flipped_direction] if flipped_min_channels is None else flipped_min_channels
 
     def choose_algorithm(one: Convolution) -> Convolution:
         if one.kernel.dtype != tf.float32:
             return one
         fewer, more = sorted(one.kernel.shape[2:])
         wide = fewer >= winograd_min_channels[0] and more >= winograd_min_channels[1]
-        halve = backbone.flipped_pass == "backward" and wide and not one.layer.startswith(BLOCK_WITHOUT_WINOGRAD)
+        halve = backbone.flipped_direction == "backward" and wide and not one.layer.startswith(BLOCK_WITHOUT_WINOGRAD)
         if not halve and one.kernel.shape[2] < min_channels:
             return one
         turned = tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))
@@ -107,7 +108,7 @@ def with_fast_convolutions(
             ways = FastConvolution(
                 "halved", *(functools.partial(winograd.convolve, winograd.transform_kernel(k)) for k in (one.kernel, turned))
             )
-        elif backbone.flipped_pass == "backward":
+        elif backbone.flipped_direction == "backward":
             ways = FastConvolution("turned", *(functools.partial(convolve_same, k) for k in (one.kernel, turned)))
         else:
             ways = FastConvolution("turned", *(functools.partial(input_gradient, k) for k in (turned, one.kernel)))

@@ -54,7 +54,7 @@ MAX_TRIED_BATCHES = 3
 
 @dataclass
 class _Measurements:
-    """Measured seconds of one kind of pair: `step_seconds` and `pair_seconds` by pixels, `style_seconds` and `tracing_seconds` as in `engine.costs.Costs`."""
+    """Measured seconds of one kind of pair, by pixels or in all, as in `engine.costs.Costs`."""
 
     step_seconds: dict[int, float] = field(default_factory=dict)
     pair_seconds: dict[int, float] = field(default_factory=dict)

@@ -39,7 +39,8 @@ class Costs:
     Attributes:
         kind: The kind of pair that was measured.
         step_samples: One step, by the pixels of all pairs of the batch.
-        pair_samples: Everything except the steps, from reading the content to writing the result, on all levels, by the pixels of
+        pair_samples: Everything except the steps, from reading the content to writing the result, on all levels, by the pixels
+        of
             the result.
         style_seconds: Reading a style image and computing its statistics, once per structure and size.
         tracing_seconds: Tracing the graphs, once per structure.

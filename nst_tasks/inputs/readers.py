@@ -24,8 +24,8 @@ class LoadedManifest:
     """A parsed manifest with its bytes, and the weights and recipes that the run will use.
 
     `recipes` holds every recipe that its rows or the request may name, by preset name or URI. `exclusive` is true if the
-    output store honours conditional creates, so that only one of several runs can claim a pair. `auto_precision` is the precision that
-    `auto_precision` stands for on this machine.
+    output store honours conditional creates, so that only one of several runs can claim a pair. `auto_precision` is the
+    precision that `auto` stands for on this machine.
     """
 
     manifest: Manifest

@@ -173,7 +173,7 @@ def test_losses_and_gradient_in_bands_are_those_at_once(tiny64: Backbone, method
 
 
 def test_halved_convolutions_in_bands_are_those_at_once(hed: Backbone) -> None:
-    halving = replace(hed, flipped_pass="backward")
+    halving = replace(hed, flipped_direction="backward")
     layers = tuple((f"block{block}_conv1", 1.0) for block in range(1, 6))
     method = replace(PLAIN, content=ContentLoss((("block4_conv2", 1.0),), 10.0), style=StyleLoss(layers, 1000.0))
     image = tf.constant(picture(3, 64, 66)[None])

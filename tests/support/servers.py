@@ -92,7 +92,7 @@ def server(command: list[str], environment: Mapping[str, str], url: str, log: Pa
 
 def shipped_settings() -> dict[str, str]:
     """Those of a Prefect server that come with the project."""
-    lines = (Path(__file__).parent.parent / "flows" / "prefect-server.env").read_text().splitlines()
+    lines = (Path(__file__).parents[2] / "flows" / "prefect-server.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 

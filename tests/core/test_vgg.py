@@ -152,7 +152,7 @@ def test_wide_convolutions_are_the_same_by_turned_and_by_halved_kernels(turns: F
 
 
 def test_vgg_is_halved_in_its_middle_blocks_on_a_cpu_without_avx512(hed: Backbone) -> None:
-    quick = vgg.with_fast_convolutions(replace(hed, flipped_pass="backward"))
+    quick = vgg.with_fast_convolutions(replace(hed, flipped_direction="backward"))
     form_of_block = {"1": "turned", "2": "halved", "3": "halved", "4": "halved", "5": "turned"}
     assert forms(quick) == ["own", *(form_of_block[one.layer[5]] for one in hed.convolutions[1:])]
 

@@ -15,6 +15,8 @@ from nst_tasks.engine import devices, run_batch
 from nst_tasks.inputs.jobs import Batch, group_into_batches
 from tests.support.jobs import run_into, two_jobs
 
+ROOT = Path(__file__).parents[2]
+
 
 def stylized(folder: Path, workers: int) -> None:
     """The pairs of `two_jobs`, in batches as a run makes them, into a folder of the number of workers."""
@@ -28,7 +30,7 @@ def stylized(folder: Path, workers: int) -> None:
 def test_two_workers_make_the_bytes_of_one(tmp_path: Path) -> None:
     """The second is a logical device, which a process must be given before TensorFlow's first operation."""
     stylized(tmp_path, 1)
-    subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "tests.engine.test_independence", str(tmp_path)], cwd=ROOT, check=True, timeout=120)
     for id in "ab":
         one, two = ((tmp_path / f"of{workers}/images/{id}.png").read_bytes() for workers in (1, 2))
         assert one == two

@@ -17,7 +17,7 @@ from nst_tasks.inputs.columns import COLUMNS
 from nst_tasks.outputs import loss_history, outcome
 from nst_tasks.outputs.report import SUMMARY_COLUMNS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CLI, MANIFEST, OUTPUT, CONFIGURATION, RECIPES = (
     (ROOT / "docs" / f"{page}.md").read_text() for page in ("cli", "manifest", "output", "configuration", "recipes")

@@ -56,7 +56,7 @@ def test_a_cpus_flags_tell_which_of_tensorflows_two_kernels_is_the_faster(flags:
 
 def test_a_run_convolves_as_its_machine_is_fastest(tmp_path: Path) -> None:
     run = Run("r", str(tmp_path), "tiny", "", weights.compute_sha256("tiny", None), 1, Settings())
-    assert optimization.build_backbone(run).flipped_pass == choose_flipped_direction(Path("/proc/cpuinfo").read_text())
+    assert optimization.build_backbone(run).flipped_direction == choose_flipped_direction(Path("/proc/cpuinfo").read_text())
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_the_retries_outlast_a_minute_without_the_store_and_wait_no_longer_than_
 
 
 def test_the_example_names_every_variable_with_its_default_and_meaning() -> None:
-    lines = Path(__file__).parent.parent.joinpath(".env.example").read_text().splitlines()
+    lines = Path(__file__).parents[2].joinpath(".env.example").read_text().splitlines()
     before = dict(zip(lines[1:], lines, strict=False))
     names = [ENVIRONMENT_PREFIX + field.name.upper() for field in fields(Settings)]
     assert [line.removeprefix("# ").partition("=")[0] for line in lines if line.startswith("# NST_")] == names
@@ -144,5 +144,5 @@ def test_the_example_names_every_variable_with_its_default_and_meaning() -> None
 
 
 def test_the_example_sets_nothing_by_itself() -> None:
-    lines = Path(__file__).parent.parent.joinpath(".env.example").read_text().splitlines()
+    lines = Path(__file__).parents[2].joinpath(".env.example").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("#")] == []

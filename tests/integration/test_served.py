@@ -22,7 +22,7 @@ import s3fs
 from tests.support.proxy import Fault, proxy
 from tests.support.servers import S3, answered, picture
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BUCKET = "nst-nightly"
 TINY = {"backbone": "tiny", "size": 64, "steps": 1}
 
