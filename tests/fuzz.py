@@ -1,8 +1,8 @@
 """Spoilt manifests and pictures: whatever the bytes, a reader answers or refuses with its own error, soon, in little memory.
 
 `make fuzz` runs this for FUZZ_SECONDS (60) from FUZZ_SEED (the clock's). An input that reaches new lines of the readers, ours
-or Pillow's, is kept and spoilt further. A finding is written to a file and ends the run; `python tests/fuzz.py FILE` repeats
-it, and what was found is a test in `test_manifest`, `test_images` or `test_structure`.
+or Pillow's, is kept and spoilt further. A finding is written to a file and ends the run; `python -m tests.fuzz FILE` repeats
+it, and what was found is a test in `test_manifest`, `test_codec` or `test_guard`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ MOST_SECONDS = 5.0
 MOST_MIB = 400
 """Growth of the process's peak by one input; a megapixel in float32 with what makes it takes some 50."""
 
-READERS = ("nst_tasks/inputs/", "nst_tasks/images/", "ImagePlugin.py", "ImageFile.py")
+READERS = (
+    *(f"/inputs/{name}.py" for name in ("manifest", "columns", "csv_text", "manifest_export")),
+    *(f"/images/{name}.py" for name in ("codec", "guard")),
+    "ImagePlugin.py",
+    "ImageFile.py",
+)
 """Files whose lines count as reached."""
 
 Line = tuple[str, int]
@@ -188,7 +193,7 @@ def report(data: bytes, error: BaseException) -> None:
     place = Path(tempfile.gettempdir()) / f"nst-fuzz-{hashlib.sha256(data).hexdigest()[:12]}"
     place.write_bytes(data)
     traceback.print_exception(error, file=sys.stdout)
-    print(f"{type(error).__name__} of {len(data)} bytes {data[:60]!r}; repeat with: {sys.executable} {__file__} {place}")
+    print(f"{type(error).__name__} of {len(data)} bytes {data[:60]!r}; repeat with: {sys.executable} -m tests.fuzz {place}")
 
 
 def fuzz(seconds: float, seed: int) -> int:

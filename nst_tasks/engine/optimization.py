@@ -240,10 +240,10 @@ def _run_level(
             raise Interrupted("interrupted between two chunks of steps")
         if run.pair_timeout and cursor.checkpoint.elapsed_seconds > run.pair_timeout * len(loaded_jobs):
             saver.save(keys, cursor.checkpoint)
+            at = cursor.checkpoint.state
             raise DeadlineError(
-                f"not done after --pair-timeout {run.pair_timeout:g} seconds, at step {cursor.checkpoint.state.step} "
-                f"of {level.steps} of level {cursor.checkpoint.state.level} ({level.width} x {level.height}); raise it, and the pair "
-                "goes on from there, or lower size or steps"
+                f"not done after --pair-timeout {run.pair_timeout:g} seconds, at step {at.step} of {level.steps} of level "
+                f"{at.level} ({level.width} x {level.height}); raise it, and the pair goes on from there, or lower size or steps"
             )
         steps_done = steps_before + cursor.checkpoint.state.step
         chunk = min(chunk, level.steps - cursor.checkpoint.state.step)
