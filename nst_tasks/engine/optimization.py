@@ -243,7 +243,8 @@ def _run_level(
             at = cursor.checkpoint.state
             raise DeadlineError(
                 f"not done after --pair-timeout {run.pair_timeout:g} seconds, at step {at.step} of {level.steps} of level "
-                f"{at.level} ({level.width} x {level.height}); raise it, and the pair goes on from there, or lower size or steps"
+                f"{at.level} ({level.width} x {level.height}); raise it, and the pair goes on from there, "
+                "or lower size or steps"
             )
         steps_done = steps_before + cursor.checkpoint.state.step
         chunk = min(chunk, level.steps - cursor.checkpoint.state.step)
