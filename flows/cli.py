@@ -578,7 +578,7 @@ def _print_dry_run(survey: Any, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(survey), indent=1))
     else:
-        for line in survey.lines():
+        for line in survey.format_lines():
             typer.echo(line)
     raise typer.Exit(1 if survey.problems else 0)
 

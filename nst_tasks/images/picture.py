@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
 
 from nst_tasks.errors import redact
+
+if TYPE_CHECKING:
+    import numpy as np  # a manifest is validated without it
 
 OUTPUT_FORMATS = ("png", "jpg", "webp")
 """File formats of results, which are also their file extensions."""

@@ -281,7 +281,7 @@ def _read_row(
     if "mask" in settings:
         settings["mask"] = resolve_uri(folder, settings["mask"])
     if "init" in settings and not is_init(settings["init"]):
-        settings["init_picture"] = resolve_uri(folder, settings.pop("init"))
+        settings["init_image"] = resolve_uri(folder, settings.pop("init"))
     content, styles = resolve_uri(folder, values["content"]), tuple(resolve_uri(folder, uri) for uri in values["style"])
     return Pair(row, row_id, content, styles, weights, **settings)
 

@@ -148,7 +148,12 @@ def test_the_wheel_holds_every_module_and_every_file_that_code_reads() -> None:
     import tomllib
 
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    data = {path for folder, patterns in named["package-data"].items() for p in patterns for path in (ROOT / folder).glob(p)}
+    data = {
+        path
+        for folder, patterns in named["package-data"].items()
+        for p in patterns
+        for path in (ROOT / folder.replace(".", "/")).glob(p)
+    }
     top = {folder.partition(".")[0] for folder in named["packages"]}
     files = {path for folder in top for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert {path for path in files if path.suffix != ".py"} == data

@@ -617,7 +617,7 @@ SKY = Source("/in/sky.png", "s", "1", 120, 160)
 def framed(folder: Path, content: Source = CAT, **sizes: tuple[int, int]) -> Job:
     """The job of a row with a picture as `init` or `mask`, of these heights and widths."""
     given = {column: replace(SKY, uri=f"/in/{column}.png", height=h, width=w) for column, (h, w) in sizes.items()}
-    pair = replace(PAIR, **{{"init": "init_picture"}.get(column, column): source.uri for column, source in given.items()})
+    pair = replace(PAIR, **{{"init": "init_image"}.get(column, column): source.uri for column, source in given.items()})
     sources = {**SOURCES, CAT.uri: content, **{source.uri: source for source in given.values()}}
     return build_job(pair, sources, request_of(folder), "w")
 
@@ -640,7 +640,7 @@ def test_a_mask_may_be_smaller_than_what_the_network_sees(folder: Path) -> None:
     assert framed(folder, mask=(3, 4), init=(3, 4)).mask is not None
 
 
-@pytest.mark.parametrize("column", ["init_picture", "mask"])
+@pytest.mark.parametrize("column", ["init_image", "mask"])
 def test_the_error_of_a_mask_or_an_initial_picture_becomes_that_of_its_row(folder: Path, column: str) -> None:
     failed = StorageError("/in/sky.png: does not exist; check the name")
     with pytest.raises(StorageError) as caught:
