@@ -24,9 +24,9 @@ from rich.progress import Progress as ProgressBar
 
 from flows import nightly, stylize
 from flows.nightly import SweepResult
-from flows.stylize import INTERRUPTED_MESSAGE
+from flows.states import INTERRUPTED_MESSAGE
 from nst_tasks.errors import InputError, SettingsError, redact
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions, SweepOptions
 from nst_tasks.outputs.report import Report
 from nst_tasks.progress import Progress, progress_variable
 
@@ -47,13 +47,13 @@ FORCED_EXIT_DELAY = 3.8
 """Seconds from the end of uninterruptible computation to the forced exit, which itself takes at most one more."""
 
 
-def run_flow(request: Request) -> FlowEnd:
+def run_flow(manifest: str, out: str, options: RunOptions) -> FlowEnd:
     """Run `stylize_manifest` with a progress bar on standard error; SIGINT and SIGTERM end it between two chunks of steps.
 
     Raises:
-        InputError: The request is refused, or the Prefect API does not answer.
+        InputError: The input is refused, or the Prefect API does not answer.
     """
-    state = _run_with_progress(partial(stylize.run_stylize_flow, request))
+    state = _run_with_progress(partial(stylize.stylize_manifest, manifest, out, options, return_state=True))
     if state is None or state.is_cancelled():
         return STOPPED
     result = state.result(raise_on_failure=False)
@@ -64,16 +64,13 @@ def run_flow(request: Request) -> FlowEnd:
     return FlowEnd(state.name or "", state.message or "", 1 if failed else 0, report)
 
 
-def run_sweep(request: Request) -> tuple[FlowEnd, SweepResult | None]:
+def run_sweep(inbox: str, out: str, options: SweepOptions) -> tuple[FlowEnd, SweepResult | None]:
     """Run `nightly` once, as `run_flow` does, and also return the sweep's result, or None if it did not finish.
-
-    Args:
-        request: Request whose manifest is the inbox.
 
     Raises:
         InputError: An option is wrong, or the Prefect API does not answer.
     """
-    state = _run_with_progress(partial(nightly.run_nightly_flow, request))
+    state = _run_with_progress(partial(nightly.nightly, inbox, out, options, return_state=True))
     if state is None:
         return STOPPED, None
     result = state.result(raise_on_failure=False)

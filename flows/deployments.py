@@ -17,10 +17,10 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from flows.console import require_api
-from flows.nightly import build_parameters, nightly
+from flows.nightly import nightly
 from flows.stylize import stylize_manifest
 from nst_tasks.errors import SettingsError
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import SweepOptions
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.planning.inbox import check_sweep
 
@@ -28,22 +28,22 @@ DEPLOYMENT_NAMES = ("nightly", "stylize-manifest")
 
 
 def build_deployments(
-    request: Request, settings: Settings, job_variables: dict[str, Any] | None = None
+    inbox: str, out: str, options: SweepOptions, settings: Settings, job_variables: dict[str, Any] | None = None
 ) -> list[RunnerDeployment]:
-    """Build the deployments `nightly`, on a schedule with the options of `request`, and `stylize-manifest`, on demand.
+    """Build the deployments `nightly`, on a schedule with these options, and `stylize-manifest`, on demand.
 
     They refer to their flows by module, so that they run wherever the package is installed, in any working folder.
 
     Raises:
         SettingsError: The inbox or output may not be used, or the schedule is invalid.
     """
-    check_sweep(request, settings)
+    check_sweep(inbox, out, options, settings)
     shared: dict[str, Any] = {"entrypoint_type": EntrypointType.MODULE_PATH, "job_variables": job_variables}
     built = [
         nightly.to_deployment(
             DEPLOYMENT_NAMES[0],
             schedule=_build_schedule(settings),
-            parameters=build_parameters(request),
+            parameters={"inbox": inbox, "out": out, "options": options.model_dump()},
             # an overlapping sweep is cancelled: the next night finds what it would have found
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
             **shared,
@@ -53,7 +53,7 @@ def build_deployments(
     return cast(list[RunnerDeployment], built)  # coroutines only inside a running event loop
 
 
-def register(request: Request, settings: Settings, limit: int) -> Runner:
+def register(inbox: str, out: str, options: SweepOptions, settings: Settings, limit: int) -> Runner:
     """Register both deployments and return the runner that will serve them, at most `limit` runs at a time.
 
     Raises:
@@ -62,7 +62,7 @@ def register(request: Request, settings: Settings, limit: int) -> Runner:
     _require_server()
     # schedules stay active while nothing is served: missed nights are made up for, once, when serving starts again
     runner = Runner(limit=limit, pause_on_shutdown=False)
-    for deployment in build_deployments(request, settings):
+    for deployment in build_deployments(inbox, out, options, settings):
         runner.add_deployment(deployment)
     return runner
 
@@ -94,7 +94,7 @@ async def _serve_until_signal(runner: Runner) -> None:
     await serve_task
 
 
-def deploy(request: Request, settings: Settings, pool: str, image: str | None) -> None:
+def deploy(inbox: str, out: str, options: SweepOptions, settings: Settings, pool: str, image: str | None) -> None:
     """Register both deployments on a work pool, whose workers start their runs.
 
     Raises:
@@ -110,7 +110,7 @@ def deploy(request: Request, settings: Settings, pool: str, image: str | None) -
             ) from error
     if image and "image" not in variables:
         raise SettingsError(f"--image: the work pool {pool!r} starts no containers; leave it out, or name another pool")
-    for deployment in build_deployments(request, settings, {"image": image} if image else None):
+    for deployment in build_deployments(inbox, out, options, settings, {"image": image} if image else None):
         deployment.work_pool_name = pool
         deployment.apply()
 

@@ -6,36 +6,31 @@ import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 from prefect.utilities.urls import url_for
 
 from flows import stylize
 from flows.artifacts import call_api, escape_markdown
-from flows.stylize import COMPLETED_WITH_FAILURES, INTERRUPTED_MESSAGE, REFUSED, BackboneName, Size, Steps
-from nst_tasks.core.method import Precision
+from flows.states import COMPLETED_WITH_FAILURES, INTERRUPTED_MESSAGE, get_run_result, run_to_final_state
 from nst_tasks.errors import (
     ClusterError,
-    InputError,
     Interrupted,
     NstError,
     StorageError,
     is_pair_failure,
     redact,
-    sanitize_for_log,
 )
-from nst_tasks.inputs import presets, settings, weights
-from nst_tasks.inputs.options import Request, RunnerName
-from nst_tasks.inputs.readers import resolve_recipe_name
+from nst_tasks.inputs.options import RunOptions, SweepOptions
 from nst_tasks.inputs.run import Run
-from nst_tasks.inputs.settings import Settings
+from nst_tasks.inputs.settings import Settings, read_environment
 from nst_tasks.outputs import claims, ledger
 from nst_tasks.outputs.ledger import Entry, RunResult
 from nst_tasks.outputs.report import Report
@@ -89,79 +84,25 @@ def _format_flow_run_name() -> str:
 
 
 @flow(name="nightly", flow_run_name=_format_flow_run_name, persist_result=False)
-def nightly(
-    inbox: str,
-    out: str,
-    recipe: str = presets.DEFAULT,
-    size: Size = None,
-    steps: Steps = None,
-    precision: Precision | None = None,
-    plateau: float | None = None,
-    backbone: BackboneName = weights.DEFAULT_BACKBONE,
-    weights_file: str | None = None,
-    strict: bool = False,
-    max_failures: str | None = None,
-    upscale: bool = False,
-    pair_timeout: float | None = None,
-    runner: RunnerName = "threads",
-) -> State[SweepResult]:
+def nightly(inbox: str, out: str, options: SweepOptions = SweepOptions()) -> State[SweepResult]:  # noqa: B008
     """Stylize every manifest of an inbox that is new or has changed since its last good run, one after the other.
 
     Args:
         inbox: URI of the folder or prefix that holds the manifests; nothing in it is moved, deleted or written.
         out: URI of the folder for all output; each manifest has a subfolder of its own name.
-        recipe: name that `nst recipes` lists, or URI of a TOML file; applies to rows that name no recipe.
-        size: longest side of the results in pixels, for rows that give none; empty for the recipe's value.
-        steps: optimization steps at full size, for rows that give none; empty for the recipe's value.
-        precision: precision of the network, for rows that give none; empty for the recipe's value. auto means mixed, with
-            bfloat16, where the flow's machine computes that fast.
-        plateau: for rows that give none, end a level once its mean loss falls by no more than this share over 20 steps, such as
-            0.01; 0 for never, empty for the recipe's value.
-        backbone: network whose features are used.
-        weights_file: URI of a Keras weights file for vgg19 or vgg16.
-        strict: run nothing of a manifest that has a rejected row.
-        max_failures: a manifest's run ends Failed if more rows than this fail, such as 10 or 5%.
-        upscale: enlarge images that are smaller than the size.
-        pair_timeout: seconds of compute after which a pair fails; empty for no limit.
-        runner: where batches run: in threads of the flow's process, or on the workers of a Dask or Ray cluster.
+        options: how images look, where batches run, and how much of a manifest may fail.
     """
-    request = Request(
-        manifest=make_absolute(inbox),
-        out=make_absolute(out),
-        recipe=resolve_recipe_name(recipe),
-        size=size,
-        steps=steps,
-        backbone=backbone,
-        weights=make_absolute(weights_file) if weights_file else None,
-        strict=strict,
-        max_failures=max_failures,
-        upscale=upscale,
-        pair_timeout=pair_timeout,
-        runner=runner,
-        precision=precision,
-        plateau=plateau,
-    )
-    progress = current_progress()
-    progress_variable.set(progress)
-    try:
-        result = sweep(request, settings.read_environment())
-    except TerminationSignal:  # SIGTERM, as Prefect delivers it
-        progress.stop.set()
-        raise
-    except InputError as error:
-        return Failed(name=REFUSED, message=str(error), data=error)
-    except Interrupted:
-        return Cancelled(message=INTERRUPTED_MESSAGE)
-    except (StorageError, ClusterError) as error:
-        return Failed(message=f"the sweep could not go on, what is finished is safe: {error}", data=error)
-    except PrefectException:
-        raise
-    except Exception as error:  # a bug: Prefect logs and shows the message
-        raise sanitize_for_log(error) from None
+    inbox, out = make_absolute(inbox), make_absolute(out)
+    progress_variable.set(current_progress())
+    return run_to_final_state(lambda: _sweep_state(inbox, out, sweep(inbox, out, options, read_environment())), "sweep")
+
+
+def _sweep_state(inbox: str, out: str, result: SweepResult | None) -> State[SweepResult]:
+    """Return the final state of a sweep with this result; None stands for another sweep in progress."""
     if result is None:
-        return Cancelled(message=f"another sweep into {redact(request.out)} is going on; nothing was run")
+        return Cancelled(message=f"another sweep into {redact(out)} is going on; nothing was run")
     if not (result.entries or result.unchanged):  # stores cannot distinguish an empty prefix from a misspelled one
-        message = f"no manifest in {redact(request.manifest)}; if there should be one, correct --inbox"
+        message = f"no manifest in {redact(inbox)}; if there should be one, correct --inbox"
         get_run_logger().warning(message)
         return Completed(message=message, data=result)
     if not result.unsuccessful_count:
@@ -171,32 +112,7 @@ def nightly(
     return Completed(name=COMPLETED_WITH_FAILURES, message=result.message, data=result)
 
 
-def build_parameters(request: Request) -> dict[str, Any]:
-    """Return the parameters of a sweep's flow run; the request's manifest is the inbox."""
-    return {
-        "inbox": request.manifest,
-        "out": request.out,
-        "recipe": request.recipe,
-        "size": request.size,
-        "steps": request.steps,
-        "precision": request.precision,
-        "plateau": request.plateau,
-        "backbone": request.backbone,
-        "weights_file": request.weights,
-        "strict": request.strict,
-        "max_failures": request.max_failures,
-        "upscale": request.upscale,
-        "pair_timeout": request.pair_timeout,
-        "runner": request.runner,
-    }
-
-
-def run_nightly_flow(request: Request) -> State[Any]:
-    """Run the flow for a sweep and return its final state."""
-    return nightly(**build_parameters(request), return_state=True)
-
-
-def sweep(request: Request, settings: Settings) -> SweepResult | None:
+def sweep(inbox: str, out: str, options: SweepOptions, settings: Settings) -> SweepResult | None:
     """Run a sweep inside a flow run; return None if another sweep is in progress.
 
     Raises:
@@ -205,12 +121,12 @@ def sweep(request: Request, settings: Settings) -> SweepResult | None:
         StorageError: The inbox, the ledger or the whole output cannot be read or written.
         ClusterError: The workers can no longer be reached.
     """
-    options = collect_result_options(request, settings)
-    exclusive = _call_with_retries(lambda: files.can_create_if_absent(request.out), settings)
+    result_options = collect_result_options(inbox, out, options, settings)
+    exclusive = _call_with_retries(lambda: files.can_create_if_absent(out), settings)
     run = Run(
         id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}",
-        out=join_uri(request.out, ledger.LEDGER_FOLDER),
-        backbone=request.backbone,
+        out=join_uri(out, ledger.LEDGER_FOLDER),
+        backbone=options.backbone,
         weights=None,
         weights_sha256="",
         history_every=1,
@@ -218,25 +134,27 @@ def sweep(request: Request, settings: Settings) -> SweepResult | None:
         exclusive=exclusive,
     )
     if not exclusive:
-        get_run_logger().warning("%s: its store ignores conditional creates, so start no second sweep", redact(request.out))
+        get_run_logger().warning("%s: its store ignores conditional creates, so start no second sweep", redact(out))
     with claims.hold([CLAIM_KEY], run) as held_keys:
         if not held_keys:
             return None
-        manifests = _call_with_retries(lambda: list_manifests(request, options, settings), settings)
+        manifests = _call_with_retries(lambda: list_manifests(inbox, out, result_options, settings), settings)
         for warning in (manifest.warning for manifest in manifests if manifest.warning):
             get_run_logger().warning(warning)
         to_run = [manifest for manifest in manifests if not manifest.is_settled]
-        get_run_logger().info("%d manifests in %s, %d to run", len(manifests), redact(request.manifest), len(to_run))
+        get_run_logger().info("%d manifests in %s, %d to run", len(manifests), redact(inbox), len(to_run))
         result = SweepResult({}, len(manifests) - len(to_run))
         try:
             for manifest in to_run:
-                result.entries[manifest.file] = _run_manifest(manifest, request, options, settings)
+                result.entries[manifest.file] = _run_manifest(manifest, out, options, result_options, settings)
         finally:
             _publish_table(result)
     return result
 
 
-def _run_manifest(manifest: InboxManifest, request: Request, options: dict[str, Any], settings: Settings) -> Entry:
+def _run_manifest(
+    manifest: InboxManifest, out: str, options: SweepOptions, result_options: dict[str, Any], settings: Settings
+) -> Entry:
     """Run one manifest and write its ledger entry, whether or not the run succeeds.
 
     Raises:
@@ -245,18 +163,17 @@ def _run_manifest(manifest: InboxManifest, request: Request, options: dict[str, 
         ClusterError: The workers can no longer be reached.
     """
     start_time = datetime.now(UTC)
-    manifest_request = replace(request, manifest=manifest.uri, out=manifest.out)
 
     def record_entry(result: RunResult, message: str, state: State[Any] | None = None, report: Report | None = None) -> Entry:
         """Write the ledger entry and return it; a failure that affects only this manifest is logged."""
         sha256 = report.manifest_sha256 if report else manifest.sha256
         settled = result != RunResult.INTERRUPTED and _call_with_retries(
-            lambda: is_settled(manifest, report, request.strict, settings), settings
+            lambda: is_settled(manifest, report, options.strict, settings), settings
         )
         entry = Entry(
             manifest=redact(manifest.uri),
             sha256=sha256,
-            version=ledger.compute_version(redact(manifest.uri), sha256, options),
+            version=ledger.compute_version(redact(manifest.uri), sha256, result_options),
             settled=settled,
             result=result,
             counts=report.counts if report else {},
@@ -267,7 +184,7 @@ def _run_manifest(manifest: InboxManifest, request: Request, options: dict[str, 
             ended=datetime.now(UTC).isoformat(),
         )
         try:
-            _call_with_retries(lambda: ledger.write(request.out, manifest.file, entry), settings)
+            _call_with_retries(lambda: ledger.write(out, manifest.file, entry), settings)
         except StorageError as error:
             if not is_pair_failure(error):
                 raise
@@ -280,11 +197,12 @@ def _run_manifest(manifest: InboxManifest, request: Request, options: dict[str, 
         raise Interrupted("interrupted before the next manifest")
     if manifest.problem:
         get_run_logger().warning("%s: %s", redact(manifest.uri), manifest.problem)
-        stylize.emit_completion_event(manifest_request, RunResult.REFUSED, manifest.problem)
+        stylize.emit_completion_event(manifest.uri, manifest.out, RunResult.REFUSED, manifest.problem)
         return record_entry(RunResult.REFUSED, manifest.problem)
     token = progress_variable.set(current_progress().create_part())
     try:
-        state = stylize.run_stylize_flow(manifest_request)
+        run_options = RunOptions(**options.model_dump())
+        state = stylize.stylize_manifest(manifest.uri, manifest.out, run_options, return_state=True)
     except (KeyboardInterrupt, TerminationSignal):
         with contextlib.suppress(NstError):
             record_entry(RunResult.INTERRUPTED, INTERRUPTED_MESSAGE)
@@ -292,7 +210,7 @@ def _run_manifest(manifest: InboxManifest, request: Request, options: dict[str, 
     finally:
         progress_variable.reset(token)
     data = state.result(raise_on_failure=False)
-    result, message = stylize.get_run_result(state), state.message or ""
+    result, message = get_run_result(state), state.message or ""
     report = data if isinstance(data, Report) else None
     if isinstance(data, (StorageError, ClusterError)) and not is_pair_failure(data):
         with contextlib.suppress(NstError):

@@ -9,40 +9,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.exceptions import PrefectException, TerminationSignal
-from prefect.states import Cancelled, Completed, Failed
+from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
 
 from flows import artifacts, fanout, task_runners
 from flows.artifacts import RunReporter
+from flows.states import INTERRUPTED_MESSAGE, get_run_result, report_state, run_to_final_state
 from flows.task_runners import Workers
-from nst_tasks.core.method import MAX_SIZE, MAX_STEPS, MIN_SIZE, Precision
 from nst_tasks.engine import checkpoint_store
 from nst_tasks.engine.publish import make_failed_outcome, record_failure
 from nst_tasks.errors import (
-    ClusterError,
-    InputError,
-    Interrupted,
     NstError,
     StorageError,
-    is_pair_failure,
     limit_lines,
     redact,
     sanitize_for_log,
 )
-from nst_tasks.inputs import presets, settings, weights
 from nst_tasks.inputs.manifest import group_problems_by_row
 from nst_tasks.inputs.manifest_export import sanitize_manifest
-from nst_tasks.inputs.options import Request, RunnerName, parse_checkpoint_interval, parse_failure_limit
-from nst_tasks.inputs.readers import resolve_recipe_name
+from nst_tasks.inputs.options import RunOptions, parse_checkpoint_interval
 from nst_tasks.inputs.run import Run
-from nst_tasks.inputs.settings import Settings
+from nst_tasks.inputs.settings import Settings, read_environment
 from nst_tasks.outputs import claims
 from nst_tasks.outputs.layout import FOLDERS_PER_PAIR
 from nst_tasks.outputs.ledger import RunResult
@@ -68,21 +60,8 @@ MAX_THREADS = 64
 """Threads of the task runner; the window, not this number, bounds the batches in flight, see `runners`."""
 
 
-REFUSED = "Refused"
-COMPLETED_WITH_FAILURES = "Completed with failures"
-"""Names of final states for which Prefect has no type."""
-
 MAX_EVENT_MESSAGE_LENGTH = 2000
 """Maximum length in characters of the message in a run's event: a message about a manifest can have a line for every row."""
-
-
-INTERRUPTED_MESSAGE = "interrupted; what is finished is safe: run the same command again"
-
-
-BackboneName = Annotated[str, Field(json_schema_extra={"enum": [*weights.BACKBONES]})]
-Size = Annotated[int | None, Field(json_schema_extra={"minimum": MIN_SIZE, "maximum": MAX_SIZE})]
-Steps = Annotated[int | None, Field(json_schema_extra={"minimum": 0, "maximum": MAX_STEPS})]
-"""Flow parameters with the limits shown in a deployment's form; values from the form are validated like all others."""
 
 
 def _format_flow_run_name() -> str:
@@ -100,138 +79,42 @@ def manifest_name(uri: str) -> str:
     task_runner=ThreadPoolTaskRunner(max_workers=MAX_THREADS),  # type: ignore[arg-type]  # invariant in Prefect's own types
     persist_result=False,
 )
-def stylize_manifest(
-    manifest: str,
-    out: str,
-    recipe: str = presets.DEFAULT,
-    size: Size = None,
-    steps: Steps = None,
-    precision: Precision | None = None,
-    plateau: float | None = None,
-    backbone: BackboneName = weights.DEFAULT_BACKBONE,
-    weights_file: str | None = None,
-    strict: bool = False,
-    max_failures: str | None = None,
-    upscale: bool = False,
-    history_every: int = 1,
-    snapshots: int | None = None,
-    checkpoint_every: str = "30s",
-    pair_timeout: float | None = None,
-    runner: RunnerName = "threads",
-) -> State[Report]:
+def stylize_manifest(manifest: str, out: str, options: RunOptions = RunOptions()) -> State[Report]:  # noqa: B008
     """Stylize every pair of a manifest.
 
     Args:
         manifest: URI of the CSV manifest, local or remote.
         out: URI of the folder for images, history, outcomes and the report.
-        recipe: name that `nst recipes` lists, or URI of a TOML file; applies to rows that name no recipe.
-        size: longest side of the results in pixels, for rows that give none; empty for the recipe's value.
-        steps: optimization steps at full size, for rows that give none; empty for the recipe's value.
-        precision: precision of the network, for rows that give none; empty for the recipe's value. auto means mixed, with
-            bfloat16, where the flow's machine computes that fast.
-        plateau: for rows that give none, end a level once its mean loss falls by no more than this share over 20 steps, such as
-            0.01; 0 for never, empty for the recipe's value.
-        backbone: network whose features are used.
-        weights_file: URI of a Keras weights file for vgg19 or vgg16.
-        strict: run nothing if any row is rejected.
-        max_failures: the run ends Failed if more rows than this fail, such as 10 or 5%.
-        upscale: enlarge images that are smaller than the size.
-        history_every: record every N-th step in the loss history.
-        snapshots: write the unfinished image beside the final one every N steps; empty for never.
-        checkpoint_every: interval between checkpoints, in seconds of compute such as 30s, or in steps such as 50; 0 for never.
-        pair_timeout: seconds of compute after which a pair fails; empty for no limit.
-        runner: where batches run: in threads of the flow's process, or on the workers of a Dask or Ray cluster.
+        options: how images look, where batches run, how much may fail, what is recorded on the way.
     """
-    request = Request(
-        make_absolute(manifest), make_absolute(out), resolve_recipe_name(recipe), size, steps, backbone,
-        make_absolute(weights_file) if weights_file else None, strict, max_failures, upscale, history_every, snapshots,
-        checkpoint_every, pair_timeout, runner, precision, plateau,
-    )  # fmt: skip
+    manifest, out = make_absolute(manifest), make_absolute(out)
+    progress_variable.set(current_progress())
+
+    def run() -> State[Report]:
+        settings = read_environment()
+        with task_runners.open_workers(options.runner, settings) as workers:
+            return report_state(run_manifest(manifest, out, options, settings, workers), options.max_failures)
+
     try:
-        state = _run_to_final_state(request)
+        state = run_to_final_state(run, "run", partial(artifacts.show_refusal, manifest_name(manifest)))
     except (KeyboardInterrupt, TerminationSignal):
-        emit_completion_event(request, RunResult.INTERRUPTED, INTERRUPTED_MESSAGE)
+        emit_completion_event(manifest, out, RunResult.INTERRUPTED, INTERRUPTED_MESSAGE)
         raise
     except Exception as error:
-        emit_completion_event(request, RunResult.FAILED, str(sanitize_for_log(error)))
+        emit_completion_event(manifest, out, RunResult.FAILED, str(sanitize_for_log(error)))
         raise
     report = state.data if isinstance(state.data, Report) else None
-    emit_completion_event(request, get_run_result(state), state.message or "", report)
+    emit_completion_event(manifest, out, get_run_result(state), state.message or "", report)
     return state
 
 
-def _run_to_final_state(request: Request) -> State[Report]:
-    """Run the manifest of a request and convert its report, or its exception, into a final state."""
-    progress = current_progress()
-    progress_variable.set(progress)
-    try:
-        configured = settings.read_environment()
-        with task_runners.open_workers(request.runner, configured) as workers:
-            report = run_manifest(request, configured, workers)
-    except TerminationSignal:  # SIGTERM, as Prefect delivers it: threads stop after their current chunk of steps
-        progress.stop.set()
-        raise
-    except InputError as error:
-        return Failed(name=REFUSED, message=artifacts.show_refusal(manifest_name(request.manifest), error), data=error)
-    except Interrupted:
-        return Cancelled(message=INTERRUPTED_MESSAGE)
-    except (StorageError, ClusterError) as error:
-        if not is_pair_failure(error):
-            progress.stop.set()  # all pairs are affected: stop those in flight, and a sweep's other manifests
-        return Failed(message=f"the run could not go on, what is finished is safe: {error}", data=error)
-    except PrefectException:
-        raise
-    except Exception as error:  # a bug: Prefect logs and shows the message
-        raise sanitize_for_log(error) from None
-    message = report.message
-    if len(report.failures) > parse_failure_limit(request.max_failures, report.rows):
-        limit = f"above --max-failures {request.max_failures}" if request.max_failures else "none succeeded"
-        return Failed(message=f"{message} ({limit})", data=report)
-    if report.failures:
-        return Completed(name=COMPLETED_WITH_FAILURES, message=message, data=report)
-    return Completed(message=message, data=report)
-
-
-def run_stylize_flow(request: Request) -> State[Any]:
-    """Run the flow for a request and return its final state."""
-    return stylize_manifest(
-        manifest=request.manifest,
-        out=request.out,
-        recipe=request.recipe,
-        size=request.size,
-        steps=request.steps,
-        precision=request.precision,
-        plateau=request.plateau,
-        backbone=request.backbone,
-        weights_file=request.weights,
-        strict=request.strict,
-        max_failures=request.max_failures,
-        upscale=request.upscale,
-        history_every=request.history_every,
-        snapshots=request.snapshots,
-        checkpoint_every=request.checkpoint_every,
-        pair_timeout=request.pair_timeout,
-        runner=request.runner,
-        return_state=True,
-    )
-
-
-def get_run_result(state: State[Any]) -> RunResult:
-    """Return the ledger's result for the final state of a run."""
-    if state.is_completed():
-        return RunResult.FAILURES if state.name == COMPLETED_WITH_FAILURES else RunResult.GOOD
-    if state.is_cancelled():
-        return RunResult.INTERRUPTED
-    return RunResult.REFUSED if state.name == REFUSED else RunResult.FAILED
-
-
-def emit_completion_event(request: Request, result: RunResult, message: str, report: Report | None = None) -> None:
+def emit_completion_event(manifest: str, out: str, result: RunResult, message: str, report: Report | None = None) -> None:
     """Emit the event that a manifest's run has ended, for Prefect automations.
 
     Triggers match on the event's resource; its payload holds details for people.
     """
-    manifest = redact(request.manifest)
-    payload: dict[str, Any] = {"out": redact(request.out), "message": message[:MAX_EVENT_MESSAGE_LENGTH]}
+    manifest = redact(manifest)
+    payload: dict[str, Any] = {"out": redact(out), "message": message[:MAX_EVENT_MESSAGE_LENGTH]}
     if report is not None:
         payload |= {
             "rows": report.rows,
@@ -247,11 +130,11 @@ def emit_completion_event(request: Request, result: RunResult, message: str, rep
     )
 
 
-def run_manifest(request: Request, settings: Settings, workers: Workers) -> Report:
-    """Run a request inside a flow run and return its report.
+def run_manifest(manifest: str, out: str, options: RunOptions, settings: Settings, workers: Workers) -> Report:
+    """Run a manifest inside a flow run and return its report.
 
     Raises:
-        InputError: The request or its manifest is invalid as a whole; nothing ran.
+        InputError: An option or the manifest is invalid as a whole; nothing ran.
         Interrupted: The run received a stop signal.
         StorageError: The output could not be listed, or a pair's files or the summary could not be written.
         ClusterError: The workers can no longer be reached.
@@ -262,31 +145,31 @@ def run_manifest(request: Request, settings: Settings, workers: Workers) -> Repo
         return call_with_retries(function, settings.retry_delays, progress.stop, logger.warning)
 
     start_time = datetime.now(UTC)
-    loaded = prepare(request, settings)
+    loaded = prepare(manifest, out, options, settings)
     enable_crash_log()
-    checkpoint_steps, checkpoint_seconds = parse_checkpoint_interval(request.checkpoint_every)
+    checkpoint_steps, checkpoint_seconds = parse_checkpoint_interval(options.checkpoint_every)
     run = Run(
         id=f"{start_time:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}",
-        out=request.out,
-        backbone=request.backbone,
-        weights=request.weights,
+        out=out,
+        backbone=options.backbone,
+        weights=options.weights,
         weights_sha256=loaded.weights_sha256,
-        history_every=request.history_every,
+        history_every=options.history_every,
         settings=settings,
-        snapshots=request.snapshots or 0,
+        snapshots=options.snapshots or 0,
         checkpoint_steps=checkpoint_steps,
         checkpoint_seconds=checkpoint_seconds,
-        pair_timeout=request.pair_timeout or 0.0,
+        pair_timeout=options.pair_timeout or 0.0,
         exclusive=loaded.exclusive,
     )
-    folder = join_uri(request.out, "runs", run.id)
+    folder = join_uri(out, "runs", run.id)
     retry(lambda: files.write(join_uri(folder, "manifest.csv"), sanitize_manifest(loaded.manifest_bytes)))
 
     pair_ids = [pair.id for pair in loaded.manifest.pairs]
-    done, warnings = retry(lambda: load_earlier_outcomes(request.out, pair_ids, settings.readers))
+    done, warnings = retry(lambda: load_earlier_outcomes(out, pair_ids, settings.readers))
     _log_warnings(logger, warnings)
     sources = fanout.inspect_images(loaded.manifest.pairs, done.values(), settings)
-    rows = triage(loaded, sources, request, done)
+    rows = triage(loaded, sources, options, done)
     reasons_by_row = group_problems_by_row(loaded.manifest)
     outcomes = [
         *(
@@ -302,7 +185,7 @@ def run_manifest(request: Request, settings: Settings, workers: Workers) -> Repo
     _remove_leftovers({job.key for job in (*rows.done, *rows.quarantined)}, run)
     _log_warnings(logger, list_failures(outcomes))
 
-    reporter = RunReporter(manifest_name(request.manifest), run, progress)
+    reporter = RunReporter(manifest_name(manifest), run, progress)
     progress.add(
         pairs=loaded.manifest.rows,
         pairs_done=len(outcomes),
@@ -318,7 +201,7 @@ def run_manifest(request: Request, settings: Settings, workers: Workers) -> Repo
     ), "every row has exactly one outcome"
     ids = Counter(o.id for o in outcomes if o.status != Status.REJECTED)
     assert ids == Counter(pair_ids), "every id has exactly one outcome"
-    report = retry(lambda: write_report(request, loaded, run, folder, outcomes, warnings, start_time))
+    report = retry(lambda: write_report(manifest, options, loaded, run, folder, outcomes, warnings, start_time))
     reporter.report_end(report, outcomes)
     return report
 

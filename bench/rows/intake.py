@@ -22,7 +22,7 @@ import numpy as np
 from bench.rows.pairs import BIN_FOLDER, build_environment
 from bench.rows.row import Row, build_cost_row, main
 from nst_tasks.images import codec
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import outcome
 from nst_tasks.outputs.layout import history_path, image_path, marker_path, thumbnail_path
@@ -80,12 +80,12 @@ def write_finished_output(manifest: Path, out: Path, environment: Mapping[str, s
     (marker,) = (alone / "outcomes").iterdir()
     first = outcome.from_json(marker.read_bytes())
     files = {path: (alone / path).read_bytes() for path in (first.image, first.history, first.thumbnail)}
-    request, settings = Request(str(manifest), str(out), backbone="tiny"), Settings()
-    loaded = prepare(request, settings)
+    options, settings = RunOptions(backbone="tiny"), Settings()
+    loaded = prepare(str(manifest), str(out), options, settings)
     sources = {uri: inspect_image(uri, settings.max_pixels) for uri in list_image_uris(loaded.manifest.pairs)}
     for folder in ("images", "history", "thumbnails", "outcomes"):
         (out / folder).mkdir(parents=True)
-    for job in triage(loaded, sources, request, {}).to_do:
+    for job in triage(loaded, sources, options, {}).to_do:
         done = replace(
             first,
             id=job.id,

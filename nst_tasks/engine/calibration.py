@@ -27,7 +27,7 @@ from nst_tasks.engine.publish import publish
 from nst_tasks.engine.targets import build_targets
 from nst_tasks.errors import NstError, is_pair_failure
 from nst_tasks.inputs.jobs import Batch, Job, group_into_batches
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import ResultOptions
 from nst_tasks.inputs.run import Run
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.progress import Progress, current_progress
@@ -82,9 +82,13 @@ class _MeasurementContext:
 
 
 def calibrate(
-    jobs: Iterable[Job], request: Request, weights_sha256: str, settings: Settings, limit_seconds: float = DEFAULT_LIMIT_SECONDS
+    jobs: Iterable[Job],
+    options: ResultOptions,
+    weights_sha256: str,
+    settings: Settings,
+    limit_seconds: float = DEFAULT_LIMIT_SECONDS,
 ) -> Calibration:
-    """Measure what these jobs of a request cost on a device, for about `limit_seconds` at most.
+    """Measure what these jobs cost on a device, for about `limit_seconds` at most.
 
     Raises:
         StorageUnavailable: The images' store failed temporarily.
@@ -96,7 +100,7 @@ def calibrate(
     max_pairs = devices.limit_batch_size(settings.batch, on_gpus)
     measurements: dict[StepKind, _Measurements] = {}
     with tempfile.TemporaryDirectory(prefix="nst-plan-") as folder, devices.acquire(current_progress()) as device:
-        run = Run("plan", folder, request.backbone, request.weights, weights_sha256, request.history_every, settings)
+        run = Run("plan", folder, options.backbone, options.weights, weights_sha256, 1, settings)
         started = time.monotonic()
         backbone = device.get_backbone(run.weights_sha256, lambda: optimization.build_backbone(run))
         build_seconds = time.monotonic() - started

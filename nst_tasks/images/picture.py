@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-
 from nst_tasks.errors import redact
 
 if TYPE_CHECKING:

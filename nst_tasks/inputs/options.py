@@ -1,49 +1,143 @@
-"""Run options and their validation."""
+"""Run options: one field of one model is the one place of an option.
+
+`flows.cli_options` makes a command-line option of each field, Prefect shows the model as the nested form of a deployment, and
+`planning.inbox` takes the ledger's version of a manifest from it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from nst_tasks.core.method import MAX_STEPS, Precision
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from nst_tasks.core.method import MAX_SIZE, MAX_STEPS, MIN_SIZE, Precision
 from nst_tasks.core.vgg_layers import check_layers
 from nst_tasks.errors import SettingsError, redact, strip_secrets
 from nst_tasks.inputs import presets, weights
 from nst_tasks.inputs.recipe import Recipe, override
+from nst_tasks.inputs.recipe_file import is_recipe_file
+from nst_tasks.storage.uri import make_absolute
 
 RunnerName = Literal["threads", "dask", "ray"]
-"""Backend that runs the batches: threads of this process, or workers of a Dask or Ray cluster."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """Options of one run: manifest, output, and the defaults for empty cells of its rows."""
-
-    manifest: str
-    out: str
-    recipe: str = presets.DEFAULT
-    size: int | None = None
-    steps: int | None = None
-    backbone: str = weights.DEFAULT_BACKBONE
-    weights: str | None = None
-    strict: bool = False
-    max_failures: str | None = None
-    upscale: bool = False
-    history_every: int = 1
-    snapshots: int | None = None
-    checkpoint_every: str = "30s"
-    pair_timeout: float | None = None
-    runner: RunnerName = "threads"
-    precision: Precision | None = None
-    plateau: float | None = None
+def resolve_recipe_name(recipe: str) -> str:
+    """Return a recipe's name unchanged, or the path of a recipe file made absolute, valid in any working folder."""
+    return make_absolute(recipe) if is_recipe_file(recipe) else recipe
 
 
-def find_unstorable_options(request: Request) -> list[str]:
-    """Return one line for each path or URI of a request that Prefect must not, or cannot, store as a flow run parameter."""
-    options = {"--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
-    return find_unstorable_uris({"manifest": request.manifest, **options})
+def _resolve_file(path: str | None) -> str | None:
+    return make_absolute(path) if path else None
+
+
+class ResultOptions(BaseModel):
+    """Options that decide how images look, for rows of a manifest that do not say so themselves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Annotated[str, AfterValidator(resolve_recipe_name)] = Field(
+        presets.DEFAULT,
+        description="Recipe of the rows that name none: one that `nst recipes` lists, or a TOML file, path or URI.",
+    )
+    size: int | None = Field(
+        None,
+        description="Longest side of the results, in pixels; the recipe's by default.",
+        json_schema_extra={"minimum": MIN_SIZE, "maximum": MAX_SIZE},
+    )
+    steps: int | None = Field(
+        None,
+        description="Optimization steps at full size; the recipe's by default.",
+        json_schema_extra={"minimum": 0, "maximum": MAX_STEPS},
+    )
+    precision: Precision | None = Field(
+        None, description="Of the network: mixed has bfloat16, auto is mixed where that is fast; the recipe's by default."
+    )
+    plateau: float | None = Field(
+        None,
+        description=(
+            "A level ends once its mean loss falls by no more than this share over 20 steps; 0 never; the recipe's by default."
+        ),
+    )
+    backbone: str = Field(
+        weights.DEFAULT_BACKBONE,
+        description=f"Network whose features are used: {', '.join(weights.BACKBONES)}.",
+        json_schema_extra={"enum": [*weights.BACKBONES]},
+    )
+    weights: Annotated[str | None, AfterValidator(_resolve_file)] = Field(
+        None, description="Keras weights file for vgg19 or vgg16, path or URI."
+    )
+    upscale: bool = Field(False, description="Enlarge pictures that are smaller than the size.")
+
+    @property
+    def uris(self) -> dict[str, str]:
+        """Paths and URIs among the options, by the name of their command-line option."""
+        return {"--recipe": self.recipe, "--weights": self.weights or ""}
+
+    def find_problems(self, recipe: Recipe) -> list[str]:
+        """Return one line for each option that is out of range or incompatible with this recipe."""
+        problems = []
+        overrides: list[dict[str, Any]] = [{name: getattr(self, name)} for name in ("size", "steps", "precision", "plateau")]
+        for one in overrides:
+            try:
+                override(recipe, **one)
+            except SettingsError as error:
+                problems.append(f"--{error}")
+        try:
+            if self.backbone in weights.BACKBONES:  # an unknown name is reported by `inputs.weights.compute_sha256`
+                check_layers(weights.get_architecture(self.backbone), recipe.method.layers)
+        except SettingsError as error:
+            problems.append(f"--recipe {recipe.name}: {error}")
+        return problems
+
+
+class SweepOptions(ResultOptions):
+    """Options of each manifest's run in a sweep of an inbox: how images look, where batches run, how much may fail."""
+
+    strict: bool = Field(False, description="Run nothing of a manifest of which any row is rejected.")
+    max_failures: str | None = Field(None, description="A manifest's run ends Failed above this many failed rows: N or P%.")
+    pair_timeout: float | None = Field(None, description="Seconds of compute after which a pair fails; never by default.")
+    runner: RunnerName = Field(
+        "threads", description="Where batches run: threads of this process, or a cluster's workers; one batch a device."
+    )
+
+    def find_problems(self, recipe: Recipe) -> list[str]:
+        """Return one line for each option that is out of range or incompatible with this recipe."""
+        problems = super().find_problems(recipe)
+        try:
+            parse_failure_limit(self.max_failures, 1)
+        except SettingsError as error:
+            problems.append(str(error))
+        if self.pair_timeout is not None and not 0 < self.pair_timeout < math.inf:
+            problems.append(f"--pair-timeout: {self.pair_timeout} is not a number of seconds above 0")
+        return problems
+
+
+class RunOptions(SweepOptions):
+    """Options of one manifest's run: those of a sweep, and what it records on the way."""
+
+    history_every: int = Field(1, description="Keep every N-th step in the loss history; first and last stay.")
+    snapshots: int | None = Field(
+        None, description="Write the unfinished picture beside the image every N steps; never by default."
+    )
+    checkpoint_every: str = Field(
+        "30s",
+        description="Write a checkpoint every so many seconds of compute such as 30s, or steps such as 50; 0: never.",
+    )
+
+    def find_problems(self, recipe: Recipe) -> list[str]:
+        """Return one line for each option that is out of range or incompatible with this recipe."""
+        problems = super().find_problems(recipe)
+        if not 1 <= self.history_every <= MAX_STEPS:
+            problems.append(f"--history-every: {self.history_every} is not in 1..{MAX_STEPS}")
+        if not 0 <= (self.snapshots or 0) <= MAX_STEPS:
+            problems.append(f"--snapshots: {self.snapshots} is not in 0..{MAX_STEPS}")
+        try:
+            parse_checkpoint_interval(self.checkpoint_every)
+        except SettingsError as error:
+            problems.append(str(error))
+        return problems
 
 
 def find_unstorable_uris(uris: Mapping[str, str]) -> list[str]:
@@ -65,42 +159,6 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def find_option_problems(request: Request, recipe: Recipe) -> list[str]:
-    """Return one line for each option that is out of range or incompatible with this recipe."""
-    problems = []
-    options: list[dict[str, Any]] = [
-        {"size": request.size},
-        {"steps": request.steps},
-        {"precision": request.precision},
-        {"plateau": request.plateau},
-    ]
-    for option in options:
-        try:
-            override(recipe, **option)
-        except SettingsError as error:
-            problems.append(f"--{error}")
-    try:
-        if request.backbone in weights.BACKBONES:  # an unknown name is reported by `inputs.weights.compute_sha256`
-            check_layers(weights.get_architecture(request.backbone), recipe.method.layers)
-    except SettingsError as error:
-        problems.append(f"--recipe {recipe.name}: {error}")
-    try:
-        parse_failure_limit(request.max_failures, 1)
-    except SettingsError as error:
-        problems.append(str(error))
-    if not 1 <= request.history_every <= MAX_STEPS:
-        problems.append(f"--history-every: {request.history_every} is not in 1..{MAX_STEPS}")
-    if not 0 <= (request.snapshots or 0) <= MAX_STEPS:
-        problems.append(f"--snapshots: {request.snapshots} is not in 0..{MAX_STEPS}")
-    try:
-        parse_checkpoint_interval(request.checkpoint_every)
-    except SettingsError as error:
-        problems.append(str(error))
-    if request.pair_timeout is not None and not 0 < request.pair_timeout < math.inf:
-        problems.append(f"--pair-timeout: {request.pair_timeout} is not a number of seconds above 0")
-    return problems
 
 
 def parse_checkpoint_interval(text: str) -> tuple[int, float]:

@@ -16,7 +16,7 @@ from nst_tasks.inputs.manifest import Manifest
 from nst_tasks.inputs.recipe import Recipe
 from nst_tasks.storage import access, files
 from nst_tasks.storage.access import DEFAULT_ACCESS, Access, check_access
-from nst_tasks.storage.uri import get_folder, make_absolute
+from nst_tasks.storage.uri import get_folder
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,6 @@ def find_recipe(name: str, allowed: Access = DEFAULT_ACCESS) -> Recipe:
         raise SettingsError(f"recipe {error}") from error
     except SettingsError as error:
         raise SettingsError("\n".join(f"recipe {place}: {line}" for line in str(error).splitlines())) from error
-
-
-def resolve_recipe_name(recipe: str) -> str:
-    """Return a recipe name that is valid in any working folder: the path of a file is made absolute."""
-    return make_absolute(recipe) if recipe_file.is_recipe_file(recipe) else recipe
 
 
 def read_weights(uri: str | None, allowed: Access = DEFAULT_ACCESS) -> bytes | None:

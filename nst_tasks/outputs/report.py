@@ -15,7 +15,7 @@ from nst_tasks.core.flags import FLAGS
 from nst_tasks.errors import NstError, StorageError, is_transient, redact
 from nst_tasks.images.thumbnail import shrink_strip
 from nst_tasks.inputs.manifest_export import export_rejected
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.inputs.readers import LoadedManifest
 from nst_tasks.inputs.run import Run
 from nst_tasks.inputs.settings import Settings
@@ -82,7 +82,8 @@ def list_flags(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
 
 
 def write_report(
-    request: Request,
+    manifest: str,
+    options: RunOptions,
     loaded_manifest: LoadedManifest,
     run: Run,
     folder: str,
@@ -101,7 +102,7 @@ def write_report(
         names["rejected"] = "rejected.csv"
     report = Report(
         run_id=run.id,
-        out=redact(request.out),
+        out=redact(run.out),
         rows=len(outcomes),
         counts=outcome.count_by_status(outcomes),
         failures=list_failures(outcomes),
@@ -114,19 +115,22 @@ def write_report(
     record = {
         **asdict(report),
         "began": started_at.isoformat(timespec="seconds"),
-        "request": {name: redact(value) if isinstance(value, str) else value for name, value in asdict(request).items()},
+        "request": {
+            name: redact(value) if isinstance(value, str) else value
+            for name, value in {"manifest": manifest, "out": run.out, **options.model_dump()}.items()
+        },
         "weights_sha256": run.weights_sha256,
     }
     facts = {
-        "manifest": redact(request.manifest),
-        "recipe": redact(request.recipe),
-        "backbone": request.backbone,
+        "manifest": redact(manifest),
+        "recipe": redact(options.recipe),
+        "backbone": options.backbone,
         "began": started_at.isoformat(timespec="seconds"),
         "took": f"{report.seconds:.0f} s",
     }
     page = _render_page(f"Run {run.id}", facts, outcomes, run.out, run.settings, "../../")
     if loaded_manifest.manifest.rejected:
-        rejected = export_rejected(loaded_manifest.manifest, get_folder(request.manifest))
+        rejected = export_rejected(loaded_manifest.manifest, get_folder(manifest))
         files.write(join_uri(folder, names["rejected"]), rejected)
     summary = pa.Table.from_pandas(build_summary(outcomes), preserve_index=False)
     files.write(join_uri(folder, names["summary"]), loss_history.to_parquet(summary))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nst_tasks.errors import NstError
 from nst_tasks.images.picture import Source
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import ResultOptions
 from nst_tasks.inputs.readers import LoadedManifest
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs.outcome_store import load_earlier_outcomes
@@ -28,16 +28,16 @@ class Findings:
     warnings: tuple[str, ...]
 
 
-def inspect_inputs(request: Request, loaded_manifest: LoadedManifest, settings: Settings) -> Findings:
-    """Inspect everything that a run inspects before its first step, without writing anything."""
+def inspect_inputs(out: str, options: ResultOptions, loaded_manifest: LoadedManifest, settings: Settings) -> Findings:
+    """Inspect everything that a run into `out` inspects before its first step, without writing anything."""
     pairs = loaded_manifest.manifest.pairs
-    done, warnings = load_earlier_outcomes(request.out, (pair.id for pair in pairs), settings.readers)
+    done, warnings = load_earlier_outcomes(out, (pair.id for pair in pairs), settings.readers)
     uris = list_image_uris(pairs)
     sources: dict[str, Source | NstError] = dict(find_known_sources(uris, done.values(), settings.readers))
     unknown = [uri for uri in uris if uri not in sources]
     results = map_parallel(lambda uri: inspect_image(uri, settings.max_pixels, settings.access), unknown, settings.readers)
     sources |= dict(zip(unknown, results, strict=True))
-    rows = triage(loaded_manifest, sources, request, done)
+    rows = triage(loaded_manifest, sources, options, done)
     problems = [str(problem) for problem in loaded_manifest.manifest.problems]
     problems += [f"row {pair.row}, {pair.id}: {error}" for pair, error in rows.refused]
     problems += [f"row {job.row}, {job.id}: {done[job.id].error}" for job in rows.quarantined]
@@ -60,9 +60,9 @@ class DryRunSummary:
         return [*self.warnings, *self.problems, *self.to_do, total]
 
 
-def summarize_dry_run(request: Request, loaded_manifest: LoadedManifest, settings: Settings) -> DryRunSummary:
+def summarize_dry_run(out: str, options: ResultOptions, loaded_manifest: LoadedManifest, settings: Settings) -> DryRunSummary:
     """Summarize what a run would do, with one line for each row that it would process."""
-    findings = inspect_inputs(request, loaded_manifest, settings)
+    findings = inspect_inputs(out, options, loaded_manifest, settings)
     to_do = (
         f"row {job.row}, {job.id}: {job.name}, {job.recipe.name}, {job.width} x {job.height}, {job.steps} steps"
         for job in findings.rows.to_do

@@ -10,7 +10,7 @@ from typing import Any
 
 from nst_tasks.errors import InputError, ManifestError, NstError, SettingsError, StorageError, is_pair_failure, redact
 from nst_tasks.inputs import manifest
-from nst_tasks.inputs.options import Request, find_unstorable_uris, is_utf8
+from nst_tasks.inputs.options import ResultOptions, SweepOptions, find_unstorable_uris, is_utf8
 from nst_tasks.inputs.readers import read_manifest_bytes
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import ledger
@@ -46,68 +46,59 @@ class InboxManifest:
     warning: str = ""
 
 
-def check_sweep(request: Request, settings: Settings) -> None:
-    """Refuse a sweep whose inbox or output is forbidden, or whose paths contain a secret; the request's manifest is the inbox.
+def check_sweep(inbox: str, out: str, options: SweepOptions, settings: Settings) -> None:
+    """Refuse a sweep whose inbox or output is forbidden, or whose paths contain a secret.
 
     Raises:
         SettingsError: A path is refused; one line for each problem.
     """
-    uris = {"--inbox": request.manifest, "--out": request.out, "--recipe": request.recipe, "--weights": request.weights or ""}
-    problems = find_unstorable_uris(uris)
-    for option in ("--inbox", "--out"):
+    places = {"--inbox": inbox, "--out": out}
+    problems = find_unstorable_uris(places | options.uris)
+    for option, place in places.items():
         try:
-            access.check_access(uris[option], settings.access)
+            access.check_access(place, settings.access)
         except StorageError as error:
             problems.append(f"{option}: {error}")
-    if not problems and access.is_below(request.out, request.manifest, os.path.realpath):
+    if not problems and access.is_below(out, inbox, os.path.realpath):
         problems.append("--out: is the inbox or lies in it, and nothing is written there; name another place")
     if problems:
         raise SettingsError("\n".join(problems))
 
 
-def collect_result_options(request: Request, settings: Settings) -> dict[str, Any]:
-    """Return the options that decide the result of a run besides its manifest; the request's manifest is the inbox.
+def collect_result_options(inbox: str, out: str, options: SweepOptions, settings: Settings) -> dict[str, Any]:
+    """Return the options that decide the result of a run besides its manifest, for the ledger's version of it.
 
     Raises:
         SettingsError: An option is invalid, or the inbox or the output is forbidden; one line for each problem.
     """
     problems = []
     try:
-        check_sweep(request, settings)
+        check_sweep(inbox, out, options, settings)
     except SettingsError as error:
         problems.append(str(error))
     try:
-        recipe, weights_sha256 = check_options(request, settings)
+        recipe, weights_sha256 = check_options(options, settings)
     except InputError as error:
         problems.append(str(error))
     if problems:
         raise SettingsError("\n".join(problems))
-    return {
-        "recipe": recipe.as_plain(),
-        "size": request.size,
-        "steps": request.steps,
-        "precision": request.precision,
-        "plateau": request.plateau,
-        "backbone": request.backbone,
-        "weights": weights_sha256,
-        "strict": request.strict,
-        "upscale": request.upscale,
-    }
+    decisive = options.model_dump(include={*ResultOptions.model_fields, "strict"})
+    return decisive | {"recipe": recipe.as_plain(), "weights": weights_sha256}
 
 
-def list_manifests(request: Request, options: Mapping[str, Any], settings: Settings) -> list[InboxManifest]:
+def list_manifests(inbox: str, out: str, result_options: Mapping[str, Any], settings: Settings) -> list[InboxManifest]:
     """List the manifests directly in the inbox, by name, with their state by the ledger; subfolders hold images.
 
     Raises:
         StorageError: The inbox or the ledger cannot be read.
     """
-    names = [name for name in files.list_files(request.manifest) if name.lower().endswith(MANIFEST_SUFFIX)]
+    names = [name for name in files.list_files(inbox) if name.lower().endswith(MANIFEST_SUFFIX)]
     files_by_stem: dict[str, list[str]] = {}
     for file in names:
         files_by_stem.setdefault(file[: -len(MANIFEST_SUFFIX)], []).append(file)
     manifests = []
     for result in map_parallel(
-        lambda file: _inspect_manifest(file, files_by_stem, request, options, settings), names, settings.readers
+        lambda file: _inspect_manifest(file, files_by_stem, inbox, out, result_options, settings), names, settings.readers
     ):
         if isinstance(result, NstError):
             raise result
@@ -116,10 +107,15 @@ def list_manifests(request: Request, options: Mapping[str, Any], settings: Setti
 
 
 def _inspect_manifest(
-    file: str, files_by_stem: Mapping[str, list[str]], request: Request, options: Mapping[str, Any], settings: Settings
+    file: str,
+    files_by_stem: Mapping[str, list[str]],
+    inbox: str,
+    sweep_out: str,
+    result_options: Mapping[str, Any],
+    settings: Settings,
 ) -> InboxManifest:
-    name, uri = file[: -len(MANIFEST_SUFFIX)], join_uri(request.manifest, file)
-    out = join_uri(request.out, name)
+    name, uri = file[: -len(MANIFEST_SUFFIX)], join_uri(inbox, file)
+    out = join_uri(sweep_out, name)
     if not is_utf8(file):
         return InboxManifest(file, uri, out, problem="its name is not UTF-8, in which Prefect would store it; rename it")
     if clashing := [other for other in files_by_stem[name] if other != file]:
@@ -129,9 +125,9 @@ def _inspect_manifest(
     except ManifestError as error:
         return InboxManifest(file, uri, out, problem=str(error))
     sha256 = hashlib.sha256(data).hexdigest()
-    version, last_entry, warning = ledger.compute_version(redact(uri), sha256, options), None, ""
+    version, last_entry, warning = ledger.compute_version(redact(uri), sha256, result_options), None, ""
     try:
-        last_entry = ledger.read_newest(request.out, file)
+        last_entry = ledger.read_newest(sweep_out, file)
     except ValueError as error:
         warning = str(error)
     except StorageError as error:
@@ -142,7 +138,7 @@ def _inspect_manifest(
     name_problem = ""
     if name.startswith("_"):
         name_problem = "its name begins with _, as the folders of nst do; rename it"
-    elif access.is_below(request.manifest, out, os.path.realpath):
+    elif access.is_below(inbox, out, os.path.realpath):
         name_problem = "the inbox lies in what would be its output, and nothing is written there; rename it, or change --out"
     return InboxManifest(file, uri, out, sha256, version, is_current, name_problem, warning)
 

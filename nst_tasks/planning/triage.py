@@ -15,7 +15,7 @@ from nst_tasks.images.resize import fit_size, has_same_aspect
 from nst_tasks.inputs import presets, weights
 from nst_tasks.inputs.jobs import Job
 from nst_tasks.inputs.manifest import Pair
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import ResultOptions
 from nst_tasks.inputs.readers import LoadedManifest
 from nst_tasks.inputs.recipe import Recipe, override
 from nst_tasks.outputs.outcome import Outcome
@@ -33,7 +33,10 @@ class Triage:
 
 
 def triage(
-    loaded_manifest: LoadedManifest, sources: Mapping[str, Source | NstError], request: Request, outcomes: Mapping[str, Outcome]
+    loaded_manifest: LoadedManifest,
+    sources: Mapping[str, Source | NstError],
+    options: ResultOptions,
+    outcomes: Mapping[str, Outcome],
 ) -> Triage:
     """Resolve every row to a job and compare it with the earlier outcome of its id; each group keeps the order of the rows.
 
@@ -42,7 +45,7 @@ def triage(
     recipe_cache: dict[tuple[Any, ...], Recipe] = {}
 
     def resolve_pair(pair: Pair, auto: Precision) -> Job:
-        return build_job(pair, sources, request, loaded_manifest.weights_sha256, loaded_manifest.recipes, auto, recipe_cache)
+        return build_job(pair, sources, options, loaded_manifest.weights_sha256, loaded_manifest.recipes, auto, recipe_cache)
 
     other_precision: Precision = "mixed" if loaded_manifest.auto_precision == "float32" else "float32"
     to_do: list[Job] = []
@@ -55,7 +58,7 @@ def triage(
             if (
                 job.id in outcomes
                 and not is_done(job, outcomes)
-                and get_requested_precision(pair, request, loaded_manifest.recipes) == "auto"
+                and get_requested_precision(pair, options, loaded_manifest.recipes) == "auto"
             ):
                 job_elsewhere = resolve_pair(pair, other_precision)
                 job = job_elsewhere if is_done(job_elsewhere, outcomes) else job
@@ -69,7 +72,7 @@ def triage(
 def build_job(
     pair: Pair,
     sources: Mapping[str, Source | NstError],
-    request: Request,
+    options: ResultOptions,
     weights_sha256: str,
     recipes_by_name: Mapping[str, Recipe] = presets.PRESETS,
     auto_precision: Precision = "float32",
@@ -80,10 +83,10 @@ def build_job(
     Args:
         pair: The row.
         sources: Each image by URI, or the error with which its inspection failed.
-        request: The options of the run, which apply where the row leaves a cell empty.
+        options: The options of the run, which apply where the row leaves a cell empty.
         weights_sha256: The SHA-256 of the backbone's weights.
         recipes_by_name: The recipes by preset name or URI.
-        auto_precision: The precision that replaces `auto_precision`.
+        auto_precision: The precision that replaces `auto`.
         recipe_cache: A cache of recipes with overrides applied, so that rows share one recipe object and its cached properties.
 
     Raises:
@@ -109,19 +112,19 @@ def build_job(
     recipe_cache = {} if recipe_cache is None else recipe_cache
     cache_key = (*_get_overrides(pair), auto_precision)
     recipe = recipe_cache.get(cache_key) or recipe_cache.setdefault(
-        cache_key, _override_recipe(pair, request, recipes_by_name, auto_precision)
+        cache_key, _override_recipe(pair, options, recipes_by_name, auto_precision)
     )
-    check_layers(weights.get_architecture(request.backbone), recipe.method.layers)
+    check_layers(weights.get_architecture(options.backbone), recipe.method.layers)
     least_side = min_side(recipe.method.layers)
     for image in (content, *styles):
-        height, width = fit_size(image.height, image.width, recipe.size, request.upscale)
+        height, width = fit_size(image.height, image.width, recipe.size, options.upscale)
         if min(height, width) < least_side:
             raise PictureError(
                 f"{redact(image.uri)}: {width} x {height} pixels at size {recipe.size} leave a side below "
                 f"{least_side}, the least "
                 f"that the network can see; give a larger or less narrow picture, or a larger size"
             )
-    height, width = fit_size(content.height, content.width, recipe.size, request.upscale)
+    height, width = fit_size(content.height, content.width, recipe.size, options.upscale)
     return Job(
         id=pair.id,
         row=pair.row,
@@ -133,7 +136,7 @@ def build_job(
         init=init,
         keep_color=pair.keep_color,
         mask=mask,
-        upscale=request.upscale,
+        upscale=options.upscale,
         format=pair.format,
         height=height,
         width=width,
@@ -147,21 +150,21 @@ _get_overrides = attrgetter(
 """Getter of the cells of a row that select or override its recipe."""
 
 
-def _override_recipe(pair: Pair, request: Request, known: Mapping[str, Recipe], auto: Precision) -> Recipe:
-    asked = get_requested_precision(pair, request, known)
+def _override_recipe(pair: Pair, options: ResultOptions, known: Mapping[str, Recipe], auto: Precision) -> Recipe:
+    asked = get_requested_precision(pair, options, known)
     return override(
-        known[pair.recipe or request.recipe],
-        size=pair.size if pair.size is not None else request.size,
-        steps=pair.steps if pair.steps is not None else request.steps,
+        known[pair.recipe or options.recipe],
+        size=pair.size if pair.size is not None else options.size,
+        steps=pair.steps if pair.steps is not None else options.steps,
         init=pair.init,
         content_weight=pair.content_weight,
         style_weight=pair.style_weight,
         tv_weight=pair.tv_weight,
         precision=auto if asked == "auto" else asked,
-        plateau=pair.plateau if pair.plateau is not None else request.plateau,
+        plateau=pair.plateau if pair.plateau is not None else options.plateau,
     )
 
 
-def get_requested_precision(pair: Pair, request: Request, known: Mapping[str, Recipe]) -> Precision:
+def get_requested_precision(pair: Pair, options: ResultOptions, known: Mapping[str, Recipe]) -> Precision:
     """Return the precision set by the row, or else by the run, or else by the recipe; it may be `auto`."""
-    return pair.precision or request.precision or known[pair.recipe or request.recipe].method.precision
+    return pair.precision or options.precision or known[pair.recipe or options.recipe].method.precision

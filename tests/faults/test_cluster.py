@@ -11,15 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 import nst_tasks
 from flows import stylize, task_runners
 from flows.console import run_flow
 from nst_tasks.errors import SettingsError
-from nst_tasks.inputs.options import Request, RunnerName
+from nst_tasks.inputs.options import RunnerName, RunOptions
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import claims
 from nst_tasks.progress import Progress, progress_variable
@@ -33,8 +35,11 @@ def cluster(tmp_path: Path) -> Iterator[DaskCluster]:
         yield running
 
 
-def request(manifest: str, out: Path) -> Request:
-    return Request(manifest, str(out), backbone="tiny", size=96, steps=STEPS, checkpoint_every="3", runner="dask")
+OPTIONS = RunOptions(backbone="tiny", size=96, steps=STEPS, checkpoint_every="3", runner="dask")
+
+
+def start_flow(manifest: str, out: Path) -> State[Any]:
+    return stylize.stylize_manifest(manifest, str(out), OPTIONS, return_state=True)
 
 
 def test_a_worker_killed_in_the_middle_costs_one_resume_and_none_takes_two_pairs_for_its_one_gpu(
@@ -59,7 +64,7 @@ def test_a_worker_killed_in_the_middle_costs_one_resume_and_none_takes_two_pairs
     interfering.start()
     token = progress_variable.set(seen)
     try:
-        state = stylize.run_stylize_flow(request(manifest, out))
+        state = start_flow(manifest, out)
     finally:
         progress_variable.reset(token)
         over.set()
@@ -87,7 +92,7 @@ def test_a_scheduler_that_goes_away_ends_the_run_with_one_sentence(
     killing = threading.Thread(target=kill)
     killing.start()
     try:
-        ended = run_flow(request(manifest, out))
+        ended = run_flow(manifest, str(out), OPTIONS)
     finally:
         over.set()
         killing.join()
@@ -157,14 +162,15 @@ cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from flows import stylize, task_runners
 from nst_tasks.engine import devices
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.progress import Progress, progress_variable
 with task_runners.open_workers("threads", Settings()) as workers:
     print(workers.window, end=" ")
 at_once = []
 progress_variable.set(Progress(on_change=lambda progress: at_once.append(progress.computing)))
-state = stylize.run_stylize_flow(Request(sys.argv[1], sys.argv[2], backbone="tiny", size=96, steps=int(sys.argv[3])))
+options = RunOptions(backbone="tiny", size=96, steps=int(sys.argv[3]))
+state = stylize.stylize_manifest(*sys.argv[1:3], options, return_state=True)
 print(devices.list_names(), max(at_once), state.type.value)
 """
 

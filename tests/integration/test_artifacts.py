@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from flows import artifacts, fanout
 from flows.artifacts import RunReporter, build_artifact_key, format_rough_duration
 from flows.cli import app
-from flows.console import run_flow
+from flows.console import FlowEnd, run_flow
 from flows.stylize import stylize_manifest
 from flows.task_runners import Workers
 from nst_tasks.engine import run_batch
 from nst_tasks.inputs.jobs import Batch, split_into_shares
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs.outcome import Outcome, Status
 from nst_tasks.outputs.report import Report
@@ -36,9 +36,9 @@ from tests.support.servers import ask, last_run
 ROWS = "id,content,style,size\na,cat.png,oil.png,\nb,dog.png,ink.png,\nc,gone.png,oil.png,\nd,cat.png,ink.png,9\n"
 
 
-def request(pictures: Path, out: Path, name: str, rows: str) -> Request:
+def stylize(pictures: Path, out: Path, name: str, rows: str) -> FlowEnd:
     (pictures / f"{name}.csv").write_text(rows)
-    return Request(str(pictures / f"{name}.csv"), str(out), backbone="tiny", size=64, steps=1)
+    return run_flow(str(pictures / f"{name}.csv"), str(out), RunOptions(backbone="tiny", size=64, steps=1))
 
 
 def read_artifacts(api: str, flow_run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -61,7 +61,7 @@ def log(api: str, flow_run: dict[str, Any], last: str) -> list[str]:
 
 
 def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, pictures: Path, tmp_path: Path) -> None:
-    ended = run_flow(request(pictures, tmp_path / "out", "Weekly run_2", ROWS))
+    ended = stylize(pictures, tmp_path / "out", "Weekly run_2", ROWS)
     assert ended.report is not None
     flow_run, task_runs = last_run(flow_api, "Weekly run_2", tasks=3)
     found = read_artifacts(flow_api, flow_run)
@@ -130,7 +130,7 @@ def test_past_their_limit_batches_share_task_runs_and_pictures_are_bounded(
     monkeypatch.setenv("NST_TASK_RUNS", "2")
     monkeypatch.setenv("NST_IMAGE_ARTIFACTS", "3")
     rows = "".join(f"p{k},{('cat', 'dog')[k % 2]}.png,oil.png,{k}\n" for k in range(10))
-    ended = run_flow(request(pictures, tmp_path / "out", "many", "id,content,style,seed\n" + rows))
+    ended = stylize(pictures, tmp_path / "out", "many", "id,content,style,seed\n" + rows)
     assert ended.message == "10 succeeded, 0 failed, 0 rejected, 0 skipped of 10 rows"
     flow_run, task_runs = last_run(flow_api, "many", tasks=3)
     assert set(task_runs) == {"inspect pictures 1-3 of 3", "5 pairs, rows 2 to 6", "5 pairs, rows 7 to 11"}
@@ -148,7 +148,7 @@ def test_of_a_shared_task_run_only_what_the_store_failed_for_is_tried_again(
     (pictures / "shared.csv").write_text(rows)
     FlakyFileSystem.spared.update({"cat.png": 1})  # the inspection's
     FlakyFileSystem.failing.update({"cat.png": 1})
-    ended = run_flow(Request(f"{flaky}/shared.csv", str(tmp_path / "out"), backbone="tiny", size=64, steps=1))
+    ended = run_flow(f"{flaky}/shared.csv", str(tmp_path / "out"), RunOptions(backbone="tiny", size=64, steps=1))
     assert ended.message == "2 succeeded, 1 failed, 0 rejected, 0 skipped of 3 rows"
     flow_run, task_runs = last_run(flow_api, "shared", tasks=2)
     shared = task_runs["3 pairs, rows 2 to 4"]
@@ -275,7 +275,7 @@ def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
     monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
     monkeypatch.setattr(artifacts, "create_table_artifact", refuse)
     monkeypatch.setattr(artifacts, "create_markdown_artifact", refuse)
-    ended = run_flow(request(pictures, tmp_path / "out", "mute", "id,content,style\na,cat.png,oil.png\n"))
+    ended = stylize(pictures, tmp_path / "out", "mute", "id,content,style\na,cat.png,oil.png\n")
     assert ended.exit_code == 0
     flow_run, _ = last_run(flow_api, "mute", tasks=2)
     lines = log(flow_api, flow_run, "artifact")

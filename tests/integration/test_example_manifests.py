@@ -13,7 +13,7 @@ from flows.demo import write_samples
 from manifests.samples import samples
 from nst_tasks.inputs import manifest, presets
 from nst_tasks.inputs.columns import COLUMNS
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.outputs import outcome
 from nst_tasks.outputs.report import SUMMARY_COLUMNS, build_summary
 from nst_tasks.storage import files
@@ -44,8 +44,8 @@ def test_the_example_of_every_column_has_every_column_and_runs(tmp_path: Path) -
     for name, data in samples().items():
         files.write(str(tmp_path / name), data)
     (tmp_path / "m.csv").write_bytes(EXAMPLES["every-column.csv"])
-    request = Request(str(tmp_path / "m.csv"), str(tmp_path / "out"), backbone="tiny", size=96, steps=2)
-    ended = run_flow(request)
+    options = RunOptions(backbone="tiny", size=96, steps=2)
+    ended = run_flow(str(tmp_path / "m.csv"), str(tmp_path / "out"), options)
     assert ended.message == "8 succeeded, 0 failed, 0 rejected, 0 skipped of 8 rows"
     assert sorted(path.name for path in (tmp_path / "out/images").iterdir()) == [
         "bright-parts.png",
@@ -64,8 +64,7 @@ def test_the_demo_moves_every_pair_far_towards_its_style_with_real_features(tmp_
     text = made.read_text()
     assert ",240,30," in text
     made.write_text(text.replace(",240,30,", ",240,4,"))  # fewer steps, to be quick
-    request = Request(str(made), str(tmp_path))
-    ended = run_flow(request)
+    ended = run_flow(str(made), str(tmp_path), RunOptions())
     assert ended.message == "5 succeeded, 0 failed, 0 rejected, 0 skipped of 5 rows"
     told = pd.read_parquet(tmp_path / "history")
     for _, of_pair in told.groupby("pair_id"):
@@ -84,7 +83,7 @@ def test_every_recipe_runs_from_a_manifests_row(tmp_path: Path) -> None:
     assert {row[3] for row in rows[1:]} == set(presets.PRESETS)
     small = [rows[0]] + [[*row[:4], "64", "3"] for row in rows[1:]]  # smaller and fewer steps, to be quick
     made.write_text("\n".join(",".join(row) for row in small))
-    ended = run_flow(Request(str(made), str(tmp_path), backbone="tiny"))
+    ended = run_flow(str(made), str(tmp_path), RunOptions(backbone="tiny"))
     assert ended.message == "10 succeeded, 0 failed, 0 rejected, 0 skipped of 10 rows"
     for name, recipe in presets.PRESETS.items():
         done = outcome.from_json((tmp_path / f"outcomes/{name}.json").read_bytes())

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from flows.console import FlowEnd, run_flow
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.outputs import claims, outcome
 from nst_tasks.outputs.claims import Claim
 from nst_tasks.outputs.layout import history_path, marker_path
@@ -78,7 +77,7 @@ def test_signals_end_the_run_with_130_and_the_same_command_goes_on_to_the_same_b
     again = nst("run", str(pictures / "m.csv"), "--out", str(out), *options, PREFECT_API_URL=flow_api)
     assert f"{2 - len(done)} succeeded, 0 failed, 0 rejected, {len(done)} skipped of 2 rows" in again.stdout, again.stderr
     assert not list(out.glob("checkpoints/*"))
-    run_flow(Request(str(pictures / "m.csv"), str(calm), backbone="tiny", size=64))
+    run_flow(str(pictures / "m.csv"), str(calm), RunOptions(backbone="tiny", size=64))
     assert (out / "images/long.png").read_bytes() == (calm / "images/long.png").read_bytes()
     pd.testing.assert_frame_equal(losses(out, "long"), losses(calm, "long"), check_exact=True)
     assert marker(out, "long").losses == marker(calm, "long").losses
@@ -186,13 +185,13 @@ def test_a_pair_that_takes_its_process_down_twice_is_set_aside_and_no_other(
     assert marker(out, "bad").flags == ("quarantined",)
     assert not list(out.glob("claims/*"))
 
-    request = Request(str(pictures / "m.csv"), str(out), backbone="tiny", size=64)
-    still = run_flow(request)  # the bug is gone, but nobody said so
+    run = str(pictures / "m.csv"), str(out), RunOptions(backbone="tiny", size=64)
+    still = run_flow(*run)  # the bug is gone, but nobody said so
     assert still.message == "0 succeeded, 1 failed, 0 rejected, 2 skipped of 3 rows"
     assert still.report is not None
     assert still.report.failures == (f"row 3, bad: {marker(out, 'bad').error}",)
     (out / "outcomes/bad.json").unlink()
-    assert run_flow(request).message == "1 succeeded, 0 failed, 0 rejected, 2 skipped of 3 rows"
+    assert run_flow(*run).message == "1 succeeded, 0 failed, 0 rejected, 2 skipped of 3 rows"
 
 
 # --- what earlier runs left, what others do ---
@@ -200,8 +199,8 @@ def test_a_pair_that_takes_its_process_down_twice_is_set_aside_and_no_other(
 
 def run(pictures: Path, out: Path, **more: object) -> FlowEnd:
     (pictures / "m.csv").write_text("id,content,style,recipe\na,cat.png,oil.png,tf-tutorial\nb,dog.png,ink.png,tf-tutorial\n")
-    request = Request(str(pictures / "m.csv"), str(out), backbone="tiny", size=64, steps=3)
-    return run_flow(replace(request, **more))  # type: ignore[arg-type]
+    options = RunOptions(**{"backbone": "tiny", "size": 64, "steps": 3} | more)
+    return run_flow(str(pictures / "m.csv"), str(out), options)
 
 
 @pytest.mark.usefixtures("flow_api")

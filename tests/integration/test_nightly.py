@@ -29,7 +29,7 @@ from flows.console import FlowEnd, run_sweep
 from flows.deployments import build_deployments, serve
 from flows.nightly import SweepResult
 from nst_tasks.errors import ClusterError, InputError, SettingsError
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import SweepOptions
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import ledger
 from nst_tasks.outputs.claims import Claim
@@ -41,7 +41,7 @@ GOOD = "id,content,style\na,cat.png,oil.png\n"
 
 
 def sweep(pictures: Path, out: Path, **options: Any) -> tuple[FlowEnd, SweepResult | None]:
-    return run_sweep(Request(str(pictures), str(out), backbone="tiny", size=64, steps=1, **options))
+    return run_sweep(str(pictures), str(out), SweepOptions(backbone="tiny", size=64, steps=1, **options))
 
 
 def results(swept: SweepResult | None) -> dict[str, str]:
@@ -174,7 +174,7 @@ def test_a_store_that_is_full_ends_the_sweep_with_its_sentence(full: str) -> Non
         files.write(f"{full}/in/{name}.png", picture(name))
     for name in "abc":
         files.write(f"{full}/in/{name}.csv", GOOD.encode())
-    ended, swept = run_sweep(Request(f"{full}/in", f"{full}/out", backbone="tiny", size=64, steps=1))
+    ended, swept = run_sweep(f"{full}/in", f"{full}/out", SweepOptions(backbone="tiny", size=64, steps=1))
     assert (ended.name, ended.exit_code, swept) == ("Failed", 1, None)
     assert ended.message.startswith("the sweep could not go on, what is finished is safe: fullstore://team/out/b/images/")
     assert "the disk is full" in ended.message
@@ -212,7 +212,7 @@ def test_what_a_store_cannot_do_is_told_and_every_manifest_is_run(
     logger = logging.getLogger("prefect.flow_runs")
     logger.addHandler(caplog.handler)
     try:
-        _, swept = run_sweep(Request("laxstore://team/in", "laxstore://team/out", backbone="tiny"))
+        _, swept = run_sweep("laxstore://team/in", "laxstore://team/out", SweepOptions(backbone="tiny"))
     finally:
         logger.removeHandler(caplog.handler)
         LaxStore.store.clear()
@@ -246,10 +246,10 @@ def test_a_defect_in_one_manifests_run_does_not_stop_the_others(
 ) -> None:
     prepared = stylize.prepare
 
-    def prepare_with_defect(request: Request, settings: Settings) -> Any:
-        if request.manifest.endswith("a.csv"):
+    def prepare_with_defect(manifest: str, *rest: Any) -> Any:
+        if manifest.endswith("a.csv"):
             raise ZeroDivisionError("a defect of ours")
-        return prepared(request, settings)
+        return prepared(manifest, *rest)
 
     monkeypatch.setattr(stylize, "prepare", prepare_with_defect)
     for name in "ab":
@@ -388,15 +388,15 @@ def test_a_work_pool_gets_both_deployments_and_one_that_is_not_there_is_refused(
 
 # --- deployments ---
 
-NIGHT = Request("s3://team/inbox", "s3://team/out", size=256)
+NIGHT = ("s3://team/inbox", "s3://team/out", SweepOptions(size=256))
 
 
 def test_a_deployment_names_its_flow_by_module_and_lets_no_two_nights_overlap() -> None:
-    nightly, on_demand = build_deployments(NIGHT, Settings())
+    nightly, on_demand = build_deployments(*NIGHT, Settings())
     assert (nightly.entrypoint, on_demand.entrypoint) == ("flows.nightly.nightly", "flows.stylize.stylize_manifest")
     assert nightly.parameters is not None
-    assert {name: nightly.parameters[name] for name in ("inbox", "out", "size", "recipe", "runner")} == {
-        "inbox": "s3://team/inbox", "out": "s3://team/out", "size": 256, "recipe": "painterly", "runner": "threads",
+    assert nightly.parameters == {
+        "inbox": "s3://team/inbox", "out": "s3://team/out", "options": SweepOptions(size=256).model_dump(),
     }  # fmt: skip
     assert nightly.concurrency_limit == 1
     assert nightly.concurrency_options.collision_strategy is ConcurrencyLimitStrategy.CANCEL_NEW  # type: ignore[union-attr]
@@ -406,14 +406,14 @@ def test_a_deployment_names_its_flow_by_module_and_lets_no_two_nights_overlap() 
 
 
 @pytest.mark.parametrize("k", [0, 1])
-def test_a_deployments_parameters_make_a_form(k: int) -> None:
-    schema = build_deployments(NIGHT, Settings())[k]._parameter_openapi_schema
-    properties = schema.properties
+def test_a_deployments_parameters_make_a_nested_form(k: int) -> None:
+    schema = build_deployments(*NIGHT, Settings())[k]._parameter_openapi_schema
     assert schema.required == (["inbox", "out"] if k == 0 else ["manifest", "out"])
+    assert all(parameter["description"] for parameter in schema.properties.values())
+    assert sorted(schema.properties, key=lambda name: schema.properties[name]["position"]) == [*schema.required, "options"]
+    properties = schema.definitions["SweepOptions" if k == 0 else "RunOptions"]["properties"]
+    assert [*properties][:3] == ["recipe", "size", "steps"]
     assert all(parameter["description"] for parameter in properties.values())
-    assert sorted(properties, key=lambda name: properties[name]["position"])[:5] == [
-        *schema.required, "recipe", "size", "steps",
-    ]  # fmt: skip
     assert properties["backbone"]["enum"] == ["vgg16-hed", "vgg19", "vgg16", "tiny"]
     assert properties["backbone"]["default"] == "vgg16-hed"
     assert (properties["size"]["minimum"], properties["size"]["maximum"]) == (64, 8192)
@@ -431,14 +431,20 @@ def test_a_deployments_parameters_make_a_form(k: int) -> None:
 )
 def test_settings_that_make_no_deployment_are_one_sentence(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        build_deployments(NIGHT, replace(Settings(), **changed))
+        build_deployments(*NIGHT, replace(Settings(), **changed))
     assert str(caught.value).startswith(sentence)
 
 
 def test_a_deployment_takes_no_secret() -> None:
-    for place in ({"out": "s3://k:hunter2@team/o"}, {"manifest": "s3://team/i?hunter2"}, {"weights": "s3://team/w?hunter2"}):
+    inbox, out, options = NIGHT
+    secret_options = SweepOptions(weights="s3://team/w?hunter2")
+    for given in (
+        (inbox, "s3://k:hunter2@team/o", options),
+        ("s3://team/i?hunter2", out, options),
+        (inbox, out, secret_options),
+    ):
         with pytest.raises(SettingsError, match="has a password or a query, which Prefect would store") as caught:
-            build_deployments(replace(NIGHT, **place), Settings())  # type: ignore[arg-type]
+            build_deployments(*given, Settings())
         assert "hunter2" not in str(caught.value)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from prefect import flow, task
 
-from flows.console import run_flow
+from flows.console import FlowEnd, run_flow
 from flows.fanout import submit_in_window
 from nst_tasks.errors import Interrupted
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.progress import Progress, progress_variable
 from nst_tasks.tasks import stylize_batches, with_retries
@@ -24,8 +24,8 @@ from tests.support.flaky import FlakyFileSystem
 from tests.support.servers import last_run, nst
 
 
-def request(manifest: str, out: Path, **options: Any) -> Request:
-    return Request(manifest=manifest, out=str(out), backbone="tiny", size=64, steps=1, **options)
+def stylize(manifest: str, out: Path) -> FlowEnd:
+    return run_flow(manifest, str(out), RunOptions(backbone="tiny", size=64, steps=1))
 
 
 def write_manifest(pictures: Path, name: str, rows: str) -> str:
@@ -37,7 +37,7 @@ def test_the_api_shows_names_tags_retries_and_state(flow_api: str, flaky: str, p
     rows = "content,style,recipe\ncat.png,oil.png,\ndog.png,ink.png,tf-tutorial\ngone.png,oil.png,\n"
     manifest = write_manifest(pictures, "seen", rows)
     FlakyFileSystem.failing.update({"oil.png": 2})  # fails while being inspected, succeeds at the third attempt
-    ended = run_flow(request(manifest, tmp_path / "out"))
+    ended = stylize(manifest, tmp_path / "out")
     assert ended.exit_code == 1
     flow_run, task_runs = last_run(flow_api, "seen", tasks=3)
     assert flow_run["state_type"] == "COMPLETED"
@@ -56,7 +56,7 @@ def test_a_name_is_no_template_of_the_tasks_parameters(flow_api: str, pictures: 
     for name in ("a{run}", "b{x"):
         (pictures / f"{name}.png").write_bytes((pictures / "cat.png").read_bytes())
     (pictures / "braces.csv").write_text("content,style\na{run}.png,oil.png\nb{x.png,oil.png\n")
-    assert run_flow(request(str(pictures / "braces.csv"), tmp_path / "out")).message.startswith("2 succeeded")
+    assert stylize(str(pictures / "braces.csv"), tmp_path / "out").message.startswith("2 succeeded")
     _, task_runs = last_run(flow_api, "braces", tasks=3)
     assert {"a{run} x oil", "b{x x oil"} < {*task_runs}
 
@@ -67,7 +67,7 @@ def test_a_pair_is_tried_again_after_a_passing_failure_of_the_store(
     manifest = write_manifest(pictures, "again", "id,content,style\na,cat.png,oil.png\n")
     FlakyFileSystem.spared.update({"cat.png": 1})  # the inspection's
     FlakyFileSystem.failing.update({"cat.png": 2})
-    assert run_flow(request(manifest, tmp_path / "out")).message.startswith("1 succeeded")
+    assert stylize(manifest, tmp_path / "out").message.startswith("1 succeeded")
     _, task_runs = last_run(flow_api, "again", tasks=2)
     assert {name: run["run_count"] for name, run in task_runs.items()} == {"cat x oil": 3, "inspect pictures 1-2 of 2": 1}
 
@@ -84,7 +84,7 @@ def test_a_store_that_stays_away_fails_its_pair_alone_after_the_last_retry(
     manifest = write_manifest(pictures, "away", "id,content,style\na,cat.png,oil.png\nb,dog.png,ink.png\n")
     FlakyFileSystem.spared.update({"cat.png": 1})
     FlakyFileSystem.failing.update({"cat.png": 1000})
-    ended = run_flow(request(manifest, tmp_path / "out"))
+    ended = stylize(manifest, tmp_path / "out")
     assert ended.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
     assert ended.report is not None
     assert "the store failed for the moment" in ended.report.failures[0]
@@ -98,7 +98,7 @@ def test_what_stays_wrong_is_not_tried_again(flow_api: str, flaky: str, pictures
     whole = (pictures / "cat.png").read_bytes()
     (pictures / "torn.png").write_bytes(whole[: len(whole) // 2])
     manifest = write_manifest(pictures, "torn", "content,style\ntorn.png,oil.png\ncat.png,oil.png\n")
-    ended = run_flow(request(manifest, tmp_path / "out"))
+    ended = stylize(manifest, tmp_path / "out")
     assert ended.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
     _, task_runs = last_run(flow_api, "torn", tasks=3)
     assert (task_runs["torn x oil"]["run_count"], task_runs["torn x oil"]["state_type"]) == (1, "FAILED")

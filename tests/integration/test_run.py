@@ -15,7 +15,7 @@ from nst_tasks.images import codec
 from nst_tasks.images.color import luminance
 from nst_tasks.images.picture import Picture
 from nst_tasks.images.resize import resize
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.outputs import loss_history, outcome
 from nst_tasks.outputs.layout import marker_path
 from nst_tasks.outputs.outcome import Status
@@ -27,8 +27,7 @@ TWO_PAIRS = "id,content,style,recipe\na,cat.png,oil.png,\nb,dog.png,ink.png,tf-t
 
 def run(folder: Path, rows: str, out: Path, **options: object) -> FlowEnd:
     (folder / "m.csv").write_text(rows)
-    request = Request(manifest=str(folder / "m.csv"), out=str(out), backbone="tiny", size=64, steps=3)
-    return run_flow(Request(**{**vars(request), **options}))  # type: ignore[arg-type]
+    return run_flow(str(folder / "m.csv"), str(out), RunOptions(**{"backbone": "tiny", "size": 64, "steps": 3} | options))
 
 
 def marker(out: Path, id: str) -> outcome.Outcome:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.console import run_flow
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from tests.support.servers import ask, nst, picture
 
 SECRET = "hunter2-of-no-other-test"
@@ -130,7 +130,7 @@ def test_an_error_that_nobody_foresaw_is_logged_without_its_secrets(
     fsspec.register_implementation("leaky", Leaky, clobber=True)
     monkeypatch.setenv("NST_ALLOWED_ROOTS", f"leaky://{pictures}|{tmp_path}")
     (pictures / "m.csv").write_text("content,style\ndog.png,oil.png\n")
-    ended = run_flow(Request(f"leaky://{pictures}/m.csv", str(tmp_path / "out"), backbone="tiny", size=64, steps=1))
+    ended = run_flow(f"leaky://{pictures}/m.csv", str(tmp_path / "out"), RunOptions(backbone="tiny", size=64, steps=1))
     assert ended.report is not None
     assert "unexpected RuntimeError: GET https://host/dog.png" in ended.report.failures[0]
     APILogWorker.drain_all(timeout=10)

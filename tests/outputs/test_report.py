@@ -21,7 +21,7 @@ from nst_tasks.images import codec
 from nst_tasks.images.picture import Source
 from nst_tasks.images.thumbnail import encode_strip
 from nst_tasks.inputs import manifest
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.inputs.readers import read_manifest
 from nst_tasks.inputs.run import Run
 from nst_tasks.inputs.settings import Settings
@@ -55,12 +55,12 @@ def done(id: str = "cat_oil", row: int = 2, **fields: Any) -> Outcome:
 
 def written(tmp_path: Path, out: str, outcomes: list[Outcome], rows: str = "cat.png,oil.jpg,\n") -> tuple[Report, str]:
     (tmp_path / "m.csv").write_text("content,style,size\n" + rows)
-    request = Request(manifest=str(tmp_path / "m.csv"), out=out, backbone="tiny")
-    taken = prepare(replace(request, out=redact(out)), SETTINGS)  # which refuses secrets in the first place
+    manifest, options = str(tmp_path / "m.csv"), RunOptions(backbone="tiny")
+    taken = prepare(manifest, redact(out), options, SETTINGS)  # which refuses secrets in the first place
     run = Run("run-1", out, "tiny", None, taken.weights_sha256, 1, SETTINGS)
     folder = join_uri(out, "runs", run.id)
     began = datetime.now(UTC) - timedelta(seconds=100)
-    return write_report(request, taken, run, folder, outcomes, ["a warning"], began), folder
+    return write_report(manifest, options, taken, run, folder, outcomes, ["a warning"], began), folder
 
 
 def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nst_tasks.errors import SettingsError, StorageError, StorageUnavailable, StorageUnusable
-from nst_tasks.inputs.options import Request, find_unstorable_options
+from nst_tasks.inputs.options import SweepOptions, find_unstorable_uris
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import ledger
 from nst_tasks.outputs.ledger import Entry, RunResult
@@ -25,41 +24,41 @@ OPTIONS = {"size": 64}
 
 
 @pytest.fixture
-def request_(memory: str) -> Request:
-    return Request(join_uri(memory, "in"), join_uri(memory, "out"), backbone="tiny")
+def request_(memory: str) -> tuple[str, str, SweepOptions]:
+    return join_uri(memory, "in"), join_uri(memory, "out"), SweepOptions(backbone="tiny")
 
 
-def put(request: Request, file: str, data: bytes = ROWS) -> None:
-    files.write(join_uri(request.manifest, file), data)
+def put(request: tuple[str, str, SweepOptions], file: str, data: bytes = ROWS) -> None:
+    files.write(join_uri(request[0], file), data)
 
 
-def look(request: Request, **options: Any) -> dict[str, InboxManifest]:
-    return {found.file: found for found in list_manifests(request, options or OPTIONS, Settings())}
+def look(request: tuple[str, str, SweepOptions], **options: Any) -> dict[str, InboxManifest]:
+    return {found.file: found for found in list_manifests(*request[:2], options or OPTIONS, Settings())}
 
 
-def enter(request: Request, found: InboxManifest, **fields: Any) -> None:
+def enter(request: tuple[str, str, SweepOptions], found: InboxManifest, **fields: Any) -> None:
     usual: dict[str, Any] = dict(
         manifest=found.uri, sha256=found.sha256, version=found.version, settled=True, result=RunResult.GOOD, counts={},
         message="", run_id="", flow_run_id="", began="2026-11-22T02:00:00+00:00", ended="2026-11-22T02:01:00+00:00",
     )  # fmt: skip
-    ledger.write(request.out, found.file, Entry(**{**usual, **fields}))
+    ledger.write(request[1], found.file, Entry(**{**usual, **fields}))
 
 
-def test_manifests_lie_directly_in_the_inbox_and_are_sorted(request_: Request) -> None:
+def test_manifests_lie_directly_in_the_inbox_and_are_sorted(request_: tuple[str, str, SweepOptions]) -> None:
     for file in ("b.csv", "a.CSV", "notes.txt", ".hidden.csv", "pictures/c.csv", "two words.csv"):
         put(request_, file)
     found = look(request_)
     assert list(found) == ["a.CSV", "b.csv", "two words.csv"]
-    assert found["a.CSV"].out == join_uri(request_.out, "a")
+    assert found["a.CSV"].out == join_uri(request_[1], "a")
     assert found["b.csv"].sha256 == hashlib.sha256(ROWS).hexdigest()
     assert not any(manifest.is_settled or manifest.problem for manifest in found.values())
 
 
-def test_an_inbox_that_is_not_there_is_empty(request_: Request) -> None:
+def test_an_inbox_that_is_not_there_is_empty(request_: tuple[str, str, SweepOptions]) -> None:
     assert look(request_) == {}
 
 
-def test_what_is_settled_is_run_again_only_when_it_has_changed(request_: Request) -> None:
+def test_what_is_settled_is_run_again_only_when_it_has_changed(request_: tuple[str, str, SweepOptions]) -> None:
     put(request_, "a.csv")
     enter(request_, look(request_)["a.csv"])
     assert look(request_)["a.csv"].is_settled
@@ -72,22 +71,22 @@ def test_what_is_settled_is_run_again_only_when_it_has_changed(request_: Request
     assert not look(request_)["a.csv"].is_settled
 
 
-def test_what_is_not_settled_is_run_again(request_: Request) -> None:
+def test_what_is_not_settled_is_run_again(request_: tuple[str, str, SweepOptions]) -> None:
     put(request_, "a.csv")
     enter(request_, look(request_)["a.csv"], settled=False, result=RunResult.FAILURES)
     assert not look(request_)["a.csv"].is_settled
 
 
-def test_a_damaged_entry_is_told_and_its_manifest_run_again(request_: Request) -> None:
+def test_a_damaged_entry_is_told_and_its_manifest_run_again(request_: tuple[str, str, SweepOptions]) -> None:
     put(request_, "a.csv")
     enter(request_, look(request_)["a.csv"])
-    files.write(join_uri(request_.out, "_ledger", "a.csv", "2099.json"), b"torn")
+    files.write(join_uri(request_[1], "_ledger", "a.csv", "2099.json"), b"torn")
     found = look(request_)["a.csv"]
     assert (found.is_settled, found.problem) == (False, "")
     assert found.warning.startswith("_ledger/a.csv/2099.json: ignored, ")
 
 
-def test_names_that_cannot_be_folders_of_ours_are_problems(request_: Request) -> None:
+def test_names_that_cannot_be_folders_of_ours_are_problems(request_: tuple[str, str, SweepOptions]) -> None:
     for file in ("_ledger.csv", "a.csv", "a.CSV", "b.csv"):
         put(request_, file)
     found = look(request_)
@@ -109,10 +108,10 @@ def test_names_that_cannot_be_folders_of_ours_are_problems(request_: Request) ->
     ],
 )
 def test_no_manifest_has_its_output_in_the_inbox(memory: str, place: str, out: str, problems: dict[str, bool]) -> None:
-    request = Request(join_uri(memory, place), join_uri(memory, out), backbone="tiny")
+    request = join_uri(memory, place), join_uri(memory, out), SweepOptions(backbone="tiny")
     for file in problems:
         put(request, file)
-    check_sweep(request, Settings())
+    check_sweep(*request, Settings())
     sentence = "the inbox lies in what would be its output, and nothing is written there; rename it, or change --out"
     assert {file: found.problem for file, found in look(request).items()} == {
         file: sentence if problem else "" for file, problem in problems.items()
@@ -122,12 +121,12 @@ def test_no_manifest_has_its_output_in_the_inbox(memory: str, place: str, out: s
 @pytest.mark.parametrize("out", ["/data/in", "/data/in/", "/data/x/../in/out", "file:///data/in/out"])
 def test_no_output_lies_in_the_inbox(out: str) -> None:
     with pytest.raises(SettingsError, match="^--out: is the inbox or lies in it, "):
-        check_sweep(Request("/data/in", out), Settings())
-    check_sweep(Request("/data/in", "/data/in-out"), Settings())
+        check_sweep("/data/in", out, SweepOptions(), Settings())
+    check_sweep("/data/in", "/data/in-out", SweepOptions(), Settings())
 
 
 def test_a_ledger_that_cannot_be_read_for_good_is_told_and_its_manifest_run(
-    request_: Request, monkeypatch: pytest.MonkeyPatch
+    request_: tuple[str, str, SweepOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing = files.list_files
 
@@ -155,7 +154,7 @@ def test_what_cannot_be_a_manifest_is_a_problem_of_its_own(pictures: Path, tmp_p
     os.truncate(pictures / "a.csv", 2**40)
     (pictures / "b.csv").write_bytes(ROWS)
     (pictures / "c.csv").symlink_to("/etc/passwd")
-    found = list_manifests(Request(str(pictures), str(tmp_path / "out")), OPTIONS, Settings())
+    found = list_manifests(str(pictures), str(tmp_path / "out"), OPTIONS, Settings())
     assert [manifest.file for manifest in found] == ["a.csv", "b.csv"]
     assert "a.csv: " in found[0].problem
     assert not is_settled(found[0], None, False, Settings())
@@ -188,20 +187,22 @@ BAD_ROW = ROWS + b",oil.png\n"
     ],
 )
 def test_settled_is_what_only_an_edit_can_mend(
-    request_: Request, data: bytes, ended: Report | None, strict: bool, settled: bool
+    request_: tuple[str, str, SweepOptions], data: bytes, ended: Report | None, strict: bool, settled: bool
 ) -> None:
     put(request_, "a.csv", data)
     assert is_settled(look(request_)["a.csv"], ended, strict, Settings()) is settled
 
 
-def test_what_has_gone_is_not_settled(request_: Request) -> None:
+def test_what_has_gone_is_not_settled(request_: tuple[str, str, SweepOptions]) -> None:
     put(request_, "a.csv")
     found = look(request_)["a.csv"]
     files.delete(found.uri)
     assert not is_settled(found, None, False, Settings())
 
 
-def test_a_store_that_is_away_is_no_manifests_fault(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_is_no_manifests_fault(
+    request_: tuple[str, str, SweepOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(request_, "a.csv")
     found = look(request_)["a.csv"]
 
@@ -215,36 +216,44 @@ def test_a_store_that_is_away_is_no_manifests_fault(request_: Request, monkeypat
         is_settled(found, None, False, Settings())
 
 
-def test_every_option_that_is_wrong_is_told_at_once(request_: Request) -> None:
-    wrong = replace(
-        request_, manifest="s3://u:hunter2@b/in", out="http://h/out", recipe="painterli", size=9, max_failures="many"
-    )
+def test_every_invalid_option_is_reported_at_once(request_: tuple[str, str, SweepOptions]) -> None:
+    inbox, out, options = request_
+    wrong = SweepOptions(recipe="painterli", size=9, max_failures="many", backbone="tiny")
     with pytest.raises(SettingsError) as caught:
-        collect_result_options(wrong, Settings())
+        collect_result_options("s3://u:hunter2@b/in", "http://h/out", wrong, Settings())
     lines = str(caught.value).splitlines()
     assert [line.partition(":")[0].split()[0] for line in lines] == [
         "--inbox", "--out", "--recipe", "--size", "--max-failures",
     ]  # fmt: skip
     assert "hunter2" not in str(caught.value)
     with pytest.raises(SettingsError, match="--out: is the inbox or lies in it, and nothing is written there"):
-        collect_result_options(replace(request_, out=request_.manifest + "/"), Settings())
+        collect_result_options(inbox, inbox + "/", options, Settings())
 
 
-def test_a_place_that_is_not_utf_8_is_refused_in_a_sentence(request_: Request) -> None:
+def test_path_that_is_not_utf8_is_refused() -> None:
     odd = "/in/\udcff.csv"
-    assert find_unstorable_options(replace(request_, manifest=odd, out="/ö")) == [
+    assert find_unstorable_uris({"manifest": odd, "--out": "/ö"}) == [
         "manifest: /in/\\udcff.csv is not UTF-8, in which Prefect would store it; rename it"
     ]
     with pytest.raises(SettingsError, match="--inbox: .* is not UTF-8"):
-        check_sweep(replace(request_, manifest=odd), Settings())
+        check_sweep(odd, "/out", SweepOptions(), Settings())
 
 
-def test_options_are_what_decides_and_not_what_is_said_of_it(request_: Request) -> None:
-    plain = collect_result_options(request_, Settings())
-    assert plain == collect_result_options(replace(request_, max_failures="3", pair_timeout=9.0), Settings())
+def test_ledger_version_follows_the_options_that_decide(request_: tuple[str, str, SweepOptions]) -> None:
+    inbox, out, options = request_
+
+    def collect(**changed: object) -> dict[str, Any]:
+        return collect_result_options(inbox, out, options.model_copy(update=changed), Settings())
+
+    plain = collect()
+    # these keys, as version 0.5.0 had them: an inbox is not run again for an upgrade
+    assert [*sorted(plain)] == [
+        "backbone", "plateau", "precision", "recipe", "size", "steps", "strict", "upscale", "weights",
+    ]  # fmt: skip
+    assert plain == collect(max_failures="3", pair_timeout=9.0, runner="dask")
     decisive = (
         {"size": 128}, {"steps": 3}, {"precision": "mixed"}, {"plateau": 0.1}, {"strict": True}, {"upscale": True},
         {"recipe": "wasserstein"},
     )  # fmt: skip
     for other in decisive:
-        assert plain != collect_result_options(replace(request_, **other), Settings())  # type: ignore[arg-type]
+        assert plain != collect(**other)

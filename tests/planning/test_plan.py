@@ -27,7 +27,7 @@ from nst_tasks.engine.costs import Calibration, Costs, Sample, get_step_kind, in
 from nst_tasks.images.picture import Source
 from nst_tasks.inputs.jobs import Job
 from nst_tasks.inputs.manifest import Manifest
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import ResultOptions, RunOptions
 from nst_tasks.inputs.recipe import override
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import outcome
@@ -162,8 +162,7 @@ def test_rows_that_make_the_same_picture_are_told() -> None:
 
 
 def calibrated(folder: Path, jobs: list[Job], settings: Settings = SETTINGS, **options: Any) -> Calibration:
-    request = Request("/in/m.csv", str(folder / "out"), backbone="tiny")
-    return calibrate(jobs, request, TINY_SHA256, settings, **options)
+    return calibrate(jobs, ResultOptions(backbone="tiny"), TINY_SHA256, settings, **options)
 
 
 def larger(jobs: list[Job], *, times: int) -> list[Job]:
@@ -171,7 +170,9 @@ def larger(jobs: list[Job], *, times: int) -> list[Job]:
 
 
 def test_steps_and_pairs_are_measured_from_small_sizes_up_to_the_jobs_own(tmp_path: Path) -> None:
-    measured = calibrated(tmp_path, larger(two_jobs(tmp_path), times=2), seconds=600.0)  # enough on a busy machine as well
+    measured = calibrated(
+        tmp_path, larger(two_jobs(tmp_path), times=2), limit_seconds=600.0
+    )  # enough on a busy machine as well
     (costs,) = measured.costs
     assert costs.kind == KIND
     assert [sample.pixels for sample in costs.step_samples] == [48 * 64, 96 * 128]
@@ -185,7 +186,7 @@ def test_steps_and_pairs_are_measured_from_small_sizes_up_to_the_jobs_own(tmp_pa
 def test_a_pair_is_measured_with_its_content_unknown(tmp_path: Path) -> None:
     with devices.acquire(Progress()) as device:
         device.content_cache.get_or_compute("known before", list)
-    calibrated(tmp_path, two_jobs(tmp_path), seconds=0)
+    calibrated(tmp_path, two_jobs(tmp_path), limit_seconds=0)
     with devices.acquire(Progress()) as device:
         assert device.content_cache.get_or_compute("known before", lambda: "made anew") == "made anew"
 
@@ -252,7 +253,7 @@ def test_the_steps_of_a_pair_that_is_measured_are_taken_off(tmp_path: Path, coar
 def test_what_there_is_no_time_or_no_memory_for_is_not_measured(tmp_path: Path) -> None:
     jobs = larger(two_jobs(tmp_path), times=4)
     several = replace(jobs[0], id="c", styles=(jobs[0].styles[0], jobs[1].styles[0]), style_weights=(0.5, 0.5))
-    (costs,) = calibrated(tmp_path, [*jobs, several], seconds=0).costs
+    (costs,) = calibrated(tmp_path, [*jobs, several], limit_seconds=0).costs
     assert [sample.pixels for sample in (*costs.step_samples, *costs.pair_samples)] == [48 * 64, 48 * 64]
     little = peak_bytes(LIGHT.method, 100, 128) / 2**30
     (costs,) = calibrated(tmp_path, jobs, settings=Settings(device_memory_gib=little)).costs
@@ -340,17 +341,17 @@ assert not {"tensorflow", "prefect"} & {*sys.modules}
 
 def test_a_plan_of_a_finished_output_needs_no_tensorflow_and_no_permission_to_write(folder: Path) -> None:
     (folder / "m.csv").write_text("content,style\ncontent1.png,style3.png\n")
-    request = Request(str(folder / "m.csv"), str(folder / "out"), backbone="tiny")
-    taken = prepare(request, SETTINGS, will_write=False)
-    (todo,) = inspect_inputs(request, taken, SETTINGS).rows.to_do
+    manifest, out, run_options = str(folder / "m.csv"), str(folder / "out"), RunOptions(backbone="tiny")
+    taken = prepare(manifest, out, run_options, SETTINGS, will_write=False)
+    (todo,) = inspect_inputs(out, run_options, taken, SETTINGS).rows.to_do
     done = Outcome(
         todo.id, todo.row, Status.SUCCEEDED, key=todo.key, content=todo.content, styles=todo.styles,
         image=image_path(todo.id, "png"), image_bytes=1, history=history_path(todo.id), history_bytes=1,
     )  # fmt: skip
     for path, data in ((done.image, b"i"), (done.history, b"h"), (marker_path(todo.id), outcome.to_json(done))):
-        files.write(join_uri(request.out, path), data)
+        files.write(join_uri(out, path), data)
     before = {path: os.stat(path).st_mtime_ns for path in [folder / "out", *(folder / "out").rglob("*")]}
-    command = ["plan", request.manifest, "--out", request.out, "--backbone", "tiny"]
+    command = ["plan", manifest, "--out", out, "--backbone", "tiny"]
     ended = subprocess.run([sys.executable, "-c", FINISHED_PLAN, *command], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
-from nst_tasks.inputs.options import Request
-from nst_tasks.inputs.readers import find_recipe, load_recipes, read_manifest
+from nst_tasks.inputs.options import RunOptions
+from nst_tasks.inputs.readers import LoadedManifest, find_recipe, load_recipes, read_manifest
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.planning.inspection import inspect_image
 from nst_tasks.planning.prepare import prepare
@@ -105,15 +105,20 @@ def test_a_manifest_on_a_store_may_not_name_local_files_and_a_local_one_may_name
     assert not read_manifest(str(folder / "in" / "m.csv"))[1].problems
 
 
+def prepare_with(given: dict[str, Any], settings: Settings) -> LoadedManifest:
+    """Prepare a run whose manifest, output and options are given by name."""
+    options = {name: value for name, value in given.items() if name not in ("manifest", "out")}
+    return prepare(given["manifest"], given["out"], RunOptions(**{"backbone": "tiny"} | options), settings)
+
+
 @pytest.mark.parametrize("field", ["manifest", "out", "weights", "recipe"])
 def test_a_request_outside_the_roots_is_refused_as_a_whole(folder: Path, field: str) -> None:
-    request = Request(str(folder / "in" / "m.csv"), str(folder / "in" / "out"), backbone="tiny")
-    prepare(request, inside(folder))
+    given = {"manifest": str(folder / "in" / "m.csv"), "out": str(folder / "in" / "out")}
+    prepare_with(given, inside(folder))
     (folder / "other" / "w.h5").write_bytes(b"")
     name = {"manifest": "m.csv", "out": "out", "weights": "w.h5", "recipe": "my.toml"}[field]
-    request = replace(request, **{field: str(folder / "other" / name)})
     with pytest.raises(InputError) as caught:
-        prepare(request, inside(folder))
+        prepare_with({**given, field: str(folder / "other" / name)}, inside(folder))
     place = f"{folder}/other/{name}: is not below NST_ALLOWED_ROOTS ({folder}/in); move it there, or name another place"
     prefix = {
         "out": "--out: the output cannot be written: ",
@@ -150,10 +155,10 @@ def test_a_link_exchanged_after_the_manifest_was_read_is_not_followed(folder: Pa
 @pytest.mark.parametrize("field", ["manifest", "out", "weights", "recipe"])
 def test_a_request_with_a_secret_is_refused_for_prefect_would_store_it(memory: str, field: str) -> None:
     files.write(f"{memory}/m.csv", b"content,style\ncat.png,oil.png\n")
-    request = Request(f"{memory}/m.csv", f"{memory}/out", backbone="tiny")
+    given = {"manifest": f"{memory}/m.csv", "out": f"{memory}/out"}
     for uri in (f"{memory}/x.toml?token=hunter2", memory.replace("://", "://ann:hunter2@") + "/x.toml"):
         with pytest.raises(InputError) as caught:
-            prepare(replace(request, **{field: uri}), Settings())
+            prepare_with({**given, field: uri}, Settings())
         name = field if field == "manifest" else f"--{field}"
         line = f"{name}: {memory}/x.toml has a password or a query, which Prefect would store; "
         assert any(found.startswith(line) for found in str(caught.value).splitlines())

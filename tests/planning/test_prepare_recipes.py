@@ -17,9 +17,9 @@ from nst_tasks.inputs import manifest, recipe_file, weights
 from nst_tasks.inputs.jobs import Job
 from nst_tasks.inputs.manifest import Manifest, Pair
 from nst_tasks.inputs.manifest_export import build_grid, export_rejected
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions, resolve_recipe_name
 from nst_tasks.inputs.presets import PAINTERLY, PRESETS, TF_TUTORIAL
-from nst_tasks.inputs.readers import LoadedManifest, find_recipe, load_recipes, read_manifest, resolve_recipe_name
+from nst_tasks.inputs.readers import LoadedManifest, find_recipe, load_recipes, read_manifest
 from nst_tasks.inputs.recipe import override
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import outcome
@@ -48,13 +48,13 @@ def rows(folder: Path, *lines: str, header: str = "id,content,style,recipe") -> 
     (folder / "m.csv").write_text("\n".join([header, *lines]) + "\n")
 
 
-def request_of(folder: Path, **fields: Any) -> Request:
-    return Request(**{"manifest": str(folder / "m.csv"), "out": str(folder / "out"), "backbone": "tiny"} | fields)
+def request_of(folder: Path, **options: Any) -> tuple[str, str, RunOptions]:
+    return str(folder / "m.csv"), str(folder / "out"), RunOptions(**{"backbone": "tiny"} | options)
 
 
-def refusals(request: Request) -> list[str]:
+def refusals(request: tuple[str, str, RunOptions]) -> list[str]:
     with pytest.raises(InputError) as refused:
-        prepare(request, SETTINGS)
+        prepare(*request, SETTINGS)
     return str(refused.value).split("\n")
 
 
@@ -63,13 +63,13 @@ def read(folder: Path) -> Manifest:
     return load_recipes(place, *read_manifest(place))[0]
 
 
-def triaged(request: Request) -> tuple[LoadedManifest, Triage]:
-    taken = prepare(request, SETTINGS)
+def triaged(request: tuple[str, str, RunOptions]) -> tuple[LoadedManifest, Triage]:
+    taken = prepare(*request, SETTINGS)
     sources = {uri: inspect_image(uri, SETTINGS.max_pixels) for uri in list_image_uris(taken.manifest.pairs)}
-    return taken, triage(taken, sources, request, {})
+    return taken, triage(taken, sources, request[2], {})
 
 
-def jobs(request: Request) -> dict[str, Job]:
+def jobs(request: tuple[str, str, RunOptions]) -> dict[str, Job]:
     _, found = triaged(request)
     assert not found.refused
     return {job.id: job for job in found.to_do}
@@ -175,7 +175,7 @@ def test_a_file_whose_layers_the_backbone_has_not_refuses_the_run(folder: Path) 
 
 @pytest.mark.parametrize("snapshots", [None, 0, 1, 100_000])
 def test_snapshots_are_none_or_every_so_many_steps(folder: Path, snapshots: int | None) -> None:
-    assert prepare(request_of(folder, snapshots=snapshots), SETTINGS).manifest.rows == 3
+    assert prepare(*request_of(folder, snapshots=snapshots), SETTINGS).manifest.rows == 3
 
 
 # The rows' recipes
@@ -313,7 +313,7 @@ def test_a_row_that_starts_from_noise_gets_some(folder: Path) -> None:
 
 def test_a_survey_and_a_record_hold_the_whole_recipe(folder: Path) -> None:
     request = request_of(folder, size=64)
-    survey = summarize_dry_run(request, prepare(request, SETTINGS), SETTINGS)
+    survey = summarize_dry_run(*request[1:], prepare(*request, SETTINGS), SETTINGS)
     assert survey.to_do[0] == "row 2, a: cat x oil, my, 64 x 48, 7 steps"
     plain = jobs(request)["a"].recipe.as_plain()
     assert json.loads(json.dumps(plain))["method"]["steps"] == 7
@@ -324,7 +324,7 @@ def test_a_job_made_without_a_manifest_knows_the_presets(folder: Path) -> None:
     pair = Pair(2, "a", source.uri, (source.uri,), (1.0,))
     for name in PRESETS:
         request = request_of(folder, recipe=name, backbone="vgg16", upscale=True)
-        job = build_job(pair, {source.uri: source}, request, weights.DEFAULT_BACKBONE)
+        job = build_job(pair, {source.uri: source}, request[2], weights.DEFAULT_BACKBONE)
         assert job.recipe == override(PRESETS[name], precision="float32")
 
 
@@ -337,7 +337,7 @@ def test_the_flow_takes_recipe_files_and_snapshots_as_the_command_does(folder: P
     (folder / "run.toml").write_text('base = "tf-tutorial"\nsteps = 3\nsize = 64\n')
     (folder / "my.toml").write_text('base = "painterly"\nsteps = 2\nsize = 64\n')
     rows(folder, "a,cat.png,oil.png,my.toml", "b,cat.png,oil.png,", "c,cat.png,oil.png,none.toml")
-    ended = run_flow(request_of(folder, recipe="run.toml", snapshots=2))
+    ended = run_flow(*request_of(folder, recipe="run.toml", snapshots=2))
     assert (ended.exit_code, ended.report and ended.report.counts) == (
         1,
         {"succeeded": 2, "failed": 0, "rejected": 1, "skipped": 0},

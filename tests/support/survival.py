@@ -18,7 +18,7 @@ import pandas as pd
 
 from nst_tasks.images import codec
 from nst_tasks.inputs import manifest
-from nst_tasks.inputs.options import Request
+from nst_tasks.inputs.options import RunOptions
 from nst_tasks.outputs import outcome
 from nst_tasks.outputs.layout import marker_path
 from nst_tasks.outputs.outcome import Status
@@ -60,7 +60,7 @@ def run(manifest: str, out: str, steps: int = STEPS) -> FlowEnd:
     """The run in this process, on the tiny backbone, at the pictures' own size."""
     from flows.console import run_flow
 
-    return run_flow(Request(manifest, out, backbone="tiny", size=96, steps=steps))
+    return run_flow(manifest, out, RunOptions(backbone="tiny", size=96, steps=steps))
 
 
 def command(manifest: str, out: str, steps: int = STEPS, *options: str) -> list[str]:
