@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
+from cachetools import LRUCache
 
-@dataclass
+
 class ByteLRU:
     """Thread-safe LRU cache of at most `max_bytes` bytes.
 
     Two threads that request the same missing value at once both compute it. A value larger than the cache is not cached.
     """
 
-    max_bytes: int
-    _values: OrderedDict[Hashable, tuple[Any, int]] = field(default_factory=OrderedDict)
-    _total_bytes: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, max_bytes: int) -> None:
+        self._values: LRUCache[Hashable, Any] = LRUCache(max_bytes, getsizeof=count_bytes)
+        self._lock = threading.Lock()
 
     def get_or_compute(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """Return the value of a key, computed by `compute` if it is not cached; the key must determine the value."""
         with self._lock:
             if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key][0]
+                return self._values[key]
         value = compute()
         self.add(key, value)
         return value
 
     def add(self, key: Hashable, value: Any) -> None:
         """Cache a value unless its key is present or the value is larger than the cache."""
-        value_bytes = count_bytes(value)
-        with self._lock:
-            if key not in self._values and value_bytes <= self.max_bytes:
-                self._values[key] = value, value_bytes
-                self._total_bytes += value_bytes
-                while self._total_bytes > self.max_bytes:
-                    self._total_bytes -= self._values.popitem(last=False)[1][1]
+        with self._lock, contextlib.suppress(ValueError):  # too large
+            self._values.setdefault(key, value)
 
     def remove_if(self, predicate: Callable[[Hashable], bool]) -> None:
         """Remove the values whose keys satisfy a predicate."""
         with self._lock:
             for key in [*filter(predicate, self._values)]:
-                self._total_bytes -= self._values.pop(key)[1]
+                del self._values[key]
 
     def clear(self) -> None:
         """Remove all values."""
         with self._lock:
             self._values.clear()
-            self._total_bytes = 0
 
     def __len__(self) -> int:
         return len(self._values)
