@@ -4,6 +4,7 @@
 # make fuzz   feeds spoilt manifests and pictures to their readers for FUZZ_SECONDS, 60 by default
 # make soak   kills a run SOAK_KILLS times, 25 by default, and its S3 server for SOAK_OUTAGE seconds, 60 by default
 # make bench  measures speed and memory against other loops, for an hour or more; TORCH names a Python that has PyTorch
+# make docs   writes the settings into docs/configuration.md and .env.example
 # make lock   writes constraints.txt anew from the newest versions that pyproject.toml allows
 # make clean  removes what the others made
 
@@ -13,7 +14,7 @@ SOAK_OUTAGE ?= 60
 BIN := .venv/bin
 TORCH ?= $(BIN)/python
 
-.PHONY: demo test check fuzz soak bench lock clean
+.PHONY: demo test check fuzz soak bench docs lock clean
 
 demo: .venv/demo
 	$(BIN)/nst demo --out demo-output
@@ -38,6 +39,9 @@ bench: .venv/ready
 	$(BIN)/python -m bench.speed --torch $(TORCH)
 	$(BIN)/python -m bench.growth
 	$(BIN)/python -m bench.profiles
+
+docs: .venv/demo
+	$(BIN)/python -m docs.settings
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'

@@ -149,7 +149,7 @@ def _run_batches(jobs: Sequence[Job], run: Run, workers: Workers, reporter: RunR
         waiting, claimed = _wait_for_claimed(claimed, run)
     if lost:  # one of their batches may have killed the worker repeatedly: run each alone to find it
         logger.warning("task runs of %d pairs were lost; each batch has one of its own now, what is done stands", len(lost))
-        one_batch_per_task = replace(run, settings=replace(run.settings, task_runs=len(lost)))
+        one_batch_per_task = replace(run, settings=run.settings.model_copy(update={"task_runs": len(lost)}))
         outcomes += _run_batches(lost, one_batch_per_task, workers, reporter)
     return outcomes
 

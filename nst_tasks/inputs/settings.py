@@ -1,10 +1,18 @@
-"""Machine settings from environment variables, read once at startup and passed down by value."""
+"""Machine settings from environment variables, read once at startup and passed down by value.
+
+A field of `Settings` is the one place of a setting: its variable, type, default, bounds and help. The table in
+docs/configuration.md and .env.example are generated from it by `make docs`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from nst_tasks.errors import SettingsError, redact
 from nst_tasks.storage.access import Access, is_valid_root
@@ -16,28 +24,87 @@ MAX_RETRY_DELAY_SECONDS = 15.0
 """Longest delay in seconds before a retry, so that a recovered store is noticed soon."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a machine, as opposed to options of a run."""
+def _split_roots(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    parts = value.split("|") if "|" in value else value.split()  # with |, folder names may have spaces
+    return tuple(root.strip() for root in parts if root.strip()) or (value,)  # a lone | is refused, not ignored
 
-    max_megapixels: int = 100
-    device_memory_gib: float = 8.0
-    batch: int = 0
-    readers: int = 8
-    retries: int = 10
-    retry_seconds: float = 2.0
-    lease_seconds: float = 120.0
-    task_runs: int = 300
-    image_artifacts: int = 100
-    local_workers: int = 0
-    allow_http: int = 0
-    inbox: str = ""
-    out: str = ""
-    cron: str = "0 2 * * *"
-    timezone: str = "UTC"
-    dask_address: str = ""
-    ray_address: str = ""
-    allowed_roots: tuple[str, ...] = ()
+
+def _check_root(root: str) -> str:
+    if not is_valid_root(root):
+        remedy = "give whole paths or URIs such as /data s3://team, separated by spaces or |"
+        raise ValueError(f"{redact(root)!r} is not a place to stay below; {remedy}")
+    return root
+
+
+_Root = Annotated[str, AfterValidator(_check_root)]
+_Roots = Annotated[tuple[_Root, ...], BeforeValidator(_split_roots)]
+
+
+class Settings(BaseSettings):
+    """Settings of a machine, as opposed to options of a run.
+
+    Texts other than roots are validated where they are used.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, enable_decoding=False, frozen=True, hide_input_in_errors=True
+    )
+
+    max_megapixels: int = Field(100, ge=1, le=10000, description="the largest picture that is decoded, in megapixels")
+    device_memory_gib: float = Field(8.0, ge=0.5, le=1000, description="memory that one batch may take on a device, in GiB")
+    batch: int = Field(0, ge=0, le=256, description="the most pairs in a GPU's batch, 0 chooses 8; a CPU's holds one")
+    readers: int = Field(8, ge=1, le=64, description="pictures read at once when a manifest's pictures are inspected")
+    retries: int = Field(
+        10, ge=0, le=20, description="how often something is tried again after the store failed for the moment"
+    )
+    retry_seconds: float = Field(
+        2.0, ge=0, le=600, description="the delay before the first retry, doubled each time up to 15 s"
+    )
+    lease_seconds: float = Field(
+        120.0, ge=2, le=3600, description="how long the claim of a run that went away silently keeps its pairs from other runs"
+    )
+    task_runs: int = Field(
+        300,
+        ge=1,
+        le=100000,
+        description="task runs of one manifest's batches; with more batches than that, each covers several",
+    )
+    image_artifacts: int = Field(
+        100, ge=0, le=10000, description="finished pairs of one manifest that are shown in the Prefect UI as a picture"
+    )
+    local_workers: int = Field(
+        0, ge=0, le=256, description="workers that a cluster of this machine's own has; 0: one a GPU, or for each four cores"
+    )
+    allow_http: int = Field(0, ge=0, le=1, description="1 allows pictures, recipes and manifests on the web, by http and https")
+    inbox: str = Field("", description="folder or prefix whose manifests `nightly` runs")
+    out: str = Field("", description="folder or prefix below which each of these manifests has its output")
+    cron: str = Field("0 2 * * *", description="schedule of `nightly`: minute, hour, day of the month, month, day of the week")
+    timezone: str = Field("UTC", description="time zone of the schedule, by its name in the IANA database")
+    dask_address: str = Field(
+        "", description="scheduler for `--runner dask`, such as tcp://host:8786; without it, workers start on this machine"
+    )
+    ray_address: str = Field(
+        "", description="cluster for `--runner ray`, such as ray://host:10001; without it, workers start on this machine"
+    )
+    allowed_roots: _Roots = Field(
+        (),
+        description="folders and URIs, separated by spaces or |, below which everything read and written must lie; "
+        "without it, everywhere",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from arguments only: variables are read by `read_environment`, files never."""
+        return (init_settings,)
 
     @property
     def max_pixels(self) -> int:
@@ -56,72 +123,32 @@ class Settings:
         return [min(self.retry_seconds * 2**k, longest) for k in range(self.retries)]
 
 
-NUMBER_FIELDS = {
-    "max_megapixels": ("1", "10000", "the largest picture that is decoded, in megapixels"),
-    "device_memory_gib": ("0.5", "1000", "memory that one batch may take on a device, in GiB"),
-    "batch": ("0", "256", "the most pairs in a GPU's batch, 0 chooses 8; a CPU's holds one"),
-    "readers": ("1", "64", "pictures read at once when a manifest's pictures are inspected"),
-    "retries": ("0", "20", "how often something is tried again after the store failed for the moment"),
-    "retry_seconds": ("0", "600", "the delay before the first retry, doubled each time up to 15 s"),
-    "lease_seconds": ("2", "3600", "how long the claim of a run that went away silently keeps its pairs from other runs"),
-    "task_runs": ("1", "100000", "task runs of one manifest's batches; with more batches than that, each covers several"),
-    "image_artifacts": ("0", "10000", "finished pairs of one manifest that are shown in the Prefect UI as a picture"),
-    "local_workers": ("0", "256", "workers that a cluster of this machine's own has; 0: one a GPU, or for each four cores"),
-    "allow_http": ("0", "1", "1 allows pictures, recipes and manifests on the web, by http and https"),
-}
-"""Numeric field -> (smallest, largest, meaning); its environment variable is NST_ and the field in capitals."""
-
-
-TEXT_FIELDS = {
-    "inbox": "folder or prefix whose manifests `nightly` runs",
-    "out": "folder or prefix below which each of them has its output",
-    "cron": "when `nightly` runs: minute, hour, day of the month, month, day of the week",
-    "timezone": "the time zone of that, by its name in the IANA database",
-    "dask_address": "the scheduler of `--runner dask`, such as tcp://host:8786; empty starts workers on this machine",
-    "ray_address": "the cluster of `--runner ray`, such as ray://host:10001; empty starts workers on this machine",
-}
-"""Text field -> meaning; the text is validated where it is used."""
-
-
-ROOTS_FIELD = "allowed_roots"
-"""Field whose variable is a list: folders and URIs below which everything read and written must lie."""
-
-
 def read_environment(environment: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from environment variables; an unset variable leaves its field's default.
+    """Read the settings from environment variables; an unset or blank variable leaves its field's default.
 
     Raises:
         SettingsError: A variable is not a number or out of range, or a root is not valid; the text names all of them.
     """
-    environment = os.environ if environment is None else environment
-    values: dict[str, int | float | str | tuple[str, ...]] = {}
-    problems = []
-    for field, (smallest, largest, meaning) in NUMBER_FIELDS.items():
-        name = ENVIRONMENT_PREFIX + field.upper()
-        text = environment.get(name, "").strip()
-        if not text:
-            continue
-        number_type = type(getattr(Settings, field))
-        try:
-            value = number_type(text)
-        except ValueError:
-            value = None
-        if value is None or not float(smallest) <= value <= float(largest):
-            problems.append(f"{name}: {text!r} is not a number in {smallest}..{largest} ({meaning})")
-        else:
-            values[field] = value
-    for field in TEXT_FIELDS:
-        if text := environment.get(ENVIRONMENT_PREFIX + field.upper(), "").strip():
-            values[field] = text
-    text = environment.get(ENVIRONMENT_PREFIX + ROOTS_FIELD.upper(), "").strip()
-    parts = text.split("|") if "|" in text else text.split()  # with |, folder names may have spaces
-    values[ROOTS_FIELD] = roots = tuple(root.strip() for root in parts if root.strip())
-    for root in roots or filter(None, [text]):
-        if not is_valid_root(root):
-            remedy = "give whole paths or URIs such as /data s3://team, separated by spaces or |"
-            problems.append(
-                f"{ENVIRONMENT_PREFIX}{ROOTS_FIELD.upper()}: {redact(root)!r} is not a place to stay below; {remedy}"
-            )
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return Settings(**values)  # type: ignore[arg-type]  # each value has its field's type
+    texts = {name: text.strip() for name, text in (os.environ if environment is None else environment).items()}
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {name.lower(): text for name, text in texts.items() if text and name.isupper()}
+    try:
+        return Settings(**source())
+    except ValidationError as error:
+        problems = "\n".join(map(_describe_problem, error.errors()))
+    raise SettingsError(problems)
+
+
+def get_range(field: str) -> str:
+    """Return the bounds of a numeric field as `smallest..largest`, and an empty text for any other field."""
+    schema = Settings.model_json_schema()["properties"][field]
+    return f"{schema['minimum']}..{schema['maximum']}" if "minimum" in schema else ""
+
+
+def _describe_problem(error: ErrorDetails) -> str:
+    field = str(error["loc"][0])
+    if error["type"] == "value_error":
+        problem = str(error["ctx"]["error"])
+    else:
+        problem = f"{error['input']!r} is not a number in {get_range(field)} ({Settings.model_fields[field].description})"
+    return f"{ENVIRONMENT_PREFIX}{field.upper()}: {problem}"

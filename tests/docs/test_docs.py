@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from docs import settings as settings_pages
 from flows import prefect_server
 from flows.cli import app
 from nst_tasks.core import method
@@ -98,15 +99,14 @@ def test_every_key_of_a_recipe_file_is_documented() -> None:
     assert [key for key in sorted(keys) if f"`{key}`" not in RECIPES] == []
 
 
-@pytest.mark.parametrize("field", sorted(settings.NUMBER_FIELDS))
-def test_every_setting_is_documented_with_its_default(field: str) -> None:
-    assert f"| `NST_{field.upper()}` | {getattr(settings.Settings, field):g} |" in CONFIGURATION
+@pytest.mark.parametrize("field", settings.Settings.model_fields)
+def test_every_setting_is_documented(field: str) -> None:
+    assert f"\n| `NST_{field.upper()}` | " in CONFIGURATION
 
 
-@pytest.mark.parametrize("field", [*settings.TEXT_FIELDS, settings.ROOTS_FIELD])
-def test_every_text_setting_is_documented_with_its_default(field: str) -> None:
-    default = getattr(settings.Settings, field)
-    assert f"| `NST_{field.upper()}` | {f'`{default}`' if default else 'none'} |" in CONFIGURATION
+@pytest.mark.parametrize("page", settings_pages.PAGES)
+def test_documented_settings_are_up_to_date(page: str) -> None:
+    assert (ROOT / page).read_text() == settings_pages.render_page(page), "make docs writes them"
 
 
 def test_the_historys_columns_are_documented() -> None:

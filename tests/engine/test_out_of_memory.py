@@ -125,7 +125,7 @@ def test_a_pair_that_alone_does_not_fit_fails_with_the_size_that_would(
 ) -> None:
     room(0)
     large = replace(four[0], height=96, width=128)
-    run = run_into(tmp_path, settings=Settings(device_memory_gib=gib))
+    run = run_into(tmp_path, settings=Settings.model_construct(device_memory_gib=gib))
     (found,) = optimized([large], run, device)
     assert isinstance(found, MemoryTooSmall)
     assert str(found) == (

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from nst_tasks.errors import SettingsError
-from nst_tasks.inputs.settings import ENVIRONMENT_PREFIX, NUMBER_FIELDS, ROOTS_FIELD, TEXT_FIELDS, Settings, read_environment
+from nst_tasks.inputs.settings import Settings, get_range, read_environment
 from nst_tasks.storage.access import Access
+
+NUMBERS = [name for name in Settings.model_fields if get_range(name)]
+TEXTS = [name for name, field in Settings.model_fields.items() if field.annotation is str]
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -18,7 +23,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 
 def test_every_field_has_its_variable() -> None:
-    assert [*NUMBER_FIELDS, *TEXT_FIELDS, ROOTS_FIELD] == [field.name for field in fields(Settings)]
+    assert {*NUMBERS, *TEXTS, "allowed_roots"} == {*Settings.model_fields}
     found = read_environment(
         {
             "NST_MAX_MEGAPIXELS": "50",
@@ -31,13 +36,22 @@ def test_every_field_has_its_variable() -> None:
             "NST_ALLOWED_ROOTS": "/data",
         }
     )
-    assert found == Settings(50, 2.5, 4, 3, 0, 0.5, allow_http=1, allowed_roots=("/data",))
+    assert found == Settings(
+        max_megapixels=50,
+        device_memory_gib=2.5,
+        batch=4,
+        readers=3,
+        retries=0,
+        retry_seconds=0.5,
+        allow_http=1,
+        allowed_roots=("/data",),
+    )
     assert found.max_pixels == 50_000_000
     assert found.access == Access(("/data",), web=True)
     assert Settings().access == Access((), web=False)
 
 
-@pytest.mark.parametrize("field", TEXT_FIELDS)
+@pytest.mark.parametrize("field", TEXTS)
 def test_a_text_is_taken_as_it_is_and_its_default_when_empty(field: str) -> None:
     assert getattr(read_environment({"NST_" + field.upper(): " a b "}), field) == "a b"
     assert getattr(read_environment({"NST_" + field.upper(): " "}), field) == getattr(Settings(), field)
@@ -78,6 +92,10 @@ def test_a_root_that_is_no_place_is_refused(root: str) -> None:
     ) as caught:
         read_environment({"NST_ALLOWED_ROOTS": root})
     assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None  # a traceback would show them
+    with pytest.raises(ValidationError, match="is not a place to stay below") as invalid:
+        Settings(allowed_roots=(root,))
+    assert "hunter2" not in str(invalid.value)
 
 
 def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +103,38 @@ def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.
     assert read_environment().readers == 5
 
 
-@pytest.mark.parametrize("field", NUMBER_FIELDS)
+def test_construction_reads_neither_environment_nor_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NST_READERS", "5")
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text("NST_BATCH=6\n")
+    assert (Settings().readers, Settings().batch) == (8, 0)
+    assert (read_environment().readers, read_environment().batch) == (5, 0)
+    assert read_environment({}) == Settings()
+
+
+def test_variables_in_lower_case_are_ignored() -> None:
+    assert read_environment({"NST_BATCH": "3", "nst_batch": "4", "NST_readers": "5"}) == Settings(batch=3)
+
+
+@pytest.mark.parametrize("values", [{"batch": 257}, {"lease_seconds": 0}, {"readers": "many"}, {"unheard_of": 1}])
+def test_impossible_settings_are_refused_at_construction(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**values)
+
+
+def test_settings_are_frozen_hashable_and_picklable(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(batch=3, allowed_roots=("/data", "s3://team"))
+    pickled = pickle.dumps(settings)
+    monkeypatch.setenv("NST_READERS", "5")  # a worker's environment
+    assert pickle.loads(pickled) == settings
+    assert len({settings, pickle.loads(pickled), Settings()}) == 2
+    with pytest.raises(ValidationError):
+        settings.batch = 4
+
+
+@pytest.mark.parametrize("field", NUMBERS)
 def test_the_bounds_themselves_are_allowed_and_defaults_lie_between(field: str) -> None:
-    smallest, largest, _ = NUMBER_FIELDS[field]
+    smallest, largest = get_range(field).split("..")
     assert float(smallest) <= getattr(Settings(), field) <= float(largest)
     for bound in (smallest, largest):
         assert getattr(read_environment({"NST_" + field.upper(): bound}), field) == float(bound)
@@ -108,16 +155,36 @@ def test_the_bounds_themselves_are_allowed_and_defaults_lie_between(field: str) 
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_value_and_limits(name: str, text: str) -> None:
-    smallest, largest, meaning = NUMBER_FIELDS[name.removeprefix("NST_").lower()]
+    field = name.removeprefix("NST_").lower()
     with pytest.raises(SettingsError) as caught:
         read_environment({name: text})
-    assert str(caught.value) == f"{name}: {text!r} is not a number in {smallest}..{largest} ({meaning})"
+    meaning = Settings.model_fields[field].description
+    assert str(caught.value) == f"{name}: {text!r} is not a number in {get_range(field)} ({meaning})"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("NST_BATCH", "is not a number in 0..256 (the most pairs in a GPU's batch, 0 chooses 8; a CPU's holds one)"),
+        ("NST_DEVICE_MEMORY_GIB", "is not a number in 0.5..1000 (memory that one batch may take on a device, in GiB)"),
+        ("NST_RETRY_SECONDS", "is not a number in 0..600 (the delay before the first retry, doubled each time up to 15 s)"),
+        (
+            "NST_ALLOWED_ROOTS",
+            "is not a place to stay below; give whole paths or URIs such as /data s3://team, separated by spaces or |",
+        ),
+    ],
+)
+def test_a_refusal_is_this_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_environment({name: " x "})
+    assert str(caught.value) == f"{name}: 'x' {sentence}"
 
 
 def test_all_bad_values_are_told_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
-        read_environment({"NST_READERS": "no", "NST_BATCH": "9999", "NST_RETRIES": "3"})
-    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["NST_BATCH", "NST_READERS"]
+        read_environment({"NST_ALLOWED_ROOTS": "a /b c", "NST_READERS": "no", "NST_BATCH": "9999", "NST_RETRIES": "3"})
+    names = [line.split(":")[0] for line in str(caught.value).splitlines()]
+    assert names == ["NST_BATCH", "NST_READERS", "NST_ALLOWED_ROOTS", "NST_ALLOWED_ROOTS"]
 
 
 def test_the_retries_outlast_a_minute_without_the_store_and_wait_no_longer_than_needed() -> None:
@@ -129,18 +196,14 @@ def test_the_retries_outlast_a_minute_without_the_store_and_wait_no_longer_than_
     assert Settings(retries=0).retry_delays == []
 
 
-def test_the_example_names_every_variable_with_its_default_and_meaning() -> None:
+def test_the_example_holds_every_variable_at_its_default() -> None:
     lines = Path(__file__).parents[2].joinpath(".env.example").read_text().splitlines()
-    before = dict(zip(lines[1:], lines, strict=False))
-    names = [ENVIRONMENT_PREFIX + field.name.upper() for field in fields(Settings)]
-    assert [line.removeprefix("# ").partition("=")[0] for line in lines if line.startswith("# NST_")] == names
-    for field in fields(Settings):
-        found = next(line for line in lines if line.startswith(f"# {ENVIRONMENT_PREFIX}{field.name.upper()}="))
-        value = found.partition("=")[2]
-        assert read_environment({ENVIRONMENT_PREFIX + field.name.upper(): value}) == Settings()
-        assert bool(value) == bool(field.default not in ("", ()))
-        meaning = NUMBER_FIELDS[field.name][2] if field.name in NUMBER_FIELDS else TEXT_FIELDS.get(field.name)
-        assert meaning is None or before[found] == f"# {meaning}"
+    example = dict(line.removeprefix("# ").split("=") for line in lines if line.startswith("# NST_"))
+    assert [*example] == [f"NST_{name.upper()}" for name in Settings.model_fields]
+    assert read_environment(example) == Settings()
+    assert [name for name, text in example.items() if not text] == [
+        *("NST_INBOX", "NST_OUT", "NST_DASK_ADDRESS", "NST_RAY_ADDRESS", "NST_ALLOWED_ROOTS")
+    ]
 
 
 def test_the_example_sets_nothing_by_itself() -> None:

@@ -197,7 +197,7 @@ def test_a_claim_that_cannot_be_read_holds_nobody_up(run: Run, damage: bytes) ->
 
 
 def test_claims_are_renewed_while_they_are_held(tmp_path: Path) -> None:
-    run = run_into(tmp_path, exclusive=True, settings=Settings(lease_seconds=0.4))
+    run = run_into(tmp_path, exclusive=True, settings=Settings.model_construct(lease_seconds=0.4))
     with claims.hold(["k"], run) as mine:
         first = mine["k"].expires
         until = time.monotonic() + 30
@@ -209,7 +209,7 @@ def test_claims_are_renewed_while_they_are_held(tmp_path: Path) -> None:
 
 
 def test_a_claim_that_was_taken_over_is_not_renewed(tmp_path: Path) -> None:
-    run = run_into(tmp_path, exclusive=True, settings=Settings(lease_seconds=0.2))
+    run = run_into(tmp_path, exclusive=True, settings=Settings.model_construct(lease_seconds=0.2))
     with claims.hold(["k"], run):
         put(run, "k", owner="a later one")
         time.sleep(0.3)
@@ -240,7 +240,7 @@ def test_a_renewal_that_comes_after_the_end_revives_no_claim(strikes: int) -> No
     fsspec.register_implementation("hanging", Hanging, clobber=True)
     for state in (Hanging.armed, Hanging.reached, Hanging.may, Hanging.store):
         state.clear()
-    run = run_into("hanging://out", exclusive=True, settings=Settings(lease_seconds=0.4))
+    run = run_into("hanging://out", exclusive=True, settings=Settings.model_construct(lease_seconds=0.4))
     put(run, "k", strikes=strikes, expires=0.0)
     taking = claims.hold(["k"], run)
     taking.__enter__()

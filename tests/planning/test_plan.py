@@ -256,7 +256,7 @@ def test_what_there_is_no_time_or_no_memory_for_is_not_measured(tmp_path: Path) 
     (costs,) = calibrated(tmp_path, [*jobs, several], limit_seconds=0).costs
     assert [sample.pixels for sample in (*costs.step_samples, *costs.pair_samples)] == [48 * 64, 48 * 64]
     little = peak_bytes(LIGHT.method, 100, 128) / 2**30
-    (costs,) = calibrated(tmp_path, jobs, settings=Settings(device_memory_gib=little)).costs
+    (costs,) = calibrated(tmp_path, jobs, settings=Settings.model_construct(device_memory_gib=little)).costs
     assert [sample.pixels for sample in (*costs.step_samples, *costs.pair_samples)] == [48 * 64, 96 * 128, 96 * 128]
 
 
