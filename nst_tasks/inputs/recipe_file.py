@@ -8,36 +8,23 @@ This module does no I/O and does not import TensorFlow.
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import difflib
+import functools
 import re
 import sys
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from nst_tasks.core.method import (
-    LBFGS,
-    SGD,
-    Adam,
-    ContentLoss,
-    LayerWeights,
-    Method,
-    Optimizer,
-    Plateau,
-    Pyramid,
-    StyleLoss,
-    TotalVariation,
-)
+from nst_tasks.core.method import LBFGS, SGD, Adam, ContentLoss, LayerWeights, Method, Optimizer, Plateau, Pyramid
 from nst_tasks.core.vgg_layers import layer_names
 from nst_tasks.errors import SettingsError, redact
-from nst_tasks.inputs.presets import DEFAULT, PRESETS
+from nst_tasks.inputs.presets import DEFAULT, PRESETS, TF_TUTORIAL
 from nst_tasks.inputs.recipe import Recipe
+from nst_tasks.inputs.toml_text import decode_toml, shorten
 
 MAX_BYTES = 1_000_000
 MAX_TEXT_CHARACTERS = 500
@@ -87,7 +74,8 @@ def parse(data: bytes, name: str) -> Recipe:
     Raises:
         SettingsError: The file is not a recipe; the message has one line for each problem, with its key or its line and column.
     """
-    given = _load_toml(data)
+    check_size(len(data))
+    given = decode_toml(data)
     problems = []
     if "base" in given:
         base = given.pop("base")
@@ -97,41 +85,14 @@ def parse(data: bytes, name: str) -> Recipe:
         else:
             problems.append(f"base: {_format_value(base)} is not a preset; {_suggest_name(base, PRESETS)}")
         given = _merge({**to_tables(preset), "name": name}, given)
-    problems += _list_unknown_keys(given, ["base", *_TOP_LEVEL_KEYS], "")
-    recipe_values, recipe_problems = _read_fields(Recipe, given, "")
-    method_values, method_problems = _read_fields(Method, given, "")
-    problems += recipe_problems + method_problems
+    try:
+        values = _read_table(given, "", _TOP_LEVEL_KEYS, ["base", *_TOP_LEVEL_KEYS])
+    except SettingsError as error:
+        problems.append(str(error))
     if problems:
         raise SettingsError("\n".join(problems))
-    return Recipe(**recipe_values, method=Method(**method_values))
-
-
-# Reading the file
-
-
-def _load_toml(data: bytes) -> dict[str, Any]:
-    check_size(len(data))
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise SettingsError("the recipe is UTF-16; save it as UTF-8")
-    try:
-        source = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        start = error.start
-        line, column = data.count(b"\n", 0, start) + 1, start - data.rfind(b"\n", 0, start)
-        place = f"line {line}, column {column}"
-        raise SettingsError(f"{place}: byte 0x{data[start]:02x} is not UTF-8 (it may be Latin-1); save it as UTF-8") from error
-    try:
-        return tomllib.loads(source)
-    except tomllib.TOMLDecodeError as error:
-        reason, _, place = str(error).removesuffix(")").rpartition(" (at ")
-        if not place.startswith("line"):
-            place = f"line {source.count(chr(10)) + 1}, column {len(source) - source.rfind(chr(10))}"
-        remedy = "look for a text without quotes, or for a key or table that is there twice"
-        raise SettingsError(f"{place}: {_shorten(reason)}; {remedy}") from error
-    except RecursionError:
-        raise SettingsError("its tables or lists are nested too deeply; a recipe has tables in tables at most") from None
-    except ValueError as error:  # Python's limit on the digits of an integer
-        raise SettingsError("it has a number of thousands of digits; write a shorter one") from error
+    own = {name: values.pop(name) for name in _list_keys(Recipe)}
+    return Recipe(**own, method=Method(**values))
 
 
 def _merge(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,128 +108,100 @@ def _merge(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# Tables and values. Problems are raised as SettingsError, a line each, and collected by the enclosing table.
+# Tables and values. Each function raises a SettingsError with a line for each problem; a table collects those of all its keys.
 
 
-def _read_fields(kind: type[Any], table: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], list[str]]:
-    """Return a dataclass's fields read from a table, and the problems with them; `prefix` is the path of the table's keys."""
-    hints = get_type_hints(kind)
+class _Key(NamedTuple):
+    """Key of a table: a field of a dataclass, with the field's type."""
+
+    owner: type[Any]
+    field: Field[Any]
+    kind: Any
+
+
+@functools.cache
+def _list_keys(*owners: type[Any]) -> Mapping[str, _Key]:
+    """Return the fields of dataclasses as keys; in a file, the fields of `method` are beside the recipe's own."""
+    return {
+        field.name: _Key(owner, field, kinds[field.name])
+        for owner, kinds in ((owner, get_type_hints(owner)) for owner in owners)
+        for field in fields(owner)
+        if field.name != "method"
+    }
+
+
+_TOP_LEVEL_KEYS = _list_keys(Recipe, Method)
+"""Keys at the top level of a file, without `base`."""
+
+
+def _read_table(
+    given: Mapping[str, Any],
+    prefix: str,
+    keys: Mapping[str, _Key | None],
+    known: Iterable[str],
+    fault: str = "is not known here",
+) -> dict[str, Any]:
+    """Return the values of a table's keys.
+
+    Args:
+        prefix: Path of the table, with a point at its end.
+        keys: Keys by name. A name is unknown if it is missing here or has None.
+        known: Names to suggest in place of an unknown one.
+        fault: What is wrong with an unknown name.
+    """
     values: dict[str, Any] = {}
-    problems: list[str] = []
-    for field in fields(kind):
-        path = prefix + field.name
-        if hints[field.name] is Method:
-            continue  # in a file its fields are at the top level, beside the recipe's own
-        if field.name in table:
-            with _collect_problems(problems):
-                value = _read_value(hints[field.name], table[field.name], path)
-                _check_field(kind, field.name, value, path)
-                values[field.name] = value
-        elif field.default is MISSING:
-            alternative = "" if prefix else f', or start from a preset by a line such as base = "{DEFAULT}"'
-            problems.append(f"{path}: is missing; add it{alternative}")
-    return values, problems
+    problems = []
+    for name in [*(name for name in given if name not in keys), *keys]:
+        key, path = keys.get(name), prefix + _format_key(name)
+        try:
+            if key is None:
+                raise SettingsError(f"{path}: {fault}; {_suggest_remedy(name, known)}")
+            if name in given:
+                values[name] = _read_value(key.kind, given[name], path)
+                _check_range(key, values[name], path)
+            elif key.field.default is MISSING:
+                alternative = "" if prefix else f', or start from a preset by a line such as base = "{DEFAULT}"'
+                raise SettingsError(f"{path}: is missing; add it{alternative}")
+        except SettingsError as error:
+            problems.append(str(error))
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return values
 
 
 def _read_value(kind: Any, given: Any, path: str) -> Any:
-    """Return a key's value in the type of its field.
-
-    Raises:
-        SettingsError: The value is of another type or out of range; one line for each problem.
-    """
-    if kind == Optimizer:
-        return _read_optimizer(given, path)
-    if kind == LayerWeights:
-        return _read_layers(given, path)
+    """Return a value in the type of its field."""
     if NoneType in get_args(kind):
         (kind,) = set(get_args(kind)) - {NoneType}
-    if is_dataclass(kind):
-        return _read_dataclass(kind, given, path)  # type: ignore[arg-type]  # never an instance of one
     if get_origin(kind) is Literal:
-        if given not in get_args(kind):
-            raise SettingsError(f"{path}: {_format_value(given)} is not known; {_suggest_name(given, get_args(kind))}")
-        return given
-    if not _has_type(kind, given):
-        raise SettingsError(f"{path}: {_format_value(given)} is not {_TYPE_DESCRIPTIONS[kind]}")
-    return kind(given)
-
-
-def _read_dataclass(kind: type[Any], given: Any, path: str) -> Any:
-    given = _require_table(given, path)
-    values, problems = _read_fields(kind, given, f"{path}.")
-    problems = _list_unknown_keys(given, [field.name for field in fields(kind)], f"{path}.") + problems
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return kind(**values)  # refuses combinations that are not allowed
-
-
-def _read_optimizer(given: Any, path: str) -> Any:
-    given = _require_table(given, path)
-    kind = given.get("kind")
-    if not isinstance(kind, str) or kind not in OPTIMIZER_KINDS:
-        fault = "is missing" if kind is None else f"{_format_value(kind)} is not known"
-        raise SettingsError(f"{path}.kind: {fault}; {_suggest_name(kind, OPTIMIZER_KINDS)}")
-    return _read_dataclass(OPTIMIZER_KINDS[kind], {key: value for key, value in given.items() if key != "kind"}, path)
-
-
-def _read_layers(given: Any, path: str) -> LayerWeights:
-    weights: dict[str, float] = {}
-    problems: list[str] = []
-    for layer, weight in _require_table(given, path).items():
-        layer_path = f"{path}.{_format_key(layer)}"
-        if not re.fullmatch(r"block[1-9]_conv[1-9]", layer):
-            problems.append(f"{layer_path}: is not a layer's name; {_suggest_remedy(layer, layer_names('vgg19'))}")
-            continue
-        with _collect_problems(problems):
-            weights[layer] = _read_value(float, weight, layer_path)
-            _check_field(ContentLoss, "layers", ((layer, weights[layer]),), layer_path)
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return tuple(weights.items())
-
-
-def _require_table(given: Any, path: str) -> dict[str, Any]:
+        return _read_choice(given, get_args(kind), path)
+    if kind in _TYPE_DESCRIPTIONS:
+        if not _has_type(kind, given):
+            raise SettingsError(f"{path}: {_format_value(given)} is not {_TYPE_DESCRIPTIONS[kind]}")
+        return kind(given)
     if not isinstance(given, dict):
-        raise SettingsError(
-            f"{path}: {_format_value(given)} is not a table; write [{path}] on a line of its own and its keys below"
-        )
-    return given
+        remedy = f"write [{path}] on a line of its own and its keys below"
+        raise SettingsError(f"{path}: {_format_value(given)} is not a table; {remedy}")
+    if kind == LayerWeights:
+        weight = _list_keys(ContentLoss)["weight"]
+        layers = {name: weight if re.fullmatch(r"block[1-9]_conv[1-9]", name) else None for name in given}
+        return tuple(_read_table(given, f"{path}.", layers, layer_names("vgg19"), "is not a layer's name").items())
+    if kind == Optimizer:
+        kind = OPTIMIZER_KINDS[_read_choice(given.get("kind"), [*OPTIMIZER_KINDS], f"{path}.kind")]
+        given = {name: value for name, value in given.items() if name != "kind"}
+    keys = _list_keys(kind)
+    return kind(**_read_table(given, f"{path}.", keys, keys))  # refuses values that do not go together
 
 
-def _list_unknown_keys(given: Iterable[str], known: list[str], prefix: str) -> list[str]:
-    return [
-        f"{prefix}{_format_key(key)}: is not known here; {_suggest_remedy(key, known)}" for key in given if key not in known
-    ]
+def _read_choice(given: Any, choices: Sequence[str], path: str) -> Any:
+    if given in choices:
+        return given
+    # only an optimizer's kind can be None, if it is missing, since TOML has no null
+    fault = "is missing" if given is None else f"{_format_value(given)} is not known"
+    raise SettingsError(f"{path}: {fault}; {_suggest_name(given, choices)}")
 
 
-def _suggest_remedy(key: str, known: Iterable[str]) -> str:
-    """Return a remedy for an unknown key of a table; the commonest mistake is a top-level key below a table's heading."""
-    return "move it to the top, above the first table" if key in _TOP_LEVEL_KEYS else _suggest_name(key, known)
-
-
-def _check_field(kind: type[Any], name: str, value: Any, path: str) -> None:
-    """Refuse a value that is out of range regardless of the other fields.
-
-    Checking each value alone reports all such problems at once, each with its own key.
-
-    Raises:
-        SettingsError: The value is out of range.
-    """
-    try:
-        replace(_EXAMPLES[kind], **{name: value})
-    except SettingsError as error:
-        raise SettingsError(f"{path}: {str(error).partition(': ')[2]}") from error
-
-
-@contextlib.contextmanager
-def _collect_problems(problems: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except SettingsError as error:
-        problems += str(error).splitlines()
-
-
-_TYPE_DESCRIPTIONS: Mapping[type, str] = {
+_TYPE_DESCRIPTIONS: Mapping[Any, str] = {
     bool: "true or false; write one of them, without quotes",
     int: "a whole number; write one such as 40, without quotes and without a point",
     float: "a finite number; write one such as 0.5, without quotes",
@@ -276,39 +209,31 @@ _TYPE_DESCRIPTIONS: Mapping[type, str] = {
 }
 
 
-def _has_type(kind: type, given: object) -> bool:
-    if isinstance(given, bool) or kind is bool:  # in Python, bool is a subclass of int
-        return isinstance(given, bool) and kind is bool
+def _has_type(kind: type, given: Any) -> bool:
     if kind is str:
-        return isinstance(given, str) and 0 < len(given) <= MAX_TEXT_CHARACTERS and given.isprintable()
+        return type(given) is str and 0 < len(given) <= MAX_TEXT_CHARACTERS and given.isprintable()
+    if kind is float:
+        return type(given) in (int, float) and abs(given) <= sys.float_info.max  # False for NaN too
     if kind is int:
-        return isinstance(given, int) and abs(given) <= sys.maxsize
-    return isinstance(given, int | float) and abs(given) <= sys.float_info.max  # False for NaN too
+        return type(given) is int and abs(given) <= sys.maxsize  # `isinstance` would accept a bool
+    return type(given) is bool
 
 
-_EXAMPLE_LAYERS = (("block1_conv1", 1.0),)
-_EXAMPLE_METHOD = Method(
-    ContentLoss(_EXAMPLE_LAYERS, 1.0), StyleLoss(_EXAMPLE_LAYERS, 1.0), TotalVariation(1.0), Adam(1.0), steps=1
-)
+def _check_range(key: _Key, value: Any, path: str) -> None:
+    """Refuse a value that is out of range regardless of the other keys, so that all such values are reported at once."""
+    try:
+        replace(_EXAMPLES[key.owner], **{key.field.name: value})
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {str(error).partition(': ')[2]}") from error
+
+
+_METHOD = replace(TF_TUTORIAL.method, pyramid=Pyramid(smallest=64, ratio=2.0, coarse_steps=1), plateau=Plateau())
 _EXAMPLES: Mapping[type, Any] = {
-    type(value): value
-    for value in (
-        Recipe("plain", "", "", "", 512, _EXAMPLE_METHOD),
-        _EXAMPLE_METHOD,
-        _EXAMPLE_METHOD.content,
-        _EXAMPLE_METHOD.style,
-        _EXAMPLE_METHOD.total_variation,
-        Adam(1.0),
-        SGD(1.0),
-        LBFGS(),
-        Pyramid(smallest=64, ratio=2.0, coarse_steps=1),
-        Plateau(),
-    )
+    type(example): example
+    for example in (TF_TUTORIAL, _METHOD, *vars(_METHOD).values(), SGD(1.0), LBFGS())
+    if is_dataclass(example)
 }
-"""An instance of each class in which any single field may take any value in its own range."""
-
-_TOP_LEVEL_KEYS = [field.name for kind in (Recipe, Method) for field in fields(kind) if field.name != "method"]
-"""Keys at the top level of a file, without `base`."""
+"""An instance of each class in which any single field may take any value in its own range, since no choice limits another."""
 
 
 # Text of files and messages
@@ -324,6 +249,11 @@ def _to_plain(value: Any) -> Any:
     return ({"kind": kinds[0]} if kinds else {}) | {name: _to_plain(item) for name, item in inside.items() if item is not None}
 
 
+def _suggest_remedy(key: str, known: Iterable[str]) -> str:
+    """Return a remedy for an unknown key of a table; the commonest mistake is a top-level key below a table's heading."""
+    return "move it to the top, above the first table" if key in _TOP_LEVEL_KEYS else _suggest_name(key, known)
+
+
 def _suggest_name(word: object, names: Iterable[str]) -> str:
     names = list(names)
     similar = difflib.get_close_matches(word.lower()[:MAX_TEXT_CHARACTERS], names, n=1) if isinstance(word, str) else []
@@ -331,7 +261,7 @@ def _suggest_name(word: object, names: Iterable[str]) -> str:
 
 
 def _format_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) else _shorten(repr(key))
+    return key if re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key) else shorten(repr(key))
 
 
 def _format_value(value: object) -> str:
@@ -342,8 +272,4 @@ def _format_value(value: object) -> str:
         return str(value).lower()
     if isinstance(value, int) and abs(value) > sys.maxsize:
         return "a number beyond 64 bits"
-    return _shorten(repr(value) if isinstance(value, str) else str(value))
-
-
-def _shorten(line: str) -> str:
-    return line if len(line) <= 80 else line[:79] + "…"
+    return shorten(repr(value) if isinstance(value, str) else str(value))

@@ -263,6 +263,29 @@ ratio = 1
     assert len(found) == 12
 
 
+def test_problems_are_in_order_with_unknown_keys_first() -> None:
+    text = """
+steps = -1
+x = 1
+base = "y"
+[optimizer]
+beta_1 = 1
+x = 1
+kind = "adam"
+[style]
+weight = -1
+x = 1
+[style.layers]
+block1_conv1 = -1
+x = 1
+block2_conv1 = -1
+"""
+    assert [line.split(":")[0] for line in problems(text)] == [
+        "base", "x", "style.x", "style.layers.block1_conv1", "style.layers.x", "style.layers.block2_conv1", "style.weight",
+        "optimizer.x", "optimizer.learning_rate", "optimizer.beta_1", "steps",
+    ]  # fmt: skip
+
+
 def test_an_empty_file_is_told_all_that_it_lacks() -> None:
     lacking = ["name", "summary", "source", "differs", "size", "content", "style", "total_variation", "optimizer", "steps"]
     remedy = 'add it, or start from a preset by a line such as base = "painterly"'
@@ -461,3 +484,10 @@ def test_a_valid_value_of_every_kind_is_at_hand() -> None:
         Plateau,
         *get_args(Optimizer),
     }
+
+
+@pytest.mark.parametrize("example", recipe_file._EXAMPLES.values(), ids=lambda example: type(example).__name__)
+def test_an_example_allows_every_choice_of_each_field(example: Any) -> None:
+    for name, hint in get_type_hints(type(example)).items():
+        for choice in get_args(hint) if get_origin(hint) is Literal else (False, True) if hint is bool else ():
+            assert getattr(replace(example, **{name: choice}), name) == choice
