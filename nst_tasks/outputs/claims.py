@@ -21,12 +21,10 @@ from dataclasses import asdict, dataclass, replace
 
 from nst_tasks.errors import StorageError, is_pair_failure
 from nst_tasks.inputs.run import Run
+from nst_tasks.outputs.layout import CLAIMS_FOLDER, claim_path, parse_claim_name
 from nst_tasks.outputs.liveness import enable_crash_log, is_running, left_crash_log, machine_id, process_id
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
-
-FOLDER = "claims"
-
 
 MAX_STRIKES = 2
 """Number of native crashes of its process after which a pair is not tried again."""
@@ -80,10 +78,10 @@ def current_claims(out: str) -> dict[str, Claim]:
 def _list_generations(out: str, keys: Sequence[str] = ()) -> dict[str, list[int]]:
     """List the generations of every key, or at least of `keys`, in ascending order."""
     generations: dict[str, list[int]] = {}
-    for name in files.list_files(join_uri(out, FOLDER), os.path.commonprefix(keys)):
-        key, _, generation = name.removesuffix(".json").rpartition(".")
-        if name.endswith(".json") and generation.isdecimal():
-            generations.setdefault(key, []).append(int(generation))
+    for name in files.list_files(join_uri(out, CLAIMS_FOLDER), os.path.commonprefix(keys)):
+        if parts := parse_claim_name(name):
+            key, generation = parts
+            generations.setdefault(key, []).append(generation)
     return {key: sorted(generations) for key, generations in generations.items()}
 
 
@@ -110,7 +108,7 @@ def hold(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
             with contextlib.suppress(StorageError):
                 files.write(_claim_uri(run.out, claim.key, claim.generation), _to_json(replace(claim, expires=0.0)))
 
-    renewal_thread = threading.Thread(target=_renew, args=(held, run, ended, end_claim), name="claims", daemon=True)
+    renewal_thread = threading.Thread(target=_renew, args=(held, run, ended, end_claim), name="renew claims", daemon=True)
     try:
         previous: dict[str, Claim] = {}
         remaining = list(dict.fromkeys(keys))
@@ -195,7 +193,7 @@ def _renew(held: dict[str, Claim], run: Run, ended: threading.Event, end_claim: 
 
 
 def _claim_uri(out: str, key: str, generation: int) -> str:
-    return join_uri(out, FOLDER, f"{key}.{generation}.json")
+    return join_uri(out, claim_path(key, generation))
 
 
 def _to_json(claim: Claim) -> bytes:

@@ -16,10 +16,9 @@ from enum import StrEnum
 from typing import Any
 
 from nst_tasks import __version__
+from nst_tasks.outputs.layout import ledger_folder, ledger_path
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
-
-LEDGER_FOLDER = "_ledger"
 
 
 class RunResult(StrEnum):
@@ -69,8 +68,7 @@ def write(out: str, file: str, entry: Entry) -> str:
     Raises:
         StorageError: The entry cannot be written.
     """
-    began = datetime.fromisoformat(entry.began)
-    uri = join_uri(out, LEDGER_FOLDER, file, f"{began:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(2)}.json")
+    uri = join_uri(out, ledger_path(file, datetime.fromisoformat(entry.began), secrets.token_hex(2)))
     files.write(uri, (json.dumps(asdict(entry), indent=1, sort_keys=True) + "\n").encode())
     return uri
 
@@ -82,14 +80,14 @@ def read_newest(out: str, file: str) -> Entry | None:
         ValueError: The newest entry is damaged, so that the last run is unknown.
         StorageError: The ledger cannot be read.
     """
-    folder = join_uri(out, LEDGER_FOLDER, file)
-    names = [name for name in files.list_files(folder) if name.endswith(".json")]
+    folder = ledger_folder(file)
+    names = [name for name in files.list_files(join_uri(out, folder)) if name.endswith(".json")]
     if not names:
         return None
     try:
-        return _parse_entry(files.read(join_uri(folder, names[-1])))
+        return _parse_entry(files.read(join_uri(out, folder, names[-1])))
     except ValueError as error:
-        raise ValueError(f"{LEDGER_FOLDER}/{file}/{names[-1]}: ignored, {error}") from error
+        raise ValueError(f"{folder}/{names[-1]}: ignored, {error}") from error
 
 
 def _parse_entry(data: bytes) -> Entry:

@@ -133,7 +133,7 @@ def from_json(data: bytes) -> Outcome:
     except (KeyError, TypeError) as error:
         raise ValueError("an outcome marker with missing or wrong fields") from error
     # readers open and link to these paths: a forged marker must not lead to other files
-    thumbnails = {thumbnail_path(outcome.id), f"thumbnails/{outcome.id}.webp"}  # WebP before version 0.5
+    thumbnails = {thumbnail_path(outcome.id), thumbnail_path(outcome.id, "webp")}  # WebP before version 0.5
     allowed_paths = {history_path(outcome.id)} | thumbnails | {image_path(outcome.id, format) for format in OUTPUT_FORMATS}
     if not {outcome.image, outcome.history, outcome.thumbnail} <= allowed_paths | {""} or "/" in outcome.id:
         raise ValueError("an outcome marker that names files other than its own")

@@ -229,7 +229,7 @@ class Hanging(MemoryFileSystem):
         return MemoryFileSystem._strip_protocol(path.replace("hanging://", "memory://"))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
-        if self.armed.is_set() and threading.current_thread().name == "claims":
+        if self.armed.is_set() and threading.current_thread().name == "renew claims":
             self.reached.set()
             self.may.wait(30)
         super().pipe_file(path, value, mode, **more)
@@ -246,7 +246,7 @@ def test_a_renewal_that_comes_after_the_end_revives_no_claim(strikes: int) -> No
     taking.__enter__()
     Hanging.armed.set()
     assert Hanging.reached.wait(30)
-    (renewing,) = [thread for thread in threading.enumerate() if thread.name == "claims"]
+    (renewing,) = [thread for thread in threading.enumerate() if thread.name == "renew claims"]
     assert not taking.__exit__(RuntimeError, RuntimeError(), None)  # does not wait for the renewal
     Hanging.may.set()
     renewing.join(30)

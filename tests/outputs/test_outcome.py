@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from nst_tasks.images.picture import Source
-from nst_tasks.outputs.layout import history_path, image_path, marker_path, thumbnail_path
 from nst_tasks.outputs.outcome import Outcome, Status, from_json, to_json
 from nst_tasks.outputs.report import SUMMARY_COLUMNS, build_summary
 
@@ -179,16 +178,6 @@ def test_a_marker_that_names_files_other_than_its_own_is_no_marker(field: str, p
 
 def test_an_older_markers_strip_is_a_webp() -> None:
     assert from_json(changed(thumbnail="thumbnails/cat_oil.webp")).thumbnail == "thumbnails/cat_oil.webp"
-
-
-def test_paths_below_the_output() -> None:
-    paths = (
-        image_path("a", "jpg"),
-        history_path("a"),
-        thumbnail_path("a"),
-        marker_path("a"),
-    )
-    assert paths == ("images/a.jpg", "history/a.parquet", "thumbnails/a.jpg", "outcomes/a.json")
 
 
 def test_the_summary_has_a_row_for_each_outcome_in_the_manifests_order() -> None:
