@@ -30,6 +30,7 @@ from prefect.artifacts import (
 from nst_tasks.errors import InputError, NstError, limit_lines, split_reason_and_remedy
 from nst_tasks.images.thumbnail import shrink_strip
 from nst_tasks.inputs.run import Run
+from nst_tasks.outputs.layout import HISTORY_FOLDER, IMAGES_FOLDER
 from nst_tasks.outputs.outcome import Outcome, Status
 from nst_tasks.outputs.report import Report
 from nst_tasks.progress import Progress
@@ -167,7 +168,7 @@ def _build_failure_row(o: Outcome) -> dict[str, Any]:
 def _render_report(name: str, report: Report) -> str:
     lines = [f"# {escape_markdown(name)}", "", f"Run {report.run_id}: {report.message}, in {report.seconds:.0f} s.", ""]
     lines += ["| what | where |", "|---|---|"]
-    places = {**report.files, "images": f"{report.out}/images", "history": f"{report.out}/history"}
+    places = {**report.files, **{folder: f"{report.out}/{folder}" for folder in (IMAGES_FOLDER, HISTORY_FOLDER)}}
     lines += [f"| {kind} | {_format_code(uri)} |" for kind, uri in places.items()]
     for title, sentences in (("Flagged", report.flagged), ("Warnings", report.warnings)):
         if sentences:

@@ -382,6 +382,7 @@ def gc_frozen() -> Iterator[None]:
 
 def _run_and_exit(manifest: str, out: str, options: RunOptions, settings: Settings, as_json: bool) -> NoReturn:
     """Run the flow with a progress bar, print its result and end with its exit code."""
+    from nst_tasks.outputs.layout import HISTORY_FOLDER, IMAGES_FOLDER
     from nst_tasks.planning.prepare import prepare
 
     configure_prefect()
@@ -404,8 +405,8 @@ def _run_and_exit(manifest: str, out: str, options: RunOptions, settings: Settin
             for line in limit_lines(MAX_LINES, lines, "run.json has them all"):
                 typer.echo(line, err=True)
         typer.echo(f"{final.name}: {final.message} in {final.report.seconds:.0f} s")
-        typer.echo(f"images   {final.report.out}/images")
-        typer.echo(f"history  {final.report.out}/history")
+        for folder in (IMAGES_FOLDER, HISTORY_FOLDER):
+            typer.echo(f"{folder:8} {final.report.out}/{folder}")
         for kind, uri in sorted(final.report.files.items()):
             typer.echo(f"{kind:8} {uri}")
     raise typer.Exit(final.exit_code)

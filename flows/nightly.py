@@ -32,6 +32,7 @@ from nst_tasks.inputs.options import RunOptions, SweepOptions
 from nst_tasks.inputs.run import Run
 from nst_tasks.inputs.settings import Settings, read_environment
 from nst_tasks.outputs import claims, ledger
+from nst_tasks.outputs.layout import LEDGER_FOLDER
 from nst_tasks.outputs.ledger import Entry, RunResult
 from nst_tasks.outputs.report import Report
 from nst_tasks.planning.inbox import InboxManifest, collect_result_options, is_settled, list_manifests
@@ -125,7 +126,7 @@ def sweep(inbox: str, out: str, options: SweepOptions, settings: Settings) -> Sw
     exclusive = _call_with_retries(lambda: files.can_create_if_absent(out), settings)
     run = Run(
         id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}",
-        out=join_uri(out, ledger.LEDGER_FOLDER),
+        out=join_uri(out, LEDGER_FOLDER),
         backbone=options.backbone,
         weights=None,
         weights_sha256="",

@@ -36,7 +36,7 @@ from nst_tasks.inputs.options import RunOptions, parse_checkpoint_interval
 from nst_tasks.inputs.run import Run
 from nst_tasks.inputs.settings import Settings, read_environment
 from nst_tasks.outputs import claims
-from nst_tasks.outputs.layout import FOLDERS_PER_PAIR
+from nst_tasks.outputs.layout import FOLDERS_PER_PAIR, manifest_path
 from nst_tasks.outputs.ledger import RunResult
 from nst_tasks.outputs.liveness import enable_crash_log
 from nst_tasks.outputs.outcome import Outcome, Status
@@ -162,8 +162,8 @@ def run_manifest(manifest: str, out: str, options: RunOptions, settings: Setting
         pair_timeout=options.pair_timeout or 0.0,
         exclusive=loaded.exclusive,
     )
-    folder = join_uri(out, "runs", run.id)
-    retry(lambda: files.write(join_uri(folder, "manifest.csv"), sanitize_manifest(loaded.manifest_bytes)))
+    copy_uri = join_uri(out, manifest_path(run.id))
+    retry(lambda: files.write(copy_uri, sanitize_manifest(loaded.manifest_bytes)))
 
     pair_ids = [pair.id for pair in loaded.manifest.pairs]
     done, warnings = retry(lambda: load_earlier_outcomes(out, pair_ids, settings.readers))
@@ -201,7 +201,7 @@ def run_manifest(manifest: str, out: str, options: RunOptions, settings: Setting
     ), "every row has exactly one outcome"
     ids = Counter(o.id for o in outcomes if o.status != Status.REJECTED)
     assert ids == Counter(pair_ids), "every id has exactly one outcome"
-    report = retry(lambda: write_report(manifest, options, loaded, run, folder, outcomes, warnings, start_time))
+    report = retry(lambda: write_report(manifest, options, loaded, run, outcomes, warnings, start_time))
     reporter.report_end(report, outcomes)
     return report
 

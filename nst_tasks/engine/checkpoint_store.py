@@ -21,21 +21,15 @@ from nst_tasks.engine import checkpoint
 from nst_tasks.engine.checkpoint import Checkpoint
 from nst_tasks.errors import StorageError, is_pair_failure
 from nst_tasks.inputs.run import Run
+from nst_tasks.outputs.layout import CHECKPOINTS_FOLDER, checkpoint_path, parse_checkpoint_name
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
-
-FOLDER = "checkpoints"
 
 FINAL_SAVE_TIMEOUT = 3.0
 """Maximum time, in seconds, that a stopped or failed batch waits for its last checkpoint to be written."""
 
 Position = tuple[int, int]
 """Level and step of a checkpoint."""
-
-
-def checkpoint_uri(out: str, key: str, position: Position) -> str:
-    """Return the URI of a pair's checkpoint of this level and step."""
-    return join_uri(out, FOLDER, f"{key}.{position[0]}-{position[1]:06d}.npz")
 
 
 def list_checkpoints(out: str, keys: Sequence[str] = ()) -> dict[str, list[Position]]:
@@ -48,11 +42,10 @@ def list_checkpoints(out: str, keys: Sequence[str] = ()) -> dict[str, list[Posit
         StorageError: The store could not be listed.
     """
     positions: dict[str, list[Position]] = {}
-    for name in files.list_files(join_uri(out, FOLDER), os.path.commonprefix(keys)):
-        key, _, place = name.removesuffix(".npz").partition(".")
-        level, _, step = place.partition("-")
-        if name.endswith(".npz") and level.isdecimal() and step.isdecimal():
-            positions.setdefault(key, []).append((int(level), int(step)))
+    for name in files.list_files(join_uri(out, CHECKPOINTS_FOLDER), os.path.commonprefix(keys)):
+        if parts := parse_checkpoint_name(name):
+            key, level, step = parts
+            positions.setdefault(key, []).append((level, step))
     return {key: sorted(places, reverse=True) for key, places in positions.items()}
 
 
@@ -78,7 +71,8 @@ def load_latest(
     """
 
     def load(key: str, place: Position) -> Checkpoint | None:
-        location = checkpoint_uri(out, key, place)
+        path = checkpoint_path(key, *place)
+        location = join_uri(out, path)
         if files.stat(location) is None:
             return None
         try:
@@ -88,7 +82,7 @@ def load_latest(
         except (ValueError, StorageError) as error:
             if not is_pair_failure(error):
                 raise  # a retry costs less than repeating the steps
-            warn(f"{FOLDER}/{location.rpartition('/')[2]}: ignored, {error}")
+            warn(f"{path}: ignored, {error}")
             return None
         return found
 
@@ -118,7 +112,7 @@ def delete_checkpoints(out: str, keys: Collection[str]) -> None:
         positions = list_checkpoints(out, [*keys]) if keys else {}
         for key in keys:
             for place in positions.get(key, ()):
-                files.delete(checkpoint_uri(out, key, place))
+                files.delete(join_uri(out, checkpoint_path(key, *place)))
 
 
 @dataclass
@@ -165,11 +159,11 @@ class CheckpointWriter:
             batch = replace(checkpoint.to_host(at), batch_keys=tuple(keys))
             for k, key in enumerate(keys):
                 single = checkpoint.select_pairs(batch, [k])
-                files.write(checkpoint_uri(self.out, key, place), functools.partial(checkpoint.write, single, key))
+                files.write(join_uri(self.out, checkpoint_path(key, *place)), functools.partial(checkpoint.write, single, key))
             places = list_checkpoints(self.out, keys)
             for key in keys:
                 for older in set(places.get(key, ())) - {place}:
-                    files.delete(checkpoint_uri(self.out, key, older))
+                    files.delete(join_uri(self.out, checkpoint_path(key, *older)))
         except (StorageError, MemoryError) as error:
             why = "out of memory" if isinstance(error, MemoryError) else error
             self.warn(f"no checkpoint was written at level {place[0]}, step {place[1]}: {why}")

@@ -18,6 +18,8 @@ OUTPUT_FORMATS = ("png", "jpg", "webp")
 class Source:
     """Identity of an input image: URI, SHA-256, store version, and displayed height and width in pixels."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # an unknown field in a record may change which image it is
+
     uri: str
     sha256: str
     version: str

@@ -11,22 +11,22 @@ If the store ignores the condition on creation, nothing is claimed: two runs the
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+
+from pydantic import FiniteFloat
 
 from nst_tasks.errors import StorageError, is_pair_failure
 from nst_tasks.inputs.run import Run
+from nst_tasks.outputs.layout import CLAIMS_FOLDER, claim_path, parse_claim_name
 from nst_tasks.outputs.liveness import enable_crash_log, is_running, left_crash_log, machine_id, process_id
+from nst_tasks.outputs.record import Count, decode, encode
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
-
-FOLDER = "claims"
-
 
 MAX_STRIKES = 2
 """Number of native crashes of its process after which a pair is not tried again."""
@@ -46,14 +46,14 @@ class Claim:
     """
 
     key: str
-    generation: int
+    generation: Count
     owner: str
     run_id: str
     machine: str
     process: str
     crash_log: str
-    strikes: int
-    expires: float
+    strikes: Count
+    expires: FiniteFloat
 
     @property
     def is_live(self) -> bool:
@@ -80,10 +80,10 @@ def current_claims(out: str) -> dict[str, Claim]:
 def _list_generations(out: str, keys: Sequence[str] = ()) -> dict[str, list[int]]:
     """List the generations of every key, or at least of `keys`, in ascending order."""
     generations: dict[str, list[int]] = {}
-    for name in files.list_files(join_uri(out, FOLDER), os.path.commonprefix(keys)):
-        key, _, generation = name.removesuffix(".json").rpartition(".")
-        if name.endswith(".json") and generation.isdecimal():
-            generations.setdefault(key, []).append(int(generation))
+    for name in files.list_files(join_uri(out, CLAIMS_FOLDER), os.path.commonprefix(keys)):
+        if parts := parse_claim_name(name):
+            key, generation = parts
+            generations.setdefault(key, []).append(generation)
     return {key: sorted(generations) for key, generations in generations.items()}
 
 
@@ -108,9 +108,9 @@ def hold(keys: Iterable[str], run: Run) -> Iterator[Mapping[str, Claim]]:
             release(run.out, claim)
         else:
             with contextlib.suppress(StorageError):
-                files.write(_claim_uri(run.out, claim.key, claim.generation), _to_json(replace(claim, expires=0.0)))
+                files.write(_claim_uri(run.out, claim.key, claim.generation), encode(replace(claim, expires=0.0)))
 
-    renewal_thread = threading.Thread(target=_renew, args=(held, run, ended, end_claim), name="claims", daemon=True)
+    renewal_thread = threading.Thread(target=_renew, args=(held, run, ended, end_claim), name="renew claims", daemon=True)
     try:
         previous: dict[str, Claim] = {}
         remaining = list(dict.fromkeys(keys))
@@ -169,7 +169,7 @@ def _acquire(key: str, previous: Claim | None, run: Run) -> Claim | None:
     )
     if not run.exclusive:
         return claim
-    created = files.create_if_absent(_claim_uri(run.out, key, claim.generation), _to_json(claim))
+    created = files.create_if_absent(_claim_uri(run.out, key, claim.generation), encode(claim))
     # the client repeats a request whose answer was lost, and is then refused because of its own object
     if not created and _read_claim(run.out, key, claim.generation).owner != claim.owner:
         return None
@@ -186,7 +186,7 @@ def _renew(held: dict[str, Claim], run: Run, ended: threading.Event, end_claim: 
             with contextlib.suppress(StorageError):
                 # another run may have taken it over while the store or this process stalled: both then write the same bytes
                 if not ended.is_set() and is_mine(claim) and not ended.is_set():
-                    files.write(_claim_uri(run.out, claim.key, claim.generation), _to_json(renewed))
+                    files.write(_claim_uri(run.out, claim.key, claim.generation), encode(renewed))
             if ended.is_set():  # the claim may have been ended just before the write above recreated it
                 with contextlib.suppress(StorageError):
                     if is_mine(claim):
@@ -195,20 +195,14 @@ def _renew(held: dict[str, Claim], run: Run, ended: threading.Event, end_claim: 
 
 
 def _claim_uri(out: str, key: str, generation: int) -> str:
-    return join_uri(out, FOLDER, f"{key}.{generation}.json")
-
-
-def _to_json(claim: Claim) -> bytes:
-    return (json.dumps(asdict(claim), indent=1, sort_keys=True) + "\n").encode()
+    return join_uri(out, claim_path(key, generation))
 
 
 def _read_claim(out: str, key: str, generation: int) -> Claim:
     expired_claim = Claim(key, generation, "", "", "", "", "", 0, 0.0)
     try:
-        record = json.loads(files.read(_claim_uri(out, key, generation)))
-        claim = Claim(**record)
-        float(claim.expires), int(claim.strikes), str(claim.crash_log)
-    except (ValueError, TypeError):
+        claim = decode(Claim, files.read(_claim_uri(out, key, generation)))
+    except ValueError:
         return expired_claim
     except StorageError as error:
         if not is_pair_failure(error):

@@ -10,16 +10,18 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from pydantic import ValidationError
+
 from nst_tasks import __version__
+from nst_tasks.outputs.layout import ledger_folder, ledger_path
+from nst_tasks.outputs.record import Count, decode, encode
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
-
-LEDGER_FOLDER = "_ledger"
 
 
 class RunResult(StrEnum):
@@ -49,7 +51,7 @@ class Entry:
     version: str
     settled: bool
     result: RunResult
-    counts: dict[str, int]
+    counts: dict[str, Count]
     message: str
     run_id: str
     flow_run_id: str
@@ -69,9 +71,8 @@ def write(out: str, file: str, entry: Entry) -> str:
     Raises:
         StorageError: The entry cannot be written.
     """
-    began = datetime.fromisoformat(entry.began)
-    uri = join_uri(out, LEDGER_FOLDER, file, f"{began:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(2)}.json")
-    files.write(uri, (json.dumps(asdict(entry), indent=1, sort_keys=True) + "\n").encode())
+    uri = join_uri(out, ledger_path(file, datetime.fromisoformat(entry.began), secrets.token_hex(2)))
+    files.write(uri, encode(entry))
     return uri
 
 
@@ -82,29 +83,20 @@ def read_newest(out: str, file: str) -> Entry | None:
         ValueError: The newest entry is damaged, so that the last run is unknown.
         StorageError: The ledger cannot be read.
     """
-    folder = join_uri(out, LEDGER_FOLDER, file)
-    names = [name for name in files.list_files(folder) if name.endswith(".json")]
+    folder = ledger_folder(file)
+    names = [name for name in files.list_files(join_uri(out, folder)) if name.endswith(".json")]
     if not names:
         return None
     try:
-        return _parse_entry(files.read(join_uri(folder, names[-1])))
-    except ValueError as error:
-        raise ValueError(f"{LEDGER_FOLDER}/{file}/{names[-1]}: ignored, {error}") from error
+        return decode(Entry, files.read(join_uri(out, folder, names[-1])))
+    except ValidationError as error:
+        raise ValueError(f"{folder}/{names[-1]}: ignored, {_describe(error)}") from error
 
 
-def _parse_entry(data: bytes) -> Entry:
-    """Parse an entry; fields that a newer version added are ignored.
-
-    Raises:
-        ValueError: The bytes are not an entry.
-    """
-    record = json.loads(data)
-    if not isinstance(record, dict):
-        raise ValueError("not an entry of the ledger")
-    try:
-        values = {field.name: record[field.name] for field in fields(Entry)}
-    except KeyError as error:
-        raise ValueError(f"it has no {error}") from error
-    if not isinstance(values["settled"], bool) or not isinstance(values["version"], str):
-        raise ValueError("settled is not true or false, or version is no text")
-    return Entry(**{**values, "result": RunResult(values["result"])})
+def _describe(error: ValidationError) -> str:
+    """Describe the first thing that is wrong with an entry."""
+    problem = error.errors(include_url=False)[0]
+    if not problem["loc"]:
+        return "not an entry of the ledger"
+    field = problem["loc"][0]
+    return f"it has no {field!r}" if problem["type"] == "missing" else f"{field}: {problem['msg']}"

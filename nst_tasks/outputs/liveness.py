@@ -49,7 +49,7 @@ def left_crash_log(name: str) -> bool:
     path = Path(tempfile.gettempdir(), Path(name).name)
     try:
         return path.name.startswith(_CRASH_LOG_PREFIX) and path.stat().st_size > 0
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have is a ValueError
         return False
 
 
@@ -80,7 +80,7 @@ def is_running(process: str) -> bool:
         os.kill(int(pid), 0)
     except PermissionError:
         pass
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, ValueError):  # more digits than a number may have are a ValueError
         return False
     return _read_start_time(int(pid)) == started
 

@@ -6,24 +6,53 @@ The marker is written last, after the image and the loss history, and commits th
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, GetPydanticSchema, ValidationError
+from typing_extensions import TypedDict
 
 from nst_tasks.images.picture import OUTPUT_FORMATS, Source
 from nst_tasks.outputs.layout import history_path, image_path, thumbnail_path
+from nst_tasks.outputs.record import Count, decode
 
-MARKER_VERSION = 1
+
+class _Header(TypedDict):
+    marker_version: Literal[1]
 
 
-LOSS_KEYS = ("total", "content", "style", "tv")
+_HEADER: _Header = {"marker_version": 1}
+
+
+class _Losses(TypedDict):
+    total: FiniteFloat
+    content: FiniteFloat
+    style: FiniteFloat
+    tv: FiniteFloat
+
+
+_NoLosses = Annotated[dict[str, float], Field(max_length=0)]
+
+
+class _ImageQuality(TypedDict, total=False):
+    style_gap_held_out: FiniteFloat
+    style_gap_used: FiniteFloat
+    content_cosine: FiniteFloat
+    luminance_ssim: FiniteFloat
+
+
+class _Quality(_ImageQuality, total=False):
+    style_gap: dict[str, FiniteFloat]
+
+
+LOSS_KEYS = tuple(_Losses.__annotations__)
 """Keys of `Outcome.losses`: the final total loss and its weighted terms."""
 
 
-QUALITY_KEYS = ("style_gap_held_out", "style_gap_used", "content_cosine", "luminance_ssim")
+QUALITY_KEYS = tuple(_ImageQuality.__annotations__)
 """Keys of `Outcome.quality` that hold one number for the whole image."""
 
 
@@ -40,41 +69,46 @@ class Status(StrEnum):
     SKIPPED = "skipped"
 
 
+def _read_as(kind: Any) -> GetPydanticSchema:
+    """Annotate a field whose JSON must be of a narrower type than the field's own."""
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(kind))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Record of one pair: everything needed to trust, reproduce or explain its image."""
 
     id: str
-    row: int
+    row: Count
     status: Status
     run_id: str = ""
     key: str = ""
     content: Source | None = None
     styles: tuple[Source, ...] = ()
-    style_weights: tuple[float, ...] = ()
+    style_weights: tuple[FiniteFloat, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    seed: Count = 0
     init: Source | None = None
     keep_color: str = ""
     mask: Source | None = None
     backbone: str = ""
     weights_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    height: int = 0
-    width: int = 0
-    steps: int = 0
-    steps_done: int = 0
-    seconds: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
+    height: Count = 0
+    width: Count = 0
+    steps: Count = 0
+    steps_done: Count = 0
+    seconds: FiniteFloat = 0.0
+    losses: Annotated[dict[str, float], _read_as(_Losses | _NoLosses)] = field(default_factory=dict)
+    quality: Annotated[dict[str, Any], _read_as(_Quality)] = field(default_factory=dict)
     """`core.metrics.Quality.as_plain`: numbers by `QUALITY_KEYS` and `style_gap` by layer; any may be absent."""
     flags: tuple[str, ...] = ()
     """Names from `core.flags.FLAGS`."""
     image: str = ""
-    image_bytes: int = 0
+    image_bytes: Count = 0
     image_sha256: str = ""
     history: str = ""
-    history_bytes: int = 0
+    history_bytes: Count = 0
     thumbnail: str = ""
     error: str = ""
 
@@ -98,15 +132,8 @@ def count_by_status(outcomes: Iterable[Outcome]) -> dict[str, int]:
 
 def to_json(outcome: Outcome) -> bytes:
     """Encode an outcome as its marker's JSON, with sorted keys, so that equal outcomes give equal bytes."""
-    record = {"marker_version": MARKER_VERSION, **asdict(outcome)}
-    return (json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-_JSON_TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict}
-
-
-_FIELD_TYPES = {field.name: _JSON_TYPES.get(str(field.type).partition("[")[0], object) for field in fields(Outcome)}
-"""Types of the `Outcome` fields that JSON stores directly; `object` for the others."""
+    fields = {**_HEADER, **asdict(outcome)}
+    return (json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def from_json(data: bytes) -> Outcome:
@@ -115,46 +142,17 @@ def from_json(data: bytes) -> Outcome:
     Raises:
         ValueError: The bytes are not a marker, are damaged, or have another marker version.
     """
-    record = json.loads(data)
-    if not isinstance(record, dict) or record.get("marker_version") != MARKER_VERSION:
-        raise ValueError("not an outcome marker of this version")
-    values = {name: record[name] for name in _FIELD_TYPES if name in record}
-    is_reportable = _is_reportable(values.get("losses", {}), values.get("quality", {}), values.get("flags", []))
-    if not is_reportable or not all(map(isinstance, values.values(), map(_FIELD_TYPES.__getitem__, values))):
-        raise ValueError("an outcome marker with missing or wrong fields")
     try:
-        values["status"] = Status(values["status"])
-        for name in ("content", "init", "mask"):
-            values[name] = Source(**values[name]) if values.get(name) else None
-        values["styles"] = tuple(Source(**style) for style in values.get("styles", ()))
-        values["style_weights"] = tuple(values.get("style_weights", ()))
-        values["flags"] = tuple(values.get("flags", ()))
-        outcome = Outcome(**values)
-    except (KeyError, TypeError) as error:
+        decode(_Header, data)
+    except ValidationError as error:
+        raise ValueError("not an outcome marker of this version") from error
+    try:
+        outcome = decode(Outcome, data)
+    except ValidationError as error:
         raise ValueError("an outcome marker with missing or wrong fields") from error
     # readers open and link to these paths: a forged marker must not lead to other files
-    thumbnails = {thumbnail_path(outcome.id), f"thumbnails/{outcome.id}.webp"}  # WebP before version 0.5
+    thumbnails = {thumbnail_path(outcome.id), thumbnail_path(outcome.id, "webp")}  # WebP before version 0.5
     allowed_paths = {history_path(outcome.id)} | thumbnails | {image_path(outcome.id, format) for format in OUTPUT_FORMATS}
     if not {outcome.image, outcome.history, outcome.thumbnail} <= allowed_paths | {""} or "/" in outcome.id:
         raise ValueError("an outcome marker that names files other than its own")
     return outcome
-
-
-def _is_reportable(losses: Any, quality: Any, flags: Any) -> bool:
-    """Return whether the values are fit for a report: finite losses and quality measures, and flags that are names."""
-    if not isinstance(losses, dict) or not isinstance(quality, dict) or not isinstance(flags, list):
-        return False
-    gaps = quality.get("style_gap", {})
-    if not isinstance(gaps, dict) or (losses and not losses.keys() >= set(LOSS_KEYS)):
-        return False
-    numbers = [
-        *(losses[term] for term in LOSS_KEYS if losses),
-        *gaps.values(),
-        *(quality[name] for name in QUALITY_KEYS if name in quality),
-    ]
-    return all(map(_is_finite, numbers)) and all(isinstance(flag, str) for flag in flags)
-
-
-def _is_finite(value: Any) -> bool:
-    # written this way, the comparison also refuses NaN and integers too large for a float
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from nst_tasks.errors import NstError, is_pair_failure
 from nst_tasks.inputs.jobs import Job
 from nst_tasks.outputs import outcome
+from nst_tasks.outputs.layout import HISTORY_FOLDER, IMAGES_FOLDER, OUTCOMES_FOLDER, marker_path, parse_marker_name
 from nst_tasks.outputs.outcome import Outcome, Status
 from nst_tasks.storage import access, files
 from nst_tasks.storage.parallel import map_parallel
@@ -19,38 +20,48 @@ def load_earlier_outcomes(out: str, ids: Iterable[str], readers: int) -> tuple[d
     A marker counts only while the image and the loss history that it names exist and have the sizes that it records.
     """
     wanted = set(ids)
-    names = [name for name in files.list_files(join_uri(out, "outcomes")) if name.removesuffix(".json") in wanted]
-    files_by_folder = {folder: files.list_files(join_uri(out, folder)) if names else {} for folder in ("images", "history")}
-    outcomes, warnings = read_outcomes(out, names, readers)
+    found_ids = [id for id in list_outcome_ids(out) if id in wanted]
+    folders = (IMAGES_FOLDER, HISTORY_FOLDER) if found_ids else ()
+    files_by_folder = {folder: files.list_files(join_uri(out, folder)) for folder in folders}
+    outcomes, warnings = read_outcomes(out, found_ids, readers)
     found = {}
     for earlier in outcomes:
         if earlier.status == Status.SUCCEEDED and not _has_files(earlier, files_by_folder):
-            warnings.append(f"outcomes/{earlier.id}.json: ignored, its picture or history is missing or of another size")
+            warnings.append(f"{marker_path(earlier.id)}: ignored, its picture or history is missing or of another size")
         else:
             found[earlier.id] = earlier
     return found, warnings
 
 
-def read_outcomes(out: str, names: Iterable[str], readers: int) -> tuple[list[Outcome], list[str]]:
-    """Load the markers of these names below OUT/outcomes, and return a warning for each that is damaged or misnamed.
+def list_outcome_ids(out: str) -> list[str]:
+    """Return the ids of the pairs that have an outcome marker.
+
+    Raises:
+        StorageError: The store cannot be listed.
+    """
+    names = files.list_files(join_uri(out, OUTCOMES_FOLDER))
+    return [id for id in map(parse_marker_name, names) if id is not None]
+
+
+def read_outcomes(out: str, ids: Iterable[str], readers: int) -> tuple[list[Outcome], list[str]]:
+    """Load the markers of these pairs, and return a warning for each that is damaged or misnamed.
 
     Raises:
         StorageUnavailable: The store failed temporarily.
         StorageUnusable: The store rejects all requests.
     """
-    names = list(names)
-    markers = [join_uri(out, "outcomes", name) for name in names]
-    found = map_parallel(files.read, markers, readers, access.is_local(out))
+    ids = list(ids)
+    found = map_parallel(files.read, [join_uri(out, marker_path(id)) for id in ids], readers, access.is_local(out))
     outcomes, warnings = [], []
-    for name, data in zip(names, found, strict=True):  # parsed on one thread: parsing JSON holds the interpreter lock
+    for id, data in zip(ids, found, strict=True):  # parsed on one thread: parsing JSON holds the interpreter lock
         try:
             if isinstance(data, NstError):
                 raise data
             done = outcome.from_json(data)
-            if f"{done.id}.json" != name:
+            if done.id != id:
                 raise ValueError(f"it is the marker of {done.id}")
         except ValueError as error:
-            warnings.append(f"outcomes/{name}: ignored, {error}")
+            warnings.append(f"{marker_path(id)}: ignored, {error}")
         except NstError as error:
             if not is_pair_failure(error):
                 raise
@@ -79,7 +90,7 @@ def find_current_outcome(job: Job, out: str, run_id: str) -> Outcome | None:
         StorageUnavailable: The store failed temporarily.
         StorageUnusable: The store rejects all requests.
     """
-    for done in read_outcomes(out, [f"{job.id}.json"], 1)[0]:
+    for done in read_outcomes(out, [job.id], 1)[0]:
         if done.status == Status.FAILED and (done.run_id, done.key) == (run_id, job.key):
             return done
         files = ((done.image, done.image_bytes), (done.history, done.history_bytes))

@@ -20,8 +20,16 @@ from nst_tasks.inputs.readers import LoadedManifest
 from nst_tasks.inputs.run import Run
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import loss_history, outcome
+from nst_tasks.outputs.layout import (
+    REPORT_PATH,
+    RUN_FOLDER_TO_OUT,
+    rejected_path,
+    run_record_path,
+    run_report_path,
+    summary_path,
+)
 from nst_tasks.outputs.outcome import LOSS_KEYS, QUALITY_KEYS, Outcome, Status
-from nst_tasks.outputs.outcome_store import read_outcomes
+from nst_tasks.outputs.outcome_store import list_outcome_ids, read_outcomes
 from nst_tasks.outputs.report_page import render_page, select_shown
 from nst_tasks.progress import current_progress
 from nst_tasks.storage import access, files
@@ -86,20 +94,20 @@ def write_report(
     options: RunOptions,
     loaded_manifest: LoadedManifest,
     run: Run,
-    folder: str,
     outcomes: Iterable[Outcome],
     warnings: list[str],
     started_at: datetime,
 ) -> Report:
-    """Write the files of a finished run into its folder and return the report.
+    """Write the files of a finished run and return the report.
 
     Raises:
         StorageError: A file cannot be written.
     """
     outcomes = sorted(outcomes, key=lambda o: o.row)
-    names = {"summary": "summary.parquet", "report": "report.html", "run": "run.json"}
+    paths = {"summary": summary_path(run.id), "report": run_report_path(run.id), "run": run_record_path(run.id)}
     if loaded_manifest.manifest.rejected:
-        names["rejected"] = "rejected.csv"
+        paths["rejected"] = rejected_path(run.id)
+    uris = {kind: join_uri(run.out, path) for kind, path in paths.items()}
     report = Report(
         run_id=run.id,
         out=redact(run.out),
@@ -109,7 +117,7 @@ def write_report(
         flagged=list_flags(outcomes),
         warnings=tuple(warnings),
         seconds=round((datetime.now(UTC) - started_at).total_seconds(), 3),
-        files={kind: redact(join_uri(folder, name)) for kind, name in names.items()},
+        files={kind: redact(uri) for kind, uri in uris.items()},
         manifest_sha256=loaded_manifest.manifest_sha256,
     )
     record = {
@@ -128,14 +136,14 @@ def write_report(
         "began": started_at.isoformat(timespec="seconds"),
         "took": f"{report.seconds:.0f} s",
     }
-    page = _render_page(f"Run {run.id}", facts, outcomes, run.out, run.settings, "../../")
+    page = _render_page(f"Run {run.id}", facts, outcomes, run.out, run.settings, RUN_FOLDER_TO_OUT)
     if loaded_manifest.manifest.rejected:
         rejected = export_rejected(loaded_manifest.manifest, get_folder(manifest))
-        files.write(join_uri(folder, names["rejected"]), rejected)
+        files.write(uris["rejected"], rejected)
     summary = pa.Table.from_pandas(build_summary(outcomes), preserve_index=False)
-    files.write(join_uri(folder, names["summary"]), loss_history.to_parquet(summary))
-    files.write(join_uri(folder, names["report"]), page.encode())
-    files.write(join_uri(folder, names["run"]), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    files.write(uris["summary"], loss_history.to_parquet(summary))
+    files.write(uris["report"], page.encode())
+    files.write(uris["run"], (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     return report
 
 
@@ -148,11 +156,11 @@ def rebuild_report(out: str, settings: Settings) -> tuple[str, int, list[str]]:
     Raises:
         StorageError: The output cannot be read or written, or holds no outcomes.
     """
-    names = [name for name in files.list_files(join_uri(out, "outcomes")) if name.endswith(".json")]
-    if not names:
+    ids = list_outcome_ids(out)
+    if not ids:
         raise StorageError(f"{redact(out)}: holds no outcomes; give the folder that was given to --out")
-    outcomes, warnings = read_outcomes(out, names, settings.readers)
-    uri = join_uri(out, "report.html")
+    outcomes, warnings = read_outcomes(out, ids, settings.readers)
+    uri = join_uri(out, REPORT_PATH)
     page = _render_page("All pairs", {"out": redact(out)}, outcomes, out, settings, "")
     files.write(uri, page.encode())
     return uri, len(outcomes), warnings

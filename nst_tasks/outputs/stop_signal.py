@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from nst_tasks.errors import Interrupted, StorageError
 from nst_tasks.inputs.run import Run
+from nst_tasks.outputs.layout import stop_path
 from nst_tasks.progress import Progress, progress_variable
 from nst_tasks.storage import files
 from nst_tasks.storage.retry import call_with_retries
@@ -25,7 +26,7 @@ STOP_WRITE_TIMEOUT = 3.0
 
 
 def _stop_uri(run: Run) -> str:
-    return join_uri(run.out, "runs", run.id, "stop")
+    return join_uri(run.out, stop_path(run.id))
 
 
 @contextlib.contextmanager

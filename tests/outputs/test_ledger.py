@@ -58,9 +58,12 @@ def test_entries_of_the_same_moment_do_not_replace_each_other(memory: str) -> No
         b"[]",
         b"\xff",
         b"{}",
+        b"[" * 100_000,
         json.dumps({**vars(ENTRY), "result": "fine"}).encode(),
         json.dumps({**vars(ENTRY), "settled": "no"}).encode(),
         json.dumps({**vars(ENTRY), "version": None}).encode(),
+        json.dumps({**vars(ENTRY), "counts": {"failed": "0"}}).encode(),
+        json.dumps({**vars(ENTRY), "counts": {"failed": 10**400}}).encode(),
     ],
 )
 def test_a_damaged_entry_is_named_and_never_hides_behind_an_older_one(memory: str, damage: bytes) -> None:
@@ -70,9 +73,50 @@ def test_a_damaged_entry_is_named_and_never_hides_behind_an_older_one(memory: st
         ledger.read_newest(memory, "a.csv")
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (b"[]", "not an entry of the ledger"),
+        (b"{", "not an entry of the ledger"),
+        (b"{}", "it has no 'manifest'"),
+        (json.dumps({**vars(ENTRY), "settled": "no"}).encode(), "settled: Input should be a valid boolean"),
+    ],
+)
+def test_warning_says_why_an_entry_is_ignored(memory: str, damage: bytes, reason: str) -> None:
+    files.write(join_uri(memory, "_ledger", "a.csv", "1.json"), damage)
+    with pytest.raises(ValueError, match=f"^_ledger/a.csv/1.json: ignored, {reason}$"):
+        ledger.read_newest(memory, "a.csv")
+
+
 def test_fields_of_a_newer_version_are_ignored(memory: str) -> None:
     files.write(join_uri(memory, "_ledger", "a.csv", "1.json"), json.dumps({**vars(ENTRY), "host": "b"}).encode())
     assert ledger.read_newest(memory, "a.csv") == ENTRY
+
+
+def test_entry_of_version_0_5_is_read_and_written_unchanged(memory: str) -> None:
+    data = b"""{
+ "began": "2026-11-22T02:00:00.000001+00:00",
+ "counts": {
+  "failed": 0,
+  "rejected": 0,
+  "skipped": 0,
+  "succeeded": 2
+ },
+ "ended": "2026-11-22T02:03:00+00:00",
+ "flow_run_id": "6dc5c0ac",
+ "manifest": "s3://team/inbox/a.csv",
+ "message": "2 succeeded",
+ "nst": "0.5.0",
+ "result": "good",
+ "run_id": "20261122T020000Z-ab12",
+ "settled": true,
+ "sha256": "5a",
+ "version": "1b"
+}
+"""
+    uri = ledger.write(memory, "a.csv", replace(ENTRY, nst="0.5.0"))
+    assert files.read(uri) == data
+    assert ledger.read_newest(memory, "a.csv") == replace(ENTRY, nst="0.5.0")
 
 
 def test_a_version_is_of_place_bytes_and_options() -> None:

@@ -60,7 +60,7 @@ def written(tmp_path: Path, out: str, outcomes: list[Outcome], rows: str = "cat.
     run = Run("run-1", out, "tiny", None, taken.weights_sha256, 1, SETTINGS)
     folder = join_uri(out, "runs", run.id)
     began = datetime.now(UTC) - timedelta(seconds=100)
-    return write_report(manifest, options, taken, run, folder, outcomes, ["a warning"], began), folder
+    return write_report(manifest, options, taken, run, outcomes, ["a warning"], began), folder
 
 
 def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path) -> None:
@@ -201,14 +201,14 @@ def test_rebuild_ignores_a_damaged_marker_with_a_warning(tmp_path: Path) -> None
 
 def test_outcomes_that_cannot_be_read_are_ignored_with_a_warning(memory: str) -> None:
     publish(memory, done())
-    found, warnings = read_outcomes(memory, ["gone.json", "cat_oil.json"], 4)
+    found, warnings = read_outcomes(memory, ["gone", "cat_oil"], 4)
     assert found == [done()]
     assert warnings == [f"{memory}/outcomes/gone.json: does not exist; check the name"]
 
 
 def test_a_marker_under_anothers_name_is_ignored(memory: str) -> None:
     files.write(join_uri(memory, "outcomes/dog_oil.json"), outcome.to_json(done()))
-    found, warnings = read_outcomes(memory, ["dog_oil.json"], 4)
+    found, warnings = read_outcomes(memory, ["dog_oil"], 4)
     assert found == []
     assert warnings == ["outcomes/dog_oil.json: ignored, it is the marker of cat_oil"]
 

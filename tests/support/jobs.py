@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nst_tasks.core.method import Adam, ContentLoss, Method, Pyramid, StyleLoss, TotalVariation
-from nst_tasks.engine import checkpoint_store, devices, run_batch
+from nst_tasks.engine import devices, run_batch
 from nst_tasks.images import codec
 from nst_tasks.images.picture import Source
 from nst_tasks.inputs import weights
@@ -21,6 +21,7 @@ from nst_tasks.inputs.recipe import Recipe
 from nst_tasks.inputs.run import Run
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import claims
+from nst_tasks.outputs.layout import CHECKPOINTS_FOLDER, CLAIMS_FOLDER
 from nst_tasks.outputs.outcome import Outcome, Status
 from nst_tasks.progress import Progress
 from nst_tasks.storage import files
@@ -100,4 +101,4 @@ def check_two_rows_of_one_pair(folder: Path, out: str) -> None:
     one, other = (codec.decode(files.read(join_uri(out, each.image)), 10**6).rgb for each in done)
     np.testing.assert_array_equal(one, other)
     assert done[0].losses == done[1].losses
-    assert files.list_files(join_uri(out, claims.FOLDER)) == files.list_files(join_uri(out, checkpoint_store.FOLDER)) == {}
+    assert files.list_files(join_uri(out, CLAIMS_FOLDER)) == files.list_files(join_uri(out, CHECKPOINTS_FOLDER)) == {}
