@@ -35,9 +35,9 @@ soak: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python -m bench.speed --torch $(TORCH)
-	$(BIN)/python -m bench.growth
-	$(BIN)/python -m bench.profiles
+	$(BIN)/python -m bench speed --torch $(TORCH)
+	$(BIN)/python -m bench growth
+	$(BIN)/python -m bench profiles
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'
