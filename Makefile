@@ -36,9 +36,9 @@ soak: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
-	$(BIN)/python -m bench.speed --torch $(TORCH)
-	$(BIN)/python -m bench.growth
-	$(BIN)/python -m bench.profiles
+	$(BIN)/python -m bench speed --torch $(TORCH)
+	$(BIN)/python -m bench growth
+	$(BIN)/python -m bench profiles
 
 docs: .venv/demo
 	$(BIN)/python -m docs.settings

@@ -1,6 +1,6 @@
-"""Cost of checkpoints: their size, and the time of a step while checkpoints are written, relative to a step without any.
+"""Cost of checkpoints: their size, and how much longer a step takes while they are written.
 
-    .venv/bin/python bench/checkpoints.py [SIZE [ROUNDS]]
+    .venv/bin/python -m bench checkpoints [SIZE [ROUNDS]]
 
 Steps with and without checkpoints alternate in one process. The worst case is measured: each checkpoint starts as soon as the
 last one is on disk. By default a run writes one every 30 seconds, so that its cost is much smaller.
@@ -8,80 +8,76 @@ last one is on disk. By default a run writes one every 30 seconds, so that its c
 
 from __future__ import annotations
 
-import os
 import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from nst_tasks.core import transfer, vgg
+from bench import ours
+from bench.processes import create_parser
+from nst_tasks.core import transfer
 from nst_tasks.engine import checkpoint, checkpoint_store
 from nst_tasks.engine.checkpoint import Checkpoint
-from nst_tasks.engine.hardware import detect_flipped_direction
-from nst_tasks.inputs import presets, weights
 
 STEPS_PER_MEASUREMENT = 4
-"""Steps per measurement."""
+
+STEPS_PER_LEVEL = 10_000
+"""More than are run, so that the level never ends."""
+
+KEY = "0" * 64
 
 
 def measure(recipe: str, size: int, rounds: int, folder: str) -> None:
     """Measure one recipe and print its line."""
-    method = presets.find_preset(recipe).method
-    backbone = vgg.build("vgg16-hed", weights.load("vgg16-hed", None), flipped_direction=detect_flipped_direction())
-    contents = np.random.default_rng(0).random((1, size, size, 3), np.float32)
-    style = transfer.style_statistics(backbone, method, contents[0, ::-1])
-    targets = transfer.build_targets(backbone, method, contents, [[style]], [[1.0]])
-    state, terms = transfer.advance(
-        backbone, method, targets, transfer.start(method, contents, [0]), STEPS_PER_MEASUREMENT, 10_000
-    )
-    checkpoint_to_save = Checkpoint(state, state.image, (terms,), (np.zeros(STEPS_PER_MEASUREMENT + 1),))
+    content = np.random.default_rng(0).random((size, size, 3), np.float32)
+    loop = ours.start(ours.build_backbone(), ours.build_method(recipe, "float32"), content, content[::-1])
+    terms = _advance(loop, STEPS_PER_MEASUREMENT)
+    seconds = np.zeros(STEPS_PER_MEASUREMENT + 1)
+    level_start_image = loop.state.image
 
-    began = time.perf_counter()
-    data = checkpoint.encode(checkpoint.to_host(checkpoint_to_save), "0" * 64)
+    def build_checkpoint() -> Checkpoint:
+        return Checkpoint(loop.state, level_start_image, (terms,), (seconds,))
+
+    start = time.perf_counter()
+    data = checkpoint.encode(checkpoint.to_host(build_checkpoint()), KEY)
     Path(folder, "one.npz").write_bytes(data)
-    write_seconds = time.perf_counter() - began
+    write_seconds = time.perf_counter() - start
 
-    ratios = []
+    step_seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(rounds):
-        seconds_per_step: dict[bool, float] = {}
-        for writing in (False, True):
-            with checkpoint_store.CheckpointWriter(folder, print) as saver:
-                began = time.perf_counter()
+        for writes in (False, True):
+            with checkpoint_store.CheckpointWriter(folder, print) as writer:
+                start = time.perf_counter()
                 for _ in range(STEPS_PER_MEASUREMENT):
-                    state, _ = transfer.advance(backbone, method, targets, state, 1, 10_000)
-                    if writing and saver.is_idle:
-                        saver.save(
-                            ["0" * 64],
-                            Checkpoint(
-                                state,
-                                checkpoint_to_save.level_start_image,
-                                checkpoint_to_save.terms,
-                                checkpoint_to_save.seconds,
-                            ),
-                        )
-                seconds_per_step[writing] = (time.perf_counter() - began) / STEPS_PER_MEASUREMENT
-        ratios.append(seconds_per_step[True] / seconds_per_step[False])
+                    _advance(loop, 1)
+                    if writes and writer.is_idle:
+                        writer.save([KEY], build_checkpoint())
+                step_seconds[writes].append((time.perf_counter() - start) / STEPS_PER_MEASUREMENT)
+    ratios = [with_checkpoint / without for without, with_checkpoint in zip(*step_seconds.values(), strict=True)]
     print(
         f"{recipe:12} {size} px: {len(data) / 1e6:6.1f} MB, {write_seconds:5.2f} s to encode and write; "
-        f"a step {seconds_per_step[False]:5.2f} s, "
+        f"a step {statistics.median(step_seconds[False]):5.2f} s, "
         f"with one always being written {statistics.median(ratios):.3f} times as long (of {rounds}: {min(ratios):.3f} to "
         f"{max(ratios):.3f})",
         flush=True,
     )
 
 
-def main() -> None:
+def _advance(loop: ours.Transfer, steps: int) -> np.ndarray:
+    """Run this many steps of the level and return their terms, (steps, 1, 3)."""
+    loop.state, terms = transfer.advance(loop.backbone, loop.method, loop.targets, loop.state, steps, STEPS_PER_LEVEL)
+    return terms
+
+
+def main(arguments: Sequence[str]) -> None:
     """Print the table."""
-    size, rounds = (int(given) if given else usual for given, usual in zip([*sys.argv[1:], "", ""], (256, 7), strict=False))
+    parser = create_parser(__name__, __doc__)
+    parser.add_argument("size", type=int, nargs="?", default=256, help="side of the image, in pixels")
+    parser.add_argument("rounds", type=int, nargs="?", default=7)
+    args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         for recipe in ("tf-tutorial", "painterly"):
-            measure(recipe, size, rounds, folder)
-
-
-if __name__ == "__main__":
-    main()
+            measure(recipe, args.size, args.rounds, folder)

@@ -1,87 +1,89 @@
 """Time of each convolution of the network: TensorFlow's own, with a flipped kernel, and by Winograd F(4, 3).
 
-These numbers justify `core.vgg.with_fast_convolutions`.
+    .venv/bin/python -m bench convolutions --size 256
 
-.venv/bin/python -m bench.convolutions --size 256
+These numbers justify `core.vgg.with_fast_convolutions`.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import os
 import statistics
 import sys
+from collections.abc import Callable, Sequence
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-from bench.rows.row import time_alternating
-from nst_tasks.core import vgg
-from nst_tasks.core.convolutions import Convolution, convolve
-from nst_tasks.core.vgg_layers import FlippedDirection
 from nst_tasks.engine.runtime import import_tensorflow
-from nst_tasks.inputs import weights
-from nst_tasks.inputs.weights import Weights
 
-import_tensorflow()
+import_tensorflow()  # as nst does it, and so before the modules that import it
 
 import tensorflow as tf
 
+from bench.processes import create_parser
+from bench.row import time_alternating
+from nst_tasks.core import vgg
+from nst_tasks.core.convolutions import Convolution, convolve
+from nst_tasks.core.vgg_layers import FlippedDirection
+from nst_tasks.inputs import weights
+from nst_tasks.inputs.weights import Weights
 
-def main() -> None:
+NEVER = sys.maxsize
+"""Minimum number of channels that no layer has."""
+
+ALGORITHMS = ("plain", "flipped", "Winograd")
+
+
+def main(arguments: Sequence[str]) -> None:
     """Print the median times by layer and direction."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--size", type=int, default=256, help="side of the picture, in pixels")
+    parser = create_parser(__name__, __doc__)
+    parser.add_argument("--size", type=int, default=256, help="side of the image, in pixels")
     parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     arrays = weights.load(weights.DEFAULT_BACKBONE, None)
-    never = sys.maxsize
-    forms = {
-        "as it is": vgg.build(weights.DEFAULT_BACKBONE, arrays),
-        "turned, forward": _build_fast_backbone(arrays, "forward", 1, never),
-        "turned, backward": _build_fast_backbone(arrays, "backward", 1, never),
-        "halved": _build_fast_backbone(arrays, "backward", never, 16),
-    }
-    print("| layer | channels | way | as it is, ms | turned | halved |\n" + "| --- " * 6 + "|")
-    for way in ("forward", "backward"):
-        for place, usual in enumerate(forms["as it is"].convolutions):
-            side, channels = args.size >> (int(usual.layer[5]) - 1), usual.kernel.shape[2]
-            x = tf.random.uniform((1, side, side, channels))
-            y = tf.random.uniform((1, side, side, usual.kernel.shape[3]))
-            timed, given = (_run_forward, (x,)) if way == "forward" else (_compute_gradient, (x, y))
-            calls = {
-                name: functools.partial(tf.function(functools.partial(timed, forms[form].convolutions[place])), *given)
-                for name, form in (("usual", "as it is"), ("turned", f"turned, {way}"), ("halved", "halved"))
-                if name != "halved" or forms[form].convolutions[place].fast is not None
-            }
+    plain = vgg.build(weights.DEFAULT_BACKBONE, arrays)
+    winograd = _build_fast_backbone(arrays, "backward", NEVER, 16)
+    print(f"| layer | channels | pass | {', ms | '.join(ALGORITHMS)}, ms |\n" + "| --- " * 6 + "|")
+    for direction, build_call in (("forward", _build_forward_call), ("backward", _build_backward_call)):
+        flipped = _build_fast_backbone(arrays, direction, 1, NEVER)
+        layers = zip(*(backbone.convolutions for backbone in (plain, flipped, winograd)), strict=True)
+        for convolutions in layers:
+            by_algorithm = dict(zip(ALGORITHMS, convolutions, strict=True))
+            if by_algorithm["Winograd"].fast is None:  # too few channels
+                del by_algorithm["Winograd"]
+            usual = by_algorithm["plain"]
+            side = args.size >> (int(usual.layer[5]) - 1)
+            calls = {algorithm: build_call(convolution, side) for algorithm, convolution in by_algorithm.items()}
             time_alternating(2, calls)  # traces the graphs
-            milliseconds = {
-                name: 1e3 * statistics.median(values) for name, values in time_alternating(args.rounds, calls).items()
-            }
-            cells = (f"{milliseconds[name]:.1f}" if name in milliseconds else "" for name in ("usual", "turned", "halved"))
-            print(f"| {usual.layer} | {channels} | {way} | {' | '.join(cells)} |", flush=True)
+            seconds = {name: statistics.median(values) for name, values in time_alternating(args.rounds, calls).items()}
+            cells = (f"{1e3 * seconds[name]:.1f}" if name in seconds else "" for name in ALGORITHMS)
+            print(f"| {usual.layer} | {usual.kernel.shape[2]} | {direction} | {' | '.join(cells)} |", flush=True)
 
 
-def _build_fast_backbone(arrays: Weights, turns: FlippedDirection, turned_from: int, halved_from: int) -> vgg.Backbone:
-    plain = vgg.build(weights.DEFAULT_BACKBONE, arrays, flipped_direction=turns)
-    return vgg.with_fast_convolutions(plain, turned_from, (halved_from, halved_from))
+def _build_fast_backbone(
+    arrays: Weights, direction: FlippedDirection, flipped_min_channels: int, winograd_min_channels: int
+) -> vgg.Backbone:
+    plain = vgg.build(weights.DEFAULT_BACKBONE, arrays, flipped_direction=direction)
+    return vgg.with_fast_convolutions(plain, flipped_min_channels, (winograd_min_channels, winograd_min_channels))
 
 
-def _run_forward(convolution: Convolution, x: tf.Tensor) -> tf.Tensor:
-    """Return the convolution with its bias and ReLU, which TensorFlow may fuse."""
-    return vgg.apply_block([convolution], x)[0]
+def _build_forward_call(convolution: Convolution, side: int) -> Callable[[], tf.Tensor]:
+    """Return a call of the convolution of an image of this side, with its bias and ReLU, which TensorFlow may fuse."""
+
+    @tf.function
+    def compute(x: tf.Tensor) -> tf.Tensor:
+        return vgg.apply_block([convolution], x)[0]
+
+    return functools.partial(compute, tf.random.uniform((1, side, side, convolution.kernel.shape[2])))
 
 
-def _compute_gradient(convolution: Convolution, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Return the gradient of the linear convolution with respect to x, shape of x, given the gradient y of its output.
+def _build_backward_call(convolution: Convolution, side: int) -> Callable[[], tf.Tensor]:
+    """Return a call of the gradient of the linear convolution with respect to an image of this side."""
+    x, y = (tf.random.uniform((1, side, side, channels)) for channels in convolution.kernel.shape[2:])
 
-    The output itself is not used, so that TensorFlow does not compute it.
-    """
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        linear = convolve(convolution, x, "zero")
-    return tape.gradient(linear, x, output_gradients=y)
+    @tf.function
+    def compute_gradient(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            linear = convolve(convolution, x, "zero")  # not used, so that TensorFlow does not compute it
+        return tape.gradient(linear, x, output_gradients=y)
 
-
-if __name__ == "__main__":
-    main()
+    return functools.partial(compute_gradient, x, y)

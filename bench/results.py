@@ -1,31 +1,31 @@
-"""Result files of benchmarks: where they lie, their names, and the machine and commit that made them."""
+"""Result files of benchmarks: their folder and names, and the machine and commit that made them."""
 
 from __future__ import annotations
 
+import csv
 import os
 import platform
 import re
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.rows.row import ROOT
+from bench.processes import ROOT
+from nst_tasks.engine.hardware import BFLOAT16_CPU_FLAGS, read_cpu
 
 RESULTS_FOLDER = ROOT / "bench" / "results"
 
 
 def describe_machine() -> dict[str, Any]:
     """Describe the machine and the versions on which the numbers are measured."""
-    about = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"model name\s*: (.*)", about)
-    flags = re.search(r"flags\s*: (.*)", about)
-    known = set(flags[1].split()) if flags else set()
+    cpu = read_cpu()
     memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
     return {
-        "processor": model[1] if model else platform.processor(),
+        "processor": cpu.model or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "bfloat16": sorted(known & {"avx512_bf16", "amx_bf16"}),
+        "bfloat16": sorted(cpu.flags & BFLOAT16_CPU_FLAGS),
         "memory_gib": round(int(memory[1]) / 2**20) if memory else None,
         "gpu": _get_gpu_name(),
         "python": platform.python_version(),
@@ -58,6 +58,21 @@ def slugify(machine: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", str(name).lower())).strip("-")
 
 
+def get_results_path(kind: str, date: str, machine: dict[str, Any], suffix: str) -> Path:
+    """Return the path of a results file, such as `speed-2026-01-31-a-processor-2-cores.json` in bench/results."""
+    return RESULTS_FOLDER / f"{kind}-{date}-{slugify(machine)}{suffix}"
+
+
+def get_plot_path(path: Path) -> Path:
+    """Return the path of the plot of a results file about growth; each machine has one, of its newest results."""
+    return ROOT / "docs" / f"growth-{path.stem[len('growth-2026-01-01-') :]}.png"
+
+
+def get_date() -> str:
+    """Return the current date in UTC, such as `2026-01-31`."""
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
 def list_newest(kind: str, folder: Path = RESULTS_FOLDER) -> list[Path]:
     """Return the newest results file of each machine, CPUs first.
 
@@ -72,11 +87,17 @@ def list_newest(kind: str, folder: Path = RESULTS_FOLDER) -> list[Path]:
 
 def describe_results(results: dict[str, Any]) -> str:
     """Return a sentence with the date, commit and machine of a results file."""
-    on = results["machine"]
-    gpu = f"{on['gpu']}, " if on["gpu"] else ""
-    formats = ", ".join(on["bfloat16"]) or "no bfloat16"
+    machine = results["machine"]
+    gpu = f"{machine['gpu']}, " if machine["gpu"] else ""
+    formats = ", ".join(machine["bfloat16"]) or "no bfloat16"
     return (
         f"Measured on {results['date']} at commit {results['commit']} on "
-        f"{gpu}{on['cores']} cores of {on['processor']} ({formats}), "
-        f"{on['memory_gib']} GiB, TensorFlow {on['versions']['tensorflow']}."
+        f"{gpu}{machine['cores']} cores of {machine['processor']} ({formats}), "
+        f"{machine['memory_gib']} GiB, TensorFlow {machine['versions']['tensorflow']}."
     )
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file of results."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

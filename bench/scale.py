@@ -1,6 +1,6 @@
 """Overhead of a manifest with very many tiny pairs, and whether it stays constant over the run.
 
-    .venv/bin/python bench/scale.py [PAIRS] [--plain]
+    .venv/bin/python -m bench scale [PAIRS] [--plain]
 
 Runs PAIRS pairs (10,000) at 64 px with one step on the tiny backbone, by `nst run` against a separate Prefect server with the
 settings of `flows/prefect-server.env`, or with Prefect's defaults (`--plain`). Prints, for each quarter of the run, pairs per
@@ -10,7 +10,6 @@ and the time of the same command when all is done. PREFECT_SERVER_DATABASE_CONNE
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import signal
@@ -20,15 +19,16 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 
+from bench.processes import NST, ROOT, create_parser
 from nst_tasks.images import codec
 
-ROOT = Path(__file__).parent.parent
 NEXT_FLOW = """
 import time
 from prefect import flow
@@ -98,25 +98,50 @@ def measure_resident_mb(pid: int) -> float:
     return total / 1e6
 
 
-def record_progress(client: subprocess.Popen[bytes], server: int, outcomes: Path) -> list[tuple[float, int, float, float]]:
+class Progress(NamedTuple):
+    """State of a run at one moment: seconds since its start, pairs done, and resident memory of client and server in MB."""
+
+    seconds: float
+    pairs: int
+    client_mb: float
+    server_mb: float
+
+
+def record_progress(client: subprocess.Popen[bytes], server: int, outcomes: Path) -> list[Progress]:
     """Record the progress of a run about once a second, until the client ends.
 
-    Returns rows (seconds, pairs done, MB of the client, MB of the server).
+    Args:
+        server: Process id of the server.
+        outcomes: Folder of the run's outcome markers.
     """
-    began, records = time.perf_counter(), []
+    start, records = time.perf_counter(), []
     while client.poll() is None:
-        done = len(os.listdir(outcomes)) if outcomes.is_dir() else 0
-        records.append((time.perf_counter() - began, done, measure_resident_mb(client.pid), measure_resident_mb(server)))
+        pairs = len(os.listdir(outcomes)) if outcomes.is_dir() else 0
+        seconds = time.perf_counter() - start
+        records.append(Progress(seconds, pairs, measure_resident_mb(client.pid), measure_resident_mb(server)))
         time.sleep(1.0)
     return records
 
 
-def main() -> None:
+def print_quarters(records: Sequence[Progress], pairs: int) -> None:
+    """Print pace and peak memory of each quarter of the pairs; the clock starts with the first pair that is done."""
+    previous = next(record for record in records if record.pairs)
+    for quarter in range(1, 5):
+        part = [record for record in records if previous.pairs <= record.pairs <= pairs * quarter / 4] or [previous]
+        pace = (part[-1].pairs - previous.pairs) / max(part[-1].seconds - previous.seconds, 1e-9)
+        print(
+            f"  quarter {quarter}: {pace:5.1f} pairs/s, client {max(record.client_mb for record in part):5.0f} MB, "
+            f"server {max(record.server_mb for record in part):5.0f} MB"
+        )
+        previous = part[-1]
+
+
+def main(arguments: Sequence[str]) -> None:
     """Measure and print the results."""
-    parser = argparse.ArgumentParser()
+    parser = create_parser(__name__, __doc__)
     parser.add_argument("pairs", type=int, nargs="?", default=10_000)
-    parser.add_argument("--plain", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--plain", action="store_true", help="with Prefect's default settings")
+    args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as errors:  # one line per flagged pair
         folder = Path(name)
         (folder / "in").mkdir()
@@ -124,42 +149,29 @@ def main() -> None:
         manifest, out = write_manifest(folder / "in", args.pairs), folder / "out"
         server, api = start_server(folder / "prefect", {} if args.plain else read_server_settings())
         environment = {**os.environ, "PREFECT_API_URL": api, "DO_NOT_TRACK": "1"}
-        nst = [str(Path(sys.executable).parent / "nst"), "run", str(manifest), "--out", str(out)]
-        nst += ["--backbone", "tiny", "--size", "64", "--steps", "1"]
+        run = [NST, "run", str(manifest), "--out", str(out), "--backbone", "tiny", "--size", "64", "--steps", "1"]
         try:
-            began = time.perf_counter()
-            waiting = subprocess.Popen(
+            start = time.perf_counter()
+            next_flow = subprocess.Popen(
                 [sys.executable, "-c", NEXT_FLOW],
                 env={**environment, "PREFECT_LOGGING_LEVEL": "ERROR"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            client = subprocess.Popen(nst, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+            client = subprocess.Popen(run, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
             records = record_progress(client, server.pid, out / "outcomes")
-            took = time.perf_counter() - began
-            delay, _ = waiting.communicate("\n")
-            print(f"{args.pairs} pairs in {took:.0f} s, exit code {client.returncode}")
-            before = next(row for row in records if row[1])
-            for quarter in range(1, 5):
-                rows = [row for row in records if before[1] <= row[1] <= args.pairs * quarter / 4] or [before]
-                pace = (rows[-1][1] - before[1]) / max(rows[-1][0] - before[0], 1e-9)
-                print(
-                    f"  quarter {quarter}: {pace:5.1f} pairs/s, client {max(row[2] for row in rows):5.0f} MB, "
-                    f"server {max(row[3] for row in rows):5.0f} MB"
-                )
-                before = rows[-1]
+            seconds = time.perf_counter() - start
+            delay, _ = next_flow.communicate("\n")
+            print(f"{args.pairs} pairs in {seconds:.0f} s, exit code {client.returncode}")
+            print_quarters(records, args.pairs)
             files = list((folder / "prefect").glob("prefect.db*"))
             if files:
                 print(f"database {sum(file.stat().st_size for file in files) / 1e6:.0f} MB")
             print(f"the next flow began after {float(delay):.1f} s")
-            began = time.perf_counter()
-            again = subprocess.run(nst, env=environment, stdout=subprocess.DEVNULL, stderr=errors, check=False)
-            print(f"the same command again: {time.perf_counter() - began:.0f} s, exit code {again.returncode}")
+            start = time.perf_counter()
+            rerun = subprocess.run(run, env=environment, stdout=subprocess.DEVNULL, stderr=errors, check=False)
+            print(f"the same command again: {time.perf_counter() - start:.0f} s, exit code {rerun.returncode}")
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(30)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,15 @@
-"""The loop of the Keras example (keras.io/examples/generative/neural_style_transfer), rewritten here on our features.
+"""Loop of the Keras example, rewritten on our features.
 
-    .venv/bin/python -m bench.peers.keras_example CONTENT STYLE OUT [--size PX] [--steps N]
+    .venv/bin/python -m bench peers.keras_example CONTENT STYLE OUT [--size PX] [--steps N]
 
-As published: content, style and image pass through the network together at every step; every layer's output is returned; losses
-are sums of squares over Gram matrices that are not normalized; and Keras's gradient descent updates a variable of 0-255 in a
-Python loop. The recipe `keras-io` has the same objective.
+As published (https://keras.io/examples/generative/neural_style_transfer): content, style and image pass through the network
+together at every step; every layer's output is returned; losses are sums of squares over Gram matrices that are not normalized;
+and Keras's gradient descent updates a variable of 0-255 in a Python loop. The recipe `keras-io` has the same objective.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -15,6 +17,7 @@ import tensorflow as tf
 
 from bench.peers import vgg
 from bench.peers.loop import Loop, run_script
+from bench.processes import create_parser
 from nst_tasks.inputs.weights import Weights
 
 CONTENT_LAYER = "block5_conv2"
@@ -77,5 +80,6 @@ def _total_variation(image):
     return tf.reduce_sum(tf.pow(down + right, 1.25))
 
 
-if __name__ == "__main__":
-    run_script(start, "The Keras example's loop on one pair.", stretch=True)
+def main(arguments: Sequence[str]) -> None:
+    """Stylize one pair."""
+    run_script(start, create_parser(__name__, __doc__), arguments, stretch=True)

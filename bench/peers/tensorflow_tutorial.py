@@ -1,12 +1,15 @@
-"""The loop of the TensorFlow tutorial (tensorflow.org/tutorials/generative/style_transfer), rewritten here on our features.
+"""Loop of the TensorFlow tutorial, rewritten on our features.
 
-    .venv/bin/python -m bench.peers.tensorflow_tutorial CONTENT STYLE OUT [--size PX] [--steps N]
+    .venv/bin/python -m bench peers.tensorflow_tutorial CONTENT STYLE OUT [--size PX] [--steps N]
 
-As published: one compiled train step, Gram matrices by einsum, and Keras's Adam on a variable in [0, 1] that is clipped and
-assigned after each update, called in a Python loop. The recipe `tf-tutorial` has the same objective.
+As published (https://www.tensorflow.org/tutorials/generative/style_transfer): one compiled train step, Gram matrices by einsum,
+and Keras's Adam on a variable in [0, 1] that is clipped and assigned after each update, called in a Python loop. The recipe
+`tf-tutorial` has the same objective.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -14,6 +17,7 @@ import tensorflow as tf
 
 from bench.peers import vgg
 from bench.peers.loop import Loop, run_script
+from bench.processes import create_parser
 from nst_tasks.inputs.weights import Weights
 
 CONTENT_LAYERS = ("block5_conv2",)
@@ -74,5 +78,6 @@ def _gram_matrix(x):
     return tf.linalg.einsum("bijc,bijd->bcd", x, x) / positions
 
 
-if __name__ == "__main__":
-    run_script(start, "The TensorFlow tutorial's loop on one pair.")
+def main(arguments: Sequence[str]) -> None:
+    """Stylize one pair."""
+    run_script(start, create_parser(__name__, __doc__), arguments)

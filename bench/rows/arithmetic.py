@@ -1,6 +1,6 @@
-"""Arithmetic rate of the convolutions in a step, as a share of the best matrix product measured on this machine.
+"""Arithmetic rate of the convolutions in a step, as a share of this machine's best matrix product.
 
-    .venv/bin/python -m bench.rows.arithmetic share --size 512
+    .venv/bin/python -m bench rows.arithmetic share --size 512
 
 Operations are counted from the architecture: 2 x 9 x C_in x C_out for each position of each convolution, and the same number
 for its gradient with respect to its input (kernels are constants). The rest of a step counts as time only.
@@ -8,17 +8,16 @@ for its gradient with respect to its input (kernels are constants). The rest of 
 
 from __future__ import annotations
 
-import os
+import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from bench import ours
-from bench.rows.row import Row, list_precisions, main, time_alternating
+from bench.row import Row, list_precisions, run_commands, time_alternating
 from nst_tasks.inputs import weights
 from nst_tasks.inputs.weights import Weights
 
@@ -55,18 +54,19 @@ def share(size: int = 512, rounds: int = 7) -> list[Row]:
     content, style = ours.load_pair(size)
     arrays: Weights = weights.load(weights.DEFAULT_BACKBONE, None)
     rows = []
+    kernels = {layer: kernel.shape for layer, (kernel, _) in arrays.items()}
+    steps = ours.choose_steps_per_round(size)
     for precision in list_precisions():
         method = ours.build_method("tf-tutorial", precision)
-        side = ours.start(ours.build_backbone(), method, content, style)
-        kernels = {layer: kernel.shape for layer, (kernel, _) in arrays.items()}
+        transfer = ours.start(ours.build_backbone(), method, content, style)
         operations = count_operations(kernels, method.layers, *content.shape[:2])
-        product, of_product, shape = _find_best_product(DTYPES[precision])
-        steps = ours.choose_steps_per_round(size)
-        seconds = time_alternating(rounds, {"steps": lambda side=side, steps=steps: side.advance(steps), "product": product})
+        product = _find_best_product(DTYPES[precision])
+        sides = {"steps": functools.partial(transfer.advance, steps), "product": product.multiply}
+        seconds = time_alternating(rounds, sides)
         rates = [steps * operations / value for value in seconds["steps"]]
-        best = [of_product / value for value in seconds["product"]]
-        shares = [100 * rate / bound for rate, bound in zip(rates, best, strict=True)]
-        detail = f"{np.median(rates) / 1e9:.0f} of {np.median(best) / 1e9:.0f} GFLOP/s, {' x '.join(map(str, shape))}"
+        bounds = [product.operations / value for value in seconds["product"]]
+        shares = [100 * rate / bound for rate, bound in zip(rates, bounds, strict=True)]
+        detail = f"{np.median(rates) / 1e9:.0f} of {np.median(bounds) / 1e9:.0f} GFLOP/s, {' x '.join(map(str, product.shape))}"
         rows.append(
             Row(
                 f"convolutions in a step, {size} px, {precision}", "best matrix product", 70.0, float(np.median(shares)),
@@ -76,41 +76,47 @@ def share(size: int = 512, rounds: int = 7) -> list[Row]:
     return rows
 
 
-def _find_best_product(dtype: tf.DType) -> tuple[Callable[[], object], float, tuple[int, int, int]]:
-    """Return the matrix product of the highest rate: a call that waits for its end, its operations, and its shape (m, k, n)."""
-    candidates = []
-    for m, k, n in PRODUCT_SHAPES + (GPU_PRODUCT_SHAPES if tf.config.list_physical_devices("GPU") else ()):
-        times = 1 + int(5e10 // (2 * m * k * n))  # as long as a step, so that the overhead of a call does not count
-        right = tf.cast(tf.random.uniform((k, n)), dtype)
-        left = tf.cast(tf.random.uniform((m, k)), dtype)
+class Product(NamedTuple):
+    """Matrix product of shape (m, k, n).
 
-        @tf.function
-        def multiply(x, right=right):
-            return tf.matmul(x, right)
+    Attributes:
+        multiply: Computes it several times, waits for the end, and takes about as long as a step.
+        operations: Operations of a call of `multiply`.
+    """
 
-        def product(multiply=multiply, left=left, times=times) -> None:
-            for _ in range(times):
-                last = multiply(left)
-            last[0, 0].numpy()  # waits for the device
+    shape: tuple[int, int, int]
+    multiply: Callable[[], None]
+    operations: float
 
-        product()
-        candidates.append(
-            (
-                min(_time_call(product) for _ in range(3)) / (times * 2.0 * m * k * n),
-                product,
-                times * 2.0 * m * k * n,
-                (m, k, n),
-            )
-        )
-    _, product, operations, shape = min(candidates, key=lambda one: one[0])
-    return product, operations, shape
+
+def _find_best_product(dtype: tf.DType) -> Product:
+    """Return the matrix product with the most operations per second."""
+    shapes = PRODUCT_SHAPES + (GPU_PRODUCT_SHAPES if tf.config.list_physical_devices("GPU") else ())
+    products = [_build_product(shape, dtype) for shape in shapes]
+    return max(products, key=lambda product: product.operations / min(_time_call(product.multiply) for _ in range(3)))
+
+
+def _build_product(shape: tuple[int, int, int], dtype: tf.DType) -> Product:
+    m, k, n = shape
+    times = 1 + int(5e10 // (2 * m * k * n))  # as long as a step, so that the overhead of a call does not count
+    left, right = (tf.cast(tf.random.uniform(sides), dtype) for sides in ((m, k), (k, n)))
+    compute = tf.function(lambda x: tf.matmul(x, right))
+
+    def multiply() -> None:
+        for _ in range(times):
+            last = compute(left)
+        last[0, 0].numpy()  # waits for the device
+
+    multiply()  # traces the graph
+    return Product(shape, multiply, times * 2.0 * m * k * n)
 
 
 def _time_call(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-if __name__ == "__main__":
-    main(share)
+def main(arguments: Sequence[str]) -> None:
+    """Measure the rows of one command."""
+    run_commands(__name__, arguments, share)

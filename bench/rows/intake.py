@@ -1,9 +1,10 @@
-"""Time of a large manifest without optimization: `nst validate`, `nst plan` on a finished output, `nst run` with nothing to do.
+"""Time of a large manifest without optimization, process start to end.
 
-    .venv/bin/python -m bench.rows.intake large --pairs 10000
+    .venv/bin/python -m bench rows.intake large --pairs 10000
 
-The finished output is written here, with the same files that a run writes, except that all pairs share the image files of the
-first one, which is stylized by a real run.
+Measures `nst validate`, and `nst plan` and `nst run` on a finished output, where nothing is left to do. The finished output is
+written here, with the same files that a run writes, except that all pairs share the image files of the first one, which is
+stylized by a real run.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import math
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bench.rows.pairs import BIN_FOLDER, build_environment
-from bench.rows.row import Row, build_cost_row, main
+from bench.processes import NST, build_environment
+from bench.row import Row, build_cost_row, run_commands
 from nst_tasks.images import codec
 from nst_tasks.inputs.options import RunOptions
 from nst_tasks.inputs.settings import Settings
@@ -43,20 +44,19 @@ def large(pairs: int = 10_000, rounds: int = 3) -> list[Row]:
         write_finished_output(manifest, out, environment)
         rest = [str(manifest), "--out", str(out), "--backbone", "tiny"]
         commands = {"validate": ["validate", str(manifest)], "plan": ["plan", *rest], "run": ["run", *rest, "--json"]}
-        for turn in range(rounds + 1):  # the first round creates Prefect's database and does not count
+        for number in range(rounds + 1):  # the first round creates Prefect's database and does not count
             for command, arguments in commands.items():
-                began = time.perf_counter()
-                done = subprocess.run([BIN_FOLDER / "nst", *arguments], env=environment, stdout=subprocess.PIPE, check=True)
-                if turn:
-                    seconds[command].append(time.perf_counter() - began)
-        counts = json.loads(done.stdout)["counts"]
+                start = time.perf_counter()
+                process = subprocess.run([NST, *arguments], env=environment, stdout=subprocess.PIPE, check=True)
+                if number:
+                    seconds[command].append(time.perf_counter() - start)
+        counts = json.loads(process.stdout)["counts"]
         assert counts["skipped"] == pairs, counts
     works = {"validate": "validate", "plan": "plan on a finished output", "run": "rerun that finds all done"}
+    goals = GOAL_SECONDS if pairs == 10_000 else {}
     return [
-        build_cost_row(
-            f"{pairs:,} rows: {works[name]}", goal if pairs == 10_000 else None, seconds[name], "s", "process start to end"
-        )
-        for name, goal in GOAL_SECONDS.items()
+        build_cost_row(f"{pairs:,} rows: {work}", goals.get(name), seconds[name], "s", "process start to end")
+        for name, work in works.items()
     ]
 
 
@@ -73,13 +73,13 @@ def write_manifest(folder: Path, pairs: int) -> Path:
 
 def write_finished_output(manifest: Path, out: Path, environment: Mapping[str, str]) -> None:
     """Write the output of a run of the manifest with the tiny backbone, with the first pair's files for every pair."""
-    lines, alone = manifest.read_text().splitlines()[:2], manifest.with_name("first")
+    lines, first_out = manifest.read_text().splitlines()[:2], manifest.with_name("first")
     manifest.with_name("first.csv").write_text("\n".join([*lines, ""]))
-    run = [BIN_FOLDER / "nst", "run", manifest.with_name("first.csv"), "--out", alone, "--backbone", "tiny", "--steps", "4"]
+    run = [NST, "run", manifest.with_name("first.csv"), "--out", first_out, "--backbone", "tiny", "--steps", "4"]
     subprocess.run(run, env=environment, stdout=subprocess.DEVNULL, check=True)
-    (marker,) = (alone / "outcomes").iterdir()
+    (marker,) = (first_out / "outcomes").iterdir()
     first = outcome.from_json(marker.read_bytes())
-    files = {path: (alone / path).read_bytes() for path in (first.image, first.history, first.thumbnail)}
+    files = {path: (first_out / path).read_bytes() for path in (first.image, first.history, first.thumbnail)}
     options, settings = RunOptions(backbone="tiny"), Settings()
     loaded = prepare(str(manifest), str(out), options, settings)
     sources = {uri: inspect_image(uri, settings.max_pixels) for uri in list_image_uris(loaded.manifest.pairs)}
@@ -106,5 +106,6 @@ def write_finished_output(manifest: Path, out: Path, environment: Mapping[str, s
         (out / marker_path(job.id)).write_bytes(outcome.to_json(done))
 
 
-if __name__ == "__main__":
-    main(large)
+def main(arguments: Sequence[str]) -> None:
+    """Measure the rows of one command."""
+    run_commands(__name__, arguments, large)

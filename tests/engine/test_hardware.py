@@ -13,6 +13,8 @@ from nst_tasks.engine.hardware import (
     detect_precision,
     is_bfloat16_fast_on_cpu,
     is_bfloat16_fast_on_gpus,
+    parse_cpuinfo,
+    read_cpu,
 )
 from nst_tasks.inputs import weights
 from nst_tasks.inputs.run import Run
@@ -38,25 +40,33 @@ flags\t\t: fpu sse2 avx512f {flags}
     ],
 )
 def test_a_cpu_is_fast_that_says_so_among_its_flags(flags: str, fast: bool) -> None:
-    assert is_bfloat16_fast_on_cpu(CPUINFO.format(name="Fine", flags=flags)) is fast
+    assert is_bfloat16_fast_on_cpu(parse_cpuinfo(CPUINFO.format(name="Fine", flags=flags))) is fast
 
 
 def test_a_cpu_that_lists_no_flags_is_not_fast() -> None:
-    assert not is_bfloat16_fast_on_cpu("processor\t: 0\nFeatures\t: fp asimd bf16\n")
-    assert not is_bfloat16_fast_on_cpu("")
+    assert not is_bfloat16_fast_on_cpu(parse_cpuinfo("processor\t: 0\nFeatures\t: fp asimd bf16\n"))
+    assert not is_bfloat16_fast_on_cpu(parse_cpuinfo(""))
+
+
+def test_cpuinfo_gives_model_and_flags_of_the_first_cpu() -> None:
+    cpu = parse_cpuinfo(
+        "processor\t: 0\nmodel name\t: A CPU @ 2 GHz \nflags\t\t: fpu avx2\n\nmodel name\t: B\nflags\t\t: sse2\n"
+    )
+    assert (cpu.model, cpu.flags) == ("A CPU @ 2 GHz", {"fpu", "avx2"})
+    assert parse_cpuinfo("") == ("", frozenset())
 
 
 @pytest.mark.parametrize(
     ("flags", "turns"), [("sse2 avx avx2 avx512f", "forward"), ("avx2", "backward"), ("avx2_not", "none"), ("sse2 avx", "none")]
 )
 def test_a_cpus_flags_tell_which_of_tensorflows_two_kernels_is_the_faster(flags: str, turns: str) -> None:
-    assert choose_flipped_direction(f"flags\t\t: fpu {flags}\n") == turns
-    assert choose_flipped_direction("processor\t: 0\nFeatures\t: fp asimd\n") == "none"
+    assert choose_flipped_direction(parse_cpuinfo(f"flags\t\t: fpu {flags}\n")) == turns
+    assert choose_flipped_direction(parse_cpuinfo("processor\t: 0\nFeatures\t: fp asimd\n")) == "none"
 
 
 def test_a_run_convolves_as_its_machine_is_fastest(tmp_path: Path) -> None:
     run = Run("r", str(tmp_path), "tiny", "", weights.compute_sha256("tiny", None), 1, Settings())
-    assert optimization.build_backbone(run).flipped_direction == choose_flipped_direction(Path("/proc/cpuinfo").read_text())
+    assert optimization.build_backbone(run).flipped_direction == choose_flipped_direction(read_cpu())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +80,7 @@ def test_gpus_are_fast_from_capability_8_on_if_all_are(capabilities: list[tuple[
 def test_auto_is_what_this_machines_processor_is_fast_at_where_it_has_no_gpu() -> None:
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("this machine has a GPU")
-    fast = is_bfloat16_fast_on_cpu(Path("/proc/cpuinfo").read_text())
+    fast = is_bfloat16_fast_on_cpu(read_cpu())
     assert detect_precision() == ("mixed" if fast else "float32")
 
 

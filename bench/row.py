@@ -1,4 +1,4 @@
-"""Row of the goals' table: a measured number, its goal and verdict; and helpers to time both sides of a comparison."""
+"""Row of the table in docs/speed.md: a measured number, its goal and verdict; and the timing of both sides of a comparison."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from manifests import samples
+from bench.processes import format_program
 from nst_tasks.engine.hardware import detect_precision
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @functools.cache
@@ -89,11 +87,10 @@ def build_ratio_row(
     work: str, against: str, goal: float | None, theirs: Sequence[float], ours: Sequence[float], note: str = ""
 ) -> Row:
     """Return the row of the ratio of their time to ours, round by round."""
-    by_round = [one / other for one, other in zip(theirs, ours, strict=True)]
+    ratios = [their_seconds / our_seconds for their_seconds, our_seconds in zip(theirs, ours, strict=True)]
     detail = f"{format_seconds(statistics.median(theirs))} against our {format_seconds(statistics.median(ours))}"
-    return Row(
-        work, against, goal, statistics.median(by_round), min(by_round), max(by_round), "x", f"{detail}{note and '; ' + note}"
-    )
+    detail += f"; {note}" if note else ""
+    return Row(work, against, goal, statistics.median(ratios), min(ratios), max(ratios), "x", detail)
 
 
 def build_cost_row(work: str, goal: float | None, values: Sequence[float], unit: str, detail: str, against: str = "") -> Row:
@@ -109,23 +106,12 @@ def time_alternating(rounds: int, sides: Mapping[str, Callable[[], object]]) -> 
     for side in sides.values():
         side()
     seconds_by_side: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds):
-        for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):
-            began = time.perf_counter()
+    for number in range(rounds):
+        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            start = time.perf_counter()
             sides[name]()
-            seconds_by_side[name].append(time.perf_counter() - began)
+            seconds_by_side[name].append(time.perf_counter() - start)
     return seconds_by_side
-
-
-def write_samples(folder: Path) -> dict[str, Path]:
-    """Write nst's sample images to a folder and return their paths by name, such as `chelsea` and `swirls`."""
-    paths = {}
-    for name, data in samples.samples().items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        paths[path.stem] = path
-    return paths
 
 
 def format_markdown(rows: Iterable[Row]) -> str:
@@ -134,8 +120,13 @@ def format_markdown(rows: Iterable[Row]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def main(*commands: Callable[..., list[Row]]) -> None:
-    """Run a script with these commands, which prints the rows of a command and writes them as JSON if `--keep` names a file."""
+def run_commands(module: str, arguments: Sequence[str], *commands: Callable[..., list[Row]]) -> None:
+    """Run the command that the arguments name, print its rows, and write them as JSON if `--keep` names a file.
+
+    Args:
+        module: Name of the benchmark's module.
+        commands: Functions whose parameters are the options.
+    """
 
     def finish(rows: list[Row], keep: Path | None) -> None:
         print(format_markdown(rows))
@@ -150,4 +141,4 @@ def main(*commands: Callable[..., list[Row]]) -> None:
 
     for command in commands:
         app.command()(command)
-    app()
+    app(list(arguments), prog_name=format_program(module))

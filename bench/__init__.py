@@ -1,0 +1,1 @@
+"""Benchmarks of nst, started with `python -m bench NAME`."""

@@ -1,0 +1,1 @@
+"""Loops that people copy, rewritten on nst's features, to compare with."""

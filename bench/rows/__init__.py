@@ -1,0 +1,1 @@
+"""Measurements of the rows in the table of docs/speed.md."""
