@@ -1,6 +1,6 @@
 """Time of each convolution of the network: TensorFlow's own, with a flipped kernel, and by Winograd F(4, 3).
 
-These numbers justify `core.vgg.with_fast_convolutions`.
+These numbers justify `core.convolutions.choose_algorithm`.
 
 .venv/bin/python -m bench.convolutions --size 256
 """
@@ -11,13 +11,13 @@ import argparse
 import functools
 import os
 import statistics
-import sys
+from dataclasses import replace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from bench.rows.row import time_alternating
 from nst_tasks.core import vgg
-from nst_tasks.core.convolutions import Convolution, convolve
+from nst_tasks.core.convolutions import Algorithm, Convolution, convolve, with_algorithm
 from nst_tasks.core.vgg_layers import FlippedDirection
 from nst_tasks.engine.runtime import import_tensorflow
 from nst_tasks.inputs import weights
@@ -35,12 +35,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     arrays = weights.load(weights.DEFAULT_BACKBONE, None)
-    never = sys.maxsize
     forms = {
         "as it is": vgg.build(weights.DEFAULT_BACKBONE, arrays),
-        "turned, forward": _build_fast_backbone(arrays, "forward", 1, never),
-        "turned, backward": _build_fast_backbone(arrays, "backward", 1, never),
-        "halved": _build_fast_backbone(arrays, "backward", never, 16),
+        "turned, forward": _build_fast_backbone(arrays, "flipped", "forward"),
+        "turned, backward": _build_fast_backbone(arrays, "flipped", "backward"),
+        "halved": _build_fast_backbone(arrays, "winograd", "backward"),
     }
     print("| layer | channels | way | as it is, ms | turned | halved |\n" + "| --- " * 6 + "|")
     for way in ("forward", "backward"):
@@ -52,7 +51,7 @@ def main() -> None:
             calls = {
                 name: functools.partial(tf.function(functools.partial(timed, forms[form].convolutions[place])), *given)
                 for name, form in (("usual", "as it is"), ("turned", f"turned, {way}"), ("halved", "halved"))
-                if name != "halved" or forms[form].convolutions[place].fast is not None
+                if name != "halved" or channels >= 16
             }
             time_alternating(2, calls)  # traces the graphs
             milliseconds = {
@@ -62,9 +61,9 @@ def main() -> None:
             print(f"| {usual.layer} | {channels} | {way} | {' | '.join(cells)} |", flush=True)
 
 
-def _build_fast_backbone(arrays: Weights, turns: FlippedDirection, turned_from: int, halved_from: int) -> vgg.Backbone:
-    plain = vgg.build(weights.DEFAULT_BACKBONE, arrays, flipped_direction=turns)
-    return vgg.with_fast_convolutions(plain, turned_from, (halved_from, halved_from))
+def _build_fast_backbone(arrays: Weights, algorithm: Algorithm, direction: FlippedDirection) -> vgg.Backbone:
+    plain = vgg.build(weights.DEFAULT_BACKBONE, arrays)
+    return replace(plain, convolutions=tuple(with_algorithm(one, algorithm, direction) for one in plain.convolutions))
 
 
 def _run_forward(convolution: Convolution, x: tf.Tensor) -> tf.Tensor:

@@ -53,7 +53,7 @@ def extract_features(backbone: Backbone, image: tf.Tensor, request: FeatureReque
     """Compute the requested features of an image (B, H, W, 3)."""
     method = request.method
     prepared = _prepare_backbone(backbone, method.layers[-1], method.feature_scale, method.precision)
-    found, on_gpu = Features({}, {}, {}), vgg.on_gpu(prepared)
+    found, on_gpu = Features({}, {}, {}), prepared.is_on_gpu
     x = vgg.subtract_mean(prepared, image)
     blocks = vgg.group_by_block(prepared, (*request.style_layers, *request.contents, *request.map_layers))
     for k, block in enumerate(blocks):

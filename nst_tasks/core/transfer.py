@@ -238,7 +238,7 @@ def _band_tables(
     backbone: Backbone, method: Method, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, limits: BandLimits | None
 ) -> tuple[tf.Tensor, ...]:
     """Return the bands in which the network is computed for images (B, H, W, 3), up to the deepest of these layers."""
-    limits = limits or default_limits(method.precision, vgg.on_gpu(backbone))
+    limits = limits or default_limits(method.precision, backbone.is_on_gpu)
     blocks = [(block[0].kernel.shape[-1], len(block)) for block in vgg.group_by_block(backbone, layers)]
     return tuple(tf.constant(of_block) for of_block in band_tables(pictures.shape[1], pictures.shape[2], blocks, limits))
 
