@@ -2,15 +2,15 @@
 
     .venv/bin/python -m bench convolutions --size 256
 
-These numbers justify `core.vgg.with_fast_convolutions`.
+These numbers justify `core.convolutions.choose_algorithm`.
 """
 
 from __future__ import annotations
 
 import functools
 import statistics
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from nst_tasks.engine.runtime import import_tensorflow
 
@@ -21,13 +21,13 @@ import tensorflow as tf
 from bench.processes import create_parser
 from bench.row import time_alternating
 from nst_tasks.core import vgg
-from nst_tasks.core.convolutions import Convolution, convolve
+from nst_tasks.core.convolutions import Algorithm, Convolution, convolve, with_algorithm
 from nst_tasks.core.vgg_layers import FlippedDirection
 from nst_tasks.inputs import weights
 from nst_tasks.inputs.weights import Weights
 
-NEVER = sys.maxsize
-"""Minimum number of channels that no layer has."""
+MIN_WINOGRAD_CHANNELS = 16
+"""Input channels below which Winograd F(4, 3) is not timed."""
 
 ALGORITHMS = ("plain", "flipped", "Winograd")
 
@@ -40,14 +40,14 @@ def main(arguments: Sequence[str]) -> None:
     args = parser.parse_args(arguments)
     arrays = weights.load(weights.DEFAULT_BACKBONE, None)
     plain = vgg.build(weights.DEFAULT_BACKBONE, arrays)
-    winograd = _build_fast_backbone(arrays, "backward", NEVER, 16)
+    winograd = _build_fast_backbone(arrays, "winograd", "backward")
     print(f"| layer | channels | pass | {', ms | '.join(ALGORITHMS)}, ms |\n" + "| --- " * 6 + "|")
     for direction, build_call in (("forward", _build_forward_call), ("backward", _build_backward_call)):
-        flipped = _build_fast_backbone(arrays, direction, 1, NEVER)
+        flipped = _build_fast_backbone(arrays, "flipped", direction)
         layers = zip(*(backbone.convolutions for backbone in (plain, flipped, winograd)), strict=True)
         for convolutions in layers:
             by_algorithm = dict(zip(ALGORITHMS, convolutions, strict=True))
-            if by_algorithm["Winograd"].fast is None:  # too few channels
+            if by_algorithm["plain"].kernel.shape[2] < MIN_WINOGRAD_CHANNELS:
                 del by_algorithm["Winograd"]
             usual = by_algorithm["plain"]
             side = args.size >> (int(usual.layer[5]) - 1)
@@ -58,11 +58,9 @@ def main(arguments: Sequence[str]) -> None:
             print(f"| {usual.layer} | {usual.kernel.shape[2]} | {direction} | {' | '.join(cells)} |", flush=True)
 
 
-def _build_fast_backbone(
-    arrays: Weights, direction: FlippedDirection, flipped_min_channels: int, winograd_min_channels: int
-) -> vgg.Backbone:
-    plain = vgg.build(weights.DEFAULT_BACKBONE, arrays, flipped_direction=direction)
-    return vgg.with_fast_convolutions(plain, flipped_min_channels, (winograd_min_channels, winograd_min_channels))
+def _build_fast_backbone(arrays: Weights, algorithm: Algorithm, direction: FlippedDirection) -> vgg.Backbone:
+    plain = vgg.build(weights.DEFAULT_BACKBONE, arrays)
+    return replace(plain, convolutions=tuple(with_algorithm(one, algorithm, direction) for one in plain.convolutions))
 
 
 def _build_forward_call(convolution: Convolution, side: int) -> Callable[[], tf.Tensor]:

@@ -27,7 +27,7 @@ from bench.row import list_precisions
 from bench.samples import write_grid
 
 OPERATION_KINDS = (
-    ("convolutions, both ways", r"Conv2D"),  # a pass may use the other's operation: see `core.vgg.with_fast_convolutions`
+    ("convolutions, both ways", r"Conv2D"),  # a pass may use the other's operation: see `core.convolutions`
     ("Gram matrices and their gradients", r"MatMul|Einsum"),
     ("pooling, both ways", r"Pool"),
     ("casts, copies, layout", r"Cast|Transpose|Reshape|Concat|Pad|Slice|Pack|Copy|Identity|ToTf|Quantize"),

@@ -36,7 +36,7 @@ class BandLimits:
 
 
 MIN_BAND_ROWS = 32
-"""Minimum rows of a band that is smaller than `most` requires: rows read by two bands are computed twice."""
+"""Minimum rows of a band that is smaller than `max_values` requires: rows read by two bands are computed twice."""
 
 CPU_FLOAT32 = BandLimits(2**23, band_values=2**21)
 """float32 on a CPU: from 2^23 values on, recomputing a band costs less than the memory that it saves.

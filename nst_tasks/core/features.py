@@ -1,7 +1,7 @@
 """Feature maps of an image and their sums, block by block; large blocks are computed in bands of rows.
 
-Losses are computed from sums over positions, and a sum over the image is the sum over its bands. The gradient recomputes
-each band, so that no more than one band is in memory at a time.
+Losses are computed from sums over positions, and a sum over the image is the sum over its bands (`core.bands`). The gradient
+recomputes each band, so that no more than one band is in memory at a time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class FeatureRequest(NamedTuple):
 class Features(NamedTuple):
     """Features of an image or of a band, by layer.
 
-    maps: feature maps (B, r, w, C). style_sums: sums over positions. content_distances: distances (B,). Sums and distances add
+    maps: feature maps (B, h, w, C). style_sums: sums over positions. content_distances: distances (B,). Sums and distances add
     up over bands.
     """
 
@@ -49,140 +49,190 @@ class Features(NamedTuple):
     content_distances: dict[str, tf.Tensor]
 
 
-def extract_features(backbone: Backbone, image: tf.Tensor, request: FeatureRequest, tables: BandTables) -> Features:
-    """Compute the requested features of an image (B, H, W, 3)."""
+def extract_features(
+    backbone: Backbone, image: tf.Tensor, request: FeatureRequest, tables: BandTables, after: Sequence[tf.Tensor] = ()
+) -> Features:
+    """Compute the requested features of an image (B, H, W, 3), one block of the network after another.
+
+    Args:
+        tables: Bands of the first `len(tables)` blocks; the others are computed as a whole.
+        after: Tensors to compute first if any block is in bands, so that their peak of memory does not add to that of a band.
+    """
     method = request.method
-    prepared = _prepare_backbone(backbone, method.layers[-1], method.feature_scale, method.precision)
-    found, on_gpu = Features({}, {}, {}), vgg.on_gpu(prepared)
-    x = vgg.subtract_mean(prepared, image)
-    blocks = vgg.group_by_block(prepared, (*request.style_layers, *request.contents, *request.map_layers))
-    for k, block in enumerate(blocks):
-        last = k + 1 == len(blocks)
-        extract_block = functools.partial(_extract_block, block, k == 0, last, request, tf.shape(x)[1])
-        more = (
-            _extract_in_bands(extract_block, _zero_features(block, last, request, x), tables[k], x, on_gpu)
-            if k < len(tables)
-            else extract_block(None, x)
-        )
-        x = more.maps.pop(_NEXT_INPUT, x)
-        for ours, theirs in zip(found, more, strict=True):
-            ours |= theirs
-    return found
+    network = _prepare_backbone(backbone, method.layers[-1], method.feature_scale, method.precision)
+    with tf.control_dependencies(after if tables else ()):
+        image = tf.identity(image)
+    x = vgg.subtract_mean(network, image)  # (B, H, W, 3)
+    groups = vgg.group_by_block(network, (*request.style_layers, *request.contents, *request.map_layers))
+    features = Features({}, {}, {})
+    for k, convolutions in enumerate(groups):
+        block = _Block(convolutions, request, is_first=k == 0, is_last=k + 1 == len(groups))
+        of_block = _extract_in_bands(block, x, tables[k]) if k < len(tables) else _extract_block(block, x)
+        x = of_block.maps.pop(_NEXT_INPUT, None)  # (B, h/2, w/2, C)
+        features = Features(*(shallower | own for shallower, own in zip(features, of_block, strict=True)))
+    return features
+
+
+@functools.lru_cache(maxsize=8)
+def _prepare_backbone(backbone: Backbone, deepest: str, scale: float, precision: str) -> Backbone:
+    """Return the backbone up to the layer `deepest`, with scaled features and prepared for this precision."""
+    with tf.init_scope():  # compute the weights once, not at each step of the graph that is being traced
+        network = vgg.truncate(backbone, deepest)
+        network = vgg.with_scaled_features(network, scale) if scale != 1.0 else network
+        return vgg.with_dtype(network, tf.bfloat16) if precision == "mixed" else vgg.with_fast_convolutions(network)
 
 
 _NEXT_INPUT = "pooled"
-"""Key, among the rows of a block, of the next block's input."""
+"""Key, among a block's feature maps, of the next block's input."""
 
 
-def _extract_block(
-    block: Sequence[Convolution],
-    first: bool,
-    last: bool,
-    request: FeatureRequest,
-    height: tf.Tensor,
-    band: tf.Tensor | None,
-    x: tf.Tensor,
-) -> Features:
-    """Compute a block's features of one band (4,), or of the whole image if it is None.
+class _Block(NamedTuple):
+    """Block of the network, and the features requested of its layers."""
+
+    convolutions: tuple[Convolution, ...]
+    request: FeatureRequest
+    is_first: bool
+    is_last: bool
+
+    @property
+    def channels(self) -> int:
+        count: int = self.convolutions[0].kernel.shape[-1]
+        return count
+
+    @property
+    def is_on_gpu(self) -> bool:
+        return self.convolutions[0].is_on_gpu
+
+
+class _Band(NamedTuple):
+    """Band of a block: its own rows `top:bottom`, the rows `first:last` that it reads, and all `height` rows of the block."""
+
+    top: tf.Tensor
+    bottom: tf.Tensor
+    first: tf.Tensor
+    last: tf.Tensor
+    height: tf.Tensor
+
+
+def _extract_block(block: _Block, x: tf.Tensor, band: _Band | None = None) -> Features:
+    """Compute a block's features of one band, or of the whole image if it is None.
 
     Args:
-        height: Rows of the whole input.
-        x: (B, r, w, C), the rows of the input that the band reads.
+        x: (B, r, w, C), the rows of the block's input that the band reads.
     """
-    method, found = request.method, Features({}, {}, {})
-    y, activations = vgg.apply_block(block, x, method.padding if first else "zero", method.activation)
-    if not last:
-        found.maps[_NEXT_INPUT] = vgg.pool(_crop_to_band(y, band), method.pooling)
+    request, method = block.request, block.request.method
+    features = Features({}, {}, {})
+    y, activations = vgg.apply_block(block.convolutions, x, method.padding if block.is_first else "zero", method.activation)
+    if not block.is_last:
+        features.maps[_NEXT_INPUT] = vgg.pool(_crop_to_band(y, band), method.pooling)
     for layer, activation in activations.items():
-        own = _crop_to_band(activation, band)
+        own = _crop_to_band(activation, band)  # (B, bottom - top, w, C)
         if layer in request.map_layers:
-            found.maps[layer] = own
+            features.maps[layer] = own
         if layer in request.style_layers:
-            found.style_sums[layer] = losses.sums(own, _select_rows(request.weights.get(layer), band))
+            features.style_sums[layer] = losses.sums(own, _select_rows(request.weights.get(layer), band))
         if layer in request.contents:
-            there = {name: _select_rows(value, band) for name, value in request.contents[layer].items()}
-            distance = losses.content_distance(method.content, own, there)
+            content = {name: _select_rows(value, band) for name, value in request.contents[layer].items()}
+            distance = losses.content_distance(method.content, own, content)  # (B,)
             if band is not None and method.content.error == "mse":  # a mean over the band counts by its share of rows
-                distance *= tf.cast((band[1] - band[0]) / height, distance.dtype)
-            found.content_distances[layer] = distance
-    return found
+                distance *= tf.cast((band.bottom - band.top) / band.height, distance.dtype)
+            features.content_distances[layer] = distance
+    return features
 
 
-def _zero_features(block: Sequence[Convolution], last: bool, request: FeatureRequest, x: tf.Tensor) -> Features:
-    """Return a block's features before its first band: zeros."""
-    shape, channels = tf.shape(x), block[0].kernel.shape[-1]
-    batch, height, width = shape[0], shape[1], shape[2]
-    exact = losses.accumulation_dtype(x)
-    found = Features({}, {}, {})
-    if not last:
-        found.maps[_NEXT_INPUT] = tf.zeros((batch, height // 2, width // 2, channels), x.dtype)
-    for layer in (one.layer for one in block):
-        if layer in request.map_layers:
-            found.maps[layer] = tf.zeros((batch, height, width, channels), x.dtype)
-        if layer in request.style_layers:
-            square, row = tf.zeros((batch, channels, channels), exact), tf.zeros((batch, channels), exact)
-            found.style_sums[layer] = Sums(square, row, tf.zeros((batch,), exact), tf.zeros((), exact))
-        if layer in request.contents:
-            found.content_distances[layer] = tf.zeros((batch,), exact)
-    return found
-
-
-def _extract_in_bands(
-    extract_band: Callable[[tf.Tensor, tf.Tensor], Features], blank: Features, bands: tf.Tensor, x: tf.Tensor, on_gpu: bool
-) -> Features:
-    """Compute a block's features band by band, with a gradient that computes each band again.
+def _extract_in_bands(block: _Block, x: tf.Tensor, table: tf.Tensor) -> Features:
+    """Compute a block's features in bands, with a gradient that computes each band again.
 
     Args:
-        extract_band: Returns the features of one band (4,) from the rows that it reads.
-        blank: Features before the first band.
-        bands: (K, 4).
         x: (B, h, w, C), the block's input.
+        table: (K, 4), its bands.
     """
-    count = tf.shape(bands)[0]
-
-    def first_row(band: tf.Tensor, layer: str) -> tf.Tensor:
-        return band[0] // 2 if layer == _NEXT_INPUT else band[0]
+    zeros = _zero_features(block, x)
 
     @tf.custom_gradient
-    def extract_all(x: tf.Tensor) -> tuple[Any, object]:
-        def forth(k: tf.Tensor, so_far: Features) -> tuple[tf.Tensor, Features]:
-            band = bands[k]
-            more = extract_band(band, _slice_rows(x, band[2], band[3]))
-            rows = {
-                layer: _add_rows(so_far.maps[layer], first_row(band, layer), more.maps[layer], on_gpu) for layer in more.maps
-            }
-            sums = tf.nest.map_structure(tf.add, so_far[1:], tuple(more[1:]))
-            return k + 1, Features(rows, *sums)
-
+    def extract(x: tf.Tensor) -> tuple[Any, object]:
         def gradient(*upstream: tf.Tensor) -> tf.Tensor:
-            above: Features = tf.nest.pack_sequence_as(blank, upstream)
+            return _compute_gradient_in_bands(block, x, table, tf.nest.pack_sequence_as(zeros, upstream))
 
-            def back(k: tf.Tensor, so_far: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                band = bands[k]
-                with tf.GradientTape() as tape:
-                    part = _slice_rows(x, band[2], band[3])
-                    tape.watch(part)
-                    more = extract_band(band, part)
-                rows = {}
-                for layer, own in more.maps.items():
-                    top = first_row(band, layer)
-                    rows[layer] = _slice_rows(above.maps[layer], top, top + tf.shape(own)[1])
-                of_band = tape.gradient(
-                    tf.nest.flatten(more), part, output_gradients=tf.nest.flatten(above._replace(maps=rows))
-                )
-                return k + 1, _add_rows(so_far, band[2], of_band, on_gpu)
+        return tuple(tf.nest.flatten(_add_up_bands(block, x, table, zeros))), gradient
 
-            return _for_each_band(count, back, tf.zeros_like(x))
-
-        return tuple(tf.nest.flatten(_for_each_band(count, forth, blank))), gradient
-
-    found: Features = tf.nest.pack_sequence_as(blank, extract_all(x))
-    return found
+    features: Features = tf.nest.pack_sequence_as(zeros, extract(x))
+    return features
 
 
-def _for_each_band(count: tf.Tensor, body: Callable[[tf.Tensor, Any], tuple[tf.Tensor, Any]], start: Any) -> Any:
-    """Loop over bands one after another, so that only one is in memory."""
-    return tf.while_loop(lambda k, _: k < count, body, (tf.constant(0), start), parallel_iterations=1)[1]
+def _zero_features(block: _Block, x: tf.Tensor) -> Features:
+    """Return a block's features before those of its first band are added: zeros."""
+    request, channels = block.request, block.channels
+    batch, height, width = (tf.shape(x)[axis] for axis in range(3))
+    sum_dtype = losses.accumulation_dtype(x)
+    features = Features({}, {}, {})
+    if not block.is_last:
+        features.maps[_NEXT_INPUT] = tf.zeros((batch, height // 2, width // 2, channels), x.dtype)
+    for layer in (one.layer for one in block.convolutions):
+        if layer in request.map_layers:
+            features.maps[layer] = tf.zeros((batch, height, width, channels), x.dtype)
+        if layer in request.style_layers:
+            features.style_sums[layer] = Sums(
+                second=tf.zeros((batch, channels, channels), sum_dtype),
+                first=tf.zeros((batch, channels), sum_dtype),
+                weight=tf.zeros((batch,), sum_dtype),
+                positions=tf.zeros((), sum_dtype),
+            )
+        if layer in request.contents:
+            features.content_distances[layer] = tf.zeros((batch,), sum_dtype)
+    return features
+
+
+def _add_up_bands(block: _Block, x: tf.Tensor, table: tf.Tensor, zeros: Features) -> Features:
+    """Return a block's features: the maps of its bands one below the other, and their sums and distances added up."""
+
+    def add_band(band: _Band, features: Features) -> Features:
+        of_band = _extract_block(block, _slice_rows(x, band.first, band.last), band)
+        maps = {
+            name: _add_rows(features.maps[name], _find_top(band, name), rows, block.is_on_gpu)
+            for name, rows in of_band.maps.items()
+        }
+        return Features(maps, *tf.nest.map_structure(tf.add, features[1:], tuple(of_band[1:])))
+
+    features: Features = _loop_over_bands(x, table, add_band, zeros)
+    return features
+
+
+def _compute_gradient_in_bands(block: _Block, x: tf.Tensor, table: tf.Tensor, upstream: Features) -> tf.Tensor:
+    """Return the gradient (B, h, w, C) with respect to a block's input x, given that of its features."""
+
+    def add_band(band: _Band, gradient: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            rows = _slice_rows(x, band.first, band.last)  # (B, r, w, C)
+            tape.watch(rows)
+            of_band = _extract_block(block, rows, band)
+        maps = {}
+        for name, own in of_band.maps.items():
+            top = _find_top(band, name)
+            maps[name] = _slice_rows(upstream.maps[name], top, top + tf.shape(own)[1])
+        upstream_of_band = upstream._replace(maps=maps)
+        gradient_of_rows = tape.gradient(
+            tf.nest.flatten(of_band), rows, output_gradients=tf.nest.flatten(upstream_of_band)
+        )  # (B, r, w, C)
+        return _add_rows(gradient, band.first, gradient_of_rows, block.is_on_gpu)
+
+    return _loop_over_bands(x, table, add_band, tf.zeros_like(x))
+
+
+def _loop_over_bands(x: tf.Tensor, table: tf.Tensor, add_band: Callable[[_Band, Any], Any], zeros: Any) -> Any:
+    """Add the bands (K, 4) of a block's input x (B, h, w, C) to `zeros`, one after another, so that only one is in memory."""
+    count, height = tf.shape(table)[0], tf.shape(x)[1]
+
+    def add_next_band(k: tf.Tensor, so_far: Any) -> tuple[tf.Tensor, Any]:
+        top, bottom, first, last = (table[k, column] for column in range(4))
+        return k + 1, add_band(_Band(top, bottom, first, last, height), so_far)
+
+    return tf.while_loop(lambda k, _: k < count, add_next_band, (tf.constant(0), zeros), parallel_iterations=1)[1]
+
+
+def _find_top(band: _Band, name: str) -> tf.Tensor:
+    """Return the first row of a band's own rows in the feature map of this name."""
+    return band.top // 2 if name == _NEXT_INPUT else band.top
 
 
 def _add_rows(buffer: tf.Tensor, top: tf.Tensor, rows: tf.Tensor, on_gpu: bool) -> tf.Tensor:
@@ -204,20 +254,11 @@ def _slice_rows(x: tf.Tensor, top: tf.Tensor, bottom: tf.Tensor) -> tf.Tensor:
     return tf.slice(x, tf.stack([0, top, 0, 0]), tf.stack([-1, bottom - top, -1, -1]))
 
 
-def _crop_to_band(x: tf.Tensor, band: tf.Tensor | None) -> tf.Tensor:
+def _crop_to_band(x: tf.Tensor, band: _Band | None) -> tf.Tensor:
     """Return a band's own rows among the rows x that it reads."""
-    return x if band is None else _slice_rows(x, band[0] - band[2], band[1] - band[2])
+    return x if band is None else _slice_rows(x, band.top - band.first, band.bottom - band.first)
 
 
-def _select_rows(x: tf.Tensor | None, band: tf.Tensor | None) -> tf.Tensor | None:
+def _select_rows(x: tf.Tensor | None, band: _Band | None) -> tf.Tensor | None:
     """Return a band's own rows of the whole image's (B, h, ...)."""
-    return x if x is None or band is None else x[:, band[0] : band[1]]
-
-
-@functools.lru_cache(maxsize=8)
-def _prepare_backbone(backbone: Backbone, deepest: str, scale: float, precision: str) -> Backbone:
-    """Return the backbone up to the layer `deepest`, with scaled features and prepared for this precision."""
-    with tf.init_scope():  # compute the weights once, not at each step of the graph that is being traced
-        seen = vgg.truncate(backbone, deepest)
-        seen = vgg.with_scaled_features(seen, scale) if scale != 1.0 else seen
-        return vgg.with_dtype(seen, tf.bfloat16) if precision == "mixed" else vgg.with_fast_convolutions(seen)
+    return x if x is None or band is None else x[:, band.top : band.bottom]

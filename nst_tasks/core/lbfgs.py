@@ -35,7 +35,7 @@ FIRST_CHANGE_RMS = 0.01
 """Root mean square change of an image in [0, 1] by the first trial of `decrease` along steepest descent."""
 
 MIN_CURVATURE = 1e-10
-"""Minimum curvature: differences s and y are stored only if `s.y > CURVATURE |s| |y|`.
+"""Minimum curvature: differences s and y are stored only if `s.y > MIN_CURVATURE |s| |y|`.
 
 With `clip` they are used only if the free variables have more than this fraction of `s.y`."""
 

@@ -131,7 +131,7 @@ def trace_of_root(matrix: tf.Tensor, root: tf.Tensor) -> tf.Tensor:
         values, vectors = tf.linalg.eigh(tf.where(finite[..., None, None], symmetric, 0.0))
         roots = tf.sqrt(tf.maximum(values, RIDGE**2))  # M and R^2 both have eigenvalues of at least RIDGE
         roots = tf.where(finite[..., None], roots, np.nan)
-        # eigenvalues below the largest's rounding error, in the type of `side`, are noise: the gradient must not divide by them
+        # eigenvalues below the largest's rounding error, in the type of `root`, are noise: the gradient must not divide by them
         noise = np.finfo(root.dtype.as_numpy_dtype).eps * values[..., -1:]
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
@@ -174,7 +174,27 @@ def content_distance(loss: ContentLoss, x: tf.Tensor, content: Statistics) -> tf
 
 
 def total_variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
-    """Return the unweighted total variation (B,), of the kind `loss.kind`, of an image (B, H, W, 3) in [0, 1]."""
+    """Return the unweighted total variation (B,), of the kind `loss.kind`, of an image (B, H, W, 3) in [0, 1].
+
+    Its gradient is computed at once, and takes a tenth of the memory of the intermediate values.
+    """
+
+    @tf.custom_gradient
+    def with_gradient(image: tf.Tensor) -> tuple[tf.Tensor, object]:
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            variation = _variation(loss, image)
+        slope = tape.gradient(variation, image)  # (B, H, W, 3)
+        with tf.control_dependencies([slope]):
+            variation = tf.identity(variation)
+        return variation, lambda upstream: upstream[:, None, None, None] * slope
+
+    variation: tf.Tensor = with_gradient(image)
+    return variation
+
+
+def _variation(loss: TotalVariation, image: tf.Tensor) -> tf.Tensor:
+    """Return the total variation (B,) from intermediate values as large as the image."""
     if loss.kind == "nine_point":
         edged = tf.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)), "SYMMETRIC")
         down = _crop(edged, 2, 0, 1, 1) - image

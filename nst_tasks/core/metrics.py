@@ -337,13 +337,13 @@ def _build_feature_graph(
         features = vgg.extract_activations(
             backbone, picture, (*gaussian_layers, *feature_layers), pooling="max", padding="zero"
         )
-        found = {}
+        gaussians = {}
         with tf.device(LINALG_DEVICE):
             for layer in gaussian_layers:
                 x = features[layer][0]  # (h, w, C)
                 weight = tf.image.resize(mask[None, ..., None], tf.shape(x)[:2], "area")[0, ..., 0] if has_mask else None
-                found[layer] = gaussian(x, weight)
-        return found, {layer: features[layer][0] for layer in feature_layers}
+                gaussians[layer] = gaussian(x, weight)
+        return gaussians, {layer: features[layer][0] for layer in feature_layers}
 
     return statistics
 

@@ -1,7 +1,10 @@
-"""Loss of an image against its targets, from features that are computed and summed block by block.
+"""Loss of images x against their targets, one value per pair.
 
-Large blocks are computed in bands of rows (`bands`): losses are functions of sums over positions, and the sums of an image are
-those of its bands, added up. The backward pass computes each band again, so that at most one is in memory.
+    L(x) = a sum_l a_l content(F_l(x), P_l)  +  b sum_l b_l sum_s w_s style(F_l(x), S_ls)  +  c TV(x)
+
+F_l are the features at layer l, P_l and S_ls the statistics of the content and of style s there, computed once. The weights
+are those of terms (a, b, c), layers (a_l, b_l) and styles (w_s). `core.losses` has the functions `content`, `style` and TV.
+With a mask, x is the image blended with the content, and the mask weights the positions that style statistics are taken from.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nst_tasks.core import losses
-from nst_tasks.core.features import BandTables, FeatureRequest, extract_features
+from nst_tasks.core.features import BandTables, FeatureRequest, Features, extract_features
 from nst_tasks.core.method import ContentLoss, Method, StyleLoss
 from nst_tasks.core.vgg import Backbone
 
 TERMS = ("content", "style", "tv")
-"""Weighted terms of the loss, in the order of the last axis of `advance` and `result`; their sum is the total loss."""
+"""Weighted terms of the loss, in the order of the last axis of what `transfer.advance` returns; their sum is the total loss."""
 
 
 class Nothing(NamedTuple):
@@ -61,48 +64,6 @@ class Hyperparameters(NamedTuple):
     learning_rate: tf.Tensor
 
 
-def weighted_terms(
-    backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, hyperparameters: Hyperparameters, tables: BandTables
-) -> tf.Tensor:
-    """Return the weighted terms (B, 3) of the loss of images (B, H, W, 3), in the order of `TERMS`."""
-    image = apply_mask(targets.mask, image)
-    weights = targets.mask.by_layer if isinstance(targets.mask, Mask) else {}
-    varied = method.total_variation.weight > 0.0
-    variation = _variation(method, image) if varied else tf.zeros_like(image[:, 0, 0, 0])  # (B,)
-    with tf.control_dependencies([variation] if tables else []):  # so that their memory peaks do not add up
-        input_image = tf.identity(image)
-    features = extract_features(
-        backbone, input_image, FeatureRequest(method, _layer_names(method.style), weights, targets.content), tables
-    )
-    content = tf.add_n(
-        [weight * features.content_distances[layer]
-         for weight, (layer, _) in zip(tf.unstack(hyperparameters.content), method.content.layers, strict=True)]
-    )  # fmt: skip
-    style = tf.add_n(
-        [weight * tf.reduce_sum(targets.style_weights * losses.style_distance(
-            method.style, features.style_sums[layer], targets.style[layer], _pixel_count(image), _moment_dtype(method)), axis=1)
-         for weight, (layer, _) in zip(tf.unstack(hyperparameters.style), method.style.layers, strict=True)]
-    )  # fmt: skip
-    return hyperparameters.terms * tf.stack([content, style, variation], axis=1)
-
-
-def _variation(method: Method, image: tf.Tensor) -> tf.Tensor:
-    """Return the total variation (B,), with its gradient computed at once: a tenth of the memory of the intermediate values."""
-
-    @tf.custom_gradient
-    def with_gradient(image: tf.Tensor) -> tuple[tf.Tensor, object]:
-        with tf.GradientTape() as tape:
-            tape.watch(image)
-            variation = losses.total_variation(method.total_variation, image)
-        slope = tape.gradient(variation, image)
-        with tf.control_dependencies([slope]):
-            variation = tf.identity(variation)
-        return variation, lambda upstream: upstream[:, None, None, None] * slope
-
-    variation: tf.Tensor = with_gradient(image)
-    return variation
-
-
 def build_hyperparameters(method: Method, dtype: tf.DType) -> Hyperparameters:
     """Return the weights and the learning rate of a method as tensors."""
     parts = (method.content, method.style, method.total_variation)
@@ -114,21 +75,58 @@ def build_hyperparameters(method: Method, dtype: tf.DType) -> Hyperparameters:
     )
 
 
-def style_statistics(
-    backbone: Backbone, method: Method, picture: tf.Tensor, tables: BandTables
-) -> dict[str, losses.Statistics]:
+def weighted_terms(
+    backbone: Backbone, method: Method, image: tf.Tensor, targets: Targets, hyperparameters: Hyperparameters, tables: BandTables
+) -> tf.Tensor:
+    """Return the weighted terms (B, 3) of the loss of images (B, H, W, 3), in the order of `TERMS`."""
+    image = apply_mask(targets.mask, image)
+    variation = _total_variation(method, image)
+    position_weights = targets.mask.by_layer if isinstance(targets.mask, Mask) else {}
+    request = FeatureRequest(method, _layer_names(method.style), position_weights, targets.content)
+    features = extract_features(backbone, image, request, tables, after=[variation])
+    content = _content_loss(method, features, hyperparameters.content)
+    style = _style_loss(method, features, targets, hyperparameters.style, _pixel_count(image))
+    return hyperparameters.terms * tf.stack([content, style, variation], axis=1)  # (B, 3)
+
+
+def _content_loss(method: Method, features: Features, weights: tf.Tensor) -> tf.Tensor:
+    """Return `sum_l a_l content(F_l(x), P_l)`, (B,), with the layers' weights (L,)."""
+    layers = zip(tf.unstack(weights), _layer_names(method.content), strict=True)
+    return tf.add_n([weight * features.content_distances[layer] for weight, layer in layers])
+
+
+def _style_loss(method: Method, features: Features, targets: Targets, weights: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
+    """Return `sum_l b_l sum_s w_s style(F_l(x), S_ls)`, (B,), with the layers' weights (L,) and the image's H W pixels ()."""
+    dtype = _moment_dtype(method)
+    of_layers = []
+    for weight, layer in zip(tf.unstack(weights), _layer_names(method.style), strict=True):
+        distances = losses.style_distance(
+            method.style, features.style_sums[layer], targets.style[layer], pixels, dtype
+        )  # (B, S)
+        of_layers.append(weight * tf.reduce_sum(targets.style_weights * distances, axis=1))  # (B,)
+    return tf.add_n(of_layers)
+
+
+def _total_variation(method: Method, image: tf.Tensor) -> tf.Tensor:
+    """Return `TV(x)`, (B,), or zeros if its weight is 0."""
+    if method.total_variation.weight == 0.0:
+        return tf.zeros_like(image[:, 0, 0, 0])
+    return losses.total_variation(method.total_variation, image)
+
+
+def style_statistics(backbone: Backbone, method: Method, image: tf.Tensor, tables: BandTables) -> dict[str, losses.Statistics]:
     """Return the statistics of a style image (1, h, w, 3) at each style layer."""
-    found = extract_features(backbone, picture, FeatureRequest(method, _layer_names(method.style)), tables)
-    options = _pixel_count(picture), _moment_dtype(method)
-    return {layer: losses.style_statistics(method.style, x, *options) for layer, x in found.style_sums.items()}
+    sums = extract_features(backbone, image, FeatureRequest(method, _layer_names(method.style)), tables).style_sums
+    pixels, dtype = _pixel_count(image), _moment_dtype(method)
+    return {layer: losses.style_statistics(method.style, x, pixels, dtype) for layer, x in sums.items()}
 
 
 def content_statistics(
-    backbone: Backbone, method: Method, picture: tf.Tensor, tables: BandTables
+    backbone: Backbone, method: Method, image: tf.Tensor, tables: BandTables
 ) -> dict[str, losses.Statistics]:
     """Return the statistics of contents (B, H, W, 3) at each content layer."""
-    found = extract_features(backbone, picture, FeatureRequest(method, map_layers=_layer_names(method.content)), tables)
-    return {layer: losses.content_statistics(method.content, x) for layer, x in found.maps.items()}
+    maps = extract_features(backbone, image, FeatureRequest(method, map_layers=_layer_names(method.content)), tables).maps
+    return {layer: losses.content_statistics(method.content, x) for layer, x in maps.items()}
 
 
 def apply_mask(mask: Mask | Nothing, image: tf.Tensor) -> tf.Tensor:

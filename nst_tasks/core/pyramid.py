@@ -20,7 +20,7 @@ def plan_levels(method: Method, height: int, width: int) -> tuple[Level, ...]:
     """Return the levels for an image of this final size, coarsest first; the last has exactly the final size.
 
     Sizes shrink from the final one by the pyramid's `ratio` while the longest side stays at or above `smallest` (and the
-    shortest at or above 32 px, below which the deep layers have no positions), up to `plan_levels` in all. Levels without steps
+    shortest at or above 32 px, below which the deep layers have no positions), up to `levels` in all. Levels without steps
     are omitted, except the last: they would only blur the initial image.
     """
     fine_to_coarse = [Level(height, width, method.steps)]

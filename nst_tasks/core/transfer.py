@@ -21,6 +21,7 @@ from nst_tasks.core.objective import TERMS, Hyperparameters, Mask, Nothing, Targ
 from nst_tasks.core.optimizers import AdamState
 from nst_tasks.core.pyramid import Level
 from nst_tasks.core.vgg import Backbone
+from nst_tasks.core.vgg_layers import block_number
 
 
 class Average(NamedTuple):
@@ -57,8 +58,8 @@ def style_statistics(
     """Return the statistics of one style image (h, w, 3) float32 in [0, 1] at each style layer, with a leading axis of 1."""
     tables = _band_tables(backbone, method, [layer for layer, _ in method.style.layers], style[None], limits)
     graphs = _compile_graphs(backbone, strip_numbers(method), False, len(tables))
-    found: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32), tables)
-    return found
+    statistics: dict[str, losses.Statistics] = graphs.style(tf.constant(style[None], tf.float32), tables)
+    return statistics
 
 
 def content_statistics(
@@ -67,8 +68,8 @@ def content_statistics(
     """Return the statistics of a batch's contents (B, H, W, 3) float32 in [0, 1] at each content layer."""
     tables = _band_tables(backbone, method, [layer for layer, _ in method.content.layers], contents, limits)
     graphs = _compile_graphs(backbone, strip_numbers(method), False, len(tables))
-    found: dict[str, losses.Statistics] = graphs.content(tf.constant(contents, tf.float32), tables)
-    return found
+    statistics: dict[str, losses.Statistics] = graphs.content(tf.constant(contents, tf.float32), tables)
+    return statistics
 
 
 def build_targets(
@@ -113,12 +114,12 @@ def _stack(pairs: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
 
 
 def _build_mask(method: Method, weight: tf.Tensor, contents: tf.Tensor) -> Mask:
-    by_layer: dict[str, tf.Tensor] = {}
-    layer_weight = weight
-    for block in range(1, 6):
-        by_layer |= {layer: layer_weight[..., 0] for layer, _ in method.style.layers if layer.startswith(f"block{block}_")}
-        layer_weight = tf.nn.avg_pool2d(layer_weight, 2, 2, "VALID")
-    return Mask(weight, contents, by_layer)
+    """Build the mask of contents (B, H, W, 3) from its weight (B, H, W, 1), pooled to the resolution of each style layer."""
+    blocks = {layer: block_number(layer) for layer, _ in method.style.layers}
+    of_blocks = [weight]  # (B, h, w, 1), shallowest first
+    for _ in range(1, max(blocks.values())):
+        of_blocks.append(tf.nn.avg_pool2d(of_blocks[-1], 2, 2, "VALID"))
+    return Mask(weight, contents, {layer: of_blocks[block - 1][..., 0] for layer, block in blocks.items()})
 
 
 def start(method: Method, images: np.ndarray, seeds: Sequence[int | None], steps: int = 1) -> TransferState:
@@ -189,39 +190,38 @@ def advance(
     tables = _band_tables(backbone, method, method.layers, state.image, limits)
     method = limit_history(method, *state.image.shape[1:3])
     graphs = _compile_graphs(backbone, strip_numbers(method), isinstance(targets.mask, Mask), len(tables))
-    place = map(tf.constant, (state.step, n, steps))
-    image, optimizer, kept, terms = graphs.advance(
+    image, optimizer, output_state, terms = graphs.advance(
         state.image,
         state.optimizer,
         state.output_state,
         targets,
         objective.build_hyperparameters(method, tf.float32),
         tables,
-        *place,
+        *map(tf.constant, (state.step, n, steps)),
     )
-    return TransferState(image, optimizer, kept, state.level, state.step + n), terms.numpy()
+    return TransferState(image, optimizer, output_state, state.level, state.step + n), terms.numpy()
 
 
-def compute_result(backbone: Backbone, method: Method, targets: Targets, state: TransferState) -> tuple[tf.Tensor, np.ndarray]:
+def compute_result(
+    backbone: Backbone, method: Method, targets: Targets, state: TransferState, limits: BandLimits | None = None
+) -> tuple[tf.Tensor, np.ndarray]:
     """Return a level's result: the images (B, H, W, 3) of the method's `output`, and their weighted terms (B, 3).
 
     L-BFGS returns its best image for every `output`. With a mask, the content shows outside it.
     """
-    image = objective.apply_mask(targets.mask, state.image)
-    terms = compute_terms(backbone, method, targets, image)
-    best: Best | None = state.output_state if isinstance(state.output_state, Best) else None
-    if isinstance(state.optimizer, LBFGSState):
-        best = Best(*lbfgs.best(state.optimizer))
-    if best is not None:
-        worse = ~(terms.sum(axis=1) < best.loss.numpy())  # negated, so that it is true for a NaN loss
-        if not worse.any():
-            return image, terms
-        image = tf.where(tf.constant(worse)[:, None, None, None], objective.apply_mask(targets.mask, best.image), image)
-        terms = compute_terms(backbone, method, targets, image)
-    elif isinstance(state.output_state, Average):
-        image = objective.apply_mask(targets.mask, state.output_state.image / state.output_state.weight)
-        terms = compute_terms(backbone, method, targets, image)
-    return image, terms
+
+    def evaluate(image: tf.Tensor) -> tuple[tf.Tensor, np.ndarray]:
+        image = objective.apply_mask(targets.mask, image)
+        return image, compute_terms(backbone, method, targets, image, limits)
+
+    if isinstance(state.output_state, Average):
+        return evaluate(state.output_state.image / state.output_state.weight)
+    last = evaluate(state.image)
+    best = Best(*lbfgs.best(state.optimizer)) if isinstance(state.optimizer, LBFGSState) else state.output_state
+    if not isinstance(best, Best):
+        return last
+    worse = ~(last[1].sum(axis=1) < best.loss.numpy())  # (B,); negated, so that it is true for a NaN loss
+    return evaluate(tf.where(worse[:, None, None, None], best.image, state.image)) if worse.any() else last
 
 
 def compute_terms(
@@ -229,18 +229,19 @@ def compute_terms(
 ) -> np.ndarray:
     """Return the weighted terms (B, 3) of an image (B, H, W, 3), in the order of `TERMS`."""
     tables = _band_tables(backbone, method, method.layers, image, limits)
+    method = limit_history(method, *image.shape[1:3])
     graphs = _compile_graphs(backbone, strip_numbers(method), isinstance(targets.mask, Mask), len(tables))
     terms: np.ndarray = graphs.measure(image, targets, objective.build_hyperparameters(method, tf.float32), tables).numpy()
     return terms
 
 
 def _band_tables(
-    backbone: Backbone, method: Method, layers: Sequence[str], pictures: tf.Tensor | np.ndarray, limits: BandLimits | None
+    backbone: Backbone, method: Method, layers: Sequence[str], images: tf.Tensor | np.ndarray, limits: BandLimits | None
 ) -> tuple[tf.Tensor, ...]:
     """Return the bands in which the network is computed for images (B, H, W, 3), up to the deepest of these layers."""
-    limits = limits or default_limits(method.precision, vgg.on_gpu(backbone))
+    limits = limits or default_limits(method.precision, backbone.is_on_gpu)
     blocks = [(block[0].kernel.shape[-1], len(block)) for block in vgg.group_by_block(backbone, layers)]
-    return tuple(tf.constant(of_block) for of_block in band_tables(pictures.shape[1], pictures.shape[2], blocks, limits))
+    return tuple(map(tf.constant, band_tables(images.shape[1], images.shape[2], blocks, limits)))
 
 
 def _init_optimizer(method: Method, image: tf.Tensor, steps: int) -> optimizers.State | Nothing:
@@ -289,85 +290,92 @@ class _Graphs(NamedTuple):
 @functools.lru_cache(maxsize=32)  # an entry takes about 30 MB for VGG16 with L-BFGS, the largest
 def _compile_graphs(backbone: Backbone, method: Method, masked: bool, banded_blocks: int) -> _Graphs:
     """Return the graphs of one method structure, traced once for images of every size: only the channels have a fixed shape."""
-    image = tf.TensorSpec((None, None, None, 3))
-    kept = _output_state_spec(method, image)
-    features = tf.bfloat16 if method.precision == "mixed" else tf.float32
-    targets_spec = Targets(
-        {
-            layer: {"features": tf.TensorSpec((None,) * 4, features), "weight": tf.TensorSpec((None,) * 3)}
-            for layer, _ in method.content.layers
-        },
-        {layer: _statistics_spec(method.style) for layer, _ in method.style.layers},
-        tf.TensorSpec((None, None)),
-        Mask(
-            tf.TensorSpec((None, None, None, 1)), image, {layer: tf.TensorSpec((None,) * 3) for layer, _ in method.style.layers}
-        )
-        if masked
-        else Nothing(),
-    )
-    scalar = tf.TensorSpec((), tf.int32)
-    of_content, of_style = (tf.TensorSpec((len(part.layers),)) for part in (method.content, method.style))
-    numbers = Hyperparameters(tf.TensorSpec((len(TERMS),)), of_content, of_style, tf.TensorSpec(()))
-
-    tables = (tf.TensorSpec((None, 4), tf.int32),) * banded_blocks
+    image_spec = tf.TensorSpec((None, None, None, 3))
+    optimizer_spec = optimizers.spec(method.optimizer, image_spec)
+    output_state_spec = _output_state_spec(method, image_spec)
+    targets_spec, hyperparameters_spec = _targets_spec(method, image_spec, masked), _hyperparameters_spec(method)
+    tables_spec = (tf.TensorSpec((None, 4), tf.int32),) * banded_blocks
+    number_spec = tf.TensorSpec((), tf.int32)
 
     # AutoGraph searches all called code for loops and branches on tensors, which takes longer than the tracing. The code needs
     # no conversion: its loops are explicit tf.while_loop calls
     graph_function = functools.partial(tf.function, autograph=False)
 
-    @graph_function(input_signature=[image, tables])
-    def style(picture, tables):
-        return objective.style_statistics(backbone, method, picture, tables)
+    @graph_function(input_signature=[image_spec, tables_spec])
+    def style(image, tables):
+        return objective.style_statistics(backbone, method, image, tables)
 
-    @graph_function(input_signature=[image, tables])
-    def content(picture, tables):
-        return objective.content_statistics(backbone, method, picture, tables)
+    @graph_function(input_signature=[image_spec, tables_spec])
+    def content(image, tables):
+        return objective.content_statistics(backbone, method, image, tables)
 
-    @graph_function(input_signature=[image, targets_spec, numbers, tables])
-    def measure(picture, targets, numbers, tables):
-        return objective.weighted_terms(backbone, method, picture, targets, numbers, tables)
+    @graph_function(input_signature=[image_spec, targets_spec, hyperparameters_spec, tables_spec])
+    def measure(image, targets, hyperparameters, tables):
+        return objective.weighted_terms(backbone, method, image, targets, hyperparameters, tables)
 
     # not inlined into the loop: TensorFlow uses oneDNN for a pooling's gradient only if it visits the pooling first, and in the
     # cycle of a loop it may visit either first. Its other kernel uses one core: 40 of a mixed step's 80 ms at 256 px
-    @graph_function(input_signature=[image, targets_spec, numbers, tables], experimental_attributes={"_noinline": True})
-    def terms_and_gradient(picture, targets, numbers, tables):
+    @graph_function(
+        input_signature=[image_spec, targets_spec, hyperparameters_spec, tables_spec],
+        experimental_attributes={"_noinline": True},
+    )
+    def terms_and_gradient(image, targets, hyperparameters, tables):
         with tf.GradientTape() as tape:
-            tape.watch(picture)
-            terms = objective.weighted_terms(backbone, method, picture, targets, numbers, tables)
+            tape.watch(image)
+            terms = objective.weighted_terms(backbone, method, image, targets, hyperparameters, tables)
             total = tf.reduce_sum(terms)
-        return terms, tape.gradient(total, picture)
+        return terms, tape.gradient(total, image)
 
     @graph_function(
         input_signature=[
-            image,
-            optimizers.spec(method.optimizer, image),
-            kept,
+            image_spec,
+            optimizer_spec,
+            output_state_spec,
             targets_spec,
-            numbers,
-            tables,
-            scalar,
-            scalar,
-            scalar,
+            hyperparameters_spec,
+            tables_spec,
+            number_spec,
+            number_spec,
+            number_spec,
         ]
     )
-    def advance(picture, optimizer, kept, targets, numbers, tables, step, n, steps):
-        def update(k, picture, optimizer, kept, rows):
-            terms, gradient = terms_and_gradient(picture, targets, numbers, tables)
-            loss = tf.reduce_sum(terms, axis=1)
-            rate = numbers.learning_rate * optimizers.learning_rate_factor(method.optimizer, step + k, steps)
-            optimizer, following = optimizers.update(
-                method.optimizer, optimizer, picture, loss, gradient, rate, method.clip, step + k
+    def advance(image, optimizer, output_state, targets, hyperparameters, tables, step, n, steps):
+        def update(k, image, optimizer, output_state, rows):
+            terms, gradient = terms_and_gradient(image, targets, hyperparameters, tables)  # (B, 3), (B, H, W, 3)
+            loss = tf.reduce_sum(terms, axis=1)  # (B,)
+            rate = hyperparameters.learning_rate * optimizers.learning_rate_factor(method.optimizer, step + k, steps)
+            optimizer, next_image = optimizers.update(
+                method.optimizer, optimizer, image, loss, gradient, rate, method.clip, step + k
             )
-            kept = _update_output_state(method, kept, picture, loss, following)
-            return k + 1, tf.ensure_shape(following, image.shape), optimizer, kept, rows.write(k, terms)
+            output_state = _update_output_state(method, output_state, image, loss, next_image)
+            return k + 1, tf.ensure_shape(next_image, image_spec.shape), optimizer, output_state, rows.write(k, terms)
 
         rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
-        _, picture, optimizer, kept, rows = tf.while_loop(
-            lambda k, *_: k < n, update, (tf.constant(0), picture, optimizer, kept, rows)
+        _, image, optimizer, output_state, rows = tf.while_loop(
+            lambda k, *_: k < n, update, (tf.constant(0), image, optimizer, output_state, rows)
         )
-        return picture, optimizer, kept, rows.stack()
+        return image, optimizer, output_state, rows.stack()
 
     return _Graphs(style, content, measure, advance)
+
+
+def _targets_spec(method: Method, image: tf.TensorSpec, masked: bool) -> Targets:
+    feature_dtype = tf.bfloat16 if method.precision == "mixed" else tf.float32
+    by_position = tf.TensorSpec((None,) * 3)
+    content = {"features": tf.TensorSpec((None,) * 4, feature_dtype), "weight": by_position}
+    style_layers = [layer for layer, _ in method.style.layers]
+    mask = Mask(tf.TensorSpec((None, None, None, 1)), image, dict.fromkeys(style_layers, by_position))
+    return Targets(
+        {layer: content for layer, _ in method.content.layers},
+        dict.fromkeys(style_layers, _statistics_spec(method.style)),
+        tf.TensorSpec((None, None)),
+        mask if masked else Nothing(),
+    )
+
+
+def _hyperparameters_spec(method: Method) -> Hyperparameters:
+    content, style = (tf.TensorSpec((len(loss.layers),)) for loss in (method.content, method.style))
+    return Hyperparameters(tf.TensorSpec((len(TERMS),)), content, style, tf.TensorSpec(()))
 
 
 def _statistics_spec(loss: StyleLoss) -> dict[str, tf.TensorSpec]:

@@ -1,8 +1,7 @@
-"""VGG feature extractors, truncated at the deepest requested layer; `architecture` lists their layers."""
+"""VGG feature extractors, truncated at the deepest requested layer; `vgg_layers` lists their layers."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,18 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tensorflow as tf
 
-from nst_tasks.core import winograd
-from nst_tasks.core.convolutions import (
-    BLOCK_WITHOUT_WINOGRAD,
-    FLIPPED_MIN_CHANNELS,
-    WINOGRAD_MIN_CHANNELS,
-    Convolution,
-    FastConvolution,
-    convolve,
-    convolve_same,
-    input_gradient,
-)
-from nst_tasks.core.vgg_layers import FlippedDirection
+from nst_tasks.core.convolutions import Convolution, convolve, with_fast_algorithm
+from nst_tasks.core.vgg_layers import FlippedDirection, block_number
 
 MEAN_RGB = (123.68, 116.779, 103.939)
 """ImageNet's mean color on the 0-255 scale; these networks were trained with it subtracted."""
@@ -38,6 +27,11 @@ class Backbone:
     name: str
     convolutions: tuple[Convolution, ...]
     flipped_direction: FlippedDirection = "none"
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """True if the weights, and so all that is computed from them, are on a GPU."""
+        return self.convolutions[0].is_on_gpu
 
 
 def build(
@@ -74,53 +68,10 @@ def with_dtype(backbone: Backbone, dtype: tf.DType) -> Backbone:
     return replace(backbone, convolutions=tuple(weights))
 
 
-def with_fast_convolutions(
-    backbone: Backbone, flipped_min_channels: int | None = None, winograd_min_channels: tuple[int, int] = WINOGRAD_MIN_CHANNELS
-) -> Backbone:
-    """Return the backbone with its float32 convolutions in the form that this CPU computes fastest; unchanged on a GPU.
-
-    Results are equal up to rounding. A convolution is the gradient, with respect to its input, of the convolution by the
-    flipped kernel. TensorFlow implements both on a CPU, and the faster one depends on the machine (bench/convolutions.py):
-
-    - With AVX-512, the gradient's. It first packs the weights into blocks; the convolution's does so only for constants within
-      the graph, and takes twice as long for 512 channels. So the flipped kernel serves the `forward` pass.
-    - Without AVX-512, the convolution's, by up to a factor of two. So the flipped kernel serves the `backward` pass, and wide
-      convolutions use Winograd F(4, 3) in both passes (not measured with AVX-512).
-
-    Args:
-        flipped_min_channels: Minimum input channels for the flipped kernel, by default those of `FLIPPED_MIN_CHANNELS`.
-        winograd_min_channels: Minimum channels for Winograd F(4, 3), as in `WINOGRAD_MIN_CHANNELS`.
-    """
-    if backbone.flipped_direction == "none" or on_gpu(backbone):
-        return backbone
-    min_channels = FLIPPED_MIN_CHANNELS[backbone.flipped_direction] if flipped_min_channels is None else flipped_min_channels
-
-    def choose_algorithm(one: Convolution) -> Convolution:
-        if one.kernel.dtype != tf.float32:
-            return one
-        fewer, more = sorted(one.kernel.shape[2:])
-        wide = fewer >= winograd_min_channels[0] and more >= winograd_min_channels[1]
-        halve = backbone.flipped_direction == "backward" and wide and not one.layer.startswith(BLOCK_WITHOUT_WINOGRAD)
-        if not halve and one.kernel.shape[2] < min_channels:
-            return one
-        turned = tf.transpose(tf.reverse(one.kernel, (0, 1)), (0, 1, 3, 2))
-        if halve:
-            ways = FastConvolution(
-                "halved", *(functools.partial(winograd.convolve, winograd.transform_kernel(k)) for k in (one.kernel, turned))
-            )
-        elif backbone.flipped_direction == "backward":
-            ways = FastConvolution("turned", *(functools.partial(convolve_same, k) for k in (one.kernel, turned)))
-        else:
-            ways = FastConvolution("turned", *(functools.partial(input_gradient, k) for k in (turned, one.kernel)))
-        return one._replace(fast=ways)
-
-    return replace(backbone, convolutions=tuple(map(choose_algorithm, backbone.convolutions)))
-
-
-def on_gpu(backbone: Backbone) -> bool:
-    """Return whether the weights, and so all that is computed from them, are on a GPU."""
-    device: str = backbone.convolutions[0].kernel.device
-    return "GPU" in device
+def with_fast_convolutions(backbone: Backbone) -> Backbone:
+    """Return the backbone with each convolution prepared for the algorithm that is fastest on this machine."""
+    prepared = (with_fast_algorithm(one, backbone.flipped_direction) for one in backbone.convolutions)
+    return replace(backbone, convolutions=tuple(prepared))
 
 
 def truncate(backbone: Backbone, deepest: str) -> Backbone:
@@ -133,7 +84,7 @@ def group_by_block(backbone: Backbone, layers: Iterable[str]) -> tuple[tuple[Con
     """Return the convolutions up to the deepest of `layers`, grouped by block."""
     names = [one.layer for one in backbone.convolutions]
     used = truncate(backbone, max(layers, key=names.index)).convolutions
-    return tuple(tuple(block) for _, block in itertools.groupby(used, lambda convolution: convolution.layer.partition("_")[0]))
+    return tuple(tuple(block) for _, block in itertools.groupby(used, lambda convolution: block_number(convolution.layer)))
 
 
 def subtract_mean(backbone: Backbone, image: tf.Tensor) -> tf.Tensor:

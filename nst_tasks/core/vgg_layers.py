@@ -15,7 +15,7 @@ CONVOLUTIONS_PER_BLOCK = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 """Number of convolutions in each block, by architecture."""
 
 FlippedDirection = Literal["none", "forward", "backward"]
-"""Pass in which a CPU computes float32 convolutions by the flipped kernel (see `core.vgg.with_fast_convolutions`)."""
+"""Pass in which a CPU computes float32 convolutions by the flipped kernel (see `core.convolutions`)."""
 
 
 def layer_names(architecture: str) -> tuple[str, ...]:
@@ -36,7 +36,11 @@ def check_layers(architecture: str, layers: Iterable[str]) -> None:
             raise SettingsError(f"layer {layer}: {architecture} has none of that name; choose among {', '.join(known)}")
 
 
+def block_number(layer: str) -> int:
+    """Return the number of a layer's block, counted from 1: 4 for `block4_conv2`."""
+    return int(layer.removeprefix("block").partition("_")[0])
+
+
 def min_side(layers: Iterable[str]) -> int:
     """Return the smallest image side, in pixels, at which the deepest of `layers` is at least two positions wide."""
-    deepest = max(int(layer.removeprefix("block").partition("_")[0]) for layer in layers)
-    return 1 << deepest
+    return 1 << max(map(block_number, layers))

@@ -63,9 +63,9 @@ def at(device: str) -> Backbone:
 
 
 def test_a_gpu_is_given_larger_bands_whatever_the_precision() -> None:
-    assert vgg.on_gpu(at("/job:localhost/replica:0/task:0/device:GPU:1"))
-    assert not vgg.on_gpu(at("/job:localhost/replica:0/task:0/device:CPU:0"))
-    assert not vgg.on_gpu(vgg.build("tiny", weights.load("tiny", None)))
+    assert at("/job:localhost/replica:0/task:0/device:GPU:1").is_on_gpu
+    assert not at("/job:localhost/replica:0/task:0/device:CPU:0").is_on_gpu
+    assert not vgg.build("tiny", weights.load("tiny", None)).is_on_gpu
     assert [default_limits(precision, on_gpu=False) for precision in ("float32", "mixed")] == [CPU_FLOAT32, CPU_MIXED]
     assert [default_limits(precision, on_gpu=True) for precision in ("float32", "mixed")] == [GPU, GPU]
     assert band_tables(1024, 1024, VGG16, GPU) == ()
@@ -172,18 +172,18 @@ def test_losses_and_gradient_in_bands_are_those_at_once(tiny64: Backbone, method
     assert_alike(measured(tiny64, method, image, aims, in_bands), measured(tiny64, method, image, aims, ()), 1e-10)
 
 
-def test_halved_convolutions_in_bands_are_those_at_once(hed: Backbone) -> None:
-    halving = replace(hed, flipped_direction="backward")
+def test_winograd_in_bands_is_winograd_at_once(hed: Backbone) -> None:
+    winograd = replace(hed, flipped_direction="backward")
     layers = tuple((f"block{block}_conv1", 1.0) for block in range(1, 6))
     method = replace(PLAIN, content=ContentLoss((("block4_conv2", 1.0),), 10.0), style=StyleLoss(layers, 1000.0))
     image = tf.constant(picture(3, 64, 66)[None])
-    aims, few = targets(halving, method, [picture(1, 64, 66)], [[picture(2, 48, 50)]]), BandLimits(2**15)
-    in_bands = tables_of(halving, method, image, few)
+    aims, few = targets(winograd, method, [picture(1, 64, 66)], [[picture(2, 48, 50)]]), BandLimits(2**15)
+    in_bands = tables_of(winograd, method, image, few)
     assert [len(table) for table in in_bands] == [9, 5, 2]
-    at_once = measured(halving, method, image, aims, ())
-    assert_alike(measured(halving, method, image, aims, in_bands), at_once, 1e-5)
+    at_once = measured(winograd, method, image, aims, ())
+    assert_alike(measured(winograd, method, image, aims, in_bands), at_once, 1e-5)
     # and in a graph, whose loops over bands do not tell how many channels the next block is given
-    _, terms = transfer.advance(halving, method, aims, transfer.start(method, image, [0]), 1, 1, few)
+    _, terms = transfer.advance(winograd, method, aims, transfer.start(method, image, [0]), 1, 1, few)
     np.testing.assert_allclose(terms[0], at_once[0], rtol=1e-5)
 
 

@@ -81,6 +81,16 @@ def test_in_bands_a_graph_is_traced_for_each_number_of_blocks_and_not_for_each_o
         assert graphs.measure.experimental_get_tracing_count() == 1
 
 
+def test_the_result_is_measured_in_the_bands_of_its_limits(own: Backbone) -> None:
+    aims = targets(own, PLAIN, [picture(1)], [[picture(2)]])
+    transfer.compute_result(own, PLAIN, aims, transfer.start(PLAIN, picture(1)[None], [0]), BandLimits(4000))
+    measured = [
+        transfer._compile_graphs(own, strip_numbers(PLAIN), False, blocks).measure.experimental_get_tracing_count()
+        for blocks in (0, 1)
+    ]
+    assert measured == [0, 1]
+
+
 def numbered(k: int, precision: str) -> Method:
     """The k-th of many methods that no two numbers are the same of."""
     return replace(

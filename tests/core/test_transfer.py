@@ -495,6 +495,10 @@ def test_of_a_large_image_lbfgs_remembers_less(tiny: Backbone) -> None:
         assert transfer.is_compatible(method, state, level)
         assert transfer.restart_level(method, state, state.image).optimizer.s.shape[1] == history
     aims = targets(tiny, method, list(image), [[picture(2)]])
-    assert transfer.is_compatible(method, transfer.advance(tiny, method, aims, state, 1, 1)[0], larger)
+    state = transfer.advance(tiny, method, aims, state, 1, 1)[0]
+    assert transfer.is_compatible(method, state, larger)
+    graphs = transfer._compile_graphs.cache_info().misses
+    transfer.compute_terms(tiny, method, aims, state.image)
+    assert transfer._compile_graphs.cache_info().misses == graphs  # those of the shorter history
     few = replace(method, optimizer=LBFGS(history=1))
     assert transfer.start(few, image, [0]).optimizer.s.shape[1] == 1

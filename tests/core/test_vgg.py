@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 from nst_tasks.core import vgg
-from nst_tasks.core.convolutions import FLIPPED_MIN_CHANNELS, Convolution
+from nst_tasks.core.convolutions import Convolution
 from nst_tasks.core.vgg import Backbone
-from nst_tasks.core.vgg_layers import FlippedDirection, check_layers, layer_names, min_side
+from nst_tasks.core.vgg_layers import block_number, check_layers, layer_names, min_side
 from nst_tasks.errors import SettingsError
 from nst_tasks.inputs import weights
 
@@ -112,51 +112,6 @@ def test_padding_changes_nothing_but_the_border(tiny: Backbone) -> None:
     np.testing.assert_allclose(zero[:, 1:-1, 1:-1], replicate[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-5)
 
 
-def forms(backbone: Backbone) -> list[str]:
-    """By which kernels each of its convolutions is computed."""
-    return ["own" if one.fast is None else one.fast.algorithm for one in backbone.convolutions]
-
-
-@pytest.mark.parametrize("turns", ["forward", "backward"])
-def test_wide_convolutions_are_the_same_by_turned_and_by_halved_kernels(turns: FlippedDirection) -> None:
-    random, wide = np.random.default_rng(0), FLIPPED_MIN_CHANNELS[turns]
-    shapes = {"block1_conv1": (3, 8), "block1_conv2": (8, wide), "block2_conv1": (wide, 16), "block2_conv2": (16, 24)}
-    shapes |= {"block5_conv1": (24, 24)}
-    kernels = {layer: random.standard_normal((3, 3, *shape), np.float32) / 50 for layer, shape in shapes.items()}
-    arrays = {layer: (kernel, kernel[0, 0, 0]) for layer, kernel in kernels.items()}
-    plain, own = vgg.build("own", arrays), vgg.build("own", arrays, flipped_direction=turns)
-    assert vgg.with_fast_convolutions(plain) is plain
-    turned = vgg.with_fast_convolutions(vgg.with_scaled_features(own, 1.0))
-    assert forms(turned) == ["own", "own", "turned", "own", "own"]
-    assert forms(vgg.with_fast_convolutions(own, flipped_min_channels=8)) == ["own", *["turned"] * 4]
-    wide_one = turned.convolutions[2].fast
-    assert wide_one is not None
-    forth = tf.function(wide_one.forward).get_concrete_function(tf.TensorSpec((1, 8, 8, wide)))
-    assert any(one.type == "Conv2DBackpropInput" for one in forth.graph.get_operations()) == (turns == "forward")
-    halved = vgg.with_fast_convolutions(own, flipped_min_channels=1000, winograd_min_channels=(16, 20))
-    assert forms(halved) == ["own", "own", *["halved" if turns == "backward" else "own"] * 2, "own"]
-    rounded = vgg.with_dtype(vgg.with_fast_convolutions(own, 8), tf.bfloat16)
-    assert forms(rounded) == forms(vgg.with_fast_convolutions(rounded, 8, (8, 8))) == ["own"] * 5
-    found = {}
-    for name, backbone in (("plain", plain), ("turned", turned), ("halved", halved)):
-        image = picture(9, 38, 30)
-        with tf.GradientTape() as tape:
-            tape.watch(image)
-            features = vgg.extract_activations(backbone, image, shapes)["block5_conv1"]
-            total = tf.reduce_sum(features**2)
-        found[name] = features.numpy(), tape.gradient(total, image).numpy()
-        assert np.abs(found[name][1]).max() > 0
-    for name in ("turned", "halved"):
-        for one, other in zip(found[name], found["plain"], strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
-
-
-def test_vgg_is_halved_in_its_middle_blocks_on_a_cpu_without_avx512(hed: Backbone) -> None:
-    quick = vgg.with_fast_convolutions(replace(hed, flipped_direction="backward"))
-    form_of_block = {"1": "turned", "2": "halved", "3": "halved", "4": "halved", "5": "turned"}
-    assert forms(quick) == ["own", *(form_of_block[one.layer[5]] for one in hed.convolutions[1:])]
-
-
 def test_layers_are_named_as_keras_names_them() -> None:
     blocks = {"vgg16": [2, 2, 3, 3, 3], "vgg19": [2, 2, 4, 4, 4]}
     for name, counts in blocks.items():
@@ -176,7 +131,7 @@ def test_an_unknown_layer_is_refused_by_name() -> None:
     [(["block1_conv2"], 2), (["block2_conv1"], 4), (["block5_conv1", "block1_conv1"], 32), (["block4_conv2"], 16)],
 )
 def test_the_smallest_side_leaves_two_positions_at_the_deepest_layer(tiny: Backbone, layers: list[str], side: int) -> None:
-    assert min_side(layers) == side
+    assert min_side(layers) == side == 2 ** max(map(block_number, layers))
     deepest = max(layers)
     assert vgg.extract_activations(tiny, picture(7, side, side), layers)[deepest].shape[1:3] == (2, 2)
     assert vgg.extract_activations(tiny, picture(7, side - 1, side), layers)[deepest].shape[1] == 1
