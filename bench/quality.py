@@ -39,7 +39,7 @@ from nst_tasks.images import codec
 from nst_tasks.images.picture import Picture
 from nst_tasks.images.resize import fit_size, resize
 from nst_tasks.inputs import manifest, presets, weights
-from nst_tasks.inputs.recipe import Recipe, override
+from nst_tasks.inputs.recipe import Overrides, Recipe, override
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import get_folder
 
@@ -97,7 +97,7 @@ def count_pixel_steps(method: Method, height: int, width: int) -> int:
 def scale_steps(recipe: Recipe, height: int, width: int, steps: int) -> Recipe:
     """Return the recipe with its steps scaled to cost as much as `steps` steps at full size."""
     share = steps * height * width / count_pixel_steps(recipe.method, height, width)
-    return override(recipe, steps=max(1, round(recipe.method.steps * share)))
+    return override(recipe, Overrides(steps=max(1, round(recipe.method.steps * share))))
 
 
 def stylize(backbone: vgg.Backbone, method: Method, content: np.ndarray, style: np.ndarray, size: int) -> tuple[Any, list]:
@@ -152,7 +152,8 @@ def compute_missing(args: argparse.Namespace) -> None:
                 continue
             preset = presets.find_preset(name)
             height, width = fit_size(content.shape[0], content.shape[1], args.size, upscale=True)
-            recipe = override(preset, style_weight=preset.method.style.weight * factor, precision=precision)
+            style_weight = preset.method.style.weight * factor
+            recipe = override(preset, Overrides(style_weight=style_weight, precision=precision))
             method = scale_steps(recipe, height, width, args.steps).method
             began = time.monotonic()
             out, totals = stylize(backbone, method, content, style, args.size)
