@@ -1,8 +1,8 @@
-"""The table of columns: everything that knows a column knows it from its record."""
+"""The table of columns: everything that knows a column knows it by its record."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -11,14 +11,11 @@ from nst_tasks.inputs.columns import COLUMNS, REQUIRED_COLUMNS, CellError, Colum
 from nst_tasks.inputs.manifest import Pair, parse
 from nst_tasks.inputs.manifest_export import export_rejected
 from nst_tasks.inputs.recipe import Overrides
+from tests.support.examples import example_cells
 
 FOLDER = "/data/in"
-CELLS = {
-    "id": "a", "style_weights": "1", "recipe": "painterly", "size": "512", "steps": "7", "seed": "7", "init": "noise",
-    "content_weight": "1", "style_weight": "1", "tv_weight": "1", "precision": "mixed", "plateau": "0.1", "keep_color": "match",
-    "mask": "sky.png", "format": "jpg", "problem": "none",
-}  # fmt: skip
-"""A cell of each optional column that is not what an empty one means."""
+PLAIN = b"content,style\ncat.jpg,a.jpg|b.jpg\n"
+CELLS = {**example_cells(), "problem": ["none"]}
 
 
 def read_weather(cell: str) -> str:
@@ -32,22 +29,23 @@ DEPTH = Column("depth", str, "a picture of distances", "image", words=("flat",))
 WITH_NEW = {**COLUMNS, "weather": WEATHER, "depth": DEPTH}
 
 
-def with_column(name: str) -> bytes:
-    return f"content,style,{name}\ncat.jpg,starry.jpg,{CELLS[name]}\n".encode()
+def test_the_example_has_every_column() -> None:
+    assert {*CELLS} == {*COLUMNS}
 
 
-def test_cells_has_every_optional_column() -> None:
-    assert [*REQUIRED_COLUMNS, *CELLS] == [*COLUMNS]
-
-
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", sorted({*COLUMNS} - {*REQUIRED_COLUMNS}))
 def test_a_column_is_known_by_its_record_alone(name: str) -> None:
+    rows = "".join(f"cat.jpg,a.jpg|b.jpg,{cell}\n" for cell in dict.fromkeys(CELLS[name]))
+    data = f"content,style,{name}\n{rows}".encode()
     others = {other: column for other, column in COLUMNS.items() if other != name}
     with pytest.raises(ManifestError, match=f"^column {name} is not known; "):
-        parse(with_column(name), FOLDER, columns=others)
-    (pair,) = parse(with_column(name), FOLDER, columns={**others, name: COLUMNS[name]}).pairs
-    (plain,) = parse(b"content,style\ncat.jpg,starry.jpg\n", FOLDER, columns=others).pairs
-    assert (pair == plain) == (COLUMNS[name].kind == "ignored")
+        parse(data, FOLDER, columns=others)
+    manifest = parse(data, FOLDER, columns={**others, name: COLUMNS[name]})
+    (plain,) = parse(PLAIN, FOLDER, columns=others).pairs
+    assert not manifest.problems
+    if COLUMNS[name].kind != "ignored":
+        assert plain.id not in {pair.id for pair in manifest.pairs}
+        assert any(replace(pair, id=plain.id) != plain for pair in manifest.pairs) or name == "id"
 
 
 def test_a_new_columns_cells_are_read_and_refused() -> None:

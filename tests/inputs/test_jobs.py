@@ -139,10 +139,6 @@ def test_a_field_added_to_a_job_or_a_method_is_thought_about_here() -> None:
     assert [field.name for field in fields(Job)] == [
         "pair", "recipe", "content", "styles", "init", "mask", "upscale", "height", "width", "weights_sha256",
     ]  # fmt: skip
-    assert [field.name for field in fields(Pair)] == [
-        "row", "id", "content", "styles", "style_weights", "recipe", "overrides", "init", "mask", "seed", "keep_color",
-        "format",
-    ]  # fmt: skip
     assert [field.name for field in fields(method.Method)] == [
         "content", "style", "total_variation", "optimizer", "steps", "pyramid", "init", "init_noise", "pooling", "padding",
         "activation", "feature_scale", "style_shape", "clip", "output", "average_decay", "plateau", "precision",

@@ -20,8 +20,9 @@ from nst_tasks.engine.hardware import detect_precision
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
 from nst_tasks.images.picture import Source
 from nst_tasks.inputs import presets, weights
+from nst_tasks.inputs.columns import COLUMNS
 from nst_tasks.inputs.jobs import Job
-from nst_tasks.inputs.manifest import Manifest, Pair
+from nst_tasks.inputs.manifest import Manifest, Pair, parse
 from nst_tasks.inputs.options import RunOptions, parse_checkpoint_interval, parse_failure_limit
 from nst_tasks.inputs.presets import PAINTERLY, TF_TUTORIAL
 from nst_tasks.inputs.readers import LoadedManifest, read_manifest, read_weights
@@ -38,6 +39,7 @@ from nst_tasks.planning.triage import build_job, triage
 from nst_tasks.storage import files
 from nst_tasks.storage.access import Access
 from nst_tasks.storage.uri import join_uri
+from tests.support.examples import example_cells
 
 SETTINGS = Settings(readers=4)
 
@@ -558,7 +560,6 @@ OTHERS = {
 
 def test_rows_that_ask_for_the_same_share_a_recipe_and_come_to_what_each_would_alone(folder: Path) -> None:
     """In whatever columns they differ."""
-    assert {*OTHERS} == {*vars(Overrides())}
     asked = [PAIR, replace(PAIR, recipe="gatys-2016"), *(pair_with(**{column: value}) for column, value in OTHERS.items())]
     rows = [replace(pair, id=f"{k}", row=k) for k, pair in enumerate([*asked, *asked])]
     taken = LoadedManifest(
@@ -569,6 +570,16 @@ def test_rows_that_ask_for_the_same_share_a_recipe_and_come_to_what_each_would_a
     assert len({job.key for job in jobs}) == len({id(job.recipe) for job in jobs}) == len(asked)
     for job, again in zip(jobs[: len(asked)], jobs[len(asked) :], strict=True):
         assert job.recipe is again.recipe
+
+
+@pytest.mark.parametrize("column", sorted({*COLUMNS} - {"content", "style", "id", "problem"}))
+def test_every_column_of_a_row_decides_its_key(column: str) -> None:
+    cells = ["", *example_cells()[column]]
+    rows = "".join(f"{k},cat.png,oil.jpg|ink.jpg,{cell}\n" for k, cell in enumerate(cells))
+    pairs = parse(f"id,content,style,{column}\n{rows}".encode(), "/in").pairs
+    sources = {uri: Source(uri, uri, "1", 60, 80) for uri in list_image_uris(pairs)}
+    plain, *others = (build_job(pair, sources, RunOptions(backbone="tiny"), "w").key for pair in pairs)
+    assert len(pairs) == len(cells) and {*others} != {plain}
 
 
 def test_a_result_in_one_precision_is_none_in_the_other(folder: Path) -> None:
