@@ -37,7 +37,7 @@ from nst_tasks.images import codec
 from nst_tasks.images.picture import Picture
 from nst_tasks.images.resize import fit_size, resize
 from nst_tasks.inputs import manifest, presets
-from nst_tasks.inputs.recipe import Recipe, override
+from nst_tasks.inputs.recipe import Overrides, Recipe, override
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import get_folder
 
@@ -173,7 +173,8 @@ def compute_missing(
             if (name, precision, factor, pair.name) in done:
                 continue
             preset = presets.find_preset(name)
-            recipe = override(preset, style_weight=preset.method.style.weight * factor, precision=precision)
+            style_weight = preset.method.style.weight * factor
+            recipe = override(preset, Overrides(style_weight=style_weight, precision=precision))
             row, image = compute_row(backbone, recipe, pair, size, steps)
             table.writerow({"recipe": name, "precision": precision, "factor": factor, "pair": pair.name, **row})
             file.flush()

@@ -93,11 +93,11 @@ def write_finished_output(manifest: Path, out: Path, environment: Mapping[str, s
             key=job.key,
             content=job.content,
             styles=job.styles,
-            style_weights=job.style_weights,
+            style_weights=job.pair.style_weights,
             recipe=job.recipe.as_plain(),
             height=job.height,
             width=job.width,
-            image=image_path(job.id, job.format),
+            image=image_path(job.id, job.pair.format),
             history=history_path(job.id),
             thumbnail=thumbnail_path(job.id),
         )

@@ -216,7 +216,7 @@ def _time_steps(jobs: list[Job], context: _MeasurementContext) -> tuple[float, f
     loaded = [load_job(job, context.run) for job in jobs]
     targets = build_targets(loaded, method, level, backbone, context.device)
     images = np.stack([prepare_initial_image(ready, method, level.height, level.width) for ready in loaded])
-    state = transfer.start(method, images, [job.seed for job in jobs])
+    state = transfer.start(method, images, [job.pair.seed for job in jobs])
 
     def time_advance(n: int) -> float:
         nonlocal state

@@ -50,6 +50,6 @@ def measure_quality(
             (*make_content_key(loaded), job.mask and job.mask.sha256, layers, job.weights_sha256), measure_content
         ),
         style_moments,
-        job.style_weights,
+        job.pair.style_weights,
         [level.terms.sum(axis=1) for level in histories],
     )

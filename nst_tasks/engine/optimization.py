@@ -365,7 +365,7 @@ def _make_result(loaded: LoadedJob, at: Checkpoint, schedule: Sequence[Level], c
 def _create_state(loaded_jobs: list[LoadedJob], method: Method, level: Level) -> transfer.TransferState:
     initial_images = np.stack([prepare_initial_image(ready, method, level.height, level.width) for ready in loaded_jobs])
     # an initial image that the manifest names gets no noise from the recipe
-    seeds = [ready.job.seed if ready.initial is None else None for ready in loaded_jobs]
+    seeds = [ready.job.pair.seed if ready.initial is None else None for ready in loaded_jobs]
     return transfer.start(method, initial_images, seeds, level.steps)
 
 

@@ -75,7 +75,7 @@ def evict_pictures(sources: Iterable[Source]) -> None:
 def prepare_content(loaded: LoadedJob, height: int, width: int) -> np.ndarray:
     """Return the content as the network sees it at a level's size, (height, width, 3)."""
     rgb = resize(Picture(loaded.content.rgb, None), height, width).rgb
-    return to_gray(rgb) if loaded.job.keep_color == "luminance" else rgb
+    return to_gray(rgb) if loaded.job.pair.keep_color == "luminance" else rgb
 
 
 def prepare_style(loaded: LoadedJob, style: Picture, level: tuple[int, int]) -> np.ndarray:
@@ -108,7 +108,7 @@ def prepare_initial_image(loaded: LoadedJob, method: Method, height: int, width:
     if loaded.initial is not None:
         opaque = flatten_on_white(loaded.initial.rgb, loaded.initial.alpha)
         rgb = resize(Picture(opaque, None), height, width).rgb
-        return to_gray(rgb) if loaded.job.keep_color == "luminance" else rgb
+        return to_gray(rgb) if loaded.job.pair.keep_color == "luminance" else rgb
     if method.init == "content":
         return prepare_content(loaded, height, width)
     if method.init == "noise":
@@ -127,7 +127,7 @@ def postprocess(loaded: LoadedJob, image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     content = resize(Picture(loaded.content.rgb, None), height, width).rgb
     rgb: np.ndarray = np.clip(image, 0.0, 1.0)
-    if loaded.job.keep_color == "luminance":
+    if loaded.job.pair.keep_color == "luminance":
         rgb = replace_luminance(content, luminance(rgb))
     if loaded.mask is not None:
         rgb = composite(rgb, content, resize_mask(loaded.mask, height, width))
@@ -141,10 +141,10 @@ def to_gray(rgb: np.ndarray) -> np.ndarray:
 
 def _match_colors(job: Job, style: Picture, content: Picture) -> Picture:
     """Return a style with the content's colors if the job keeps them, as in Gatys et al. 2016 (arXiv 1606.05897)."""
-    if not job.keep_color:
+    if not job.pair.keep_color:
         return style
     opaque = flatten_on_white(style.rgb, style.alpha)  # invisible pixels must not count in the statistics
-    if job.keep_color == "luminance":
+    if job.pair.keep_color == "luminance":
         luma = match_luminance(luminance(opaque), luminance(content.rgb))
         matched = np.repeat(luma[..., None], 3, axis=2)
     else:

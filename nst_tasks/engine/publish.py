@@ -62,7 +62,7 @@ def publish(loaded: LoadedJob, result: TransferResult | PairError, run: Run) -> 
         return publish_failure(job, result, run)
     rgb = postprocess(loaded, result.image)
     metadata = {"nst:key": job.key, "nst:recipe": job.recipe.name, "nst:pair": job.id}
-    picture = codec.encode(rgb, loaded.content.alpha, job.format, metadata)
+    picture = codec.encode(rgb, loaded.content.alpha, job.pair.format, metadata)
     losses = loss_history.to_parquet(loss_history.build_table(job.id, run.id, result.histories, run.history_every))
     thumbnail_pictures = [loaded.content, *loaded.styles[:MAX_THUMBNAIL_STYLES], Picture(rgb, loaded.content.alpha)]
     strip = encode_strip(thumbnail_pictures, min(MAX_THUMBNAIL_HEIGHT, job.height), 4)
@@ -76,7 +76,7 @@ def publish(loaded: LoadedJob, result: TransferResult | PairError, run: Run) -> 
         quality=result.quality.as_plain(),
         flags=(*result.quality.flags, *(["stepped_back"] if result.restarted else [])),
         losses={"total": float(last_terms.sum()), **dict(zip(objective.TERMS, map(float, last_terms), strict=True))},
-        image=image_path(job.id, job.format),
+        image=image_path(job.id, job.pair.format),
         image_bytes=len(picture),
         image_sha256=hashlib.sha256(picture).hexdigest(),
         history=history_path(job.id),
@@ -140,11 +140,11 @@ def _make_outcome(job: Job, run: Run, status: Status, **more) -> Outcome:  # typ
         key=job.key,
         content=job.content.redacted(),
         styles=tuple(style.redacted() for style in job.styles),
-        style_weights=job.style_weights,
+        style_weights=job.pair.style_weights,
         recipe=job.recipe.as_plain(),
-        seed=job.seed,
+        seed=job.pair.seed,
         init=job.init.redacted() if job.init else None,
-        keep_color=job.keep_color,
+        keep_color=job.pair.keep_color,
         mask=job.mask.redacted() if job.mask else None,
         backbone=run.backbone,
         weights_sha256=run.weights_sha256,

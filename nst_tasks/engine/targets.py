@@ -33,12 +33,12 @@ def measure_styles(loaded: LoadedJob, level: tuple[int, int], backbone: vgg.Back
 def make_color_match_key(loaded: LoadedJob) -> str:
     """Return the part of a style's cache key that identifies the content whose colors it is matched to; empty without."""
     job = loaded.job
-    return f"{job.keep_color} {job.content.sha256} {loaded.content.rgb.shape}" if job.keep_color else ""
+    return f"{job.pair.keep_color} {job.content.sha256} {loaded.content.rgb.shape}" if job.pair.keep_color else ""
 
 
 def make_content_key(loaded: LoadedJob) -> tuple[str | int, ...]:
     """Return the part of a cache key that identifies a content's pixels."""
-    return loaded.job.content.sha256, loaded.job.height, loaded.job.width, loaded.job.keep_color
+    return loaded.job.content.sha256, loaded.job.height, loaded.job.width, loaded.job.pair.keep_color
 
 
 def build_targets(
@@ -59,7 +59,7 @@ def build_targets(
         method,
         contents,
         [measure_styles(ready, size, backbone, device) for ready in loaded_jobs],
-        [ready.job.style_weights for ready in loaded_jobs],
+        [ready.job.pair.style_weights for ready in loaded_jobs],
         np.stack(masks) if masks else None,  # a batch is masked as a whole or not at all
         content=statistics,
     )

@@ -1,13 +1,17 @@
-"""Manifest columns: how the text of each cell is read and what it means."""
+"""Manifest columns: one record for each, with the reader of its cells, its description and its use.
+
+docs/architecture.md shows how to add one.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from nst_tasks.core.method import INITS, MAX_SIZE, MAX_STEPS, MIN_SIZE, PRECISIONS
 from nst_tasks.errors import redact
@@ -35,33 +39,6 @@ KEEP_COLOR_VALUES = {
 """Accepted values of a `keep_color` cell and their meaning; see `Pair`."""
 
 
-REQUIRED_COLUMNS = ("content", "style")
-
-
-COLUMNS: Mapping[str, str] = {
-    "content": "the picture to stylize: a URI, or a path relative to the manifest's folder; required",
-    "style": "the picture whose style it takes, several separated by |; required",
-    "id": "names the outputs: letters, digits, . _ -, unique; derived from the two names when empty",
-    "style_weights": "how much each style counts, 0 or more, separated by |; equal when empty",
-    "recipe": f"one of {', '.join(PRESETS)}, or a recipe's TOML file; the run's when empty",
-    "size": f"the result's longest side in pixels, {MIN_SIZE} to {MAX_SIZE}; the recipe's when empty",
-    "steps": f"optimization steps at full size, 0 to {MAX_STEPS}; the recipe's when empty",
-    "seed": f"of the initial noise, 0 to {MAX_SEED}; 0 when empty",
-    "init": f"what to start from: {', '.join(INITS)}, or a picture of the content's proportions; the recipe's when empty",
-    "content_weight": "weight of the content loss, 0 or more; the recipe's when empty",
-    "style_weight": "weight of the style loss, 0 or more; the recipe's when empty",
-    "tv_weight": "weight of the total variation, 0 or more; the recipe's when empty",
-    "precision": "of the network: float32, mixed (with bfloat16) or auto (mixed where that is fast); the recipe's when empty",
-    "plateau": "a level ends once its loss falls by less than this share in 20 steps; 0 never; the recipe's when empty",
-    "keep_color": "luminance (or true, yes, 1): the luminance alone is stylized; match: the style takes the content's colors; "
-    "false, no, 0 or empty: the style's colors",
-    "mask": "a picture of the content's proportions: white is stylized, black stays the content; all is stylized when empty",
-    "format": f"of the result: {', '.join(OUTPUT_FORMATS)}; png when empty",
-    "problem": "ignored; nst writes the reason there in rejected.csv",
-}
-"""Every column that a manifest may have, in any order, with a description of its content."""
-
-
 # Cells: a reader takes a stripped cell and returns its value, or raises `CellError` with what follows the cell in a message
 
 
@@ -84,9 +61,13 @@ def _read_uris(cell: str) -> tuple[str, ...]:
     return items
 
 
-def is_init(cell: str) -> bool:
-    """Return whether the cell is one of `INITS`; otherwise it names an image. A file named `noise` is written `./noise`."""
-    return cell.strip().lower() in INITS
+def _read_init(cell: str) -> str:
+    """Return a word in lower case, or a URI as it is; a file named `noise` is written `./noise`."""
+    return cell.lower() if cell.lower() in INITS else cell
+
+
+def _read_recipe(cell: str) -> str:
+    return cell if is_recipe_file(cell) else _read_choice(cell, "a recipe", PRESETS)
 
 
 def _read_id(cell: str) -> str:
@@ -140,34 +121,161 @@ def _read_weights(cell: str) -> tuple[float, ...]:
     return tuple(value / largest / total for value in values)
 
 
-def _read_choice(cell: str, name: str, choices: Mapping[str, object]) -> object:
+def _read_choice(cell: str, name: str, choices: Collection[str]) -> str:
     if cell.lower() not in choices:
         raise CellError(f"is not {name}; {suggest_name(cell, choices)}")
-    return choices[cell.lower()]
+    return cell.lower()
 
 
-IMAGE_COLUMNS = (*REQUIRED_COLUMNS, "init", "mask")
+def _read_keep_color(cell: str) -> str:
+    return KEEP_COLOR_VALUES[_read_choice(cell, "a way to keep colors", KEEP_COLOR_VALUES)]
 
 
-CELL_READERS: Mapping[str, Callable[[str], Any]] = {
-    "content": _read_uri,
-    "style": _read_uris,
-    "id": _read_id,
-    "style_weights": _read_weights,
-    "recipe": lambda cell: cell if is_recipe_file(cell) else _read_choice(cell, "a recipe", {name: name for name in PRESETS}),
-    "size": partial(_read_integer, name="size", minimum=MIN_SIZE, maximum=MAX_SIZE),
-    "steps": partial(_read_integer, name="number of steps", minimum=0, maximum=MAX_STEPS),
-    "seed": partial(_read_integer, name="seed", minimum=0, maximum=MAX_SEED),
-    "init": lambda cell: cell.lower() if is_init(cell) else cell,
-    "content_weight": _read_weight,
-    "style_weight": _read_weight,
-    "tv_weight": _read_weight,
-    "precision": partial(_read_choice, name="a precision", choices={name: name for name in PRECISIONS}),
-    "plateau": _read_fraction,
-    "keep_color": partial(_read_choice, name="a way to keep colors", choices=KEEP_COLOR_VALUES),
-    "mask": _read_uri,
-    "format": partial(_read_choice, name="a format to write", choices={name: name for name in OUTPUT_FORMATS}),
+# The table
+
+
+Kind = Literal["required", "id", "recipe", "override", "image", "setting", "ignored"]
+"""Use of a column's values.
+
+`required`: the images that every row names; an empty cell is a problem.
+`id`: the name of the row's outputs; may be derived.
+`recipe`: the name of a preset, or the URI of a recipe file; the field `recipe` of `Pair`.
+`override`: a value in place of the recipe's; the field of `Overrides` of the column's name.
+`image`: the URI of an optional image; the field of `Pair` of the column's name.
+`setting`: anything else; the field of `Pair` of the column's name.
+`ignored`: never read.
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a manifest.
+
+    `read` returns the value of a stripped cell, or raises `CellError`. `help` describes the cells, in Markdown. A cell of an
+    image column may hold one of `words` in place of a URI; a word is an override.
+    """
+
+    name: str
+    read: Callable[[str], Any]
+    help: str
+    kind: Kind
+    words: tuple[str, ...] = ()
+
+    def names_file(self, cell: str) -> bool:
+        """Return whether a cell of this column holds a URI, not a word or a preset's name."""
+        if self.kind == "recipe":
+            return is_recipe_file(cell.strip())
+        return self.kind in ("required", "image") and cell.strip().lower() not in self.words
+
+
+def _list_choices(names: Collection[str]) -> str:
+    *others, last = (f"`{name}`" for name in names)
+    return f"{', '.join(others)} or {last}"
+
+
+COLUMNS: Mapping[str, Column] = {
+    column.name: column
+    for column in (
+        Column("content", _read_uri, "the picture to stylize; required", "required"),
+        Column("style", _read_uris, "the style picture; several are separated by `|`; required", "required"),
+        Column(
+            "id",
+            _read_id,
+            "name of the result, `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`, unique; derived when empty, see [ids](#ids)",
+            "id",
+        ),
+        Column(
+            "style_weights",
+            _read_weights,
+            "one weight for each style, separated by `|`, 0 or more; equal weights when empty",
+            "setting",
+        ),
+        Column("recipe", _read_recipe, "a recipe's name, or a TOML file; the run's recipe when empty", "recipe"),
+        Column(
+            "size",
+            partial(_read_integer, name="size", minimum=MIN_SIZE, maximum=MAX_SIZE),
+            f"longest side of the result in pixels, {MIN_SIZE} to {MAX_SIZE}; the run's, or else the recipe's, when empty",
+            "override",
+        ),
+        Column(
+            "steps",
+            partial(_read_integer, name="number of steps", minimum=0, maximum=MAX_STEPS),
+            f"optimization steps at full size, 0 to {MAX_STEPS}; the run's, or else the recipe's, when empty",
+            "override",
+        ),
+        Column(
+            "seed",
+            partial(_read_integer, name="seed", minimum=0, maximum=MAX_SEED),
+            f"seed of the initial noise, 0 to {MAX_SEED}; 0 when empty",
+            "setting",
+        ),
+        Column(
+            "init",
+            _read_init,
+            f"initial image: {_list_choices(INITS)}, or a picture framed as the content, of any size; the recipe's when empty",
+            "image",
+            words=INITS,
+        ),
+        Column("content_weight", _read_weight, "weight of the content loss, 0 or more; the recipe's when empty", "override"),
+        Column("style_weight", _read_weight, "weight of the style loss, 0 or more; the recipe's when empty", "override"),
+        Column("tv_weight", _read_weight, "weight of the total variation, 0 or more; the recipe's when empty", "override"),
+        Column(
+            "precision",
+            partial(_read_choice, name="a precision", choices=PRECISIONS),
+            f"{_list_choices(PRECISIONS)}; the run's, or else the recipe's, when empty",
+            "override",
+        ),
+        Column(
+            "plateau",
+            _read_fraction,
+            "share of the loss, 0 to below 1: a level ends once 20 steps gain no more than this; 0 never; "
+            "the run's, or else the recipe's, when empty",
+            "override",
+        ),
+        Column(
+            "keep_color",
+            _read_keep_color,
+            "`luminance` (or `true`, `yes`, `1`) stylizes the luminance alone and keeps the content's chroma; "
+            "`match` first transfers the content's colors to the style; empty, `false`, `no` or `0` takes the style's colors",
+            "setting",
+        ),
+        Column(
+            "mask",
+            _read_uri,
+            "a picture framed as the content, of any size: white is stylized, black stays the content, gray mixes; "
+            "its alpha multiplies; everything is stylized when empty",
+            "image",
+        ),
+        Column(
+            "format",
+            partial(_read_choice, name="a format to write", choices=OUTPUT_FORMATS),
+            f"format of the result: {_list_choices(OUTPUT_FORMATS)}; `png` when empty",
+            "setting",
+        ),
+        Column("problem", str, "ignored; nst writes the reason there in `rejected.csv`", "ignored"),
+    )
 }
+"""Every column that a manifest may have, in the order in which the cells of a row are read; a header may have any order."""
+
+
+def list_columns(kind: Kind, columns: Mapping[str, Column] = COLUMNS) -> tuple[str, ...]:
+    """Return the names of the columns of one kind."""
+    return tuple(name for name, column in columns.items() if column.kind == kind)
+
+
+REQUIRED_COLUMNS = list_columns("required")
+
+
+IMAGE_COLUMNS = list_columns("image")
+"""Columns of optional images."""
+
+
+def split_cell(column: str, cell: str) -> list[str]:
+    """Return the items of a cell; in columns other than `style`, a | is part of a file's name."""
+    return cell.split("|") if column == "style" else [cell]
+
+
+# Text
 
 
 def suggest_name(word: str, names: Iterable[str]) -> str:

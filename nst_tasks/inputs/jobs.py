@@ -12,6 +12,7 @@ from nst_tasks.core.memory import peak_bytes
 from nst_tasks.core.method import NUMERICS_VERSION
 from nst_tasks.core.pyramid import plan_levels
 from nst_tasks.images.picture import Source
+from nst_tasks.inputs.manifest import Pair
 from nst_tasks.inputs.recipe import Recipe
 
 
@@ -20,24 +21,29 @@ class Job:
     """A manifest row with its recipe resolved and its images identified; `height` and `width` are those of the result.
 
     `init` is the image to start from; None leaves it to the method. `mask` is white where the content is stylized; None
-    stylizes all pixels. `keep_color` is empty, `luminance` or `match`.
+    stylizes all pixels.
     """
 
-    id: str
-    row: int
+    pair: Pair
+    recipe: Recipe
     content: Source
     styles: tuple[Source, ...]
-    style_weights: tuple[float, ...]
-    recipe: Recipe
-    seed: int
     init: Source | None
-    keep_color: str
     mask: Source | None
     upscale: bool
-    format: str
     height: int
     width: int
     weights_sha256: str
+
+    @property
+    def id(self) -> str:
+        """Id of the row, which names the outputs."""
+        return self.pair.id
+
+    @property
+    def row(self) -> int:
+        """Line of the manifest on which the row starts."""
+        return self.pair.row
 
     @cached_property
     def key(self) -> str:
@@ -45,15 +51,15 @@ class Job:
         key_fields = {
             "numerics": NUMERICS_VERSION,
             "content": self.content.sha256,
-            "styles": [[style.sha256, weight] for style, weight in zip(self.styles, self.style_weights, strict=True)],
+            "styles": [[style.sha256, weight] for style, weight in zip(self.styles, self.pair.style_weights, strict=True)],
             "method": self.recipe.method.plain,
             "size": self.recipe.size,
             "upscale": self.upscale,
             "init": self.init and self.init.sha256,
-            "keep_color": self.keep_color,
+            "keep_color": self.pair.keep_color,
             "mask": self.mask and self.mask.sha256,
-            "seed": self.seed,
-            "format": self.format,
+            "seed": self.pair.seed,
+            "format": self.pair.format,
             "weights": self.weights_sha256,
         }
         return hashlib.sha256(json.dumps(key_fields, sort_keys=True).encode()).hexdigest()

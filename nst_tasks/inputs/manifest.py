@@ -18,21 +18,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nst_tasks.core.method import Precision
 from nst_tasks.errors import ManifestError
 from nst_tasks.inputs.columns import (
-    CELL_READERS,
     COLUMNS,
     IMAGE_COLUMNS,
     MAX_CELL_CHARS,
-    REQUIRED_COLUMNS,
     CellError,
+    Column,
     format_cell,
-    is_init,
+    list_columns,
     suggest_name,
 )
 from nst_tasks.inputs.csv_text import decode_csv, unescape_formula
-from nst_tasks.inputs.recipe_file import is_recipe_file
+from nst_tasks.inputs.recipe import Overrides
 
 MAX_COLUMNS = 100
 """Columns of a header, unknown ones included; a bound because the closest known name is searched for each unknown one."""
@@ -45,9 +43,9 @@ MAX_ROWS = 100_000
 class Pair:
     """A valid manifest row, starting on line `row` (the header is line 1).
 
-    None leaves the choice to the run or its recipe. `init` is one of `INITS`; `init_image` is the URI of an image to start
-    from instead. `keep_color` is empty, `luminance` (the luminance alone is stylized) or `match` (the style takes the
-    content's colors). `mask` is the URI of an image; None stylizes all pixels.
+    `recipe` is the name of a preset or the URI of a recipe file; None leaves it to the run. `init` and `mask` are URIs of
+    images: the image to start from if it is not the one that the recipe names, and the mask; None stylizes all pixels.
+    `keep_color` is empty, `luminance` (the luminance alone is stylized) or `match` (the style takes the content's colors).
     """
 
     row: int
@@ -56,24 +54,17 @@ class Pair:
     styles: tuple[str, ...]
     style_weights: tuple[float, ...]
     recipe: str | None = None
-    size: int | None = None
-    steps: int | None = None
-    seed: int = 0
+    overrides: Overrides = Overrides()
     init: str | None = None
-    init_image: str | None = None
-    content_weight: float | None = None
-    style_weight: float | None = None
-    tv_weight: float | None = None
-    precision: Precision | None = None
-    plateau: float | None = None
-    keep_color: str = ""
     mask: str | None = None
+    seed: int = 0
+    keep_color: str = ""
     format: str = "png"
 
     @property
     def image_uris(self) -> list[tuple[str, str]]:
         """Column and URI of each image that the row names."""
-        optional = [("init", self.init_image), ("mask", self.mask)]
+        optional = ((column, getattr(self, column)) for column in IMAGE_COLUMNS)
         return [
             ("content", self.content),
             *(("style", uri) for uri in self.styles),
@@ -118,6 +109,7 @@ def parse(
     folder: str,
     recipe_problems: Mapping[str, Sequence[str]] | None = None,
     find_uri_problem: Callable[[str], str | None] = lambda uri: None,
+    columns: Mapping[str, Column] = COLUMNS,
 ) -> Manifest:
     """Parse the bytes of a manifest into pairs, problems and rejected rows.
 
@@ -130,6 +122,7 @@ def parse(
         recipe_problems: The problems of recipe files, by URI; a row that names such a file is rejected.
         find_uri_problem: Returns why a manifest may not name a URI, as text that follows the URI in a message, or None;
             a row that names a forbidden URI is rejected.
+        columns: The columns that the manifest may have, by name.
 
     Raises:
         ManifestError: The file as a whole is not a manifest; one line for each problem.
@@ -137,13 +130,14 @@ def parse(
     """
     if not _is_absolute(folder):
         raise ValueError(f"folder: {folder!r} is relative; pass an absolute path or a URI")
-    header, table = _read_table(decode_csv(data))
+    header, table = _read_table(decode_csv(data), columns)
+    context = _Context(columns, header, folder, recipe_problems or {}, find_uri_problem)
     pairs: list[Pair] = []
     problems: list[Problem] = []
     rejected: list[RejectedRow] = []
     row_by_id: dict[str, int] = {}
     for row, cells in table:
-        result = _read_row(row, header, cells, folder, row_by_id, recipe_problems or {}, find_uri_problem)
+        result = _read_row(context, row, cells, row_by_id)
         if isinstance(result, Pair):
             pairs.append(result)
         else:
@@ -160,7 +154,7 @@ def group_problems_by_row(manifest: Manifest) -> Mapping[int, Sequence[str]]:
     return problems_by_row
 
 
-def _read_table(text: str) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]]]:
+def _read_table(text: str, columns: Mapping[str, Column]) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]]]:
     """Split CSV text into the column names, and the rows that are not blank, each with the line it starts on.
 
     Raises:
@@ -169,7 +163,7 @@ def _read_table(text: str) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, 
     first_line = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         names = {cell.strip(' "').lower() for cell in first_line.split(separator)}
-        if separator in first_line and names & {*REQUIRED_COLUMNS}:
+        if separator in first_line and names & {*list_columns("required", columns)}:
             raise ManifestError(f"the manifest's columns are separated by {name}; use commas")
 
     problems: list[str] = []
@@ -190,7 +184,7 @@ def _read_table(text: str) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, 
 
     header = tuple(cell.strip().lower() for cell in table[0][1]) if table else ()
     if table:
-        problems += _find_header_problems(header)
+        problems += _find_header_problems(header, columns)
     if len(table) <= 1 and not problems:
         problems.append("the manifest has no rows; below the header, add one for each pair of pictures")
     if problems:
@@ -198,67 +192,57 @@ def _read_table(text: str) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, 
     return header, table[1:]
 
 
-def _find_header_problems(header: Sequence[str]) -> Iterable[str]:
+def _find_header_problems(header: Sequence[str], columns: Mapping[str, Column]) -> Iterable[str]:
     if len(header) > MAX_COLUMNS:
-        yield f"the header has {len(header)} columns, of which nst knows {len(COLUMNS)}; delete the others"
+        yield f"the header has {len(header)} columns, of which nst knows {len(columns)}; delete the others"
         return
-    unknown = [name for name in header if name and name not in COLUMNS]
+    unknown = [name for name in header if name and name not in columns]
     for name in dict.fromkeys(unknown):
-        yield f"column {format_cell(name)} is not known; {suggest_name(name, COLUMNS)}"
+        yield f"column {format_cell(name)} is not known; {suggest_name(name, columns)}"
     for position, name in enumerate(header, start=1):
         if not name:
             yield f"column {position} has no name; name it or delete it"
     for name, count in Counter(header).items():
-        if count > 1 and name in COLUMNS:
+        if count > 1 and name in columns:
             yield f"column {name} is there {count} times; keep one"
-    for name in REQUIRED_COLUMNS:
+    for name in list_columns("required", columns):
         if name not in header:
             similar = difflib.get_close_matches(name, [word for word in unknown if len(word) <= 80], n=1)
             yield f"column {name} is missing; {f'is it the one named {format_cell(similar[0])}?' if similar else 'add it'}"
 
 
-def _read_row(
-    row: int,
-    header: Sequence[str],
-    cells: Sequence[str],
-    folder: str,
-    row_by_id: dict[str, int],
-    recipe_problems: Mapping[str, Sequence[str]],
-    find_uri_problem: Callable[[str], str | None],
-) -> Pair | list[Problem]:
+@dataclass(frozen=True)
+class _Context:
+    """Everything that the reading of a row depends on, except its cells and the ids of the rows above."""
+
+    columns: Mapping[str, Column]
+    header: Sequence[str]
+    folder: str
+    recipe_problems: Mapping[str, Sequence[str]]
+    find_uri_problem: Callable[[str], str | None]
+
+
+def _read_row(context: _Context, row: int, cells: Sequence[str], row_by_id: dict[str, int]) -> Pair | list[Problem]:
     """Return the row's pair, or all of its problems.
 
     Its id is added to `row_by_id`, in lower case, for the rows below: on a file system that ignores case, two ids that differ
     in case only would share their output files.
     """
-    texts = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
-    values: dict[str, Any] = {}
     problems: list[Problem] = []
 
     def refuse(column: str, cell: str, reason: object, prefix: str = "") -> None:
         problems.append(Problem(row, column, format_cell(cell), f"{prefix}{format_cell(cell)} {reason}"))
 
-    for column, read in CELL_READERS.items():
-        text = texts.get(column, "")
-        if len(text) > MAX_CELL_CHARS:
-            refuse(
-                column,
-                text,
-                f"has {len(text)} characters, more than {MAX_CELL_CHARS}; look for a double quote that is left open",
-            )
-        elif text or column in REQUIRED_COLUMNS:
-            try:
-                values[column] = read(text)
-            except CellError as bad:
-                refuse(column, text, bad)
-    for column, uri in _iter_named_uris(values):
-        if (reason := find_uri_problem(resolve_uri(folder, uri))) is not None:
-            refuse(column, uri, reason)
-    if is_recipe_file(values.get("recipe", "")):
+    columns, header, folder = context.columns, context.header, context.folder
+    texts = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+    values = _read_cells(texts, columns, refuse)
+    for name, uri in _iter_named_uris(values, columns):
+        if (reason := context.find_uri_problem(resolve_uri(folder, uri))) is not None:
+            refuse(name, uri, reason)
+    if "recipe" in values and columns["recipe"].names_file(values["recipe"]):
         values["recipe"] = resolve_uri(folder, values["recipe"])
-        problems += [
-            Problem(row, "recipe", format_cell(texts["recipe"]), line) for line in recipe_problems.get(values["recipe"], ())
-        ]
+        lines = context.recipe_problems.get(values["recipe"], ())
+        problems += [Problem(row, "recipe", format_cell(texts["recipe"]), line) for line in lines]
     count = len(values.get("style", ()))
     weights = values.get("style_weights", (1 / max(count, 1),) * count)
     if count and len(weights) != count:
@@ -268,8 +252,8 @@ def _read_row(
         remedy = "quote a cell that holds a comma, or delete the spare one"
         refuse(str(len(header) + 1), cells[len(header)], f"is beyond the header's {len(header)} columns; {remedy}")
 
-    overrides = {column: value for column, value in values.items() if column not in (*REQUIRED_COLUMNS, "id")}
-    row_id = values.get("id") or ("" if problems else derive_id(values["content"], values["style"], overrides))
+    settings = {name: value for name, value in values.items() if columns[name].kind not in ("required", "id")}
+    row_id = values.get("id") or ("" if problems else derive_id(values["content"], values["style"], settings, columns))
     owner_row = row_by_id.setdefault(row_id.lower(), row) if row_id else row
     if owner_row != row and "id" in values:
         refuse("id", row_id, f"is also the id of row {owner_row} (capitals do not count); give another")
@@ -277,44 +261,66 @@ def _read_row(
         refuse("id", row_id, f"is also row {owner_row}'s; add an id column and name each", prefix="derived id ")
     if problems:
         return problems
-    settings = {column: value for column, value in overrides.items() if column != "style_weights"}
-    if "mask" in settings:
-        settings["mask"] = resolve_uri(folder, settings["mask"])
-    if "init" in settings and not is_init(settings["init"]):
-        settings["init_image"] = resolve_uri(folder, settings.pop("init"))
+    overrides: dict[str, Any] = {}
+    fields: dict[str, Any] = {"style_weights": weights}
+    for name, value in settings.items():
+        column = columns[name]
+        if column.kind == "override" or value in column.words:
+            overrides[name] = value
+        else:
+            fields[name] = resolve_uri(folder, value) if column.names_file(value) else value
     content, styles = resolve_uri(folder, values["content"]), tuple(resolve_uri(folder, uri) for uri in values["style"])
-    return Pair(row, row_id, content, styles, weights, **settings)
+    return Pair(row, row_id, content, styles, overrides=Overrides(**overrides), **fields)
 
 
-def _iter_named_uris(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the column and the URI of each file that a row names."""
-    for column in ("content", "init", "mask", "recipe"):
-        value = values.get(column, "")
-        if value and not (column == "init" and is_init(value)) and not (column == "recipe" and not is_recipe_file(value)):
-            yield column, value
-    for uri in values.get("style", ()):
-        yield "style", uri
+def _read_cells(
+    texts: Mapping[str, str], columns: Mapping[str, Column], refuse: Callable[[str, str, object], None]
+) -> dict[str, Any]:
+    """Return the values of a row's cells by column; one that cannot be read is refused and left out, and so is an empty one."""
+    values: dict[str, Any] = {}
+    for name, column in columns.items():
+        text = texts.get(name, "")
+        if column.kind == "ignored" or not (text or column.kind == "required"):
+            continue
+        if len(text) > MAX_CELL_CHARS:
+            fault = f"has {len(text)} characters, more than {MAX_CELL_CHARS}"
+            refuse(name, text, f"{fault}; look for a double quote that is left open")
+            continue
+        try:
+            values[name] = column.read(text)
+        except CellError as bad:
+            refuse(name, text, bad)
+    return values
+
+
+def _iter_named_uris(values: Mapping[str, Any], columns: Mapping[str, Column]) -> Iterator[tuple[str, str]]:
+    """Yield the column and the URI of each file that a row names, columns in alphabetical order."""
+    for name in sorted(values):
+        items = values[name] if isinstance(values[name], tuple) else (values[name],)
+        for item in items:
+            if columns[name].names_file(item):
+                yield name, item
 
 
 # Names and text
 
 
-def derive_id(content: str, styles: Sequence[str], overrides: Mapping[str, object]) -> str:
+def derive_id(
+    content: str, styles: Sequence[str], settings: Mapping[str, object], columns: Mapping[str, Column] = COLUMNS
+) -> str:
     """Derive an id from a row alone: `cat_starry`, or `cat_starry-3f2a9c` if the row has settings of its own."""
     row_id = f"{_extract_stem(content)[:56]}_{'-'.join(map(_extract_stem, styles))[:56]}"
-    if overrides:
-        canonical = "\n".join(f"{column}={_canonicalize_setting(column, overrides[column])!r}" for column in sorted(overrides))
+    if settings:
+        canonical = "\n".join(f"{name}={_canonicalize_setting(columns[name], settings[name])!r}" for name in sorted(settings))
         row_id += "-" + hashlib.sha256(canonical.encode()).hexdigest()[:6]
     return row_id  # at most 120 of 128 characters, so that `build_grid` can append a number
 
 
-def _canonicalize_setting(column: str, value: Any) -> object:
-    """Return a setting as it enters a derived id: an image by its file name, because folders change and URLs may be signed."""
-    if column in IMAGE_COLUMNS:
-        return _extract_stem(value)
-    if column == "recipe" and is_recipe_file(value):
-        return f"{_extract_stem(value)}.toml"
-    if column == "keep_color":
+def _canonicalize_setting(column: Column, value: Any) -> object:
+    """Return a setting as it enters a derived id: a file by its name, because folders change and URLs may be signed."""
+    if column.names_file(value):
+        return _extract_stem(value) + (".toml" if column.kind == "recipe" else "")
+    if column.name == "keep_color":
         return {"": False, "luminance": True}.get(value, value)  # a boolean once: old outputs keep their ids
     return value
 

@@ -6,18 +6,18 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product, zip_longest
 
 from nst_tasks.errors import ManifestError, strip_secrets
-from nst_tasks.inputs.columns import IMAGE_COLUMNS, MAX_STYLES, REQUIRED_COLUMNS, format_cell, is_init, suggest_name
+from nst_tasks.inputs.columns import COLUMNS, MAX_STYLES, REQUIRED_COLUMNS, Column, format_cell, split_cell, suggest_name
 from nst_tasks.inputs.csv_text import decode_csv, encode_csv, escape_formula, unescape_formula
 from nst_tasks.inputs.manifest import Manifest, derive_id, group_problems_by_row, resolve_uri
 from nst_tasks.inputs.presets import PRESETS
 from nst_tasks.inputs.recipe_file import is_recipe_file
 
 
-def export_rejected(manifest: Manifest, folder: str) -> bytes:
+def export_rejected(manifest: Manifest, folder: str, columns: Mapping[str, Column] = COLUMNS) -> bytes:
     """Return the rejected rows as a CSV manifest, to be corrected and submitted again from any folder.
 
     Relative URIs are made absolute, except styles below a folder with a | in its name, because | separates styles.
@@ -26,11 +26,10 @@ def export_rejected(manifest: Manifest, folder: str) -> bytes:
     """
     problems_by_row = group_problems_by_row(manifest)
 
-    def relocate(column: str, cell: str) -> str:
-        is_place = column in IMAGE_COLUMNS or (column == "recipe" and is_recipe_file(cell.strip()))
-        if not is_place or (column == "style" and "|" in folder) or (column == "init" and is_init(cell)):
+    def relocate(name: str, cell: str) -> str:
+        if name not in columns or not columns[name].names_file(cell) or (name == "style" and "|" in folder):
             return cell
-        items = [item.strip() for item in (cell.split("|") if column == "style" else [cell])]
+        items = [item.strip() for item in split_cell(name, cell)]
         if len(items) > MAX_STYLES:
             return cell  # already invalid; with absolute URIs it could become enormous
         return "|".join(resolve_uri(folder, item) if item else "" for item in items)
@@ -55,8 +54,7 @@ def sanitize_manifest(data: bytes) -> bytes:
     header = [cell.strip().lower() for cell in next((cells for cells in rows if any(map(str.strip, cells))), [])]
 
     def remove_secrets(column: str, cell: str) -> str:
-        items = cell.split("|") if column == "style" else [cell]
-        return "|".join(map(strip_secrets, items))
+        return "|".join(map(strip_secrets, split_cell(column, cell)))
 
     sanitized = [
         [remove_secrets(column, unescape_formula(cell)) for column, cell in zip_longest(header, cells, fillvalue="")][
@@ -84,15 +82,15 @@ def build_grid(contents: Sequence[str], styles: Sequence[str], recipe: str | Non
     if problems:
         raise ManifestError("\n".join(problems))
 
-    overrides = {} if recipe is None else {"recipe": recipe}
-    rows = [["id", *REQUIRED_COLUMNS, *overrides]]
+    settings = {} if recipe is None else {"recipe": recipe}
+    rows = [["id", *REQUIRED_COLUMNS, *settings]]
     used_ids: set[str] = set()
     copy_counts: Counter[str] = Counter()
     for content, style in product(sorted({*contents}), sorted({*styles})):
-        base_id = row_id = derive_id(content, [style], overrides)
+        base_id = row_id = derive_id(content, [style], settings)
         while row_id.lower() in used_ids:
             copy_counts[base_id.lower()] += 1
             row_id = f"{base_id}-{copy_counts[base_id.lower()] + 1}"
         used_ids.add(row_id.lower())
-        rows.append([row_id, content, style, *overrides.values()])
+        rows.append([row_id, content, style, *settings.values()])
     return encode_csv(rows)

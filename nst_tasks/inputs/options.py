@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import fields
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -16,7 +17,7 @@ from nst_tasks.core.method import MAX_SIZE, MAX_STEPS, MIN_SIZE, Precision
 from nst_tasks.core.vgg_layers import check_layers
 from nst_tasks.errors import SettingsError, redact, strip_secrets
 from nst_tasks.inputs import presets, weights
-from nst_tasks.inputs.recipe import Recipe, override
+from nst_tasks.inputs.recipe import Overrides, Recipe, override
 from nst_tasks.inputs.recipe_file import is_recipe_file
 from nst_tasks.storage.uri import make_absolute
 
@@ -75,13 +76,17 @@ class ResultOptions(BaseModel):
         """Paths and URIs among the options, by the name of their command-line option."""
         return {"--recipe": self.recipe, "--weights": self.weights or ""}
 
+    @property
+    def overrides(self) -> Overrides:
+        """Values in place of the recipe's, for rows that have none of their own: the options that `Overrides` has."""
+        return Overrides(**self.model_dump(include={field.name for field in fields(Overrides)}))
+
     def find_problems(self, recipe: Recipe) -> list[str]:
         """Return one line for each option that is out of range or incompatible with this recipe."""
         problems = []
-        overrides: list[dict[str, Any]] = [{name: getattr(self, name)} for name in ("size", "steps", "precision", "plateau")]
-        for one in overrides:
+        for name, value in vars(self.overrides).items():
             try:
-                override(recipe, **one)
+                override(recipe, Overrides(**{name: value}))  # one by one, so that every problem is found
             except SettingsError as error:
                 problems.append(f"--{error}")
         try:

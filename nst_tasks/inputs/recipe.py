@@ -1,7 +1,7 @@
 """Recipes: named style transfers, each with its source and its known differences from it.
 
-`presets` holds the built-in ones, `recipe_file` reads those of users. A manifest row may override numbers of a recipe with
-`override`.
+`presets` holds the built-in ones, `recipe_file` reads those of users. A run and a manifest row may override values of a recipe
+with `override`.
 """
 
 from __future__ import annotations
@@ -43,19 +43,9 @@ class Recipe:
         return plain
 
 
-def override(
-    recipe: Recipe,
-    *,
-    size: int | None = None,
-    steps: int | None = None,
-    init: str | None = None,
-    content_weight: float | None = None,
-    style_weight: float | None = None,
-    tv_weight: float | None = None,
-    precision: Precision | None = None,
-    plateau: float | None = None,
-) -> Recipe:
-    """Return the recipe with a row's settings in place of its own; None keeps the recipe's.
+@dataclass(frozen=True)
+class Overrides:
+    """Values in place of a recipe's own; None keeps the recipe's.
 
     Args:
         size: Longest side of the result, in pixels.
@@ -63,30 +53,49 @@ def override(
         init: One of `method.INITS`; with `noise`, a recipe without initial noise gets `DEFAULT_INIT_NOISE`, since it would
             start from a flat image.
         plateau: Tolerance of the recipe's `Plateau`, or of a default one if it has none; 0 removes it.
+    """
+
+    size: int | None = None
+    steps: int | None = None
+    init: str | None = None
+    content_weight: float | None = None
+    style_weight: float | None = None
+    tv_weight: float | None = None
+    precision: Precision | None = None
+    plateau: float | None = None
+
+    def with_defaults(self, defaults: Overrides) -> Overrides:
+        """Return these values, and the defaults where these are None."""
+        return replace(defaults, **{name: value for name, value in vars(self).items() if value is not None})
+
+
+def override(recipe: Recipe, overrides: Overrides) -> Recipe:
+    """Return the recipe with other values in place of its own.
 
     Raises:
         SettingsError: A number is out of range, or `init` or `precision` is unknown.
     """
     method = recipe.method
-    if steps is not None:
-        method = replace(method, steps=steps)  # before the pyramid, so that an error names `steps`
+    if overrides.steps is not None:
+        method = replace(method, steps=overrides.steps)  # before the pyramid, so that an error names `steps`
         if method.pyramid is not None and recipe.method.steps:
-            method = replace(method, pyramid=_scale_coarse_steps(method.pyramid, steps, recipe.method.steps))
-    if init is not None:
-        method = replace(method, init=init)  # type: ignore[arg-type]  # refused at construction unless it is one of INITS
-        if init == "noise" and method.init_noise == 0:
+            method = replace(method, pyramid=_scale_coarse_steps(method.pyramid, overrides.steps, recipe.method.steps))
+    if overrides.init is not None:
+        method = replace(method, init=overrides.init)  # type: ignore[arg-type]  # refused at construction unless in INITS
+        if overrides.init == "noise" and method.init_noise == 0:
             method = replace(method, init_noise=DEFAULT_INIT_NOISE)
-    if content_weight is not None:
-        method = replace(method, content=replace(method.content, weight=content_weight))
-    if style_weight is not None:
-        method = replace(method, style=replace(method.style, weight=style_weight))
-    if tv_weight is not None:
-        method = replace(method, total_variation=replace(method.total_variation, weight=tv_weight))
-    if precision is not None:
-        method = replace(method, precision=precision)
-    if plateau is not None:
-        method = replace(method, plateau=replace(method.plateau or Plateau(), tolerance=plateau) if plateau else None)
-    return replace(recipe, method=method, size=recipe.size if size is None else size)
+    if overrides.content_weight is not None:
+        method = replace(method, content=replace(method.content, weight=overrides.content_weight))
+    if overrides.style_weight is not None:
+        method = replace(method, style=replace(method.style, weight=overrides.style_weight))
+    if overrides.tv_weight is not None:
+        method = replace(method, total_variation=replace(method.total_variation, weight=overrides.tv_weight))
+    if overrides.precision is not None:
+        method = replace(method, precision=overrides.precision)
+    if overrides.plateau is not None:
+        plateau = replace(method.plateau or Plateau(), tolerance=overrides.plateau) if overrides.plateau else None
+        method = replace(method, plateau=plateau)
+    return replace(recipe, method=method, size=recipe.size if overrides.size is None else overrides.size)
 
 
 def _scale_coarse_steps(pyramid: Pyramid, steps: int, before: int) -> Pyramid:

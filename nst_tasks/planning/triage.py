@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from nst_tasks.core.method import Precision
@@ -13,11 +12,12 @@ from nst_tasks.errors import NstError, PictureError, redact
 from nst_tasks.images.picture import Source
 from nst_tasks.images.resize import fit_size, has_same_aspect
 from nst_tasks.inputs import presets, weights
+from nst_tasks.inputs.columns import IMAGE_COLUMNS
 from nst_tasks.inputs.jobs import Job
 from nst_tasks.inputs.manifest import Pair
 from nst_tasks.inputs.options import ResultOptions
 from nst_tasks.inputs.readers import LoadedManifest
-from nst_tasks.inputs.recipe import Recipe, override
+from nst_tasks.inputs.recipe import Overrides, Recipe, override
 from nst_tasks.outputs.outcome import Outcome
 from nst_tasks.outputs.outcome_store import is_done, is_quarantined
 
@@ -86,7 +86,7 @@ def build_job(
         options: The options of the run, which apply where the row leaves a cell empty.
         weights_sha256: The SHA-256 of the backbone's weights.
         recipes_by_name: The recipes by preset name or URI.
-        auto_precision: The precision that replaces `auto`.
+        auto_precision: The precision that `auto` stands for.
         recipe_cache: A cache of recipes with overrides applied, so that rows share one recipe object and its cached properties.
 
     Raises:
@@ -101,16 +101,15 @@ def build_job(
         return found
 
     content, styles = get_source(pair.content), tuple(map(get_source, pair.styles))
-    init = get_source(pair.init_image) if pair.init_image else None
-    mask = get_source(pair.mask) if pair.mask else None
-    for column, image in (("init", init), ("mask", mask)):
-        if image and not has_same_aspect(image.height, image.width, content.height, content.width):
+    optional_images = {column: get_source(uri) for column, uri in pair.image_uris if column in IMAGE_COLUMNS}
+    for column, image in optional_images.items():
+        if not has_same_aspect(image.height, image.width, content.height, content.width):
             raise PictureError(
                 f"{redact(image.uri)}: {image.width} x {image.height} pixels have not the proportions of the content's "
                 f"{content.width} x {content.height}; give for {column} a picture framed as the content, of any size"
             )
     recipe_cache = {} if recipe_cache is None else recipe_cache
-    cache_key = (*_get_overrides(pair), auto_precision)
+    cache_key = pair.recipe, pair.overrides, auto_precision
     recipe = recipe_cache.get(cache_key) or recipe_cache.setdefault(
         cache_key, _override_recipe(pair, options, recipes_by_name, auto_precision)
     )
@@ -126,45 +125,24 @@ def build_job(
             )
     height, width = fit_size(content.height, content.width, recipe.size, options.upscale)
     return Job(
-        id=pair.id,
-        row=pair.row,
+        pair=pair,
+        recipe=recipe,
         content=content,
         styles=styles,
-        style_weights=pair.style_weights,
-        recipe=recipe,
-        seed=pair.seed,
-        init=init,
-        keep_color=pair.keep_color,
-        mask=mask,
+        init=optional_images.get("init"),
+        mask=optional_images.get("mask"),
         upscale=options.upscale,
-        format=pair.format,
         height=height,
         width=width,
         weights_sha256=weights_sha256,
     )
 
 
-_get_overrides = attrgetter(
-    "recipe", "size", "steps", "init", "content_weight", "style_weight", "tv_weight", "precision", "plateau"
-)  # fmt: skip
-"""Getter of the cells of a row that select or override its recipe."""
-
-
 def _override_recipe(pair: Pair, options: ResultOptions, known: Mapping[str, Recipe], auto: Precision) -> Recipe:
-    asked = get_requested_precision(pair, options, known)
-    return override(
-        known[pair.recipe or options.recipe],
-        size=pair.size if pair.size is not None else options.size,
-        steps=pair.steps if pair.steps is not None else options.steps,
-        init=pair.init,
-        content_weight=pair.content_weight,
-        style_weight=pair.style_weight,
-        tv_weight=pair.tv_weight,
-        precision=auto if asked == "auto" else asked,
-        plateau=pair.plateau if pair.plateau is not None else options.plateau,
-    )
+    recipe = override(known[pair.recipe or options.recipe], pair.overrides.with_defaults(options.overrides))
+    return override(recipe, Overrides(precision=auto)) if recipe.method.precision == "auto" else recipe
 
 
 def get_requested_precision(pair: Pair, options: ResultOptions, known: Mapping[str, Recipe]) -> Precision:
     """Return the precision set by the row, or else by the run, or else by the recipe; it may be `auto`."""
-    return pair.precision or options.precision or known[pair.recipe or options.recipe].method.precision
+    return pair.overrides.precision or options.precision or known[pair.recipe or options.recipe].method.precision

@@ -25,6 +25,7 @@ from nst_tasks.inputs.jobs import Job
 from nst_tasks.inputs.run import Run
 from nst_tasks.progress import Progress
 from nst_tasks.storage import files
+from tests.support.changes import change_job
 from tests.support.jobs import LIGHT, job, run_into, saved, two_jobs
 from tests.support.transfers import picture
 
@@ -288,9 +289,9 @@ def test_a_step_back_is_the_same_however_often_it_is_interrupted(
 def test_a_neighbour_that_steps_back_is_not_waited_for_nor_noticed(two: list[Job], tmp_path: Path, device: Device) -> None:
     """Of two pairs one has a content weight at which the loss is lost; the other goes on and keeps its bytes."""
     wild, tame = by(two, TAME)
-    wild = replace(wild, style_weights=(300.0,))
+    wild = change_job(wild, style_weights=(300.0,))
     both = optimized([wild, tame], run_into(tmp_path / "both"), device)
-    calm = optimized([tame, replace(tame, id="c")], run_into(tmp_path / "calm"), device)
+    calm = optimized([tame, change_job(tame, id="c")], run_into(tmp_path / "calm"), device)
     assert isinstance(both[0], DivergedError) or both[0].stepped_back  # type: ignore[union-attr]
     assert isinstance(both[1], TransferResult)
     assert isinstance(calm[0], TransferResult)

@@ -29,6 +29,7 @@ from nst_tasks.inputs.recipe import Recipe
 from nst_tasks.inputs.run import Run
 from nst_tasks.outputs.layout import snapshot_path
 from nst_tasks.progress import Progress
+from tests.support.changes import change_job
 from tests.support.jobs import LIGHT, TINY_SHA256, run_into, saved, two_jobs
 from tests.support.transfers import Array, picture
 
@@ -89,7 +90,7 @@ def test_each_level_tells_the_losses_of_every_image(two: list[Job], tmp_path: Pa
                 LIGHT.method,
                 content[None],
                 [measure_styles(ready, (height, width), backbone, device)],
-                [one.style_weights],
+                [one.pair.style_weights],
             )
             shown = content if image is None else image
             measured = transfer.compute_terms(backbone, LIGHT.method, aims, tf.constant(shown[None]))[0]
@@ -139,7 +140,7 @@ def test_a_weights_file_that_changed_is_refused(two: list[Job], tmp_path: Path) 
 def test_noise_is_each_pairs_own_and_spares_a_chosen_picture(two: list[Job], tmp_path: Path, device: Device) -> None:
     noisy = replace(LIGHT, method=replace(LIGHT.method, steps=0, pyramid=None, init_noise=0.1))
     chosen = saved(tmp_path, "chosen", picture(9, 48, 64))
-    alike = [replace(two[0], recipe=noisy, seed=seed, id=str(seed)) for seed in (5, 6)]
+    alike = [change_job(two[0], recipe=noisy, seed=seed, id=str(seed)) for seed in (5, 6)]
     first, second, third = succeeded([*alike, replace(two[0], recipe=noisy, init=chosen)], run_into(tmp_path), device)
     content = load_job(two[0], run_into(tmp_path)).content.rgb
     assert 0.05 < np.std(first.image - content) < 0.1
@@ -205,7 +206,7 @@ def test_a_snapshot_shows_what_the_result_would(two: list[Job], tmp_path: Path, 
     """Colours and what a mask keeps put back, and the image that the method gives at that step."""
     mask = np.zeros((48, 64, 3), np.float32)
     mask[:, :32] = 1.0
-    asked = replace(two[0], recipe=with_method(output="best"), keep_color="luminance", mask=saved(tmp_path, "mask", mask))
+    asked = change_job(two[0], recipe=with_method(output="best"), keep_color="luminance", mask=saved(tmp_path, "mask", mask))
     out = tmp_path / "out"
     run = run_into(out, snapshots=STEPS)
     result = succeeded([asked], run, device)[0]
@@ -299,7 +300,7 @@ def test_the_quality_is_that_of_what_the_network_was_shown(
     two: list[Job], tmp_path: Path, device: Device, keep_color: str, with_mask: bool
 ) -> None:
     run = run_into(tmp_path)
-    asked = replace(masked(two, tmp_path)[0] if with_mask else two[0], keep_color=keep_color)
+    asked = change_job(masked(two, tmp_path)[0] if with_mask else two[0], keep_color=keep_color)
     result = succeeded([asked], run, device)[0]
     ready, backbone = load_job(asked, run), device.backbones[TINY_SHA256]
     layers = ["block1_conv1", "block2_conv1"]
@@ -321,13 +322,13 @@ def test_the_quality_is_that_of_what_the_network_was_shown(
 def test_a_content_is_looked_at_once_for_all_its_results(two: list[Job], tmp_path: Path) -> None:
     """For its targets, and for what they are measured against: once for each size and each mask, as its results are."""
     fresh = Device("/CPU:0")
-    other_style = replace(two[0], id="b", styles=two[1].styles)
+    other_style = change_job(two[0], id="b", styles=two[1].styles)
     alike = [succeeded([one], run_into(tmp_path), fresh)[0] for one in (two[0], other_style)]
     assert len(fresh.content_cache) == 3  # two levels and the quality
     (alone,) = succeeded([other_style], run_into(tmp_path), Device("/CPU:0"))
     assert alike[1].quality == alone.quality
     np.testing.assert_array_equal(alike[1].image, alone.image)
-    smaller, gray = replace(two[0], height=36, width=48), replace(two[0], keep_color="luminance")
+    smaller, gray = replace(two[0], height=36, width=48), change_job(two[0], keep_color="luminance")
     for another, more in ((smaller, 2), (masked(two, tmp_path)[0], 1), (gray, 3)):  # a mask changes no target
         before = len(fresh.content_cache)
         succeeded([another], run_into(tmp_path), fresh)
@@ -356,7 +357,7 @@ LOST = {
 def test_a_pair_that_leaves_the_finite_numbers_fails_alone(
     two: list[Job], tmp_path: Path, device: Device, recipe: Recipe, weight: float
 ) -> None:
-    good, bad = replace(two[0], recipe=recipe), replace(two[1], recipe=recipe, style_weights=(weight,))
+    good, bad = replace(two[0], recipe=recipe), change_job(two[1], recipe=recipe, style_weights=(weight,))
     run = run_into(tmp_path)
     alone = succeeded([good], run, device)[0]
     for order in ([good, bad], [bad, good]):

@@ -22,6 +22,7 @@ from nst_tasks.inputs.run import Run
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs.outcome import Status
 from nst_tasks.progress import Progress
+from tests.support.changes import change_job
 from tests.support.jobs import job, run_into, saved
 from tests.support.transfers import picture
 
@@ -146,7 +147,7 @@ def test_one_that_is_too_large_does_not_cost_its_neighbours(
         return really(backbone, method, contents, styles, style_weights, mask, **more)
 
     monkeypatch.setattr(transfer, "build_targets", targets)
-    jobs = (four[0], replace(four[1], style_weights=(7.0,)), four[2])
+    jobs = (four[0], change_job(four[1], style_weights=(7.0,)), four[2])
     done = run_batch.stylize(Batch(jobs), run_into(tmp_path / "out"))
     assert [one.status for one in done] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
     assert done[1].error.startswith("out of memory on CPU:0 at 64 x 48; about 64 px")

@@ -37,6 +37,7 @@ from nst_tasks.outputs.report import read_curves, read_thumbnails
 from nst_tasks.progress import MAX_WARNINGS, Progress, current_progress, progress_variable
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
+from tests.support.changes import change_job
 from tests.support.flaky import FlakyFileSystem
 from tests.support.jobs import LIGHT, check_two_rows_of_one_pair, job, run_into, saved
 from tests.support.transfers import picture
@@ -147,7 +148,7 @@ def test_flags_are_told_in_the_marker(trio: list[Job], tmp_path: Path) -> None:
 
 def test_a_pair_that_leaves_the_finite_numbers_fails_with_its_flag(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    lost = replace(trio[1], style_weights=(1e38,))
+    lost = change_job(trio[1], style_weights=(1e38,))
     first, failed, third = run_batch.stylize(Batch((trio[0], lost, trio[2])), run_into(out))
     assert [one.status for one in (first, failed, third)] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
     assert failed.flags == ("not_finite",)
@@ -197,7 +198,7 @@ def test_what_decided_a_picture_is_in_its_marker_without_secrets(trio: list[Job]
 def test_outside_its_mask_the_picture_is_the_content(trio: list[Job], tmp_path: Path, keep_color: str) -> None:
     mask = np.zeros((48, 64, 3), np.float32)
     mask[:, :32] = 1.0
-    asked = replace(trio[0], keep_color=keep_color, mask=saved(tmp_path, "mask", mask))
+    asked = change_job(trio[0], keep_color=keep_color, mask=saved(tmp_path, "mask", mask))
     out = tmp_path / "out"
     done = run_batch.stylize(Batch((asked,)), run_into(out))[0]
     made, content = stored(out, done.image), stored(tmp_path, "content1.png")
@@ -291,7 +292,7 @@ def test_what_another_run_did_meanwhile_is_taken_over(trio: list[Job], tmp_path:
     out = tmp_path / "out"
     (made,) = run_batch.stylize(Batch(trio[:1]), run_into(out, id="other", exclusive=True))
     before = (out / made.image).stat().st_mtime_ns
-    later = replace(trio[0], row=9)
+    later = change_job(trio[0], row=9)
     (found,) = run_batch.stylize(Batch((later,)), run_into(out, exclusive=True))
     assert found == replace(made, status=Status.SKIPPED, row=9)
     assert (out / made.image).stat().st_mtime_ns == before
@@ -307,7 +308,7 @@ def test_what_another_run_did_meanwhile_is_taken_over(trio: list[Job], tmp_path:
 
 
 def test_another_attempt_of_a_run_does_not_repeat_what_failed_for_good(trio: list[Job], tmp_path: Path) -> None:
-    lost = Batch((replace(trio[0], style_weights=(1e38,)),))
+    lost = Batch((change_job(trio[0], style_weights=(1e38,)),))
     out, counted = tmp_path / "out", Progress()
     (first,) = run_batch.stylize(lost, run_into(out))
     assert first.status is Status.FAILED
@@ -348,7 +349,7 @@ def test_a_pair_that_took_its_process_down_twice_is_not_tried_again(trio: list[J
 
 
 def test_a_finished_or_lost_pair_leaves_no_checkpoint_and_a_late_one_does(trio: list[Job], tmp_path: Path) -> None:
-    lost = replace(trio[1], style_weights=(1e38,))
+    lost = change_job(trio[1], style_weights=(1e38,))
     run_batch.stylize(Batch((trio[0], lost)), run_into(tmp_path / "out", checkpoint_steps=1))
     assert not list((tmp_path / "out").glob("checkpoints/*"))
     (late,) = run_batch.stylize(Batch(trio[2:]), run_into(tmp_path / "out", pair_timeout=1e-9))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import fields, replace
 from typing import Any
 
@@ -21,8 +23,10 @@ from nst_tasks.core.method import LBFGS, MIN_SIZE, SGD, Pyramid
 from nst_tasks.images.picture import Source
 from nst_tasks.inputs import presets
 from nst_tasks.inputs.jobs import Batch, Job, group_into_batches
+from nst_tasks.inputs.manifest import Pair
 from nst_tasks.inputs.presets import PAINTERLY, TF_TUTORIAL
-from nst_tasks.inputs.recipe import Recipe, override
+from nst_tasks.inputs.recipe import Overrides, Recipe, override
+from tests.support.changes import change_job
 
 CAT = Source("/in/cat.png", "c" * 64, "1", 60, 80)
 OIL = Source("/in/oil.v2.png", "0" * 64, "1", 60, 80)
@@ -31,24 +35,11 @@ SKY = Source("/in/sky.png", "5" * 64, "1", 60, 80)
 
 
 def job(**fields: Any) -> Job:
-    defaults: dict[str, Any] = {
-        "id": "cat_oil",
-        "row": 2,
-        "content": CAT,
-        "styles": (OIL,),
-        "style_weights": (1.0,),
-        "recipe": TF_TUTORIAL,
-        "seed": 0,
-        "init": None,
-        "keep_color": "",
-        "mask": None,
-        "upscale": False,
-        "format": "png",
-        "height": 60,
-        "width": 80,
-        "weights_sha256": "w" * 64,
-    }
-    return Job(**defaults | fields)
+    pair = Pair(2, "cat_oil", CAT.uri, (OIL.uri,), (1.0,))
+    plain = Job(
+        pair, TF_TUTORIAL, CAT, (OIL,), init=None, mask=None, upscale=False, height=60, width=80, weights_sha256="w" * 64
+    )
+    return change_job(plain, **fields)
 
 
 def with_method(**changes: Any) -> Recipe:
@@ -62,11 +53,11 @@ DECIDE = {
     "another style": job(styles=(OIL, INK), style_weights=(0.5, 0.5)),
     "style weights": job(styles=(OIL, INK), style_weights=(0.25, 0.75)),
     "style order": job(styles=(INK, OIL), style_weights=(0.25, 0.75)),
-    "content weight": job(recipe=override(TF_TUTORIAL, content_weight=1.0)),
-    "style weight": job(recipe=override(TF_TUTORIAL, style_weight=1.0)),
-    "tv weight": job(recipe=override(TF_TUTORIAL, tv_weight=1.0)),
-    "steps": job(recipe=override(TF_TUTORIAL, steps=7)),
-    "size": job(recipe=override(TF_TUTORIAL, size=256)),
+    "content weight": job(recipe=override(TF_TUTORIAL, Overrides(content_weight=1.0))),
+    "style weight": job(recipe=override(TF_TUTORIAL, Overrides(style_weight=1.0))),
+    "tv weight": job(recipe=override(TF_TUTORIAL, Overrides(tv_weight=1.0))),
+    "steps": job(recipe=override(TF_TUTORIAL, Overrides(steps=7))),
+    "size": job(recipe=override(TF_TUTORIAL, Overrides(size=256))),
     "another method": job(recipe=PAINTERLY),
     "learning rate": job(recipe=with_method(optimizer=replace(METHOD.optimizer, learning_rate=0.021))),
     "epsilon": job(recipe=with_method(optimizer=replace(METHOD.optimizer, epsilon=1e-7))),
@@ -83,9 +74,9 @@ DECIDE = {
     "style shape": job(recipe=with_method(style_shape="content")),
     "clip": job(recipe=with_method(clip=False)),
     "output": job(recipe=with_method(output="average")),
-    "plateau": job(recipe=override(TF_TUTORIAL, plateau=0.01)),
-    "plateau's tolerance": job(recipe=override(TF_TUTORIAL, plateau=0.02)),
-    "precision": job(recipe=override(TF_TUTORIAL, precision="mixed")),
+    "plateau": job(recipe=override(TF_TUTORIAL, Overrides(plateau=0.01))),
+    "plateau's tolerance": job(recipe=override(TF_TUTORIAL, Overrides(plateau=0.02))),
+    "precision": job(recipe=override(TF_TUTORIAL, Overrides(precision="mixed"))),
     "average decay": job(recipe=with_method(output="average", average_decay=0.5)),
     "optimizer": job(recipe=with_method(optimizer=SGD(learning_rate=0.02))),
     "seed": job(seed=1),
@@ -104,6 +95,8 @@ DO_NOT_DECIDE = {
     "row": job(row=99),
     "content's place": job(content=replace(CAT, uri="s3://b/moved.png", version="2")),
     "style's place": job(styles=(replace(OIL, uri="s3://b/moved.png", version="2"),)),
+    "recipe's name in the row": replace(job(), pair=replace(job().pair, recipe="tf-tutorial")),
+    "overrides, which are in the recipe": job(overrides=Overrides(size=512)),
     "recipe's texts": job(recipe=replace(TF_TUTORIAL, name="mine", summary="x", source="y", differs="z")),
 }
 
@@ -130,16 +123,21 @@ def test_the_key_changes_with_the_numerics_version(monkeypatch: pytest.MonkeyPat
     assert job().key != before
 
 
-def test_the_key_is_a_sha256() -> None:
-    assert len(job().key) == 64
-    assert set(job().key) <= set("0123456789abcdef")
+def test_the_key_is_the_sha256_of_these_values() -> None:
+    """Pinned: an output of last month must be found under the same key."""
+    made = job(styles=(OIL, INK), style_weights=(0.25, 0.75), seed=7, keep_color="match", mask=SKY, format="jpg", upscale=True)
+    values = {
+        "numerics": method.NUMERICS_VERSION, "content": CAT.sha256, "styles": [[OIL.sha256, 0.25], [INK.sha256, 0.75]],
+        "method": METHOD.plain, "size": 512, "upscale": True, "init": None, "keep_color": "match", "mask": SKY.sha256,
+        "seed": 7, "format": "jpg", "weights": "w" * 64,
+    }  # fmt: skip
+    assert made.key == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def test_a_field_added_to_a_job_or_a_method_is_thought_about_here() -> None:
     """Each field decides the key, and is in DECIDE above, or does not; `height` and `width` follow from others."""
     assert [field.name for field in fields(Job)] == [
-        "id", "row", "content", "styles", "style_weights", "recipe", "seed", "init", "keep_color", "mask", "upscale", "format",
-        "height", "width", "weights_sha256",
+        "pair", "recipe", "content", "styles", "init", "mask", "upscale", "height", "width", "weights_sha256",
     ]  # fmt: skip
     assert [field.name for field in fields(method.Method)] == [
         "content", "style", "total_variation", "optimizer", "steps", "pyramid", "init", "init_noise", "pooling", "padding",
@@ -156,7 +154,7 @@ def test_names_are_those_that_a_person_says() -> None:
 
 
 def test_steps_and_work_are_summed_over_levels() -> None:
-    plain = job(recipe=override(TF_TUTORIAL, steps=7))
+    plain = job(recipe=override(TF_TUTORIAL, Overrides(steps=7)))
     assert (plain.steps, plain.pixel_steps) == (7, 7 * 60 * 80)
     two_levels = job(recipe=with_method(steps=7, pyramid=Pyramid(smallest=40, ratio=1.6, coarse_steps=3)))
     assert (two_levels.steps, two_levels.pixel_steps) == (3 + 7, 3 * 38 * 50 + 7 * 60 * 80)
@@ -179,7 +177,7 @@ def test_jobs_of_one_method_shape_and_number_of_styles_go_together_in_order() ->
         job(row=6, recipe=PAINTERLY),
         job(row=7, styles=(INK,)),
         job(row=8, height=80, width=60),
-        job(row=9, recipe=override(TF_TUTORIAL, tv_weight=0.5)),
+        job(row=9, recipe=override(TF_TUTORIAL, Overrides(tv_weight=0.5))),
         job(row=10, **two),
         job(row=11, recipe=replace(TF_TUTORIAL, name="the same method under another name")),
     ]

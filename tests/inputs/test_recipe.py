@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -11,8 +11,10 @@ import pytest
 from nst_tasks.core.method import MAX_SIZE, MAX_STEPS, MIN_SIZE, Adam, ContentLoss, Method, StyleLoss, TotalVariation
 from nst_tasks.core.vgg_layers import CONVOLUTIONS_PER_BLOCK, check_layers
 from nst_tasks.errors import SettingsError
+from nst_tasks.inputs.columns import COLUMNS
 from nst_tasks.inputs.presets import DEFAULT, PAINTERLY, PRESETS, TF_TUTORIAL, find_preset
-from nst_tasks.inputs.recipe import Recipe, override
+from nst_tasks.inputs.recipe import Overrides, Recipe, override
+from tests.support.examples import example_cells
 
 RECIPES = [pytest.param(recipe, id=name) for name, recipe in PRESETS.items()]
 
@@ -75,26 +77,26 @@ def test_the_default_is_a_preset() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_number_leaves_a_recipe_as_it_is(recipe: Recipe) -> None:
-    assert override(recipe) == recipe
+    assert override(recipe, Overrides()) == recipe
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_each_number_takes_its_own_place_and_leaves_the_others(recipe: Recipe) -> None:
     method = recipe.method
-    assert override(recipe, size=100) == replace(recipe, size=100)
-    assert override(recipe, content_weight=7.5) == replace(
+    assert override(recipe, Overrides(size=100)) == replace(recipe, size=100)
+    assert override(recipe, Overrides(content_weight=7.5)) == replace(
         recipe, method=replace(method, content=replace(method.content, weight=7.5))
     )
-    assert override(recipe, style_weight=7.5) == replace(
+    assert override(recipe, Overrides(style_weight=7.5)) == replace(
         recipe, method=replace(method, style=replace(method.style, weight=7.5))
     )
-    assert override(recipe, tv_weight=0.0) == replace(
+    assert override(recipe, Overrides(tv_weight=0.0)) == replace(
         recipe, method=replace(method, total_variation=replace(method.total_variation, weight=0.0))
     )
 
 
 def test_steps_replace_those_of_a_recipe_of_one_level() -> None:
-    assert override(TF_TUTORIAL, steps=10).method == replace(TF_TUTORIAL.method, steps=10)
+    assert override(TF_TUTORIAL, Overrides(steps=10)).method == replace(TF_TUTORIAL.method, steps=10)
 
 
 @pytest.mark.parametrize(("steps", "coarse"), [(40, 60), (30, 45), (80, 120), (1, 2), (0, 0), (MAX_STEPS, MAX_STEPS)])
@@ -103,7 +105,7 @@ def test_steps_scale_a_pyramids_coarse_levels(steps: int, coarse: int) -> None:
     pyramid = PAINTERLY.method.pyramid
     assert pyramid is not None
     assert (PAINTERLY.method.steps, pyramid.coarse_steps) == (40, 60)
-    method = override(PAINTERLY, steps=steps).method
+    method = override(PAINTERLY, Overrides(steps=steps)).method
     assert method == replace(PAINTERLY.method, steps=steps, pyramid=replace(pyramid, coarse_steps=coarse))
 
 
@@ -111,33 +113,47 @@ def test_steps_scale_a_first_level_that_has_steps_of_its_own() -> None:
     pyramid = PAINTERLY.method.pyramid
     assert pyramid is not None
     started = replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=replace(pyramid, first_steps=200)))
-    scaled = override(started, steps=10).method.pyramid  # a quarter
+    scaled = override(started, Overrides(steps=10)).method.pyramid  # a quarter
     assert scaled == replace(pyramid, coarse_steps=15, first_steps=50)
-    most = override(started, steps=MAX_STEPS).method.pyramid
+    most = override(started, Overrides(steps=MAX_STEPS)).method.pyramid
     assert most == replace(pyramid, coarse_steps=MAX_STEPS, first_steps=MAX_STEPS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("init", ["content", "style"])
 def test_an_initial_image_takes_its_place_and_keeps_the_noise(recipe: Recipe, init: Any) -> None:
-    assert override(recipe, init=init) == replace(recipe, method=replace(recipe.method, init=init))
+    assert override(recipe, Overrides(init=init)) == replace(recipe, method=replace(recipe.method, init=init))
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.0, 0.1), (0.3, 0.3)])
 def test_noise_to_start_from_is_some_noise(before: float, after: float) -> None:
     recipe = replace(TF_TUTORIAL, method=replace(TF_TUTORIAL.method, init_noise=before))
-    assert override(recipe, init="noise") == replace(recipe, method=replace(recipe.method, init="noise", init_noise=after))
-    assert override(recipe, init="style").method.init_noise == before
+    assert override(recipe, Overrides(init="noise")) == replace(
+        recipe, method=replace(recipe.method, init="noise", init_noise=after)
+    )
+    assert override(recipe, Overrides(init="style")).method.init_noise == before
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Overrides)])
+def test_every_override_changes_the_recipe(name: str) -> None:
+    values = [COLUMNS[name].read(cell) for cell in example_cells()[name] if not COLUMNS[name].names_file(cell)]
+    assert any(override(PAINTERLY, Overrides(**{name: value})) != PAINTERLY for value in values)
+
+
+def test_a_rows_overrides_win_over_the_runs() -> None:
+    row, run = Overrides(size=128, steps=0, plateau=0.0), Overrides(size=256, steps=5, precision="mixed")
+    assert row.with_defaults(run) == Overrides(size=128, steps=0, precision="mixed", plateau=0.0)
+    assert Overrides().with_defaults(run) == run.with_defaults(Overrides()) == run
 
 
 def test_an_unknown_initial_image_is_refused() -> None:
     with pytest.raises(SettingsError, match="init: 'photo' is not content, style or noise"):
-        override(PAINTERLY, init="photo")
+        override(PAINTERLY, Overrides(init="photo"))
 
 
 def test_a_recipe_without_fine_steps_keeps_its_coarse_ones() -> None:
     coarse_only = replace(PAINTERLY, method=replace(PAINTERLY.method, steps=0))
-    method = override(coarse_only, steps=5).method
+    method = override(coarse_only, Overrides(steps=5)).method
     assert method.steps == 5
     assert method.pyramid == PAINTERLY.method.pyramid
 
@@ -157,7 +173,7 @@ def test_a_recipe_without_fine_steps_keeps_its_coarse_ones() -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_number_out_of_range_is_refused_by_name(recipe: Recipe, numbers: dict[str, float], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
-        override(recipe, **numbers)
+        override(recipe, Overrides(**numbers))
 
 
 # --- find ---

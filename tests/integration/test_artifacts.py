@@ -29,6 +29,7 @@ from nst_tasks.outputs.outcome import Outcome, Status
 from nst_tasks.outputs.report import Report
 from nst_tasks.progress import Progress
 from nst_tasks.tasks import MAX_STORE_FAILURES_IN_A_ROW, stylize_batches, with_retries
+from tests.support.changes import change_job
 from tests.support.flaky import FlakyFileSystem
 from tests.support.jobs import run_into, two_jobs
 from tests.support.servers import ask, last_run
@@ -203,7 +204,7 @@ def test_a_task_run_does_not_go_through_all_its_batches_while_the_store_is_away(
 ) -> None:
     a, _ = two_jobs(pictures)
     away = replace(a, content=replace(a.content, uri=f"{flaky}/content1.png"))
-    share = [Batch((replace(away, id=f"p{k}"),)) for k in range(9)]
+    share = [Batch((change_job(away, id=f"p{k}"),)) for k in range(9)]
     settings = Settings(retries=1, retry_seconds=0, allowed_roots=(flaky, str(tmp_path)))
     run = run_into(tmp_path / "out", settings=settings)
     FlakyFileSystem.failing.update({"content1.png": 1000})

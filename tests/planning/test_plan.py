@@ -28,7 +28,7 @@ from nst_tasks.images.picture import Source
 from nst_tasks.inputs.jobs import Job
 from nst_tasks.inputs.manifest import Manifest
 from nst_tasks.inputs.options import ResultOptions, RunOptions
-from nst_tasks.inputs.recipe import override
+from nst_tasks.inputs.recipe import Overrides, override
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import outcome
 from nst_tasks.outputs.layout import history_path, image_path, marker_path
@@ -40,6 +40,7 @@ from nst_tasks.planning.triage import Triage
 from nst_tasks.progress import Progress
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
+from tests.support.changes import change_job
 from tests.support.jobs import LIGHT, TINY_SHA256, job, run_into, two_jobs
 
 SETTINGS = Settings(readers=4)
@@ -64,7 +65,7 @@ def test_seconds_lie_on_a_line_between_samples_and_grow_in_proportion_beyond_the
 
 
 A = job(source("cat"), source("oil"))
-HEAVY = replace(A, recipe=override(LIGHT, content_weight=3.0))
+HEAVY = replace(A, recipe=override(LIGHT, Overrides(content_weight=3.0)))
 KIND = get_step_kind(A)
 ONE_SECOND = Costs(KIND, (Sample(64 * 64, 1.0),), (Sample(64 * 64, 10.0),), style_seconds=100.0, tracing_seconds=1000.0)
 """Nine steps of a second, as light's two sizes lie below the sample; ten seconds a pair."""
@@ -80,16 +81,16 @@ def test_an_estimate_adds_up_steps_pairs_styles_graphs_and_the_start() -> None:
     once = 10_000 + 1_000
     assert seconds(A) == pytest.approx(once + 100 + 19, abs=0.2)
     # one style for two pairs is measured once, whatever the contents' other side, and one method traced once
-    b = replace(A, id="b", content=source("dog"), height=52)
+    b = change_job(A, id="b", content=source("dog"), height=52)
     assert seconds(A, b) == pytest.approx(once + 100 + 2 * 19, abs=0.2)
     assert seconds(A, replace(b, styles=(source("ink"),))) == pytest.approx(once + 200 + 2 * 19, abs=0.2)
     # another weight changes neither graphs nor what is known of the style
-    assert seconds(A, replace(HEAVY, id="b")) == pytest.approx(once + 100 + 2 * 19, abs=0.2)
+    assert seconds(A, change_job(HEAVY, id="b")) == pytest.approx(once + 100 + 2 * 19, abs=0.2)
 
 
 def test_devices_share_the_pairs_but_not_one_pair() -> None:
     free = replace(ONE_SECOND, style_seconds=0.0, tracing_seconds=0.0)
-    assert seconds(A, *(replace(A, id=id) for id in "bcd"), devices=2, costs=free) == pytest.approx(10_000 + 2 * 19, abs=0.2)
+    assert seconds(A, *(change_job(A, id=id) for id in "bcd"), devices=2, costs=free) == pytest.approx(10_000 + 2 * 19, abs=0.2)
     assert seconds(A, devices=2, costs=free) == pytest.approx(10_000 + 19, abs=0.2)
 
 
@@ -107,8 +108,8 @@ def test_an_estimate_says_how_much_of_it_was_measured() -> None:
         assert carried == (found.estimate.measured < 1)
         return found.estimate.measured
 
-    other = replace(A, id="b", styles=(source("oil"), source("ink")), style_weights=(0.5, 0.5))
-    larger = replace(A, id="c", height=480, width=640)
+    other = change_job(A, id="b", styles=(source("oil"), source("ink")), style_weights=(0.5, 0.5))
+    larger = change_job(A, id="c", height=480, width=640)
     assert share(A) == 1
     assert share(A, HEAVY) == 1  # its step is the same but for numbers
     assert share(A, other) == 0.5  # its step has no figure
@@ -126,9 +127,9 @@ def test_durations_are_said_as_a_person_would() -> None:
 
 
 def test_shapes_come_with_their_memory_and_the_size_that_would_fit() -> None:
-    large = replace(A, id="b", height=768, width=1024)
+    large = change_job(A, id="b", height=768, width=1024)
     of_two = Calibration(("/GPU:0",), 2, 0.0, ())
-    found = planned(A, replace(A, id="c"), large, settings=Settings(device_memory_gib=0.5), measured=of_two)
+    found = planned(A, change_job(A, id="c"), large, settings=Settings(device_memory_gib=0.5), measured=of_two)
     of_large, of_small = found.shapes
     assert (of_large.width, of_large.height, of_large.pairs, of_large.at_once) == (1024, 768, 1, 1)
     assert of_large.memory_gib == pytest.approx(peak_bytes(LIGHT.method, 768, 1024, on_gpu=True) / 2**30, abs=1e-3)
@@ -151,8 +152,8 @@ def test_a_plan_knows_no_batches_where_it_does_not_know_the_device() -> None:
 
 
 def test_rows_that_make_the_same_picture_are_told() -> None:
-    b, c = (replace(A, id=id, row=row) for id, row in (("b", 3), ("c", 4)))
-    other = replace(A, id="d", row=5, seed=1)
+    b, c = (change_job(A, id=id, row=row) for id, row in (("b", 3), ("c", 4)))
+    other = change_job(A, id="d", row=5, seed=1)
     assert planned(b, other, done=(A,), quarantined=(c,)).same_picture == (("a", "b", "c"),)
     assert "2 rows would make a picture that another row makes too; each is made by itself:" in planned(A, b, c).format_lines()
     assert planned(A, other).same_picture == ()
@@ -252,7 +253,7 @@ def test_the_steps_of_a_pair_that_is_measured_are_taken_off(tmp_path: Path, coar
 
 def test_what_there_is_no_time_or_no_memory_for_is_not_measured(tmp_path: Path) -> None:
     jobs = larger(two_jobs(tmp_path), times=4)
-    several = replace(jobs[0], id="c", styles=(jobs[0].styles[0], jobs[1].styles[0]), style_weights=(0.5, 0.5))
+    several = change_job(jobs[0], id="c", styles=(jobs[0].styles[0], jobs[1].styles[0]), style_weights=(0.5, 0.5))
     (costs,) = calibrated(tmp_path, [*jobs, several], limit_seconds=0).costs
     assert [sample.pixels for sample in (*costs.step_samples, *costs.pair_samples)] == [48 * 64, 48 * 64]
     little = peak_bytes(LIGHT.method, 100, 128) / 2**30
@@ -262,8 +263,8 @@ def test_what_there_is_no_time_or_no_memory_for_is_not_measured(tmp_path: Path) 
 
 def test_shapes_with_little_of_the_work_are_not_measured(tmp_path: Path) -> None:
     a, b = two_jobs(tmp_path)
-    rare = replace(b, styles=(a.styles[0], b.styles[0]), style_weights=(0.5, 0.5))
-    jobs = [*(replace(a, id=str(k)) for k in range(20)), rare]
+    rare = change_job(b, styles=(a.styles[0], b.styles[0]), style_weights=(0.5, 0.5))
+    jobs = [*(change_job(a, id=str(k)) for k in range(20)), rare]
     assert [costs.kind for costs in calibrated(tmp_path, jobs).costs] == [KIND]
     assert {costs.kind for costs in calibrated(tmp_path, jobs[-2:]).costs} == {KIND, get_step_kind(rare)}
 

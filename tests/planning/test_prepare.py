@@ -20,12 +20,13 @@ from nst_tasks.engine.hardware import detect_precision
 from nst_tasks.errors import InputError, ManifestError, PictureError, SettingsError, StorageError
 from nst_tasks.images.picture import Source
 from nst_tasks.inputs import presets, weights
+from nst_tasks.inputs.columns import COLUMNS
 from nst_tasks.inputs.jobs import Job
-from nst_tasks.inputs.manifest import Manifest, Pair
+from nst_tasks.inputs.manifest import Manifest, Pair, parse
 from nst_tasks.inputs.options import RunOptions, parse_checkpoint_interval, parse_failure_limit
 from nst_tasks.inputs.presets import PAINTERLY, TF_TUTORIAL
 from nst_tasks.inputs.readers import LoadedManifest, read_manifest, read_weights
-from nst_tasks.inputs.recipe import override
+from nst_tasks.inputs.recipe import Overrides, override
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import outcome
 from nst_tasks.outputs.layout import marker_path
@@ -38,6 +39,7 @@ from nst_tasks.planning.triage import build_job, triage
 from nst_tasks.storage import files
 from nst_tasks.storage.access import Access
 from nst_tasks.storage.uri import join_uri
+from tests.support.examples import example_cells
 
 SETTINGS = Settings(readers=4)
 
@@ -438,8 +440,8 @@ def test_probe_opens_masks_and_initial_pictures_too(folder: Path) -> None:
 
 def test_every_picture_of_every_row_is_looked_at_once() -> None:
     pairs = [
-        Pair(2, "a", "/c.png", ("/s.png", "/t.png"), (0.5, 0.5), init_image="/i.png", mask="/m.png"),
-        Pair(3, "b", "/i.png", ("/s.png",), (1.0,), init="noise"),
+        Pair(2, "a", "/c.png", ("/s.png", "/t.png"), (0.5, 0.5), init="/i.png", mask="/m.png"),
+        Pair(3, "b", "/i.png", ("/s.png",), (1.0,), overrides=Overrides(init="noise")),
     ]
     assert list_image_uris(pairs) == ["/c.png", "/i.png", "/m.png", "/s.png", "/t.png"]
 
@@ -453,7 +455,11 @@ PAIR = Pair(2, "cat_oil", CAT.uri, (OIL.uri,), (1.0,))
 SOURCES = {CAT.uri: CAT, OIL.uri: OIL}
 
 
-IN_FLOAT32 = override(PAINTERLY, precision="float32")
+def pair_with(**overrides: Any) -> Pair:
+    return replace(PAIR, overrides=Overrides(**overrides))
+
+
+IN_FLOAT32 = override(PAINTERLY, Overrides(precision="float32"))
 """What the default comes to where bfloat16 is not fast."""
 
 
@@ -465,7 +471,7 @@ def test_a_row_becomes_a_job(folder: Path) -> None:
     pair = replace(PAIR, seed=7, keep_color="match", format="jpg", styles=(OIL.uri, CAT.uri), style_weights=(0.25, 0.75))
     job = resolved(folder, pair, upscale=True)
     assert (job.id, job.row, job.content, job.styles) == ("cat_oil", 2, CAT, (OIL, CAT))
-    assert (job.style_weights, job.seed, job.keep_color, job.format) == ((0.25, 0.75), 7, "match", "jpg")
+    assert (job.pair.style_weights, job.pair.seed, job.pair.keep_color, job.pair.format) == ((0.25, 0.75), 7, "match", "jpg")
     assert (job.recipe, job.upscale, job.weights_sha256) == (IN_FLOAT32, True, "w")
     assert (job.width, job.height) == (512, 384)
     assert (job.init, job.mask) == (None, None)
@@ -479,21 +485,21 @@ def test_the_result_is_never_larger_than_the_content_unless_asked(folder: Path) 
 @pytest.mark.parametrize(
     ("row", "command_line", "expected"),
     [
-        ({}, {}, ("painterly", 512, PAINTERLY.method.steps)),
-        ({}, {"recipe": "tf-tutorial"}, ("tf-tutorial", 512, 1000)),
-        ({}, {"size": 256, "steps": 5}, ("painterly", 256, 5)),
-        ({}, {"steps": 0}, ("painterly", 512, 0)),
-        ({"recipe": "tf-tutorial"}, {}, ("tf-tutorial", 512, 1000)),
-        ({"recipe": "tf-tutorial"}, {"recipe": "painterly"}, ("tf-tutorial", 512, 1000)),
-        ({"recipe": "tf-tutorial"}, {"size": 256, "steps": 5}, ("tf-tutorial", 256, 5)),
-        ({"size": 128, "steps": 0}, {"size": 256, "steps": 5}, ("painterly", 128, 0)),
-        ({"size": 128}, {"size": 256, "steps": 5}, ("painterly", 128, 5)),
+        (PAIR, {}, ("painterly", 512, PAINTERLY.method.steps)),
+        (PAIR, {"recipe": "tf-tutorial"}, ("tf-tutorial", 512, 1000)),
+        (PAIR, {"size": 256, "steps": 5}, ("painterly", 256, 5)),
+        (PAIR, {"steps": 0}, ("painterly", 512, 0)),
+        (replace(PAIR, recipe="tf-tutorial"), {}, ("tf-tutorial", 512, 1000)),
+        (replace(PAIR, recipe="tf-tutorial"), {"recipe": "painterly"}, ("tf-tutorial", 512, 1000)),
+        (replace(PAIR, recipe="tf-tutorial"), {"size": 256, "steps": 5}, ("tf-tutorial", 256, 5)),
+        (pair_with(size=128, steps=0), {"size": 256, "steps": 5}, ("painterly", 128, 0)),
+        (pair_with(size=128), {"size": 256, "steps": 5}, ("painterly", 128, 5)),
     ],
 )
 def test_a_rows_word_goes_before_the_command_lines_and_that_before_the_recipes(
-    folder: Path, row: dict[str, Any], command_line: dict[str, Any], expected: tuple[str, int, int]
+    folder: Path, row: Pair, command_line: dict[str, Any], expected: tuple[str, int, int]
 ) -> None:
-    recipe = resolved(folder, replace(PAIR, **row), **command_line).recipe
+    recipe = resolved(folder, row, **command_line).recipe
     assert (recipe.name, recipe.size, recipe.method.steps) == expected
 
 
@@ -513,7 +519,7 @@ def test_the_precision_is_the_rows_or_the_command_lines_or_the_recipes_and_auto_
     folder: Path, row: Any, command_line: Any, recipe: str, asked: str, auto: Any
 ) -> None:
     pair, request = (
-        replace(PAIR, precision=row, recipe=recipe),
+        replace(pair_with(precision=row), recipe=recipe),
         request_of(folder, precision=command_line, backbone="vgg16-hed"),
     )
     job = build_job(pair, SOURCES, request[2], "w", auto_precision=auto)
@@ -522,7 +528,7 @@ def test_the_precision_is_the_rows_or_the_command_lines_or_the_recipes_and_auto_
 
 def test_a_plateau_is_the_rows_or_the_command_lines_and_0_is_none(folder: Path) -> None:
     def of(row: float | None, command_line: float | None) -> Plateau | None:
-        return resolved(folder, replace(PAIR, plateau=row), plateau=command_line).recipe.method.plateau
+        return resolved(folder, pair_with(plateau=row), plateau=command_line).recipe.method.plateau
 
     assert of(None, None) is None
     assert of(None, 0.02) == Plateau(tolerance=0.02)
@@ -547,14 +553,14 @@ def test_auto_is_what_this_machine_is_fast_at_and_has_the_key_of_what_it_comes_t
 
 
 OTHERS = {
-    "recipe": "gatys-2016", "size": 300, "steps": 7, "init": "noise", "content_weight": 2.0, "style_weight": 3.0,
-    "tv_weight": 4.0, "precision": "mixed", "plateau": 0.1,
+    "size": 300, "steps": 7, "init": "noise", "content_weight": 2.0, "style_weight": 3.0, "tv_weight": 4.0,
+    "precision": "mixed", "plateau": 0.1,
 }  # fmt: skip
 
 
 def test_rows_that_ask_for_the_same_share_a_recipe_and_come_to_what_each_would_alone(folder: Path) -> None:
     """In whatever columns they differ."""
-    asked = [PAIR, *(replace(PAIR, **{column: value}) for column, value in OTHERS.items())]
+    asked = [PAIR, replace(PAIR, recipe="gatys-2016"), *(pair_with(**{column: value}) for column, value in OTHERS.items())]
     rows = [replace(pair, id=f"{k}", row=k) for k, pair in enumerate([*asked, *asked])]
     taken = LoadedManifest(
         Manifest((*rows,), (), (), (), len(rows)), b"", "w", presets.PRESETS, exclusive=True, auto_precision="float32"
@@ -566,8 +572,18 @@ def test_rows_that_ask_for_the_same_share_a_recipe_and_come_to_what_each_would_a
         assert job.recipe is again.recipe
 
 
+@pytest.mark.parametrize("column", sorted({*COLUMNS} - {"content", "style", "id", "problem"}))
+def test_every_column_of_a_row_decides_its_key(column: str) -> None:
+    cells = ["", *example_cells()[column]]
+    rows = "".join(f"{k},cat.png,oil.jpg|ink.jpg,{cell}\n" for k, cell in enumerate(cells))
+    pairs = parse(f"id,content,style,{column}\n{rows}".encode(), "/in").pairs
+    sources = {uri: Source(uri, uri, "1", 60, 80) for uri in list_image_uris(pairs)}
+    plain, *others = (build_job(pair, sources, RunOptions(backbone="tiny"), "w").key for pair in pairs)
+    assert len(pairs) == len(cells) and {*others} != {plain}
+
+
 def test_a_result_in_one_precision_is_none_in_the_other(folder: Path) -> None:
-    plain, mixed = (resolved(folder, replace(PAIR, precision=precision)) for precision in ("float32", "mixed"))
+    plain, mixed = (resolved(folder, pair_with(precision=precision)) for precision in ("float32", "mixed"))
     done = {plain.id: Outcome(plain.id, plain.row, Status.SUCCEEDED, key=plain.key)}
     assert (is_done(plain, done), is_done(mixed, done)) == (True, False)
 
@@ -592,9 +608,9 @@ def test_a_precision_that_there_is_none_of_is_refused(folder: Path) -> None:
 
 
 def test_a_rows_weights_replace_the_recipes(folder: Path) -> None:
-    method = resolved(folder, replace(PAIR, content_weight=0.0, style_weight=2.0, tv_weight=3.0)).recipe.method
+    method = resolved(folder, pair_with(content_weight=0.0, style_weight=2.0, tv_weight=3.0)).recipe.method
     assert (method.content.weight, method.style.weight, method.total_variation.weight) == (0.0, 2.0, 3.0)
-    method = resolved(folder, replace(PAIR, style_weight=2.0)).recipe.method
+    method = resolved(folder, pair_with(style_weight=2.0)).recipe.method
     assert (method.content.weight, method.style.weight, method.total_variation.weight) == (
         PAINTERLY.method.content.weight,
         2.0,
@@ -608,7 +624,7 @@ def test_a_rows_mask_and_initial_picture_go_to_its_job_and_its_word_to_the_recip
     assert job.recipe == IN_FLOAT32
     plain = resolved(folder)
     assert len({plain.key, job.key, framed(folder, init=(120, 160)).key, framed(folder, mask=(120, 160)).key}) == 4
-    started = resolved(folder, replace(PAIR, init="style"))
+    started = resolved(folder, pair_with(init="style"))
     assert (started.init, started.recipe.method.init, plain.recipe.method.init) == (None, "style", "content")
 
 
@@ -618,7 +634,7 @@ SKY = Source("/in/sky.png", "s", "1", 120, 160)
 def framed(folder: Path, content: Source = CAT, **sizes: tuple[int, int]) -> Job:
     """The job of a row with a picture as `init` or `mask`, of these heights and widths."""
     given = {column: replace(SKY, uri=f"/in/{column}.png", height=h, width=w) for column, (h, w) in sizes.items()}
-    pair = replace(PAIR, **{{"init": "init_image"}.get(column, column): source.uri for column, source in given.items()})
+    pair = replace(PAIR, **{column: source.uri for column, source in given.items()})
     sources = {**SOURCES, CAT.uri: content, **{source.uri: source for source in given.values()}}
     return build_job(pair, sources, request_of(folder)[2], "w")
 
@@ -641,7 +657,7 @@ def test_a_mask_may_be_smaller_than_what_the_network_sees(folder: Path) -> None:
     assert framed(folder, mask=(3, 4), init=(3, 4)).mask is not None
 
 
-@pytest.mark.parametrize("column", ["init_image", "mask"])
+@pytest.mark.parametrize("column", ["init", "mask"])
 def test_the_error_of_a_mask_or_an_initial_picture_becomes_that_of_its_row(folder: Path, column: str) -> None:
     failed = StorageError("/in/sky.png: does not exist; check the name")
     with pytest.raises(StorageError) as caught:

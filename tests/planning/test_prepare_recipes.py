@@ -20,7 +20,7 @@ from nst_tasks.inputs.manifest_export import build_grid, export_rejected
 from nst_tasks.inputs.options import RunOptions, resolve_recipe_name
 from nst_tasks.inputs.presets import PAINTERLY, PRESETS, TF_TUTORIAL
 from nst_tasks.inputs.readers import LoadedManifest, find_recipe, load_recipes, read_manifest
-from nst_tasks.inputs.recipe import override
+from nst_tasks.inputs.recipe import Overrides, override
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import outcome
 from nst_tasks.outputs.layout import marker_path
@@ -325,7 +325,7 @@ def test_a_job_made_without_a_manifest_knows_the_presets(folder: Path) -> None:
     for name in PRESETS:
         request = request_of(folder, recipe=name, backbone="vgg16", upscale=True)
         job = build_job(pair, {source.uri: source}, request[2], weights.DEFAULT_BACKBONE)
-        assert job.recipe == override(PRESETS[name], precision="float32")
+        assert job.recipe == override(PRESETS[name], Overrides(precision="float32"))
 
 
 # All the way through the flow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nst_tasks.images import codec
 from nst_tasks.images.picture import Source
 from nst_tasks.inputs import weights
 from nst_tasks.inputs.jobs import Batch, Job
+from nst_tasks.inputs.manifest import Pair
 from nst_tasks.inputs.recipe import Recipe
 from nst_tasks.inputs.run import Run
 from nst_tasks.inputs.settings import Settings
@@ -26,6 +26,7 @@ from nst_tasks.outputs.outcome import Outcome, Status
 from nst_tasks.progress import Progress
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
+from tests.support.changes import change_job
 from tests.support.transfers import picture
 
 LIGHT = Recipe(
@@ -57,11 +58,12 @@ def saved(folder: Path, name: str, rgb: np.ndarray, alpha: np.ndarray | None = N
 
 def job(content: Source, *styles: Source, **fields: Any) -> Job:
     """A job of the light recipe at 48 x 64."""
-    usual = dict(
-        id="a", row=2, content=content, styles=styles, style_weights=(1.0 / len(styles),) * len(styles), recipe=LIGHT, seed=0,
-        init=None, keep_color="", mask=None, upscale=False, format="png", height=48, width=64, weights_sha256=TINY_SHA256,
-    )  # fmt: skip
-    return Job(**{**usual, **fields})
+    weights_of_styles = (1.0 / len(styles),) * len(styles)
+    pair = Pair(2, "a", content.uri, tuple(style.uri for style in styles), weights_of_styles)
+    plain = Job(
+        pair, LIGHT, content, styles, init=None, mask=None, upscale=False, height=48, width=64, weights_sha256=TINY_SHA256
+    )
+    return change_job(plain, **fields)
 
 
 def run_into(out: Path | str, **fields: Any) -> Run:
@@ -85,7 +87,7 @@ def check_two_rows_of_one_pair(folder: Path, out: str) -> None:
     run = run_into(out, exclusive=True, checkpoint_steps=1)
 
     def made(id: str) -> Outcome:
-        while not (outcomes := run_batch.stylize(Batch((replace(first, id=id),)), run)):
+        while not (outcomes := run_batch.stylize(Batch((change_job(first, id=id),)), run)):
             time.sleep(0.1)  # the other one has the claim just now: the flow, too, tries it again
         return outcomes[0]
 
