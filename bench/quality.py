@@ -110,7 +110,7 @@ def count_pixel_steps(method: Method, height: int, width: int) -> int:
 def scale_steps(recipe: Recipe, height: int, width: int, steps: int) -> Recipe:
     """Return the recipe with its steps scaled to cost as much as `steps` steps at full size."""
     share = steps * height * width / count_pixel_steps(recipe.method, height, width)
-    return override(recipe, steps=max(1, round(recipe.method.steps * share)))
+    return override(recipe, Overrides(steps=max(1, round(recipe.method.steps * share))))
 
 
 def stylize(backbone: vgg.Backbone, method: Method, content: np.ndarray, style: np.ndarray, size: int) -> tuple[Any, list]:
