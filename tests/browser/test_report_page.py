@@ -21,13 +21,13 @@ from nst_tasks.images.picture import Source
 from nst_tasks.images.thumbnail import encode_strip
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import loss_history
-from nst_tasks.outputs.layout import history_path, image_path, thumbnail_path
 from nst_tasks.outputs.loss_history import LevelHistory
 from nst_tasks.outputs.outcome import Outcome, Status
 from nst_tasks.outputs.report import read_curves, read_thumbnails
 from nst_tasks.outputs.report_page import render_page, select_shown
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
+from tests.support.outcomes import make_outcome
 
 WIDE, PHONE = (1280, 900), (360, 740)
 RED, GREEN, BLUE = ([value] for value in np.eye(3, dtype=np.float32))
@@ -37,15 +37,15 @@ HEIGHT, WIDTH = 60, 80
 def pair(id: str, row: int, **fields: Any) -> Outcome:
     total = fields.pop("total", 6.0)
     gap = fields.pop("gap", 0.5)
-    defaults: dict[str, Any] = {
-        "id": id, "row": row, "status": Status.SUCCEEDED, "recipe": {"name": "painterly"}, "height": HEIGHT, "width": WIDTH,
-        "steps": 8, "seconds": 1.0 * row, "content": Source(f"/in/{id.partition('_')[0]}.png", "c", "1", HEIGHT, WIDTH),
-        "losses": {"total": total, "content": 1.0, "style": 2.0, "tv": 3.0}, "styles": (Source("/in/oil.jpg", "o", "1", 5, 5),),
-        "quality": {"style_gap_held_out": gap, "content_cosine": 1 - gap, "luminance_ssim": 0.2}, "key": "5e" * 32,
-        "image": image_path(id, "png"), "thumbnail": thumbnail_path(id), "history": history_path(id),
+    usual = {
+        "height": HEIGHT, "width": WIDTH, "steps": 8, "seconds": 1.0 * row, "key": "5e" * 32,
+        "content": Source(f"/in/{id.partition('_')[0]}.png", "c", "1", HEIGHT, WIDTH),
+        "styles": (Source("/in/oil.jpg", "o", "1", 5, 5),),
+        "losses": {"total": total, "content": 1.0, "style": 2.0, "tv": 3.0},
+        "quality": {"style_gap_held_out": gap, "content_cosine": 1 - gap, "luminance_ssim": 0.2},
         "backbone": "tiny", "weights_sha256": "45" * 32, "versions": {"nst": "1.2", "numpy": "3"},
     }  # fmt: skip
-    return Outcome(**defaults | fields)
+    return make_outcome(id, row, **usual | fields)
 
 
 OUTCOMES = [

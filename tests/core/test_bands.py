@@ -21,7 +21,8 @@ from nst_tasks.core.vgg import Backbone
 from nst_tasks.errors import SettingsError
 from nst_tasks.inputs import weights
 from nst_tasks.inputs.presets import PAINTERLY, TF_TUTORIAL
-from tests.support.transfers import Array, loss_terms, picture, targets, targets64
+from tests.support.pictures import Array, picture
+from tests.support.transfers import loss_terms, targets, targets64
 
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 FEW = BandLimits(2500)

@@ -17,7 +17,8 @@ from nst_tasks.core.transfer import TransferState
 from nst_tasks.core.vgg import Backbone
 from nst_tasks.inputs import weights
 from nst_tasks.inputs.presets import PRESETS
-from tests.support.transfers import Array, assert_same, one_pair, picture, targets
+from tests.support.pictures import Array, picture
+from tests.support.transfers import assert_same, one_pair, targets
 
 STEPS = 6
 

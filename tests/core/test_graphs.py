@@ -25,7 +25,8 @@ from nst_tasks.core.method import (
 )
 from nst_tasks.core.vgg import Backbone
 from nst_tasks.inputs import weights
-from tests.support.transfers import SIZE, picture, targets
+from tests.support.pictures import SIZE, picture
+from tests.support.transfers import targets
 
 LAYERS = ("block1_conv1", "block2_conv1")
 PLAIN = Method(

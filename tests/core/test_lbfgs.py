@@ -475,7 +475,7 @@ def test_bounded_quadratics_as_scipy() -> None:
 SIDE = 8
 
 
-def picture(seed: int) -> Array:
+def clipped_blobs(seed: int) -> Array:
     """A picture (1, SIDE, SIDE, 3) of soft blobs with some grain, here and there at the bounds."""
     random = np.random.default_rng(seed)
     coarse = tf.image.resize(random.random((4, 5, 3)), (SIDE, SIDE), "bicubic").numpy()
@@ -488,7 +488,7 @@ def transfer_loss(backbone: Backbone, seed: int, content: str, styles: Sequence[
     features = functools.partial(
         vgg.extract_activations, backbone, layers=layers, pooling="average", padding="zero", activation=activation
     )
-    aims, style = features(tf.constant(picture(seed))), features(tf.constant(picture(seed + 100)))
+    aims, style = features(tf.constant(clipped_blobs(seed))), features(tf.constant(clipped_blobs(seed + 100)))
 
     def gram(x: tf.Tensor) -> tf.Tensor:
         return losses.gram_matrix(losses.sums(x))
@@ -524,7 +524,7 @@ def test_a_transfer_as_scipy(tiny64: Backbone, layers: tuple, evaluations: int, 
     round differently part: there only the way down is compared, to 1 % of SciPy's in sixty evaluations.
     """
     functions = [transfer_loss(tiny64, seed, *layers) for seed in range(3)]
-    starts = np.concatenate([picture(seed) for seed in range(3)])
+    starts = np.concatenate([clipped_blobs(seed) for seed in range(3)])
     walk = Walk(LBFGS(history=20), functions, starts, clip=True).go(100)
     ours, theirs = [], []
     for pair, function in enumerate(functions):

@@ -13,7 +13,8 @@ from nst_tasks.core.method import SGD, Method
 from nst_tasks.core.vgg import Backbone
 from nst_tasks.engine.hardware import detect_precision
 from nst_tasks.inputs.presets import PRESETS
-from tests.support.transfers import Array, loss_terms, picture, targets
+from tests.support.pictures import Array, picture
+from tests.support.transfers import loss_terms, targets
 
 SIZE = (64, 80)
 CONTENT, STYLE = picture(1, *SIZE), picture(2, *SIZE)

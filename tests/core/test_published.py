@@ -21,7 +21,8 @@ from nst_tasks.core.pyramid import plan_levels
 from nst_tasks.core.vgg import Backbone
 from nst_tasks.inputs import weights
 from nst_tasks.inputs.presets import PRESETS
-from tests.support.transfers import loss_terms, picture, targets, targets64
+from tests.support.pictures import picture
+from tests.support.transfers import loss_terms, targets, targets64
 
 Array = np.ndarray
 FIRSTS = ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1")

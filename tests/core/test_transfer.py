@@ -26,7 +26,8 @@ from nst_tasks.core.pyramid import Level
 from nst_tasks.core.transfer import Average, Best, TransferState
 from nst_tasks.core.vgg import Backbone
 from nst_tasks.inputs.presets import PAINTERLY, PRESETS
-from tests.support.transfers import SIZE, Array, loss_terms, one_pair, picture, targets, targets64
+from tests.support.pictures import SIZE, Array, picture
+from tests.support.transfers import loss_terms, one_pair, targets, targets64
 
 PIXELS = tf.constant(SIZE[0] * SIZE[1])
 METHODS = [pytest.param(recipe.method, id=name) for name, recipe in PRESETS.items()]

@@ -17,7 +17,8 @@ from nst_tasks.errors import SettingsError
 from nst_tasks.inputs import weights
 
 
-def picture(seed: int, height: int, width: int) -> tf.Tensor:
+def noise(seed: int, height: int, width: int) -> tf.Tensor:
+    """Return a batch (1, height, width, 3) of one picture of noise."""
     return tf.constant(np.random.default_rng(seed).random((1, height, width, 3), np.float32))
 
 
@@ -29,7 +30,7 @@ def test_vgg16_features_are_those_of_keras() -> None:
         kernel, bias = network.get_layer(layer).get_weights()
         arrays[layer] = (kernel, random.standard_normal(bias.shape).astype(np.float32))
         network.get_layer(layer).set_weights(arrays[layer])
-    image = picture(1, 37, 50)  # odd sides, so that the poolings have a remainder to leave out
+    image = noise(1, 37, 50)  # odd sides, so that the poolings have a remainder to leave out
     # Keras's preprocessing, by hand: 0-255, blue first, minus ImageNet's mean
     seen = image.numpy()[..., ::-1] * 255.0 - np.array([103.939, 116.779, 123.68], np.float32)
     outputs = keras.Model(network.input, [network.get_layer(layer).output for layer in arrays])(seen)
@@ -42,7 +43,7 @@ def test_vgg16_features_are_those_of_keras() -> None:
 
 
 def test_nothing_is_computed_below_the_deepest_layer_asked_for(tiny: Backbone) -> None:
-    image = picture(2, 16, 16)
+    image = noise(2, 16, 16)
     expected = vgg.extract_activations(tiny, image, layer_names("vgg16"))["block2_conv1"]
     cut = next(k for k, one in enumerate(tiny.convolutions) if one.layer == "block2_conv1") + 1
     misfit = tf.zeros((1, 1, 1, 1)), tf.zeros((1,))  # no convolution of these features can use it
@@ -55,7 +56,7 @@ def test_nothing_is_computed_below_the_deepest_layer_asked_for(tiny: Backbone) -
 
 
 def test_a_member_of_a_batch_is_seen_alone(tiny: Backbone) -> None:
-    first, second = picture(3, 16, 24), picture(4, 16, 24)
+    first, second = noise(3, 16, 24), noise(4, 16, 24)
     both = vgg.extract_activations(tiny, tf.concat([first, second], axis=0), ["block3_conv1"])["block3_conv1"]
     for k, one in enumerate((first, second)):
         alone = vgg.extract_activations(tiny, one, ["block3_conv1"])["block3_conv1"]
@@ -75,7 +76,7 @@ def centre_tap(count: int) -> Backbone:
 
 @pytest.mark.parametrize(("pooling", "pool"), [("max", np.max), ("average", np.mean)])
 def test_pooling_by_hand(pooling: str, pool: object) -> None:
-    image = picture(5, 5, 7)  # the last row and the last column are left out
+    image = noise(5, 5, 7)  # the last row and the last column are left out
     found = vgg.extract_activations(centre_tap(2), image, ["block1_conv1", "block2_conv1"], pooling)
     pixels = image.numpy()[..., ::-1] * 255.0
     np.testing.assert_allclose(found["block1_conv1"], pixels, rtol=1e-5, atol=1e-3)
@@ -84,7 +85,7 @@ def test_pooling_by_hand(pooling: str, pool: object) -> None:
 
 
 def test_features_before_the_relu_are_what_the_relu_cuts(tiny: Backbone) -> None:
-    image, layers = picture(8, 16, 16), ["block1_conv2", "block3_conv2", "block2_conv1"]
+    image, layers = noise(8, 16, 16), ["block1_conv2", "block3_conv2", "block2_conv1"]
     linear = vgg.extract_activations(tiny, image, layers, activation="linear")
     relu = vgg.extract_activations(tiny, image, layers, activation="relu")
     for layer in layers:
@@ -106,7 +107,7 @@ def test_replicate_padding_continues_a_plain_colour_and_zero_padding_does_not(ti
 
 
 def test_padding_changes_nothing_but_the_border(tiny: Backbone) -> None:
-    image = picture(6, 8, 8)
+    image = noise(6, 8, 8)
     zero = vgg.extract_activations(tiny, image, ["block1_conv1"])["block1_conv1"].numpy()
     replicate = vgg.extract_activations(tiny, image, ["block1_conv1"], padding="replicate")["block1_conv1"].numpy()
     np.testing.assert_allclose(zero[:, 1:-1, 1:-1], replicate[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-5)
@@ -133,5 +134,5 @@ def test_an_unknown_layer_is_refused_by_name() -> None:
 def test_the_smallest_side_leaves_two_positions_at_the_deepest_layer(tiny: Backbone, layers: list[str], side: int) -> None:
     assert min_side(layers) == side == 2 ** max(map(block_number, layers))
     deepest = max(layers)
-    assert vgg.extract_activations(tiny, picture(7, side, side), layers)[deepest].shape[1:3] == (2, 2)
-    assert vgg.extract_activations(tiny, picture(7, side - 1, side), layers)[deepest].shape[1] == 1
+    assert vgg.extract_activations(tiny, noise(7, side, side), layers)[deepest].shape[1:3] == (2, 2)
+    assert vgg.extract_activations(tiny, noise(7, side - 1, side), layers)[deepest].shape[1] == 1

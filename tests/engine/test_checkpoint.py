@@ -22,7 +22,7 @@ from nst_tasks.engine import checkpoint
 from nst_tasks.engine.checkpoint import Checkpoint
 from nst_tasks.inputs import weights
 from tests.support.jobs import LIGHT
-from tests.support.transfers import picture
+from tests.support.pictures import picture
 
 KEY = "ab" * 32
 METHODS: dict[str, Method] = {

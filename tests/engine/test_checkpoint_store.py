@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from nst_tasks.core.method import LBFGS, SGD, Adam, Method, Plateau, Pyramid
 from nst_tasks.core.pyramid import Level
@@ -26,8 +24,9 @@ from nst_tasks.inputs.run import Run
 from nst_tasks.progress import Progress
 from nst_tasks.storage import files
 from tests.support.changes import change_job
-from tests.support.jobs import LIGHT, job, run_into, saved, two_jobs
-from tests.support.transfers import picture
+from tests.support.jobs import LIGHT, job, run_into, two_jobs
+from tests.support.pictures import picture, write_source
+from tests.support.stores import MemoryStore
 
 STEPS = 4 + 5  # of the light recipe, over its two levels
 
@@ -128,17 +127,11 @@ def test_interrupted_again_and_again_it_comes_to_the_same_bytes(
     assert all(result.has_checkpoints for result in found if isinstance(result, TransferResult))
 
 
-class Recorded(MemoryFileSystem):
+class Recorded(MemoryStore):
     """Memory that remembers what it held after each change."""
 
     protocol = "recorded"
-    store: dict[str, Any] = {}
-    pseudo_dirs: list[str] = [""]
     states: list[dict[str, bytes]] = []
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("recorded://", "memory://"))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
         super().pipe_file(path, value, mode, **more)
@@ -154,7 +147,6 @@ def test_a_kill_at_any_moment_loses_no_more_than_what_came_since(
     two: list[Job], tmp_path: Path, device: Device, pairs: int
 ) -> None:
     """Whatever the store holds after any write or removal of a checkpoint leads to the same bytes."""
-    fsspec.register_implementation("recorded", Recorded, clobber=True)
     Recorded.store.clear()
     Recorded.states.clear()
     jobs = two[:pairs]
@@ -353,7 +345,10 @@ HEAVY = 30.0
 
 def parting(folder: Path, method: Method, *weights: float) -> list[Job]:
     """Pairs of a batch that parts on its first level, with the weights of their styles."""
-    pictures = [(saved(folder, f"c{k}", picture(k, 48, 64)), saved(folder, f"s{k}", picture(k + 2, 72, 60))) for k in (1, 5, 2)]
+    pictures = [
+        (write_source(folder, f"c{k}", picture(k, 48, 64)), write_source(folder, f"s{k}", picture(k + 2, 72, 60)))
+        for k in (1, 5, 2)
+    ]
     return by(
         [
             job(content, style, id=id, height=54, width=72, style_weights=(weight,))
@@ -418,7 +413,6 @@ def test_pairs_that_go_on_apart_do_so_after_a_kill_at_any_moment(
     jobs = parting(tmp_path, method, *weights)
     calm = optimized(jobs, run_into(tmp_path / "calm"), device)
     assert first_levels(calm) == expected
-    fsspec.register_implementation("recorded", Recorded, clobber=True)
     Recorded.store.clear()
     Recorded.states.clear()
     optimized(jobs, run_into("recorded://out", checkpoint_steps=5), device)
@@ -487,18 +481,12 @@ def test_steps_are_counted_over_all_levels(two: list[Job], tmp_path: Path, devic
     assert {3, 4, 6, 9} <= set(steps)  # a chunk ends where a checkpoint is due, and where a level does
 
 
-class SlowMemory(MemoryFileSystem):
+class SlowMemory(MemoryStore):
     """Memory whose writes of checkpoints wait until they may, or fail."""
 
     protocol = "slow"
-    store: dict[str, Any] = {}
-    pseudo_dirs: list[str] = [""]
     may = threading.Event()
     broken: BaseException | None = None
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("slow://", "memory://"))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
         if self.broken:
@@ -509,7 +497,6 @@ class SlowMemory(MemoryFileSystem):
 
 @pytest.fixture
 def slow() -> Iterator[type[SlowMemory]]:
-    fsspec.register_implementation("slow", SlowMemory, clobber=True)
     SlowMemory.store.clear()
     SlowMemory.may.clear()
     SlowMemory.broken = None
@@ -592,7 +579,8 @@ def test_a_run_that_is_asked_to_stop_does_not_settle_first(
 
 
 @pytest.mark.parametrize(
-    ("error", "why"), [(OSError(5, "the store is away"), "slow://out/checkpoints/"), (MemoryError(), "out of memory")]
+    ("error", "why"),
+    [(OSError(5, "the store is away"), "slow://out/checkpoints/"), (MemoryError(), "out of memory")],
 )
 def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing(
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], error: BaseException, why: str

@@ -30,8 +30,8 @@ from nst_tasks.inputs.run import Run
 from nst_tasks.outputs.layout import snapshot_path
 from nst_tasks.progress import Progress
 from tests.support.changes import change_job
-from tests.support.jobs import LIGHT, TINY_SHA256, run_into, saved, two_jobs
-from tests.support.transfers import Array, picture
+from tests.support.jobs import LIGHT, TINY_SHA256, run_into, two_jobs
+from tests.support.pictures import Array, picture, write_source
 
 STEPS = 4 + 5  # of the light recipe, over its two levels
 
@@ -139,7 +139,7 @@ def test_a_weights_file_that_changed_is_refused(two: list[Job], tmp_path: Path) 
 
 def test_noise_is_each_pairs_own_and_spares_a_chosen_picture(two: list[Job], tmp_path: Path, device: Device) -> None:
     noisy = replace(LIGHT, method=replace(LIGHT.method, steps=0, pyramid=None, init_noise=0.1))
-    chosen = saved(tmp_path, "chosen", picture(9, 48, 64))
+    chosen = write_source(tmp_path, "chosen", picture(9, 48, 64))
     alike = [change_job(two[0], recipe=noisy, seed=seed, id=str(seed)) for seed in (5, 6)]
     first, second, third = succeeded([*alike, replace(two[0], recipe=noisy, init=chosen)], run_into(tmp_path), device)
     content = load_job(two[0], run_into(tmp_path)).content.rgb
@@ -206,7 +206,9 @@ def test_a_snapshot_shows_what_the_result_would(two: list[Job], tmp_path: Path, 
     """Colours and what a mask keeps put back, and the image that the method gives at that step."""
     mask = np.zeros((48, 64, 3), np.float32)
     mask[:, :32] = 1.0
-    asked = change_job(two[0], recipe=with_method(output="best"), keep_color="luminance", mask=saved(tmp_path, "mask", mask))
+    asked = change_job(
+        two[0], recipe=with_method(output="best"), keep_color="luminance", mask=write_source(tmp_path, "mask", mask)
+    )
     out = tmp_path / "out"
     run = run_into(out, snapshots=STEPS)
     result = succeeded([asked], run, device)[0]
@@ -278,7 +280,7 @@ def masked(two: list[Job], tmp_path: Path) -> list[Job]:
     left, top = np.zeros((2, 48, 64, 3), np.float32)
     left[:, :32], top[:24] = 1.0, 1.0
     return [
-        replace(one, mask=saved(tmp_path, name, mask))
+        replace(one, mask=write_source(tmp_path, name, mask))
         for one, name, mask in zip(two, ("left", "top"), (left, top), strict=True)
     ]
 

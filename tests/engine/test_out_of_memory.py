@@ -23,8 +23,8 @@ from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs.outcome import Status
 from nst_tasks.progress import Progress
 from tests.support.changes import change_job
-from tests.support.jobs import job, run_into, saved
-from tests.support.transfers import picture
+from tests.support.jobs import job, run_into
+from tests.support.pictures import picture, write_source
 
 EXHAUSTED = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,512,64,64]")
 
@@ -37,8 +37,8 @@ def device() -> Device:
 @pytest.fixture
 def four(tmp_path: Path) -> list[Job]:
     """Four pairs of one shape."""
-    style = saved(tmp_path, "style", picture(9, 60, 60))
-    return [job(saved(tmp_path, f"content{k}", picture(k, 48, 64)), style, id=f"p{k}", row=k + 2) for k in range(4)]
+    style = write_source(tmp_path, "style", picture(9, 60, 60))
+    return [job(write_source(tmp_path, f"content{k}", picture(k, 48, 64)), style, id=f"p{k}", row=k + 2) for k in range(4)]
 
 
 @pytest.fixture

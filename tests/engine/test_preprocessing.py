@@ -27,8 +27,8 @@ from nst_tasks.images.picture import Picture, Source
 from nst_tasks.images.resize import resize
 from nst_tasks.inputs.jobs import Job
 from tests.support.changes import change_job
-from tests.support.jobs import LIGHT, job, run_into, saved
-from tests.support.transfers import Array, picture
+from tests.support.jobs import LIGHT, job, run_into
+from tests.support.pictures import Array, picture, write_source
 
 EIGHT_BITS = 0.5 / 255 + 1e-6
 
@@ -53,11 +53,11 @@ def test_a_job_is_loaded_with_all_its_pictures(tmp_path: Path) -> None:
     white_left = np.repeat((np.arange(80) < 40)[None, :, None], 60, axis=0) * np.ones(3, np.float32)
     found = load_job(
         job(
-            saved(tmp_path, "content", content),
-            saved(tmp_path, "style", style),
-            saved(tmp_path, "other", other, np.full(other.shape[:2], 0.5, np.float32)),
-            init=saved(tmp_path, "init", first),
-            mask=saved(tmp_path, "mask", white_left.astype(np.float32)),
+            write_source(tmp_path, "content", content),
+            write_source(tmp_path, "style", style),
+            write_source(tmp_path, "other", other, np.full(other.shape[:2], 0.5, np.float32)),
+            init=write_source(tmp_path, "init", first),
+            mask=write_source(tmp_path, "mask", white_left.astype(np.float32)),
         ),
         run_into(tmp_path),
     )
@@ -76,7 +76,7 @@ def test_a_job_is_loaded_with_all_its_pictures(tmp_path: Path) -> None:
 
 
 def test_a_job_without_mask_and_initial_picture_has_none(tmp_path: Path) -> None:
-    found = load_job(job(saved(tmp_path, "a", picture(1)), saved(tmp_path, "b", picture(2))), run_into(tmp_path))
+    found = load_job(job(write_source(tmp_path, "a", picture(1)), write_source(tmp_path, "b", picture(2))), run_into(tmp_path))
     assert found.mask is None
     assert found.initial is None
 
@@ -85,7 +85,7 @@ PARTS = ("content", "style", "init", "mask")
 
 
 def whole(folder: Path) -> Job:
-    sources = {name: saved(folder, name, picture(k)) for k, name in enumerate(PARTS)}
+    sources = {name: write_source(folder, name, picture(k)) for k, name in enumerate(PARTS)}
     return job(sources["content"], sources["style"], init=sources["init"], mask=sources["mask"])
 
 
@@ -120,17 +120,17 @@ def test_a_picture_that_is_gone_is_told_by_its_name(tmp_path: Path, name: str) -
 
 
 def test_what_is_no_picture_is_told_by_its_name(tmp_path: Path) -> None:
-    source = saved(tmp_path, "content", picture(1))
+    source = write_source(tmp_path, "content", picture(1))
     data = b"no picture"
     (tmp_path / "content.png").write_bytes(data)
-    asked = job(replace(source, sha256=hashlib.sha256(data).hexdigest()), saved(tmp_path, "style", picture(2)))
+    asked = job(replace(source, sha256=hashlib.sha256(data).hexdigest()), write_source(tmp_path, "style", picture(2)))
     with pytest.raises(PictureError, match=r"content\.png: not a picture"):
         load_job(asked, run_into(tmp_path))
 
 
 def test_a_black_mask_is_refused_by_its_name(tmp_path: Path) -> None:
     asked = whole(tmp_path)
-    asked = replace(asked, mask=saved(tmp_path, "mask", np.zeros((32, 40, 3), np.float32)))
+    asked = replace(asked, mask=write_source(tmp_path, "mask", np.zeros((32, 40, 3), np.float32)))
     with pytest.raises(PictureError, match=r"mask\.png: the mask is black"):
         load_job(asked, run_into(tmp_path))
 
@@ -242,8 +242,8 @@ def test_a_style_covers_the_frame_to_the_last_row(side: int, style_side: int) ->
 
 def test_luminances_alone_are_matched_and_transferred(tmp_path: Path) -> None:
     content, style = picture(1, 48, 64), picture(2, 36, 33)
-    asked = job(saved(tmp_path, "a", content), saved(tmp_path, "b", style), keep_color="luminance")
-    asked = replace(asked, init=saved(tmp_path, "init", picture(3, 48, 64)))
+    asked = job(write_source(tmp_path, "a", content), write_source(tmp_path, "b", style), keep_color="luminance")
+    asked = replace(asked, init=write_source(tmp_path, "init", picture(3, 48, 64)))
     shown = load_job(asked, run_into(tmp_path))
     luma = luminance(shown.content.rgb)
     for seen in (
@@ -270,7 +270,7 @@ def test_luminances_alone_are_matched_and_transferred(tmp_path: Path) -> None:
 
 def test_a_style_matched_in_colour_has_the_contents_mean_and_covariance(tmp_path: Path) -> None:
     content, style = 0.3 + 0.3 * picture(1, 48, 64), picture(2, 36, 33)
-    asked = job(saved(tmp_path, "a", content), saved(tmp_path, "b", style), keep_color="match")
+    asked = job(write_source(tmp_path, "a", content), write_source(tmp_path, "b", style), keep_color="match")
     shown = load_job(asked, run_into(tmp_path))
 
     def colours(rgb: Array) -> tuple[Array, Array]:
@@ -287,14 +287,14 @@ def test_a_style_matched_in_colour_has_the_contents_mean_and_covariance(tmp_path
 
 @pytest.mark.parametrize("keep_color", ["luminance", "match"])
 def test_what_is_invisible_of_a_style_has_no_say_in_its_colours(tmp_path: Path, keep_color: str) -> None:
-    content, style = saved(tmp_path, "a", picture(1, 48, 64)), picture(2, 36, 32)
+    content, style = write_source(tmp_path, "a", picture(1, 48, 64)), picture(2, 36, 32)
     alpha = np.ones((36, 32), np.float32)
     alpha[:, 16:] = 0.0
     hidden = style.copy()
     hidden[:, 16:] = 0.0
     found = []
     for k, rgb in enumerate((style, hidden)):
-        asked = job(content, saved(tmp_path, f"b{k}", rgb, alpha), keep_color=keep_color)
+        asked = job(content, write_source(tmp_path, f"b{k}", rgb, alpha), keep_color=keep_color)
         found.append(load_job(asked, run_into(tmp_path)).styles[0])
     assert found[0].alpha is None
     np.testing.assert_array_equal(found[0].rgb, found[1].rgb)
@@ -334,6 +334,6 @@ def test_a_picture_that_the_machine_has_no_memory_for_fails_its_pair(tmp_path: P
     def exhausted(data: bytes, most: int) -> None:
         raise MemoryError
 
-    source = saved(tmp_path, "large", picture(1, 48, 64))
+    source = write_source(tmp_path, "large", picture(1, 48, 64))
     with pytest.raises(PictureError, match=r"large\.png: 64 x 48 pixels do not fit into this machine's memory; scale it down$"):
         _read_verified(source, run_into(tmp_path), exhausted)

@@ -12,11 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import fsspec
 import numpy as np
 import pandas as pd
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from nst_tasks.core import metrics, objective, vgg
 from nst_tasks.core.method import SGD, Adam
@@ -38,9 +36,10 @@ from nst_tasks.progress import MAX_WARNINGS, Progress, current_progress, progres
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
 from tests.support.changes import change_job
-from tests.support.flaky import FlakyFileSystem
-from tests.support.jobs import LIGHT, check_two_rows_of_one_pair, job, run_into, saved
-from tests.support.transfers import picture
+from tests.support.duplicates import check_two_rows_of_one_pair
+from tests.support.jobs import LIGHT, job, run_into
+from tests.support.pictures import picture, write_source
+from tests.support.stores import FlakyFileSystem, MemoryStore
 
 
 def test_scatters_do_not_go_through_the_host_for_an_order_that_they_have() -> None:
@@ -91,8 +90,8 @@ def test_a_device_keeps_its_backbone() -> None:
 @pytest.fixture
 def trio(tmp_path: Path) -> list[Job]:
     """Three pairs of one shape."""
-    contents = [saved(tmp_path, f"content{k}", picture(k, 48, 64)) for k in (1, 2, 3)]
-    style = saved(tmp_path, "style", picture(4, 40, 36))
+    contents = [write_source(tmp_path, f"content{k}", picture(k, 48, 64)) for k in (1, 2, 3)]
+    style = write_source(tmp_path, "style", picture(4, 40, 36))
     return [job(content, style, id=f"p{k}", row=k + 2, seed=k) for k, content in enumerate(contents)]
 
 
@@ -178,11 +177,11 @@ def test_a_batch_of_which_nothing_can_be_loaded_needs_no_device(trio: list[Job],
 def test_what_decided_a_picture_is_in_its_marker_without_secrets(trio: list[Job], tmp_path: Path) -> None:
     mask = np.zeros((48, 64, 3), np.float32)
     mask[:, :32] = 1.0
-    asked = replace(
+    asked = change_job(
         trio[0],
         keep_color="luminance",
-        init=saved(tmp_path, "init", picture(5, 48, 64)),
-        mask=saved(tmp_path, "mask", mask),
+        init=write_source(tmp_path, "init", picture(5, 48, 64)),
+        mask=write_source(tmp_path, "mask", mask),
     )
     done = run_batch.stylize(Batch((asked,)), run_into(tmp_path / "out"))[0]
     assert (done.key, done.keep_color, done.init, done.mask) == (asked.key, "luminance", asked.init, asked.mask)
@@ -198,7 +197,7 @@ def test_what_decided_a_picture_is_in_its_marker_without_secrets(trio: list[Job]
 def test_outside_its_mask_the_picture_is_the_content(trio: list[Job], tmp_path: Path, keep_color: str) -> None:
     mask = np.zeros((48, 64, 3), np.float32)
     mask[:, :32] = 1.0
-    asked = change_job(trio[0], keep_color=keep_color, mask=saved(tmp_path, "mask", mask))
+    asked = change_job(trio[0], keep_color=keep_color, mask=write_source(tmp_path, "mask", mask))
     out = tmp_path / "out"
     done = run_batch.stylize(Batch((asked,)), run_into(out))[0]
     made, content = stored(out, done.image), stored(tmp_path, "content1.png")
@@ -211,9 +210,9 @@ def test_outside_its_mask_the_picture_is_the_content(trio: list[Job], tmp_path: 
 
 def test_the_contents_alpha_stays(tmp_path: Path) -> None:
     alpha = np.repeat(np.linspace(0.0, 1.0, 64, dtype=np.float32)[None], 48, axis=0)
-    content = saved(tmp_path, "content", picture(1, 48, 64), alpha)
+    content = write_source(tmp_path, "content", picture(1, 48, 64), alpha)
     out = tmp_path / "out"
-    done = run_batch.stylize(Batch((job(content, saved(tmp_path, "style", picture(2))),)), run_into(out))[0]
+    done = run_batch.stylize(Batch((job(content, write_source(tmp_path, "style", picture(2))),)), run_into(out))[0]
     made = codec.decode((out / done.image).read_bytes(), 10**6)
     assert made.alpha is not None
     np.testing.assert_allclose(made.alpha, alpha, atol=0.5 / 255 + 1e-6)
@@ -365,18 +364,12 @@ def test_a_step_back_is_flagged(trio: list[Job], tmp_path: Path) -> None:
     assert "stepped_back" in done.flags
 
 
-class Full(MemoryFileSystem):
+class Full(MemoryStore):
     """Memory in which a name can be refused from then on, as by a disk that is full."""
 
     protocol = "full"
-    store: dict[str, Any] = {}
-    pseudo_dirs: list[str] = [""]
     refused = ""
     error = errno.ENOSPC
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("full://", "memory://"))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
         if self.refused and self.refused in path:
@@ -386,7 +379,6 @@ class Full(MemoryFileSystem):
 
 @pytest.fixture
 def full() -> Iterator[type[Full]]:
-    fsspec.register_implementation("full", Full, clobber=True)
     Full.store.clear()
     yield Full
     Full.refused = ""
@@ -407,17 +399,11 @@ def test_no_marker_without_its_files_whatever_write_fails(
     assert files.stat("full://out/" + done.image) is not None
 
 
-class Counted(MemoryFileSystem):
+class Counted(MemoryStore):
     """Memory that tells what is asked of it."""
 
     protocol = "counted"
-    store: dict[str, Any] = {}
-    pseudo_dirs: list[str] = [""]
     asked: ClassVar[list[str]] = []
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("counted://", "memory://"))
 
     def _ask(self, what: str, path: str) -> None:
         self.asked.append(f"{what} {path.split('/')[2]}")
@@ -440,7 +426,6 @@ class Counted(MemoryFileSystem):
 
 
 def test_a_pair_costs_nine_requests_beside_its_pictures(trio: list[Job]) -> None:
-    fsspec.register_implementation("counted", Counted, clobber=True)
     run_batch.stylize(Batch((trio[0],)), run_into("counted://out", exclusive=True))
     asked = Counted.asked
     assert asked[:4] == ["create claims", "list claims", "read outcomes", "list checkpoints"]
@@ -452,17 +437,11 @@ def test_two_rows_of_one_pair_at_once_come_to_the_same_bytes(tmp_path: Path) -> 
     check_two_rows_of_one_pair(tmp_path, str(tmp_path / "out"))
 
 
-class Slow(MemoryFileSystem):
+class Slow(MemoryStore):
     """Memory that tells what is asked of it, and takes what belongs to a result once it may."""
 
-    protocol = "slow"
-    store: dict[str, Any] = {}
-    pseudo_dirs: list[str] = [""]
+    protocol = "slowresults"
     read, written, may = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("slow://", "memory://"))
 
     def cat_file(self, path: str, *range: Any, **more: Any) -> bytes:
         if "/in/" in path:
@@ -478,14 +457,13 @@ class Slow(MemoryFileSystem):
 
 def test_reading_and_writing_overlap_with_what_is_computed(trio: list[Job]) -> None:
     """While the device is another's, a batch's pictures are read; once its result is being written, the device is free."""
-    fsspec.register_implementation("slow", Slow, clobber=True)
     sources = []
     for source in (trio[0].content, *trio[0].styles):
-        uri = f"slow://in/{source.name}.png"
+        uri = f"slowresults://in/{source.name}.png"
         files.write(uri, files.read(source.uri))
         sources.append(replace(source, uri=uri))
     batch, done = Batch((replace(trio[0], content=sources[0], styles=tuple(sources[1:])),)), list[outcome.Outcome]()
-    doing = threading.Thread(target=lambda: done.extend(run_batch.stylize(batch, run_into("slow://out"))))
+    doing = threading.Thread(target=lambda: done.extend(run_batch.stylize(batch, run_into("slowresults://out"))))
     with devices.acquire(Progress()):
         doing.start()
         assert Slow.read.acquire(timeout=60) and Slow.read.acquire(timeout=60)
@@ -497,7 +475,7 @@ def test_reading_and_writing_overlap_with_what_is_computed(trio: list[Job]) -> N
     with devices.acquire(impatient):
         timer.cancel()
         assert doing.is_alive()
-        assert not files.list_files("slow://out/outcomes")  # the marker waits for them
+        assert not files.list_files("slowresults://out/outcomes")  # the marker waits for them
         Slow.may.set()
         doing.join(60)
     assert [one.status for one in done] == [Status.SUCCEEDED]

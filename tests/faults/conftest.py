@@ -1,43 +1,58 @@
-"""A run that nobody disturbs, to compare the others with, and a way to the S3 server on which things can happen."""
+"""An undisturbed run, to compare the others with, and a way to an S3 server on which things can happen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.support.proxy import Proxy, proxy
-from tests.support.servers import S3, MadeOnce
-from tests.support.survival import run, write_manifest
+from tests.support.servers import S3, Server, run_s3_server
+from tests.support.session import make_once
+from tests.support.survival import run_inputs, write_inputs
 
 
 @pytest.fixture(scope="session")
-def calm(prefect_api: str, made_once: MadeOnce) -> str:
-    """The output of a calm run of the manifest of `survival`."""
+def calm(prefect_api: str, session_folder: Path) -> str:
+    """The output of an undisturbed run of the manifest of `survival`."""
 
     def make(folder: Path) -> None:
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
         with temporary_settings({PREFECT_API_URL: prefect_api}):
-            ended = run(write_manifest(str(folder / "in")), str(folder / "out"))
+            ended = run_inputs(write_inputs(str(folder / "in")), str(folder / "out"))
         assert ended.exit_code == 0, ended.message
 
-    return str(made_once("calm", make) / "out")
+    return str(make_once(session_folder, "calm", make) / "out")
 
 
-@pytest.fixture
-def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The way to the S3 server and its bucket nst-faults, on which nothing happens yet; the environment leads clients there."""
+@contextmanager
+def open_way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     import s3fs
 
     with proxy(s3.endpoint, lambda method, path: None) as running:
         for name, value in {**s3.environment, "AWS_ENDPOINT_URL": running.endpoint}.items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
-        store = s3fs.S3FileSystem()
-        if not store.exists("nst-faults"):
-            store.mkdir("nst-faults")
+        with suppress(FileExistsError):
+            s3fs.S3FileSystem().mkdir("nst-faults")
         yield running
         running.decide = lambda method, path: None
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The way to the S3 server and its bucket nst-faults, on which nothing happens yet; the environment leads clients there."""
+    with open_way(s3, monkeypatch) as running:
+        yield running
+
+
+@pytest.fixture
+def mortal_way(weed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Proxy, Server]]:
+    """The same to an S3 server that no other test uses, and that server."""
+    (tmp_path / "s3").mkdir()
+    with run_s3_server(weed, tmp_path / "s3") as (s3, server), open_way(s3, monkeypatch) as running:
+        yield running, server

@@ -17,7 +17,6 @@ import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-import nst_tasks
 from flows import stylize, task_runners
 from flows.console import run_flow
 from nst_tasks.errors import SettingsError
@@ -25,13 +24,14 @@ from nst_tasks.inputs.options import RunnerName, RunOptions
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import claims
 from nst_tasks.progress import Progress, progress_variable
-from tests.support.servers import DaskCluster, dask_cluster, free_ports
-from tests.support.survival import STEPS, assert_nothing_lost, assert_same_results, command, write_manifest
+from tests.support.servers import DaskCluster, find_free_ports, run_dask_cluster
+from tests.support.survival import STEPS, assert_nothing_lost, assert_same_results, build_command, write_inputs
+from tests.support.waiting import TIMEOUT, wait_until
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[DaskCluster]:
-    with dask_cluster(tmp_path, 2, os.environ) as running:
+    with run_dask_cluster(tmp_path, 2, os.environ) as running:
         yield running
 
 
@@ -46,7 +46,7 @@ def test_a_worker_killed_in_the_middle_costs_one_resume_and_none_takes_two_pairs
     flow_api: str, calm: str, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NST_DASK_ADDRESS", cluster.address)
-    manifest, out = write_manifest(str(tmp_path / "in")), tmp_path / "out"
+    manifest, out = write_inputs(str(tmp_path / "in")), tmp_path / "out"
     killed, at_once, over = list[int](), list[int](), threading.Event()
 
     def interfere() -> None:
@@ -81,7 +81,7 @@ def test_a_scheduler_that_goes_away_ends_the_run_with_one_sentence(
     flow_api: str, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NST_DASK_ADDRESS", cluster.address)
-    manifest, out, over = write_manifest(str(tmp_path / "in")), tmp_path / "out", threading.Event()
+    manifest, out, over = write_inputs(str(tmp_path / "in")), tmp_path / "out", threading.Event()
 
     def kill() -> None:
         while not over.wait(0.02):
@@ -112,40 +112,35 @@ def processes(session: int) -> list[str]:
 def test_workers_of_this_machine_stop_with_the_run_and_leave_no_process(flow_api: str, tmp_path: Path) -> None:
     """Ctrl-C in a terminal, which reaches every process of the run."""
     out = tmp_path / "out"
-    stopping = command(write_manifest(str(tmp_path / "in")), str(out), 5000, "--runner", "dask", "--checkpoint-every", "20")
-    environment = {**os.environ, "PREFECT_API_URL": flow_api, "NST_LOCAL_WORKERS": "1"}
+    stopping = build_command(write_inputs(str(tmp_path / "in")), str(out), 5000, "--runner", "dask", "--checkpoint-every", "20")
+    environment = {**os.environ, "NST_LOCAL_WORKERS": "1"}
     with subprocess.Popen(
         stopping, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        until = time.monotonic() + 120
-        while not list(out.glob("checkpoints/*.npz")) and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
         try:
-            _, err = process.communicate(timeout=60)
+            wait_until(lambda: list(out.glob("checkpoints/*.npz")) or process.poll() is not None)
+            os.killpg(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=TIMEOUT)
         finally:
             process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    until = time.monotonic() + 10
-    while processes(process.pid) and time.monotonic() < until:  # the system takes a moment to clear away what has ended
-        time.sleep(0.1)
-    assert processes(process.pid) == []
+    wait_until(lambda: processes(process.pid) == [], lambda: processes(process.pid))
     assert list(out.glob("checkpoints/*.npz"))
     assert claims.current_claims(str(out)) == {}  # the worker heard of it, and ended by itself
 
 
 def test_ray_gives_the_bytes_of_threads(flow_api: str, calm: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    environment = {**os.environ, "PREFECT_API_URL": flow_api, "NST_LOCAL_WORKERS": "1"}
-    ray = command(write_manifest(str(tmp_path / "in")), str(out), STEPS, "--runner", "ray")
-    log, workers, until = tmp_path / "log", set[str](), time.monotonic() + 280
+    environment = {**os.environ, "NST_LOCAL_WORKERS": "1"}
+    ray = build_command(write_inputs(str(tmp_path / "in")), str(out), STEPS, "--runner", "ray")
+    log, workers, deadline = tmp_path / "log", set[str](), time.monotonic() + TIMEOUT
     with (
         log.open("wb") as said,
         subprocess.Popen(ray, env=environment, stdout=said, stderr=said, start_new_session=True) as run,
     ):
         while run.poll() is None:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 run.kill()
             workers |= {claim.process.partition(".")[0] for claim in claims.current_claims(str(out)).values()}
             time.sleep(0.02)
@@ -177,9 +172,8 @@ print(devices.list_names(), max(at_once), state.type.value)
 
 def test_two_devices_of_one_process_compute_at_once_and_give_the_bytes_of_one(flow_api: str, calm: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    two = [sys.executable, "-c", TWO_DEVICES, write_manifest(str(tmp_path / "in")), str(out), str(STEPS)]
-    environment = {**os.environ, "PREFECT_API_URL": flow_api}
-    ended = subprocess.run(two, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    two = [sys.executable, "-c", TWO_DEVICES, write_inputs(str(tmp_path / "in")), str(out), str(STEPS)]
+    ended = subprocess.run(two, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert ended.stdout == "6 ['/CPU:0', '/CPU:1'] 2 COMPLETED\n", ended.stderr
     assert_nothing_lost(str(out))
     assert_same_results(str(out), calm)
@@ -198,7 +192,7 @@ def refusal(runner: RunnerName, settings: Settings) -> str:
 
 @pytest.mark.usefixtures("flow_api")
 def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_ports(1)[0]
+    port = find_free_ports(1)[0]
     for runner, name in (("dask", "dask_address"), ("ray", "ray_address")):
         for address, why in ((f"127.0.0.1:{port}", "Connection refused"), ("tcp://host", "it names no host and port")):
             said = refusal(runner, Settings(**{name: address}))  # type: ignore[arg-type]
@@ -212,26 +206,3 @@ def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Mo
 def test_workers_elsewhere_need_an_api_that_they_can_reach(cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="PREFECT_API_URL: not set, but workers elsewhere report to that API"):
         task_runners.open_workers("dask", Settings(dask_address=cluster.address)).__enter__()
-
-
-def test_of_a_ray_cluster_a_batch_never_wants_more_cores_than_a_node_has() -> None:
-    assert task_runners.count_ray_slots([{"CPU": 8.0}, {"CPU": 6.0}, {"memory": 1e9}]) == (3, {"num_cpus": 4})
-    assert task_runners.count_ray_slots([{"CPU": 2.0}, {"CPU": 3.0}, {}]) == (1, {"num_cpus": 3})
-    assert task_runners.count_ray_slots([{"CPU": 1.0}] * 5) == (5, {"num_cpus": 1})
-    assert task_runners.count_ray_slots([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0}]) == (2, {"num_gpus": 1})
-    assert task_runners.count_ray_slots([{"CPU": 0.0}])[0] == task_runners.count_ray_slots([])[0] == 0
-
-
-def test_workers_of_another_version_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"tcp://b: that worker has nst 0\.0\.1, this is .*; install one version on both"):
-        task_runners.check_versions({"tcp://a": nst_tasks.__version__, "tcp://b": "0.0.1"})
-
-
-def test_why_a_worker_cannot_import_nst_is_told_without_its_secrets() -> None:
-    why = ModuleNotFoundError("no module https://user:hunter2@index/nst\nand\nmore")
-    with pytest.raises(SettingsError) as caught:
-        task_runners.check_versions({"tcp://b": why})
-    assert str(caught.value) == (
-        "tcp://b: that worker cannot import nst (ModuleNotFoundError: no module https://index/nst); "
-        f"install nst {nst_tasks.__version__} there"
-    )

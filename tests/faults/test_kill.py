@@ -1,4 +1,4 @@
-"""Killed at any moment, again and again, a run comes to the bytes of one that nobody disturbed.
+"""Killed at any moment, again and again, a run leaves the bytes of an undisturbed one.
 
 SOAK_KILLS says how often (`make soak` says 25), SOAK_SEED at which moments.
 """
@@ -12,10 +12,10 @@ from tests.support.survival import (
     STEPS,
     assert_nothing_lost,
     assert_same_results,
-    command,
+    build_command,
     killed_until_done,
-    run,
-    write_manifest,
+    run_inputs,
+    write_inputs,
 )
 
 KILLS = int(os.environ.get("SOAK_KILLS", "1"))
@@ -23,16 +23,15 @@ SEED = int(os.environ.get("SOAK_SEED", "1508"))
 
 
 def test_a_run_killed_at_random_moments_gives_the_bytes_of_a_calm_one(flow_api: str, calm: str, tmp_path: Path) -> None:
-    manifest, steps = write_manifest(str(tmp_path / "in")), STEPS * min(KILLS, 20)
-    environment = {**os.environ, "PREFECT_API_URL": flow_api}
+    manifest, steps = write_inputs(str(tmp_path / "in")), STEPS * min(KILLS, 20)
     if steps != STEPS:
         calm = str(tmp_path / "calm")
-        assert run(manifest, calm, steps).exit_code == 0
+        assert run_inputs(manifest, calm, steps).exit_code == 0
     killed = rounds = 0
     while killed < KILLS:  # what is done before it was killed often enough is followed by another
         out = tmp_path / f"killed-{rounds}"
-        again = command(manifest, str(out), steps, "--checkpoint-every", "3")
-        often, ended = killed_until_done(again, out, environment, KILLS - killed, SEED + rounds)
+        again = build_command(manifest, str(out), steps, "--checkpoint-every", "3")
+        often, ended = killed_until_done(again, out, KILLS - killed, SEED + rounds)
         killed, rounds = killed + often, rounds + 1
         assert ended.returncode == 0, ended.stderr
         assert "Traceback" not in ended.stderr

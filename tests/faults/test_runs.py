@@ -17,8 +17,16 @@ import fsspec
 import pytest
 
 from tests.support.proxy import PASSING, Fault, Proxy, at_random
-from tests.support.servers import S3, until_objects_are_taken
-from tests.support.survival import assert_markers_hold, assert_nothing_lost, assert_same_results, command, run, write_manifest
+from tests.support.servers import Server, wait_for_objects
+from tests.support.survival import (
+    assert_markers_hold,
+    assert_nothing_lost,
+    assert_same_results,
+    build_command,
+    run_inputs,
+    write_inputs,
+)
+from tests.support.waiting import TIMEOUT, wait_until
 
 ALL_FOUR = "4 succeeded, 0 failed, 0 rejected, 0 skipped of 4 rows"
 # `make soak` says 60
@@ -48,12 +56,12 @@ class Once:
 def test_a_fifth_of_all_requests_harmed_costs_no_pair(
     way: Proxy, calm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest, out = write_manifest("s3://nst-faults/harmed/in"), "s3://nst-faults/harmed/out"
+    manifest, out = write_inputs("s3://nst-faults/harmed/in"), "s3://nst-faults/harmed/out"
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1}})  # what a stall costs
     monkeypatch.setenv("NST_RETRY_SECONDS", "0.2")
     begun, harm = Once("PUT", "/runs/"), at_random(0.2, seed=7)
     way.decide = lambda method, path: harm(method, path) if begun(method, path) else None
-    ended = run(manifest, out)
+    ended = run_inputs(manifest, out)
     way.decide = lambda method, path: None
     assert (ended.exit_code, ended.message) == (0, ALL_FOUR), ended.report and ended.report.failures
     assert set(way.harmed) == set(PASSING)
@@ -62,44 +70,45 @@ def test_a_fifth_of_all_requests_harmed_costs_no_pair(
 
 
 def test_a_store_killed_in_the_middle_and_started_again_costs_no_pair(
-    s3: S3, way: Proxy, calm: str, monkeypatch: pytest.MonkeyPatch
+    mortal_way: tuple[Proxy, Server], calm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    way, server = mortal_way
     if OUTAGE_SECONDS < 10:  # or else by the defaults
         monkeypatch.setenv("NST_RETRY_SECONDS", "0.5")
-    manifest, out = write_manifest("s3://nst-faults/killed/in"), "s3://nst-faults/killed/out"
+    manifest, out = write_inputs("s3://nst-faults/killed/in"), "s3://nst-faults/killed/out"
     first = Once("PUT", "/outcomes/")
     way.decide = lambda method, path: first(method, path) and None
 
     def outage() -> None:
-        if first.seen.wait(120):
-            s3.server.end(signal.SIGKILL)
+        if first.seen.wait(TIMEOUT):
+            server.end(signal.SIGKILL)
             time.sleep(OUTAGE_SECONDS)
-        s3.server.start()
+        server.start()
 
     killer = threading.Thread(target=outage)
     killer.start()
     try:
-        ended = run(manifest, out)
+        ended = run_inputs(manifest, out)
     finally:
         first.seen.set()
         killer.join()
-        until_objects_are_taken(s3.environment)
+        wait_for_objects({name: os.environ[name] for name in os.environ if name.startswith("AWS_")})
     assert (ended.exit_code, ended.message) == (0, ALL_FOUR), ended.report and ended.report.failures
     assert_nothing_lost(out, swept=False)  # what could not be removed during the outage is left to the next run
     assert_same_results(out, calm)
 
 
 def test_credentials_that_expire_in_the_middle_end_the_run_and_renewed_ones_finish_it(way: Proxy, calm: str) -> None:
-    manifest, out = write_manifest("s3://nst-faults/expired/in"), "s3://nst-faults/expired/out"
+    manifest, out = write_inputs("s3://nst-faults/expired/in"), "s3://nst-faults/expired/out"
     last = Once("PUT", "/thumbnails/falling")  # three are in flight, so that it begins only once another is done
     way.decide = lambda method, path: Fault.EXPIRED_TOKEN if last(method, path) else None
-    ended = run(manifest, out)
+    ended = run_inputs(manifest, out)
     way.decide = lambda method, path: None
     assert ended.exit_code == 1
     assert ended.message.startswith("the run could not go on, what is finished is safe: s3://nst-faults/expired/out/")
     assert ended.message.endswith("access is denied, the credentials have expired; renew them and run the same command again")
     assert 1 <= len(assert_markers_hold(out)) < 4
-    again = run(manifest, out)
+    again = run_inputs(manifest, out)
     assert again.exit_code == 0, again.message
     assert assert_nothing_lost(out, swept=False)["skipped"] >= 1
     assert_same_results(out, calm)
@@ -140,7 +149,7 @@ def meanwhile(out: Path, action: Callable[[], None]) -> Iterator[None]:
 
 
 def test_a_full_disk_ends_the_run_and_room_finishes_it(disk: Path, calm: str, tmp_path: Path) -> None:
-    manifest, out, ballast = write_manifest(str(tmp_path / "in")), disk / "out", disk / "ballast"
+    manifest, out, ballast = write_inputs(str(tmp_path / "in")), disk / "out", disk / "ballast"
 
     def fill() -> None:
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
@@ -148,20 +157,20 @@ def test_a_full_disk_ends_the_run_and_room_finishes_it(disk: Path, calm: str, tm
                 file.write(b"x" * 4096)
 
     with meanwhile(out, fill):
-        ended = run(manifest, str(out))
+        ended = run_inputs(manifest, str(out))
     assert ended.exit_code == 1
     assert ended.message.startswith(f"the run could not go on, what is finished is safe: {out}/")
     assert ended.message.endswith("the disk is full; make room and run the same command again")
     assert 1 <= len(assert_markers_hold(str(out))) < 4
     ballast.unlink()
-    again = run(manifest, str(out))
+    again = run_inputs(manifest, str(out))
     assert again.exit_code == 0, again.message
     assert assert_nothing_lost(str(out), swept=False)["skipped"] >= 1
     assert_same_results(str(out), calm)
 
 
 def test_an_output_that_becomes_read_only_ends_the_run_and_is_taken_up_again(disk: Path, calm: str, tmp_path: Path) -> None:
-    manifest, out = write_manifest(str(tmp_path / "in")), disk / "out"
+    manifest, out = write_inputs(str(tmp_path / "in")), disk / "out"
 
     def remount(mode: str) -> bool:
         return subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], capture_output=True, check=False).returncode == 0
@@ -171,29 +180,25 @@ def test_an_output_that_becomes_read_only_ends_the_run_and_is_taken_up_again(dis
             pass
 
     with meanwhile(out, protect):
-        ended = run(manifest, str(out))
+        ended = run_inputs(manifest, str(out))
     assert remount("rw")
     assert ended.exit_code == 1
     assert ended.message.startswith(f"the run could not go on, what is finished is safe: {out}/")
     assert ended.message.endswith("the file system is read-only; make it writable and run the same command again")
     assert 1 <= len(assert_markers_hold(str(out))) < 4
-    again = run(manifest, str(out))
+    again = run_inputs(manifest, str(out))
     assert again.exit_code == 0, again.message
     assert assert_nothing_lost(str(out), swept=False)["skipped"] >= 1
     assert_same_results(str(out), calm)
 
 
-def test_two_runs_of_one_manifest_at_once_do_each_pair_once_and_both_succeed(
-    prefect_api: str, calm: str, tmp_path: Path
-) -> None:
-    manifest, out = write_manifest(str(tmp_path / "in")), tmp_path / "out"
-    environment = {**os.environ, "PREFECT_API_URL": prefect_api}
-    with subprocess.Popen(command(manifest, str(out)), env=environment, stdout=-1, stderr=-1, text=True) as other:
+def test_two_runs_of_one_manifest_at_once_do_each_pair_once_and_both_succeed(calm: str, tmp_path: Path) -> None:
+    manifest, out = write_inputs(str(tmp_path / "in")), tmp_path / "out"
+    with subprocess.Popen(build_command(manifest, str(out)), stdout=-1, stderr=-1, text=True) as other:
         try:
-            while not any(out.glob("claims/*.json")) and other.poll() is None:
-                time.sleep(0.01)
-            ended = run(manifest, str(out))
-            _, complained = other.communicate(timeout=120)
+            wait_until(lambda: any(out.glob("claims/*.json")) or other.poll() is not None)
+            ended = run_inputs(manifest, str(out))
+            _, complained = other.communicate(timeout=TIMEOUT)
         finally:
             other.kill()
     assert ended.exit_code == 0, ended.message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -13,8 +12,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from PIL import Image
-from typer.testing import CliRunner
 
 from flows import prefect_server
 from flows.cli import app
@@ -25,14 +22,9 @@ from nst_tasks.outputs import outcome
 from nst_tasks.outputs.layout import marker_path
 from nst_tasks.outputs.outcome import Outcome, Status
 from nst_tasks.storage import files
-
-
-def nst(*arguments: str, **environment: str) -> Result:
-    """Run a command in this process; a traceback is never an answer."""
-    result = CliRunner().invoke(app, arguments, env=environment)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    assert "Traceback" not in result.output
-    return result
+from tests.support.commands import nst
+from tests.support.pictures import encode_flat
+from tests.support.runs import list_files
 
 
 def refused(*arguments: str, **environment: str) -> list[str]:
@@ -49,9 +41,7 @@ def refused(*arguments: str, **environment: str) -> list[str]:
 def folder(tmp_path: Path) -> Path:
     """A manifest of two good rows with their pictures."""
     for name, color in (("cat.png", "teal"), ("dog.png", "brown"), ("oil.png", "navy")):
-        file = io.BytesIO()
-        Image.new("RGB", (80, 60), color).save(file, "PNG")
-        (tmp_path / name).write_bytes(file.getvalue())
+        (tmp_path / name).write_bytes(encode_flat(color))
     manifest(tmp_path, "cat.png,oil.png,", "dog.png,oil.png,")
     return tmp_path
 
@@ -59,10 +49,6 @@ def folder(tmp_path: Path) -> Path:
 def manifest(folder: Path, *rows: str, header: str = "content,style,size") -> str:
     (folder / "m.csv").write_text("\n".join([header, *rows]) + "\n")
     return str(folder / "m.csv")
-
-
-def list_files(place: Path) -> list[str]:
-    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
 
 
 # What answers at once

@@ -21,7 +21,7 @@ from nst_tasks.core import vgg
 from nst_tasks.core.vgg_layers import layer_names
 from nst_tasks.errors import SettingsError
 from nst_tasks.inputs import weights
-from tests.support.transfers import picture
+from tests.support.pictures import picture
 
 SKIPPED = pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
 """Keras warns of each layer that it misses in a file, and then raises."""

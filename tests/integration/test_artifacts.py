@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,58 +12,57 @@ from typing import Any
 import pytest
 from PIL import Image
 from prefect import flow, task
-from typer.testing import CliRunner
 
 from flows import artifacts, fanout
-from flows.artifacts import RunReporter, build_artifact_key, format_rough_duration
-from flows.cli import app
+from flows.artifacts import RunReporter
 from flows.console import FlowEnd, run_flow
 from flows.stylize import stylize_manifest
 from flows.task_runners import Workers
 from nst_tasks.engine import run_batch
-from nst_tasks.inputs.jobs import Batch, split_into_shares
-from nst_tasks.inputs.options import RunOptions
+from nst_tasks.inputs.jobs import Batch
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs.outcome import Outcome, Status
-from nst_tasks.outputs.report import Report
 from nst_tasks.progress import Progress
 from nst_tasks.tasks import MAX_STORE_FAILURES_IN_A_ROW, stylize_batches, with_retries
 from tests.support.changes import change_job
-from tests.support.flaky import FlakyFileSystem
+from tests.support.commands import nst
 from tests.support.jobs import run_into, two_jobs
-from tests.support.servers import ask, last_run
+from tests.support.prefect_api import find, read_last_run
+from tests.support.runs import request_of, write_manifest
+from tests.support.stores import FlakyFileSystem
+from tests.support.waiting import wait_until
 
-ROWS = "id,content,style,size\na,cat.png,oil.png,\nb,dog.png,ink.png,\nc,gone.png,oil.png,\nd,cat.png,ink.png,9\n"
+ROWS = ("a,cat.png,oil.png,", "b,dog.png,ink.png,", "c,gone.png,oil.png,", "d,cat.png,ink.png,9")
 
 
-def stylize(pictures: Path, out: Path, name: str, rows: str) -> FlowEnd:
-    (pictures / f"{name}.csv").write_text(rows)
-    return run_flow(str(pictures / f"{name}.csv"), str(out), RunOptions(backbone="tiny", size=64, steps=1))
+def stylize(pictures: Path, out: Path, name: str, *rows: str, header: str = "id,content,style") -> FlowEnd:
+    manifest = write_manifest(pictures, *rows, header=header, name=f"{name}.csv")
+    return run_flow(*request_of(pictures, manifest, str(out), size=64, steps=1))
 
 
 def read_artifacts(api: str, flow_run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The artifacts of a flow run by type."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for one in ask(api, "artifacts", {"artifacts": {"flow_run_id": {"any_": [flow_run["id"]]}}}):
+    for one in find(api, "artifacts", artifacts={"flow_run_id": {"any_": [flow_run["id"]]}}):
         found.setdefault(one["type"], []).append(one)
     return found
 
 
-def log(api: str, flow_run: dict[str, Any], last: str) -> list[str]:
-    """The flow run's log by the time that it holds this text."""
-    until = time.monotonic() + 30
-    while True:
-        question = {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "sort": "TIMESTAMP_ASC"}
-        lines = [line["message"] for line in ask(api, "logs", question)]
-        if any(last in line for line in lines) or time.monotonic() > until:
-            return lines
-        time.sleep(0.3)
+def read_log(api: str, flow_run: dict[str, Any], last: str) -> list[str]:
+    """The flow run's log, once it holds this text."""
+
+    def look() -> list[str]:
+        found = find(api, "logs", logs={"flow_run_id": {"any_": [flow_run["id"]]}}, sort="TIMESTAMP_ASC")
+        lines = [line["message"] for line in found]
+        return lines if any(last in line for line in lines) else []
+
+    return wait_until(look)
 
 
 def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, pictures: Path, tmp_path: Path) -> None:
-    ended = stylize(pictures, tmp_path / "out", "Weekly run_2", ROWS)
+    ended = stylize(pictures, tmp_path / "out", "Weekly run_2", *ROWS, header="id,content,style,size")
     assert ended.report is not None
-    flow_run, task_runs = last_run(flow_api, "Weekly run_2", tasks=3)
+    flow_run, task_runs = read_last_run(flow_api, "Weekly run_2", tasks=3)
     found = read_artifacts(flow_api, flow_run)
     assert {kind: len(some) for kind, some in found.items()} == {"progress": 1, "image": 2, "table": 1, "markdown": 1}
     assert {one["key"] for some in found.values() for one in some} == {
@@ -103,18 +101,18 @@ def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, 
     (report,) = found["markdown"]
     assert ended.report.files["report"] in report["data"]
     assert ended.report.message in report["data"]
-    lines = log(flow_api, flow_run, "; report: ")
+    lines = read_log(flow_api, flow_run, "; report: ")
     assert f"{ended.report.message}; report: {ended.report.files['report']}" in lines
     assert f"row 4, c: {pictures}/gone.png: does not exist; check the name" in lines
     assert any(line.startswith("4 of 4 rows done: row ") for line in lines)
 
 
 def test_a_refused_manifest_shows_its_problems_and_bounds_its_message(flow_api: str, pictures: Path, tmp_path: Path) -> None:
-    (pictures / "broken.csv").write_text("content,style,size\n" + "cat.png,oil.png,9\n" * 60)
-    state = stylize_manifest(str(pictures / "broken.csv"), str(tmp_path / "out"), backbone="tiny", return_state=True)
+    manifest = write_manifest(pictures, *["cat.png,oil.png,9"] * 60, header="content,style,size", name="all rejected.csv")
+    state = stylize_manifest(manifest, str(tmp_path / "out"), backbone="tiny", return_state=True)
     lines = (state.message or "").splitlines()
     assert (state.name, len(lines), lines[-1]) == ("Refused", 51, "and 11 more")
-    flow_run, _ = last_run(flow_api, "broken", tasks=0)
+    flow_run, _ = read_last_run(flow_api, "all rejected", tasks=0)
     (table,) = read_artifacts(flow_api, flow_run)["table"]
     assert table["description"] == "refused, nothing ran: 61 problems"
     rows = json.loads(table["data"])
@@ -130,13 +128,13 @@ def test_past_their_limit_batches_share_task_runs_and_pictures_are_bounded(
 ) -> None:
     monkeypatch.setenv("NST_TASK_RUNS", "2")
     monkeypatch.setenv("NST_IMAGE_ARTIFACTS", "3")
-    rows = "".join(f"p{k},{('cat', 'dog')[k % 2]}.png,oil.png,{k}\n" for k in range(10))
-    ended = stylize(pictures, tmp_path / "out", "many", "id,content,style,seed\n" + rows)
+    rows = [f"p{k},{('cat', 'dog')[k % 2]}.png,oil.png,{k}" for k in range(10)]
+    ended = stylize(pictures, tmp_path / "out", "many", *rows, header="id,content,style,seed")
     assert ended.message == "10 succeeded, 0 failed, 0 rejected, 0 skipped of 10 rows"
-    flow_run, task_runs = last_run(flow_api, "many", tasks=3)
+    flow_run, task_runs = read_last_run(flow_api, "many", tasks=3)
     assert set(task_runs) == {"inspect pictures 1-3 of 3", "5 pairs, rows 2 to 6", "5 pairs, rows 7 to 11"}
     assert len(read_artifacts(flow_api, flow_run)["image"]) == 3
-    assert any(line.startswith("10 of 10 rows done: 5 succeeded") for line in log(flow_api, flow_run, "; report: "))
+    assert any(line.startswith("10 of 10 rows done: 5 succeeded") for line in read_log(flow_api, flow_run, "; report: "))
     assert sorted(path.stem for path in (tmp_path / "out/images").iterdir()) == [f"p{k}" for k in range(10)]
 
 
@@ -145,13 +143,12 @@ def test_of_a_shared_task_run_only_what_the_store_failed_for_is_tried_again(
 ) -> None:
     monkeypatch.setenv("NST_TASK_RUNS", "1")
     (pictures / "torn.png").write_bytes((whole := (pictures / "cat.png").read_bytes())[: len(whole) // 2])
-    rows = "id,content,style\na,cat.png,oil.png\nb,dog.png,oil.png\nc,torn.png,oil.png\n"
-    (pictures / "shared.csv").write_text(rows)
+    write_manifest(pictures, "a,cat.png,oil.png", "b,dog.png,oil.png", "c,torn.png,oil.png", name="shared.csv")
     FlakyFileSystem.spared.update({"cat.png": 1})  # the inspection's
     FlakyFileSystem.failing.update({"cat.png": 1})
-    ended = run_flow(f"{flaky}/shared.csv", str(tmp_path / "out"), RunOptions(backbone="tiny", size=64, steps=1))
+    ended = run_flow(*request_of(pictures, f"{flaky}/shared.csv", str(tmp_path / "out"), size=64, steps=1))
     assert ended.message == "2 succeeded, 1 failed, 0 rejected, 0 skipped of 3 rows"
-    flow_run, task_runs = last_run(flow_api, "shared", tasks=2)
+    flow_run, task_runs = read_last_run(flow_api, "shared", tasks=2)
     shared = task_runs["3 pairs, rows 2 to 4"]
     assert (shared["run_count"], shared["state_name"]) == (2, "Completed with failures")
     assert shared["state"]["message"].startswith("c: ")
@@ -254,17 +251,6 @@ def test_a_lost_task_run_is_recorded_although_the_store_stumbles(
     assert [o.status for o in stumble()] == [Status.SUCCEEDED]
 
 
-def test_shares_keep_the_order_and_are_at_most_as_many_as_asked(tmp_path: Path) -> None:
-    batches = [Batch((job,)) for job in two_jobs(tmp_path)] * 5
-    for most in (1, 2, 3, 4, 9, 10, 100):
-        shares = split_into_shares(batches, most)
-        assert len(shares) <= most
-        assert [batch for share in shares for batch in share] == batches
-        assert len({len(share) for share in shares[:-1]}) <= 1
-    assert split_into_shares([], 3) == []
-    assert all(len(share) == 1 for share in split_into_shares(batches, 10))
-
-
 def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
     flow_api: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,74 +262,17 @@ def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
     monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
     monkeypatch.setattr(artifacts, "create_table_artifact", refuse)
     monkeypatch.setattr(artifacts, "create_markdown_artifact", refuse)
-    ended = stylize(pictures, tmp_path / "out", "mute", "id,content,style\na,cat.png,oil.png\n")
+    ended = stylize(pictures, tmp_path / "out", "mute", "a,cat.png,oil.png")
     assert ended.exit_code == 0
-    flow_run, _ = last_run(flow_api, "mute", tasks=2)
-    lines = log(flow_api, flow_run, "artifact")
+    flow_run, _ = read_last_run(flow_api, "mute", tasks=2)
+    lines = read_log(flow_api, flow_run, "artifact")
     assert "the Prefect API did not take an artifact (ConnectionError); the run goes on" in lines
     assert not any("hunter2" in line for line in lines)
 
 
-def test_what_is_left_follows_from_the_pace_so_far(tmp_path: Path) -> None:
-    whole = Progress(pairs=7, pairs_done=7, work=900, work_done=900)  # with another run, before
-    watch = whole.create_part()
-    follower = RunReporter("m", run_into(tmp_path), watch, started_at=time.monotonic() - 60)
-    assert (follower.compute_percent(), follower.estimate_seconds_left()) == (0.0, None)
-    watch.add(pairs=4, work=400)
-    assert follower.describe_progress() == "0 of 4 rows done"
-    watch.add(work_done=100)
-    watch.mark_done(["a"])
-    watch.mark_done(["a"])
-    assert whole.pairs_done == 8
-    assert follower.compute_percent() == 25.0
-    assert follower.estimate_seconds_left() == pytest.approx(180, rel=0.05)
-    assert follower.describe_progress() == "1 of 4 rows done, about 3 min left"
-    watch.add(work_done=500)  # steps gone through twice
-    assert follower.compute_percent() == 100.0
-    assert follower.describe_progress() == "1 of 4 rows done, about 0 s left"
-    failed = RunReporter("m", run_into(tmp_path), Progress(pairs=2, pairs_done=2, work=400, work_done=100))
-    assert failed.compute_percent() == 100.0  # before half of its steps
-    done = RunReporter("m", run_into(tmp_path), Progress())
-    done.progress.add(pairs=2, pairs_done=1)  # nothing to compute
-    assert done.compute_percent() == 50.0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "about 0 s"), (89, "about 89 s"), (600, "about 10 min"), (9000, "about 2.5 h")]
-)
-def test_durations_are_told_roughly(seconds: float, words: str) -> None:
-    assert format_rough_duration(seconds) == words
-
-
-def test_keys_of_artifacts_are_what_the_api_takes() -> None:
-    assert build_artifact_key("Q3 Töpfe_(final)", "report") == "q3-t-pfe-final-report"
-    assert build_artifact_key("…", "report") == "report"
-
-
-def test_text_from_outside_is_shown_and_not_obeyed() -> None:
-    name = "<img src=x onerror=alert(1)> [a](javascript:b) `c` |d|"
-    report = Report(
-        run_id="r",
-        out="/o",
-        rows=1,
-        counts={str(status): 0 for status in Status},
-        failures=(),
-        flagged=(name,),
-        warnings=(),
-        seconds=1.0,
-        files={"report": "/o/`a|b`.html"},
-        manifest_sha256="",
-    )
-    shown = artifacts._render_report(name, report)
-    assert "\\<img src=x" in shown
-    assert "<img" not in shown.replace("\\<", "")
-    assert "](" not in shown
-    assert "| report | `` /o/'a\\|b'.html `` |" in shown
-
-
 def test_a_terminal_is_told_of_a_hundred_failures_and_how_many_more(flow_api: str, pictures: Path, tmp_path: Path) -> None:
-    (pictures / "gone.csv").write_text("content,style\n" + "".join(f"gone{k}.png,oil.png\n" for k in range(103)))
-    ran = CliRunner().invoke(app, ["run", str(pictures / "gone.csv"), "--out", str(tmp_path / "out"), "--backbone", "tiny"])
+    manifest = write_manifest(pictures, *(f"gone{k}.png,oil.png" for k in range(103)), header="content,style")
+    ran = nst("run", manifest, "--out", str(tmp_path / "out"), "--backbone", "tiny")
     assert ran.exit_code == 1
     told = [line for line in ran.stderr.splitlines() if "does not exist" in line]
     assert len(told) == 100

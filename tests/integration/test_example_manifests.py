@@ -23,19 +23,6 @@ pytestmark = pytest.mark.usefixtures("flow_api")
 EXAMPLES = {path.name: path.read_bytes() for path in resources.files("manifests").iterdir() if path.name.endswith(".csv")}
 
 
-def test_these_are_the_examples() -> None:
-    """A new one belongs into a test below."""
-    assert set(EXAMPLES) == {"demo.csv", "every-column.csv", "recipes.csv", "styles.csv"}
-
-
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_an_example_has_no_problem_and_names_samples_that_there_are(name: str) -> None:
-    parsed = manifest.parse(EXAMPLES[name], "/samples")
-    assert parsed.problems == ()
-    given = {f"/samples/{sample}" for sample in samples()}
-    assert {uri for pair in parsed.pairs for _, uri in pair.image_uris} <= given
-
-
 def test_the_example_of_every_column_has_every_column_and_runs(tmp_path: Path) -> None:
     parsed = manifest.parse(EXAMPLES["every-column.csv"], "/")
     assert set(parsed.header) == set(COLUMNS) - {"problem"}
@@ -91,12 +78,3 @@ def test_every_recipe_runs_from_a_manifests_row(tmp_path: Path) -> None:
         assert set(done.quality) == {"style_gap", *outcome.QUALITY_KEYS}
         assert set(done.quality["style_gap"]) >= {layer for layer, _ in recipe.method.style.layers if layer < "block5"}
     assert list(build_summary([done]).columns) == list(SUMMARY_COLUMNS)
-
-
-def test_the_grids_manifest_is_three_contents_by_four_styles() -> None:
-    parsed = manifest.parse(EXAMPLES["styles.csv"], "/")
-    assert {(pair.content, pair.styles[0]) for pair in parsed.pairs} == {
-        (f"/content/{content}.jpg", f"/style/{style}.webp")
-        for content in ("astronaut", "chelsea", "rocket")
-        for style in ("swirls", "dunes", "stipple", "ink")
-    }

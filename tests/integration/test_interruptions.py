@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from flows.console import FlowEnd, run_flow
-from nst_tasks.inputs.options import RunOptions
-from nst_tasks.outputs import claims, outcome
+from flows.console import run_flow
+from nst_tasks.outputs import claims
 from nst_tasks.outputs.claims import Claim
-from nst_tasks.outputs.layout import history_path, marker_path
 from nst_tasks.outputs.outcome import Status
 from nst_tasks.storage import files
-from tests.support.servers import nst
+from tests.support.commands import NST, nst
+from tests.support.runs import read_losses, read_marker, request_of, run
+from tests.support.waiting import TIMEOUT, wait_until
 
 SAID = "interrupted; what is finished is safe: run the same command again"
-
-
-def marker(out: Path, id: str) -> outcome.Outcome:
-    return outcome.from_json((out / marker_path(id)).read_bytes())
-
-
-def losses(out: Path, id: str) -> pd.DataFrame:
-    return pd.read_parquet(out / history_path(id)).drop(columns=["run_id", "seconds"])
 
 
 # --- signals ---
@@ -45,8 +37,7 @@ def test_signals_end_the_run_with_130_and_the_same_command_goes_on_to_the_same_b
     )
     options = ("--backbone", "tiny", "--size", "64", "--checkpoint-every", "50")
     calm, out = tmp_path / "calm", tmp_path / "out"
-    command = [str(Path(sys.executable).parent / "nst"), "run", str(pictures / "m.csv"), "--out", str(out), *options]
-    environment = {**os.environ, "PREFECT_API_URL": flow_api}
+    command = [NST, "run", str(pictures / "m.csv"), "--out", str(out), *options]
 
     def stands() -> int:
         """The long pair's last step that is on the disk."""
@@ -54,13 +45,11 @@ def test_signals_end_the_run_with_130_and_the_same_command_goes_on_to_the_same_b
 
     reached, done = 0, []
     for number in (signal.SIGINT, signal.SIGTERM):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            until = time.monotonic() + 120
-            while stands() <= reached and process.poll() is None and time.monotonic() < until:
-                time.sleep(0.05)
-            process.send_signal(number)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
-                _, err = process.communicate(timeout=60)
+                wait_until(lambda at=reached: stands() > at or process.poll() is not None)
+                process.send_signal(number)
+                _, err = process.communicate(timeout=TIMEOUT)
             finally:
                 process.kill()
         assert process.returncode == 130, err
@@ -74,13 +63,13 @@ def test_signals_end_the_run_with_130_and_the_same_command_goes_on_to_the_same_b
         assert len(list(out.glob("checkpoints/*"))) == 1
         assert not list(out.glob("claims/*"))
 
-    again = nst("run", str(pictures / "m.csv"), "--out", str(out), *options, PREFECT_API_URL=flow_api)
+    again = nst("run", str(pictures / "m.csv"), "--out", str(out), *options)
     assert f"{2 - len(done)} succeeded, 0 failed, 0 rejected, {len(done)} skipped of 2 rows" in again.stdout, again.stderr
     assert not list(out.glob("checkpoints/*"))
-    run_flow(str(pictures / "m.csv"), str(calm), RunOptions(backbone="tiny", size=64))
+    run_flow(*request_of(pictures, out=str(calm), size=64))
     assert (out / "images/long.png").read_bytes() == (calm / "images/long.png").read_bytes()
-    pd.testing.assert_frame_equal(losses(out, "long"), losses(calm, "long"), check_exact=True)
-    assert marker(out, "long").losses == marker(calm, "long").losses
+    pd.testing.assert_frame_equal(read_losses(out, "long"), read_losses(calm, "long"), check_exact=True)
+    assert read_marker(out, "long").losses == read_marker(calm, "long").losses
 
 
 EARLY = """
@@ -100,7 +89,7 @@ app()
 
 
 def test_a_signal_before_anything_began_ends_with_130() -> None:
-    ended = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "nst: interrupted\n")
 
 
@@ -130,7 +119,7 @@ with console._handle_signals(progress):
 
 def test_a_thread_that_waits_for_ever_does_not_keep_the_process() -> None:
     """What is being computed ends, what waits for a store does not."""
-    ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert (ended.returncode, ended.stdout) == (130, "computed\n")
     assert SAID in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -166,55 +155,52 @@ def test_a_pair_that_takes_its_process_down_twice_is_set_aside_and_no_other(
     out = tmp_path / "out"
     (tmp_path / "temporary").mkdir()
     options = ["run", str(pictures / "m.csv"), "--out", str(out), "--backbone", "tiny", "--size", "64"]
-    environment = {**os.environ, "PREFECT_API_URL": flow_api, "TMPDIR": str(tmp_path / "temporary")}
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
 
     def attempt() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", POISONED, *options]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
     assert attempt().returncode == -signal.SIGABRT
     assert attempt().returncode == -signal.SIGABRT
     third = attempt()
     assert third.returncode == 1, third.stderr
     # whoever was in flight beside it in the first crash was alone afterwards, and is not to blame
-    assert {id: marker(out, id).status for id in ("first", "bad", "last")} == {
+    assert {id: read_marker(out, id).status for id in ("first", "bad", "last")} == {
         "first": Status.SUCCEEDED, "bad": Status.FAILED, "last": Status.SUCCEEDED,
     }  # fmt: skip
     assert ", 1 failed, 0 rejected, " in third.stdout
     assert "row 3, bad: its process crashed in native code 2 times while it was made" in third.stderr
-    assert marker(out, "bad").flags == ("quarantined",)
+    assert read_marker(out, "bad").flags == ("quarantined",)
     assert not list(out.glob("claims/*"))
 
-    run = str(pictures / "m.csv"), str(out), RunOptions(backbone="tiny", size=64)
-    still = run_flow(*run)  # the bug is gone, but nobody said so
+    request = request_of(pictures, out=str(out), size=64)
+    still = run_flow(*request)  # the bug is gone, but nobody said so
     assert still.message == "0 succeeded, 1 failed, 0 rejected, 2 skipped of 3 rows"
     assert still.report is not None
-    assert still.report.failures == (f"row 3, bad: {marker(out, 'bad').error}",)
+    assert still.report.failures == (f"row 3, bad: {read_marker(out, 'bad').error}",)
     (out / "outcomes/bad.json").unlink()
-    assert run_flow(*run).message == "1 succeeded, 0 failed, 0 rejected, 2 skipped of 3 rows"
+    assert run_flow(*request).message == "1 succeeded, 0 failed, 0 rejected, 2 skipped of 3 rows"
 
 
 # --- what earlier runs left, what others do ---
 
 
-def run(pictures: Path, out: Path, **more: object) -> FlowEnd:
-    (pictures / "m.csv").write_text("id,content,style,recipe\na,cat.png,oil.png,tf-tutorial\nb,dog.png,ink.png,tf-tutorial\n")
-    options = RunOptions(**{"backbone": "tiny", "size": 64, "steps": 3} | more)
-    return run_flow(str(pictures / "m.csv"), str(out), options)
+TWO_PAIRS = "id,content,style,recipe\na,cat.png,oil.png,tf-tutorial\nb,dog.png,ink.png,tf-tutorial\n"
 
 
 @pytest.mark.usefixtures("flow_api")
 def test_what_a_kill_left_of_finished_pairs_is_swept_and_other_peoples_is_not(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run(pictures, out)
-    key = marker(out, "a").key
+    run(pictures, TWO_PAIRS, out)
+    key = read_marker(out, "a").key
     theirs = "ff" * 32
     for name in (f"checkpoints/{key}.0-000001.npz", f"checkpoints/{key}.0-000002.npz", f"checkpoints/{theirs}.0-000001.npz"):
         files.write(str(out / name), b"left")
     for name, expires in ((key, 0.0), (theirs, time.time() + 100)):
         claim = Claim(name, 0, "o", "r", "m", "1.1", "", 0, expires)
         files.write(str(out / "claims" / f"{name}.0.json"), json.dumps(vars(claim)).encode())
-    assert run(pictures, out).message.startswith("0 succeeded, 0 failed, 0 rejected, 2 skipped")
+    assert run(pictures, TWO_PAIRS, out).message.startswith("0 succeeded, 0 failed, 0 rejected, 2 skipped")
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"{theirs}.0-000001.npz"]
     assert [path.name for path in (out / "claims").iterdir()] == [f"{theirs}.0.json"]
 
@@ -222,12 +208,12 @@ def test_what_a_kill_left_of_finished_pairs_is_swept_and_other_peoples_is_not(pi
 @pytest.mark.usefixtures("flow_api")
 def test_a_useless_checkpoint_is_told_in_the_report(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run(pictures, out)
+    run(pictures, TWO_PAIRS, out)
     before = (out / "images/a.png").read_bytes()
-    name = f"{marker(out, 'a').key}.0-000002.npz"
+    name = f"{read_marker(out, 'a').key}.0-000002.npz"
     (out / "outcomes/a.json").unlink()
     files.write(str(out / "checkpoints" / name), b"torn")
-    again = run(pictures, out)
+    again = run(pictures, TWO_PAIRS, out)
     assert again.report is not None
     assert again.report.warnings == (f"checkpoints/{name}: ignored, it is damaged",)
     record = json.loads((out / "runs" / again.report.run_id / "run.json").read_bytes())
@@ -240,39 +226,53 @@ def test_a_useless_checkpoint_is_told_in_the_report(pictures: Path, tmp_path: Pa
 def test_pairs_that_another_run_is_doing_are_waited_for(pictures: Path, tmp_path: Path) -> None:
     """The other run finishes one, and never comes back to the other: its claim expires."""
     out, other = tmp_path / "out", tmp_path / "other"
-    run(pictures, other)
-    keys = {id: marker(other, id).key for id in "ab"}
-    now = time.time()
-    for id, expires in (("a", now + 1000), ("b", now + 8)):
-        claim = Claim(keys[id], 0, "o", "r", "m", "1.1", "", 0, expires)
-        files.write(str(out / "claims" / f"{keys[id]}.0.json"), json.dumps(vars(claim)).encode())
+    run(pictures, TWO_PAIRS, other)
+    keys = {id: read_marker(other, id).key for id in "ab"}
+    waited: list[str] = []
 
-    def finish() -> None:
-        for path in ("images/a.png", "history/a.parquet", "thumbnails/a.jpg", "outcomes/a.json"):
-            files.write(str(out / path), (other / path).read_bytes())
-        files.delete(str(out / "claims" / f"{keys['a']}.0.json"))
+    def claim(id: str, seconds: float) -> None:
+        claimed = Claim(keys[id], 0, "o", "r", "m", "1.1", "", 0, time.time() + seconds)
+        files.write(str(out / "claims" / f"{keys[id]}.0.json"), json.dumps(vars(claimed)).encode())
 
-    timer = threading.Timer(4.0, finish)
-    timer.start()
+    class OtherRun(logging.Handler):
+        """Goes on once this run says that it waits."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            if message.endswith("is doing a, b"):
+                for path in ("images/a.png", "history/a.parquet", "thumbnails/a.jpg", "outcomes/a.json"):
+                    files.write(str(out / path), (other / path).read_bytes())
+                files.delete(str(out / "claims" / f"{keys['a']}.0.json"))
+            elif message.endswith("is doing b"):
+                claim("b", -1.0)
+            else:
+                return
+            waited.append(message)
+
+    for id in "ab":
+        claim(id, 1000.0)
+    logger, handler = logging.getLogger("prefect.flow_runs"), OtherRun()
+    logger.addHandler(handler)
     try:
-        ended = run(pictures, out)
+        ended = run(pictures, TWO_PAIRS, out)
     finally:
-        timer.join()
+        logger.removeHandler(handler)
+    assert len(waited) == 2
     assert ended.message == "1 succeeded, 0 failed, 0 rejected, 1 skipped of 2 rows"
-    assert marker(out, "a").run_id == marker(other, "a").run_id  # not made twice
-    assert marker(out, "b").status is Status.SUCCEEDED
+    assert read_marker(out, "a").run_id == read_marker(other, "a").run_id  # not made twice
+    assert read_marker(out, "b").status is Status.SUCCEEDED
     assert claims.current_claims(str(out)) == {}
 
 
 @pytest.mark.usefixtures("flow_api")
 def test_a_deadline_fails_its_pair_and_a_later_run_goes_on(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    late = run(pictures, out, pair_timeout=1e-6)
+    late = run(pictures, TWO_PAIRS, out, pair_timeout=1e-6)
     assert (late.exit_code, late.message) == (
         1, "0 succeeded, 2 failed, 0 rejected, 0 skipped of 2 rows (none succeeded)",
     )  # fmt: skip
     assert late.report is not None
     assert "not done after --pair-timeout 1e-06 seconds, at step 1 of 3" in late.report.failures[0]
     assert len(list(out.glob("checkpoints/*"))) == 2
-    assert run(pictures, out).message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
+    assert run(pictures, TWO_PAIRS, out).message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
     assert not list(out.glob("checkpoints/*"))

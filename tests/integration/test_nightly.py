@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import logging
 import os
-import signal
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy
-from typer.testing import CliRunner
 
 from flows import fanout, nightly, stylize
-from flows.cli import app
 from flows.console import FlowEnd, run_sweep
-from flows.deployments import build_deployments, serve
 from flows.nightly import SweepResult
-from nst_tasks.errors import ClusterError, InputError, SettingsError
+from nst_tasks.errors import ClusterError, InputError
 from nst_tasks.inputs.options import SweepOptions
-from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import ledger
 from nst_tasks.outputs.claims import Claim
 from nst_tasks.outputs.ledger import RunResult
 from nst_tasks.storage import files
-from tests.support.servers import answered, picture
+from tests.support.commands import nst
+from tests.support.pictures import encode_pattern
+from tests.support.prefect_api import call
+from tests.support.stores import MemoryStore
+from tests.support.waiting import wait_until
 
 GOOD = "id,content,style\na,cat.png,oil.png\n"
 
@@ -143,16 +135,10 @@ def test_while_another_sweep_goes_on_nothing_is_run_and_a_dead_one_is_taken_over
     assert list(place.parent.iterdir()) == []
 
 
-class FullStore(MemoryFileSystem):
+class FullStore(MemoryStore):
     """A place in memory where nothing more fits into the images of the second manifest."""
 
     protocol = "fullstore"
-    store: dict[str, Any] = {}  # noqa: RUF012
-    pseudo_dirs = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return str(MemoryFileSystem._strip_protocol(path.removeprefix("fullstore://")))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
         if "/b/images" in path:
@@ -162,7 +148,6 @@ class FullStore(MemoryFileSystem):
 
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    fsspec.register_implementation("fullstore", FullStore, clobber=True)
     monkeypatch.setenv("NST_ALLOWED_ROOTS", "fullstore://team")
     yield "fullstore://team"
     FullStore.store.clear()
@@ -171,7 +156,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.usefixtures("flow_api")
 def test_a_store_that_is_full_ends_the_sweep_with_its_sentence(full: str) -> None:
     for name in ("cat", "oil"):
-        files.write(f"{full}/in/{name}.png", picture(name))
+        files.write(f"{full}/in/{name}.png", encode_pattern(name))
     for name in "abc":
         files.write(f"{full}/in/{name}.csv", GOOD.encode())
     ended, swept = run_sweep(f"{full}/in", f"{full}/out", SweepOptions(backbone="tiny", size=64, steps=1))
@@ -188,24 +173,17 @@ class LaxStore(FullStore):
     """A place in memory where no condition of a write is heeded, and the ledger takes no entry of the first manifest."""
 
     protocol = "laxstore"
-    store: dict[str, Any] = {}  # noqa: RUF012
-    pseudo_dirs = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return str(MemoryFileSystem._strip_protocol(path.removeprefix("laxstore://")))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
         if "/_ledger/a.csv/" in path:
             raise OSError(errno.ENAMETOOLONG, "1,024 bytes are the most")
-        MemoryFileSystem.pipe_file(self, path, value, **more)
+        MemoryStore.pipe_file(self, path, value, **more)
 
 
 @pytest.mark.usefixtures("flow_api")
 def test_what_a_store_cannot_do_is_told_and_every_manifest_is_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fsspec.register_implementation("laxstore", LaxStore, clobber=True)
     monkeypatch.setenv("NST_ALLOWED_ROOTS", "laxstore://team")
     for name in ("a", "b"):
         files.write(f"laxstore://team/in/{name}.csv", b"content,stile\n")
@@ -292,17 +270,15 @@ def test_every_end_of_a_run_is_an_event_that_tells_no_secret(flow_api: str, pict
         options = {"out": str(tmp_path / "out"), "backbone": "tiny", "size": 64, "steps": 1}
         stylize_manifest(manifest=manifest, **options, return_state=True)  # type: ignore[call-overload]
 
-    def events() -> list[dict[str, Any]]:
-        question = {"filter": {"event": {"name": ["nst.manifest.completed"]}}, "limit": 50}
-        asked = urllib.request.Request(
-            f"{flow_api}/events/filter", json.dumps(question).encode(), {"Content-Type": "application/json"}
-        )
-        told = answered(asked)["events"]
-        return [event for event in told if tmp_path.name in event["resource"]["prefect.resource.id"]]
+    def look() -> list[dict[str, Any]]:
+        names = [
+            f"nst.manifest.{name}" for name in (pictures / "well.csv", pictures / "ill.csv", f"s3://{tmp_path.name}/x.csv")
+        ]
+        question = {"event": {"name": ["nst.manifest.completed"]}, "resource": {"id": names}}
+        found: list[dict[str, Any]] = call(f"{flow_api}/events/filter", "POST", {"filter": question})["events"]
+        return found if len(found) == 3 else []
 
-    end = time.monotonic() + 60
-    while len(found := events()) < 3 and time.monotonic() < end:
-        time.sleep(0.2)
+    found = wait_until(look)
     by_result = {event["resource"]["nst.result"]: event for event in found}
     assert set(by_result) == {"good", "failures", "refused"}
     assert by_result["good"]["resource"]["prefect.resource.id"] == f"nst.manifest.{pictures}/well.csv"
@@ -314,18 +290,6 @@ def test_every_end_of_a_run_is_an_event_that_tells_no_secret(flow_api: str, pict
     assert "hunter3" not in json.dumps(found)
 
 
-def test_every_result_is_counted_in_the_message() -> None:
-    words = {
-        RunResult.GOOD: "good",
-        RunResult.FAILURES: "with failures",
-        RunResult.REFUSED: "refused",
-        RunResult.FAILED: "failed",
-    }
-    for word in words.values():
-        assert f"0 {word}" in SweepResult({}, 0).message
-    assert {*words, RunResult.INTERRUPTED} == set(RunResult)  # one that is interrupted ends the sweep
-
-
 # --- the command line ---
 
 
@@ -334,140 +298,14 @@ def test_the_command_sweeps_once(pictures: Path, tmp_path: Path) -> None:
     (pictures / "good.csv").write_text(GOOD)
     options = ["--backbone", "tiny", "--size", "64", "--steps", "1", "--precision", "mixed", "--plateau", "0.5", "--json"]
     places = {"NST_INBOX": str(pictures), "NST_OUT": str(tmp_path / "out")}
-    done = CliRunner().invoke(app, ["nightly", *options], env=places)
+    done = nst("nightly", *options, **places)
     assert done.exit_code == 0, done.stderr
     said = json.loads(done.stdout)
     assert (said["state"], said["unchanged"], said["manifests"]["good.csv"]["result"]) == ("Completed", 0, "good")
     method = json.loads((tmp_path / "out/good/outcomes/a.json").read_text())["recipe"]["method"]
     assert (method["precision"], method["plateau"]["tolerance"]) == ("mixed", 0.5)
     (pictures / "broken.csv").write_text("content,stile\ncat.png,oil.png\n")
-    done = CliRunner().invoke(app, ["nightly", *options[:-1]], env=places)
+    done = nst("nightly", *options[:-1], **places)
     assert done.exit_code == 1
     assert done.stdout.startswith("broken.csv: refused, manifest ")
     assert done.stdout.splitlines()[-1].startswith("Failed: 2 manifests: 0 good,")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["nightly", "--out", "out"], "--inbox: is missing; give it, or set NST_INBOX"),
-        (["nightly", "--inbox", "in"], "--out: is missing; give it, or set NST_OUT"),
-        (["nightly", "--inbox", "s3://u:p@b/in", "--out", "x"], "--inbox: s3://b/in has a password or a query, which Prefect"),
-        (["serve", "--inbox", "a", "--out", "b"], "PREFECT_API_URL: is not set, and a schedule needs a server that lasts"),
-        (["deploy", "--pool", "p", "--inbox", "a", "--out", "b"], "PREFECT_API_URL: is not set"),
-        (["deploy", "--pool", "p", "--out", "b"], "--inbox: is missing; give it, or set NST_INBOX"),
-    ],
-)
-def test_what_is_missing_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str) -> None:
-    done = CliRunner().invoke(app, arguments)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"nst: {sentence}")
-    assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.usefixtures("flow_api")
-def test_a_work_pool_gets_both_deployments_and_one_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    places = {"NST_INBOX": str(tmp_path / "in"), "NST_OUT": str(tmp_path / "out")}
-    done = CliRunner().invoke(app, ["deploy", "--pool", "gpus"], env=places)
-    assert done.exit_code == 2
-    assert done.stderr == (
-        "nst: --pool: there is no work pool 'gpus'; create it with: prefect work-pool create gpus --type process\n"
-    )
-    with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="gpus", type="process"))
-        done = CliRunner().invoke(app, ["deploy", "--pool", "gpus", "--image", "nst:1"], env=places)
-        assert "--image: the work pool 'gpus' starts no containers" in done.stderr
-        done = CliRunner().invoke(app, ["deploy", "--pool", "gpus", "--precision", "mixed", "--plateau", "0.5"], env=places)
-        assert done.stdout == "nightly/nightly on gpus\nstylize-manifest/stylize-manifest on gpus\n", done.stderr
-        registered = client.read_deployment_by_name("nightly/nightly")
-        assert (registered.work_pool_name, registered.entrypoint) == ("gpus", "flows.nightly.nightly")
-        assert [registered.parameters[name] for name in ("precision", "plateau", "runner")] == ["mixed", 0.5, "threads"]
-        for deployment in client.read_deployments():
-            client.delete_deployment(deployment.id)  # other tests serve them
-
-
-# --- deployments ---
-
-NIGHT = ("s3://team/inbox", "s3://team/out", SweepOptions(size=256))
-
-
-def test_a_deployment_names_its_flow_by_module_and_lets_no_two_nights_overlap() -> None:
-    nightly, on_demand = build_deployments(*NIGHT, Settings())
-    assert (nightly.entrypoint, on_demand.entrypoint) == ("flows.nightly.nightly", "flows.stylize.stylize_manifest")
-    assert nightly.parameters is not None
-    assert nightly.parameters == {
-        "inbox": "s3://team/inbox", "out": "s3://team/out", "options": SweepOptions(size=256).model_dump(),
-    }  # fmt: skip
-    assert nightly.concurrency_limit == 1
-    assert nightly.concurrency_options.collision_strategy is ConcurrencyLimitStrategy.CANCEL_NEW  # type: ignore[union-attr]
-    schedule = nightly.schedules[0].schedule  # type: ignore[index]
-    assert (schedule.cron, schedule.timezone) == ("0 2 * * *", "UTC")  # type: ignore[union-attr]
-    assert not on_demand.schedules
-
-
-@pytest.mark.parametrize("k", [0, 1])
-def test_a_deployments_parameters_make_a_nested_form(k: int) -> None:
-    schema = build_deployments(*NIGHT, Settings())[k]._parameter_openapi_schema
-    assert schema.required == (["inbox", "out"] if k == 0 else ["manifest", "out"])
-    assert all(parameter["description"] for parameter in schema.properties.values())
-    assert sorted(schema.properties, key=lambda name: schema.properties[name]["position"]) == [*schema.required, "options"]
-    properties = schema.definitions["SweepOptions" if k == 0 else "RunOptions"]["properties"]
-    assert [*properties][:3] == ["recipe", "size", "steps"]
-    assert all(parameter["description"] for parameter in properties.values())
-    assert properties["backbone"]["enum"] == ["vgg16-hed", "vgg19", "vgg16", "tiny"]
-    assert properties["backbone"]["default"] == "vgg16-hed"
-    assert (properties["size"]["minimum"], properties["size"]["maximum"]) == (64, 8192)
-    assert {properties[name]["type"] for name in ("strict", "upscale")} == {"boolean"}
-
-
-@pytest.mark.parametrize(
-    ("changed", "sentence"),
-    [
-        ({"cron": "61 * * * *"}, "--cron: '61 * * * *' is no schedule; give minute, hour,"),
-        ({"cron": "nightly"}, "--cron: 'nightly' is no schedule"),
-        ({"timezone": "Mars/Olympus"}, "--timezone: 'Mars/Olympus' is no time zone; give a name such as UTC"),
-        ({"allowed_roots": ("s3://team/inbox",)}, "--out: s3://team/out: is not below NST_ALLOWED_ROOTS"),
-    ],
-)
-def test_settings_that_make_no_deployment_are_one_sentence(changed: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        build_deployments(*NIGHT, Settings(**changed))
-    assert str(caught.value).startswith(sentence)
-
-
-def test_a_deployment_takes_no_secret() -> None:
-    inbox, out, options = NIGHT
-    secret_options = SweepOptions(weights="s3://team/w?hunter2")
-    for given in (
-        (inbox, "s3://k:hunter2@team/o", options),
-        ("s3://team/i?hunter2", out, options),
-        (inbox, out, secret_options),
-    ):
-        with pytest.raises(SettingsError, match="has a password or a query, which Prefect would store") as caught:
-            build_deployments(*given, Settings())
-        assert "hunter2" not in str(caught.value)
-
-
-def test_who_asks_twice_to_stop_serving_stops_it_once() -> None:
-    class Served:
-        started = True
-        stops = 0
-
-        async def start(self) -> None:
-            self.stopped = asyncio.Event()
-            for _ in range(2):
-                await asyncio.sleep(0)  # the handlers are in place by now
-                os.kill(os.getpid(), signal.SIGTERM)
-            await self.stopped.wait()
-
-        async def astop(self) -> None:
-            self.stops += 1
-            await asyncio.sleep(0.1)
-            self.stopped.set()
-
-    served, before = Served(), signal.getsignal(signal.SIGTERM)
-    try:
-        serve(served)  # type: ignore[arg-type]
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert served.stops == 1

@@ -10,36 +10,29 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
 from prefect import flow, task
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.console import FlowEnd, run_flow
 from flows.fanout import submit_in_window
-from nst_tasks.errors import Interrupted
 from nst_tasks.inputs.options import RunOptions
-from nst_tasks.inputs.settings import Settings
-from nst_tasks.progress import Progress, progress_variable
-from nst_tasks.tasks import stylize_batches, with_retries
-from tests.support.flaky import FlakyFileSystem
-from tests.support.servers import last_run, nst
+from tests.support.commands import nst, nst_process
+from tests.support.prefect_api import read_last_run
+from tests.support.runs import write_manifest
+from tests.support.stores import FlakyFileSystem
 
 
-def stylize(manifest: str, out: Path) -> FlowEnd:
-    return run_flow(manifest, str(out), RunOptions(backbone="tiny", size=64, steps=1))
-
-
-def write_manifest(pictures: Path, name: str, rows: str) -> str:
-    (pictures / f"{name}.csv").write_text(rows)
-    return f"flaky://{pictures}/{name}.csv"
+def stylize(folder: Path | str, name: str, out: Path) -> FlowEnd:
+    return run_flow(f"{folder}/{name}.csv", str(out), RunOptions(backbone="tiny", size=64, steps=1))
 
 
 def test_the_api_shows_names_tags_retries_and_state(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
-    rows = "content,style,recipe\ncat.png,oil.png,\ndog.png,ink.png,tf-tutorial\ngone.png,oil.png,\n"
-    manifest = write_manifest(pictures, "seen", rows)
+    rows = ("cat.png,oil.png,", "dog.png,ink.png,tf-tutorial", "gone.png,oil.png,")
+    write_manifest(pictures, *rows, header="content,style,recipe", name="seen.csv")
     FlakyFileSystem.failing.update({"oil.png": 2})  # fails while being inspected, succeeds at the third attempt
-    ended = stylize(manifest, tmp_path / "out")
+    ended = stylize(flaky, "seen", tmp_path / "out")
     assert ended.exit_code == 1
-    flow_run, task_runs = last_run(flow_api, "seen", tasks=3)
+    flow_run, task_runs = read_last_run(flow_api, "seen", tasks=3)
     assert flow_run["state_type"] == "COMPLETED"
     assert flow_run["state_name"] == "Completed with failures"
     assert flow_run["state"]["message"] == "2 succeeded, 1 failed, 0 rejected, 0 skipped of 3 rows"
@@ -55,40 +48,34 @@ def test_the_api_shows_names_tags_retries_and_state(flow_api: str, flaky: str, p
 def test_a_name_is_no_template_of_the_tasks_parameters(flow_api: str, pictures: Path, tmp_path: Path) -> None:
     for name in ("a{run}", "b{x"):
         (pictures / f"{name}.png").write_bytes((pictures / "cat.png").read_bytes())
-    (pictures / "braces.csv").write_text("content,style\na{run}.png,oil.png\nb{x.png,oil.png\n")
-    assert stylize(str(pictures / "braces.csv"), tmp_path / "out").message.startswith("2 succeeded")
-    _, task_runs = last_run(flow_api, "braces", tasks=3)
+    write_manifest(pictures, "a{run}.png,oil.png", "b{x.png,oil.png", header="content,style", name="braces.csv")
+    assert stylize(pictures, "braces", tmp_path / "out").message.startswith("2 succeeded")
+    _, task_runs = read_last_run(flow_api, "braces", tasks=3)
     assert {"a{run} x oil", "b{x x oil"} < {*task_runs}
 
 
 def test_a_pair_is_tried_again_after_a_passing_failure_of_the_store(
     flow_api: str, flaky: str, pictures: Path, tmp_path: Path
 ) -> None:
-    manifest = write_manifest(pictures, "again", "id,content,style\na,cat.png,oil.png\n")
+    write_manifest(pictures, "a,cat.png,oil.png", name="again.csv")
     FlakyFileSystem.spared.update({"cat.png": 1})  # the inspection's
     FlakyFileSystem.failing.update({"cat.png": 2})
-    assert stylize(manifest, tmp_path / "out").message.startswith("1 succeeded")
-    _, task_runs = last_run(flow_api, "again", tasks=2)
+    assert stylize(flaky, "again", tmp_path / "out").message.startswith("1 succeeded")
+    _, task_runs = read_last_run(flow_api, "again", tasks=2)
     assert {name: run["run_count"] for name, run in task_runs.items()} == {"cat x oil": 3, "inspect pictures 1-2 of 2": 1}
-
-
-def test_retries_wait_longer_each_time_and_not_all_alike() -> None:
-    shell = with_retries(stylize_batches, Settings(retries=5, retry_seconds=2))
-    assert (shell.retries, shell.retry_delay_seconds, shell.retry_jitter_factor) == (5, [2, 4, 8, 15, 15], 0.5)
-    assert with_retries(stylize_batches, Settings(retries=0)).retries == 0
 
 
 def test_a_store_that_stays_away_fails_its_pair_alone_after_the_last_retry(
     flow_api: str, flaky: str, pictures: Path, tmp_path: Path
 ) -> None:
-    manifest = write_manifest(pictures, "away", "id,content,style\na,cat.png,oil.png\nb,dog.png,ink.png\n")
+    write_manifest(pictures, "a,cat.png,oil.png", "b,dog.png,ink.png", name="away.csv")
     FlakyFileSystem.spared.update({"cat.png": 1})
     FlakyFileSystem.failing.update({"cat.png": 1000})
-    ended = stylize(manifest, tmp_path / "out")
+    ended = stylize(flaky, "away", tmp_path / "out")
     assert ended.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
     assert ended.report is not None
     assert "the store failed for the moment" in ended.report.failures[0]
-    _, task_runs = last_run(flow_api, "away", tasks=3)
+    _, task_runs = read_last_run(flow_api, "away", tasks=3)
     assert (task_runs["cat x oil"]["run_count"], task_runs["cat x oil"]["state_type"]) == (11, "FAILED")
     assert task_runs["dog x ink"]["run_count"] == 1
 
@@ -97,10 +84,10 @@ def test_what_stays_wrong_is_not_tried_again(flow_api: str, flaky: str, pictures
     """A picture whose header is good and whose pixels are torn passes the inspection and fails in its own task, once."""
     whole = (pictures / "cat.png").read_bytes()
     (pictures / "torn.png").write_bytes(whole[: len(whole) // 2])
-    manifest = write_manifest(pictures, "torn", "content,style\ntorn.png,oil.png\ncat.png,oil.png\n")
-    ended = stylize(manifest, tmp_path / "out")
+    write_manifest(pictures, "torn.png,oil.png", "cat.png,oil.png", header="content,style", name="torn.csv")
+    ended = stylize(flaky, "torn", tmp_path / "out")
     assert ended.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
-    _, task_runs = last_run(flow_api, "torn", tasks=3)
+    _, task_runs = read_last_run(flow_api, "torn", tasks=3)
     assert (task_runs["torn x oil"]["run_count"], task_runs["torn x oil"]["state_type"]) == (1, "FAILED")
     assert "damaged" in task_runs["torn x oil"]["state"]["message"]
 
@@ -111,11 +98,11 @@ def test_a_refused_manifest_ends_the_flow_failed_with_its_sentences(
     """As a deployment would be run: without the command line's own check before."""
     from flows.stylize import stylize_manifest
 
-    manifest = write_manifest(pictures, "refused", "content,stile\ncat.png,oil.png\n")
-    state = stylize_manifest(manifest=manifest, out=str(tmp_path / "out"), backbone="tiny", return_state=True)
+    write_manifest(pictures, "cat.png,oil.png", header="content,stile", name="refused.csv")
+    state = stylize_manifest(manifest=f"{flaky}/refused.csv", out=str(tmp_path / "out"), backbone="tiny", return_state=True)
     assert (state.is_failed(), state.name) == (True, "Refused")
     assert "did you mean style?" in (state.message or "")
-    flow_run, _ = last_run(flow_api, "refused", tasks=0)
+    flow_run, _ = read_last_run(flow_api, "refused", tasks=0)
     assert flow_run["state_name"] == "Refused"
 
 
@@ -151,25 +138,12 @@ def test_no_more_than_the_window_is_in_flight(flow_api: str) -> None:
     assert most == 3
 
 
-def test_nothing_more_is_submitted_once_the_run_is_asked_to_stop() -> None:
-    stopping, submitted = Progress(), []
-    stopping.stop.set()
-    token = progress_variable.set(stopping)
-    try:
-        with pytest.raises(Interrupted):
-            next(submit_in_window(range(3), submitted.append, window=3))
-    finally:
-        progress_variable.reset(token)
-    assert submitted == []
-
-
 def test_without_a_server_the_run_starts_its_own(pictures: Path, tmp_path: Path) -> None:
-    (pictures / "m.csv").write_text("id,content,style\na,cat.png,oil.png\n")
+    manifest = write_manifest(pictures, "a,cat.png,oil.png")
     options = ("--out", str(tmp_path / "out"), "--backbone", "tiny", "--size", "64", "--steps", "1")
-    done = nst("run", str(pictures / "m.csv"), *options, PREFECT_HOME=str(tmp_path / "prefect"))
+    done = nst_process("run", manifest, *options, PREFECT_HOME=str(tmp_path / "prefect"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Completed: 1 succeeded")
-    assert "Traceback" not in done.stderr
     assert (tmp_path / "out/images/a.png").exists()
     with closing(sqlite3.connect(tmp_path / "prefect/prefect.db")) as kept:
         runs = dict(kept.execute("SELECT name, state_name FROM task_run"))
@@ -183,8 +157,8 @@ def test_without_a_server_the_run_starts_its_own(pictures: Path, tmp_path: Path)
 
 
 def test_an_api_that_does_not_answer_is_one_sentence_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:
-    (pictures / "m.csv").write_text("id,content,style\na,cat.png,oil.png\n")
-    done = nst("run", str(pictures / "m.csv"), "--out", str(tmp_path / "out"), PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert done.returncode == 2
+    manifest, nowhere = write_manifest(pictures, "a,cat.png,oil.png"), "http://127.0.0.1:9/api"
+    with temporary_settings({PREFECT_API_URL: nowhere}):
+        done = nst("run", manifest, "--out", str(tmp_path / "out"), PREFECT_API_URL=nowhere)
+    assert done.exit_code == 2
     assert "nst: PREFECT_API_URL: " in done.stderr
-    assert "Traceback" not in done.stderr

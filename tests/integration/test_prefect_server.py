@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.support.waiting import wait_until
 
 STARTED = """
 import os
@@ -99,8 +100,8 @@ except ValueError as error:
 
 
 @pytest.fixture
-def home(prefect_home: Callable[[], Path]) -> Path:
-    return prefect_home()
+def home(create_prefect_home: Callable[[], Path]) -> Path:
+    return create_prefect_home()
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -134,10 +135,7 @@ def test_ctrl_c_in_a_terminal_does_not_reach_it_and_it_ends_with_a_process_that_
         standard_output, of_the_run = (os.readlink(f"/proc/{of}/fd/{number}") for of, number in ((pid, 1), (run.pid, 1)))
         assert standard_output != of_the_run, "there is the run's result"
         run.send_signal(signal.SIGKILL)
-    until = time.monotonic() + 60
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_one_that_does_not_answer_in_time_is_stopped_and_told_in_one_sentence(home: Path) -> None:

@@ -10,28 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.console import FlowEnd, run_flow
 from nst_tasks.images import codec
 from nst_tasks.images.color import luminance
 from nst_tasks.images.picture import Picture
 from nst_tasks.images.resize import resize
-from nst_tasks.inputs.options import RunOptions
-from nst_tasks.outputs import loss_history, outcome
-from nst_tasks.outputs.layout import marker_path
+from nst_tasks.outputs import loss_history
 from nst_tasks.outputs.outcome import Status
+from tests.support.runs import read_losses, read_marker, run
 
 pytestmark = pytest.mark.usefixtures("flow_api")
 
 TWO_PAIRS = "id,content,style,recipe\na,cat.png,oil.png,\nb,dog.png,ink.png,tf-tutorial\n"
-
-
-def run(folder: Path, rows: str, out: Path, **options: object) -> FlowEnd:
-    (folder / "m.csv").write_text(rows)
-    return run_flow(str(folder / "m.csv"), str(out), RunOptions(**{"backbone": "tiny", "size": 64, "steps": 3} | options))
-
-
-def marker(out: Path, id: str) -> outcome.Outcome:
-    return outcome.from_json((out / marker_path(id)).read_bytes())
 
 
 def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures: Path, tmp_path: Path) -> None:
@@ -41,7 +30,7 @@ def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures
     assert ended.message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
     for id, recipe in (("a", "painterly"), ("b", "tf-tutorial")):
         data = (out / f"images/{id}.png").read_bytes()
-        done = marker(out, id)
+        done = read_marker(out, id)
         assert codec.read_size(data, 10**6) == (48, 64) == (done.height, done.width)
         assert codec.read_metadata(data) == {"nst:key": done.key, "nst:recipe": recipe, "nst:pair": id}
         assert (done.status, done.image_bytes, done.image_sha256) == (
@@ -62,7 +51,7 @@ def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures
     np.testing.assert_allclose(told.total, told["content"] + told["style"] + told["tv"], rtol=1e-6)
     b = told[told.pair_id == "b"]
     assert b.step.tolist() == [0, 1, 2, 3]
-    assert b.total.iloc[-1] == pytest.approx(marker(out, "b").losses["total"], rel=1e-6)
+    assert b.total.iloc[-1] == pytest.approx(read_marker(out, "b").losses["total"], rel=1e-6)
     a = told[told.pair_id == "a"]
     assert a.total.iloc[-1] < a.total.iloc[0]
 
@@ -105,7 +94,7 @@ def test_a_rerun_skips_what_is_done_without_opening_it_and_does_again_what_chang
     # other content, other recipe, a lost picture: each done again, the rest is not
     (pictures / "cat.png").write_bytes((pictures / "ink.png").read_bytes())
     assert run(pictures, rows, out).message.startswith("1 succeeded, 0 failed, 0 rejected, 2 skipped")
-    assert marker(out, "a").content.sha256 == hashlib.sha256((pictures / "ink.png").read_bytes()).hexdigest()  # type: ignore[union-attr]
+    assert read_marker(out, "a").content.sha256 == hashlib.sha256((pictures / "ink.png").read_bytes()).hexdigest()  # type: ignore[union-attr]
     changed = rows.replace("b,dog.png,ink.png,tf-tutorial", "b,dog.png,ink.png,painterly")
     assert run(pictures, changed, out).message.startswith("1 succeeded, 0 failed, 0 rejected, 2 skipped")
     (out / "images/c.png").unlink()
@@ -146,7 +135,7 @@ def test_same_inputs_give_the_same_bytes(pictures: Path, tmp_path: Path) -> None
     for id in "ab":
         one, two = ((tmp_path / out / f"images/{id}.png").read_bytes() for out in ("one", "two"))
         assert one == two
-        assert marker(tmp_path / "one", id).key == marker(tmp_path / "two", id).key
+        assert read_marker(tmp_path / "one", id).key == read_marker(tmp_path / "two", id).key
 
 
 def test_a_pairs_bytes_do_not_depend_on_its_neighbours(pictures: Path, tmp_path: Path) -> None:
@@ -192,7 +181,7 @@ def test_bad_pictures_fail_their_own_pairs_and_bad_rows_are_set_aside(pictures: 
     ):
         assert sentence in told
     assert [path.stem for path in (out / "images").iterdir()] == ["good"]
-    assert marker(out, "torn").status == Status.FAILED
+    assert read_marker(out, "torn").status == Status.FAILED
     folder = out / "runs" / ended.report.run_id
     summary = pd.read_parquet(folder / "summary.parquet")
     assert len(summary) == 8
@@ -253,7 +242,7 @@ def test_several_styles_formats_alpha_and_kept_colors(pictures: Path, tmp_path: 
     )
     out = tmp_path / "out"
     assert run(pictures, rows, out).message.startswith("4 succeeded")
-    assert marker(out, "two").style_weights == (0.75, 0.25)
+    assert read_marker(out, "two").style_weights == (0.75, 0.25)
     kept = codec.decode((out / "images/kept.png").read_bytes(), 10**6)
     small = resize(Picture(rgb, None), 48, 64).rgb
     chroma = [image - luminance(image)[..., None] for image in (kept.rgb, small)]
@@ -276,7 +265,7 @@ def test_a_weights_file_is_known_by_its_sha256_and_part_of_the_key(pictures: Pat
         file = tmp_path / f"{seed}.weights.h5"
         ended = run(pictures, rows, tmp_path / "out", backbone="vgg16", weights=str(file), steps=1)
         assert ended.message.startswith("1 succeeded")  # other weights: nothing to skip
-        done = marker(tmp_path / "out", "a")
+        done = read_marker(tmp_path / "out", "a")
         assert (done.backbone, done.weights_sha256) == ("vgg16", hashlib.sha256(file.read_bytes()).hexdigest())
         keys.append(done.key)
     assert keys[0] != keys[1]
@@ -304,14 +293,14 @@ def test_a_manifest_may_have_both_precisions_and_a_picture_in_one_is_none_in_the
     out = tmp_path / "out"
     rows = "id,content,style,recipe,precision\na,cat.png,oil.png,tf-tutorial,{}\nb,cat.png,oil.png,tf-tutorial,mixed\n"
     assert run(pictures, rows.format("float32"), out).message.startswith("2 succeeded")
-    plain, mixed = marker(out, "a"), marker(out, "b")
+    plain, mixed = read_marker(out, "a"), read_marker(out, "b")
     assert (plain.precision, mixed.precision) == ("float32", "mixed")
     assert 0 < abs(plain.losses["total"] / mixed.losses["total"] - 1) < 0.02
     one, other = (codec.decode((out / f"images/{id}.png").read_bytes(), 10**6).rgb for id in "ab")
     assert np.abs(one - other).mean() < 2 / 255
     ended = run(pictures, rows.format(""), out, precision="mixed", plateau=0.0)
     assert ended.message.startswith("1 succeeded, 0 failed, 0 rejected, 1 skipped")
-    assert marker(out, "a").key == mixed.key != plain.key
+    assert read_marker(out, "a").key == mixed.key != plain.key
     again = codec.decode((out / "images/a.png").read_bytes(), 10**6).rgb
     np.testing.assert_array_equal(again, other)
 
@@ -332,11 +321,29 @@ def test_a_pair_is_the_same_whatever_the_batch_and_its_neighbours(
     def made(out: Path, batch: str, *chosen: str) -> tuple[bytes, pd.DataFrame]:
         monkeypatch.setenv("NST_BATCH", batch)
         run(pictures, "id,content,style,recipe\n" + "".join(chosen), out)
-        told = pd.read_parquet(out / "history/p1.parquet")
-        return (out / "images/p1.png").read_bytes(), told.drop(columns=["seconds", "run_id"])
+        return (out / "images/p1.png").read_bytes(), read_losses(out, "p1")
 
     image, told = made(tmp_path / "alone", "0", rows[1])
     for name, batch in (("four", "4"), ("one", "1")):
         other, as_told = made(tmp_path / name, batch, *rows)
         assert other == image
         pd.testing.assert_frame_equal(as_told, told, check_exact=True)
+
+
+def test_the_flow_takes_recipe_files_and_snapshots_as_the_command_does(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.chdir(pictures)  # the run's recipe is found from here, a row's from the manifest's folder
+    (pictures / "run.toml").write_text('base = "tf-tutorial"\nsteps = 3\nsize = 64\n')
+    (pictures / "my.toml").write_text('base = "painterly"\nsteps = 2\nsize = 64\n')
+    rows = "id,content,style,recipe\na,cat.png,oil.png,my.toml\nb,cat.png,oil.png,\nc,cat.png,oil.png,none.toml\n"
+    ended = run(pictures, rows, out, recipe="run.toml", size=None, steps=None, snapshots=2)
+    assert ended.exit_code == 1
+    assert ended.report is not None
+    assert ended.report.counts == {"succeeded": 2, "failed": 0, "rejected": 1, "skipped": 0}
+    done = {id: read_marker(out, id).recipe for id in "ab"}
+    assert {id: (recipe["name"], recipe["method"]["steps"]) for id, recipe in done.items()} == {"a": ("my", 2), "b": ("run", 3)}
+    record = json.loads((out / "runs" / ended.report.run_id / "run.json").read_text())
+    assert (record["request"]["recipe"], record["request"]["snapshots"]) == (str(pictures / "run.toml"), 2)
+    assert f"row 4, column recipe: {pictures}/none.toml: does not exist; check the name" in ended.report.failures

@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from typer.testing import CliRunner
 
-from flows.cli import app
 from flows.console import run_flow
 from nst_tasks.inputs.options import RunOptions
-from tests.support.servers import ask, nst, picture
+from tests.support.commands import nst, nst_process
+from tests.support.pictures import encode_pattern
+from tests.support.prefect_api import find, read_last_run
+from tests.support.runs import write_manifest
+from tests.support.waiting import wait_until
 
 SECRET = "hunter2-of-no-other-test"
 
@@ -34,7 +35,7 @@ class Site(http.server.BaseHTTPRequestHandler):
         name = self.path.partition("?")[0].strip("/").removesuffix(".png")
         self.asked[f"{self.command} {name}"] += 1
         times = self.asked[f"{self.command} {name}"]
-        body = picture("oil" if name == "oil" else "cat")
+        body = encode_pattern("oil" if name == "oil" else "cat")
         body = body[: len(body) // 2] if name == "torn" else body
         status = {
             "gone": 404,
@@ -68,16 +69,17 @@ def site() -> Iterator[str]:
         thread.join()
 
 
-def recorded(api: str, kind: str, expected: str) -> str:
-    """All that the server has of a kind, the newest first, as text, once it holds what is expected."""
-    sort = {"logs": "TIMESTAMP_DESC", "artifacts": "CREATED_DESC"}.get(kind, "EXPECTED_START_TIME_DESC")
-    until = time.monotonic() + 30
-    while True:
-        found = json.dumps(ask(api, kind, {"limit": 200, "sort": sort}))
-        if expected in found:
-            return found
-        assert time.monotonic() < until, f"{expected} is not among the {kind}"
-        time.sleep(0.3)
+def read_records(api: str, kind: str, flow_run: dict[str, Any], expected: str) -> str:
+    """All records of a kind that the server has of the flow run, as text, once they hold what is expected."""
+    chosen = {kind: {"id" if kind == "flow_runs" else "flow_run_id": {"any_": [flow_run["id"]]}}}
+
+    def look() -> str | None:
+        pages: list[list[dict[str, Any]]] = []
+        while not pages or pages[-1]:
+            pages.append(find(api, kind, offset=sum(map(len, pages)), **chosen))
+        return text if expected in (text := json.dumps(pages)) else None
+
+    return wait_until(look, lambda: f"{expected} is not among the {kind}")
 
 
 def test_signed_uris_leave_no_trace(prefect_api: str, site: str, tmp_path: Path) -> None:
@@ -85,23 +87,28 @@ def test_signed_uris_leave_no_trace(prefect_api: str, site: str, tmp_path: Path)
     style = f"http://ann:{SECRET}@{site}/oil.png?sig={SECRET}"
     rows = [f"http://ann:{SECRET}@{site}/{name}.png?token={SECRET}#{SECRET},{style}," for name in names]
     rows += [f"http://ann:{SECRET}@{site}/cat.png?{SECRET},{style},9", f"s3://ann:{SECRET}@b/../c?{SECRET},{style},"]
-    (tmp_path / "m.csv").write_text("\n".join(["content,style,size", *rows, ""]))
+    manifest = write_manifest(tmp_path, *rows, header="content,style,size", name="signed.csv")
     out = tmp_path / "out"
     options = ("--out", str(out), "--backbone", "tiny", "--size", "64", "--steps", "1")
     debugging = {"PREFECT_LOGGING_LEVEL": "DEBUG", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG"}
     quick = {"NST_RETRIES": "1", "NST_RETRY_SECONDS": "0"}
-    done = nst("run", str(tmp_path / "m.csv"), *options, PREFECT_API_URL=prefect_api, NST_ALLOW_HTTP="1", **debugging, **quick)
+    done = nst_process("run", manifest, *options, PREFECT_API_URL=prefect_api, NST_ALLOW_HTTP="1", **debugging, **quick)
     assert "2 succeeded, 6 failed, 2 rejected, 0 skipped of 10 rows" in done.stdout, done.stderr
     assert f"http://{site}/gone.png: does not exist" in done.stderr
     assert SECRET not in done.stdout + done.stderr
-    for kind, seen in (("logs", "gone.png"), ("task_runs", "cat x oil"), ("flow_runs", "m.csv"), ("artifacts", "gone.png")):
-        assert SECRET not in recorded(prefect_api, kind, seen)
+    run, _ = read_last_run(prefect_api, "signed", tasks=8)
+    for kind, seen in (
+        ("logs", "gone.png"),
+        ("task_runs", "cat x oil"),
+        ("flow_runs", "signed.csv"),
+        ("artifacts", "gone.png"),
+    ):
+        assert SECRET not in read_records(prefect_api, kind, run, seen)
     holding = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     # the one exception: these rows are corrected and submitted again
     assert [path.rpartition("/")[2] for path in holding] == ["rejected.csv"]
-    manifest = str(tmp_path / "m.csv")
     for command in (["report", str(out)], ["validate", manifest, "--probe"], ["run", manifest, *options, "--dry-run"]):
-        ran = CliRunner().invoke(app, command, env={"NST_ALLOW_HTTP": "1"})
+        ran = nst(*command, NST_ALLOW_HTTP="1")
         assert ran.exit_code == (0 if command[0] == "report" else 1)
         assert SECRET not in ran.output
     assert SECRET.encode() not in (out / "report.html").read_bytes()
@@ -129,12 +136,13 @@ def test_an_error_that_nobody_foresaw_is_logged_without_its_secrets(
 
     fsspec.register_implementation("leaky", Leaky, clobber=True)
     monkeypatch.setenv("NST_ALLOWED_ROOTS", f"leaky://{pictures}|{tmp_path}")
-    (pictures / "m.csv").write_text("content,style\ndog.png,oil.png\n")
-    ended = run_flow(f"leaky://{pictures}/m.csv", str(tmp_path / "out"), RunOptions(backbone="tiny", size=64, steps=1))
+    write_manifest(pictures, "dog.png,oil.png", header="content,style", name="leaky.csv")
+    ended = run_flow(f"leaky://{pictures}/leaky.csv", str(tmp_path / "out"), RunOptions(backbone="tiny", size=64, steps=1))
     assert ended.report is not None
     assert "unexpected RuntimeError: GET https://host/dog.png" in ended.report.failures[0]
     APILogWorker.drain_all(timeout=10)
+    run, _ = read_last_run(flow_api, "leaky", tasks=2)
     for kind in ("logs", "task_runs"):
-        assert SECRET not in recorded(flow_api, kind, "unexpected RuntimeError: GET https://host/dog.png")
+        assert SECRET not in read_records(flow_api, kind, run, "unexpected RuntimeError: GET https://host/dog.png")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert os.environ["NST_ALLOWED_ROOTS"]

@@ -11,16 +11,23 @@ import sys
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import s3fs
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 
+from tests.support.commands import NST, nst
+from tests.support.pictures import encode_pattern
+from tests.support.prefect_api import call, find, wait_for_end
 from tests.support.proxy import Fault, proxy
-from tests.support.servers import S3, answered, picture
+from tests.support.servers import S3
+from tests.support.waiting import TIMEOUT, wait_until
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "nst-nightly"
@@ -62,21 +69,7 @@ def store(s3: S3) -> s3fs.S3FileSystem:
     )
     found.mkdir(BUCKET)
     for name in ("cat", "dog", "oil", "ink"):
-        found.pipe_file(f"{BUCKET}/inbox/pictures/{name}.png", picture(name))
-    return found
-
-
-def api(url: str, method: str = "GET", **body: Any) -> Any:
-    data = None if method == "GET" else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    return answered(request)
-
-
-def until(what: Any, seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.2)
+        found.pipe_file(f"{BUCKET}/inbox/pictures/{name}.png", encode_pattern(name))
     return found
 
 
@@ -90,16 +83,8 @@ def objects(store: s3fs.S3FileSystem, folder: str) -> dict[str, tuple[str, str]]
     }
 
 
-def ended(url: str, run: str) -> dict[str, Any]:
-    def look() -> dict[str, Any] | None:
-        found = api(f"{url}/flow_runs/{run}")
-        return found if found["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
-
-    return until(look)  # type: ignore[no-any-return]
-
-
 def children(url: str, run: str) -> dict[str, dict[str, Any]]:
-    found = api(f"{url}/flow_runs/filter", "POST", flow_runs={"parent_flow_run_id": {"any_": [run]}})
+    found = find(url, "flow_runs", flow_runs={"parent_flow_run_id": {"any_": [run]}})
     return {child["name"]: child for child in found}
 
 
@@ -115,7 +100,43 @@ def alerts(url: str, folder: Path, to: str) -> list[str]:
     command = [sys.executable, "-m", "prefect", "automation", "create", "--from-file", str(file)]
     made = subprocess.run(command, env={**os.environ, "PREFECT_API_URL": url}, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stdout + made.stderr
-    return [found["id"] for found in api(f"{url}/automations/filter", "POST") if found["name"].startswith("nst: ")]
+    return [found["id"] for found in find(url, "automations") if found["name"].startswith("nst: ")]
+
+
+def wait_for_alerts(url: str, received: list[str]) -> None:
+    """Wait until the server has loaded the automations, some time after it has stored them, by events that one of them sees."""
+    sent: list[str] = []
+
+    def send() -> bool:
+        sent.append(f"nst.manifest.sent-{len(sent)}")
+        resource = {"prefect.resource.id": sent[-1], "prefect.resource.name": sent[-1], "nst.result": "failed"}
+        event = {"id": str(uuid4()), "event": "nst.manifest.completed", "resource": resource, "payload": {"message": "sent"}}
+        call(f"{url}/events", "POST", [{**event, "occurred": datetime.now(UTC).isoformat()}])
+        time.sleep(0.5)  # for the alert to come, or another event is sent
+        return any("nst.manifest.sent-" in text for text in received)
+
+    wait_until(send)
+
+
+def test_a_work_pool_gets_both_deployments_and_one_that_is_not_there_is_refused(flow_api: str, tmp_path: Path) -> None:
+    places = {"NST_INBOX": str(tmp_path / "in"), "NST_OUT": str(tmp_path / "out")}
+    done = nst("deploy", "--pool", "gpus", **places)
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "nst: --pool: there is no work pool 'gpus'; create it with: prefect work-pool create gpus --type process\n"
+    )
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="gpus", type="process"))
+        done = nst("deploy", "--pool", "gpus", "--image", "nst:1", **places)
+        assert "--image: the work pool 'gpus' starts no containers" in done.stderr
+        done = nst("deploy", "--pool", "gpus", "--precision", "mixed", "--plateau", "0.5", **places)
+        assert done.stdout == "nightly/nightly on gpus\nstylize-manifest/stylize-manifest on gpus\n", done.stderr
+        registered = client.read_deployment_by_name("nightly/nightly")
+        assert (registered.work_pool_name, registered.entrypoint) == ("gpus", "flows.nightly.nightly")
+        options = registered.parameters["options"]
+        assert [options[name] for name in ("precision", "plateau", "runner")] == ["mixed", 0.5, "threads"]
+        for deployment in client.read_deployments():
+            client.delete_deployment(deployment.id)  # the next test serves them
 
 
 def test_a_served_night(
@@ -146,20 +167,21 @@ def test_a_served_night(
             "NST_TIMEZONE": "Europe/Berlin",
             "NST_RETRY_SECONDS": "0",
         }
-        command = [str(Path(sys.executable).parent / "nst"), "serve", "--precision", "mixed", "--plateau", "0.5"]
+        command = [NST, "serve", "--precision", "mixed", "--plateau", "0.5"]
         log = tmp_path / "log"
         with log.open("wb") as to:
             serving = subprocess.Popen(command, env=environment, stdout=to, stderr=to, cwd=tmp_path)
         try:
             made += alerts(prefect_api, tmp_path, f"http://127.0.0.1:{receiver.server_address[1]}/")
             assert len(made) == 3
+            wait_for_alerts(prefect_api, receiver.received)  # type: ignore[attr-defined]
             _a_night_and_the_next(prefect_api, store, receiver, inbox, serving, log)
         finally:
             if serving.poll() is None:
                 serving.kill()
             serving.wait()
             for automation in made:
-                answered(urllib.request.Request(f"{prefect_api}/automations/{automation}", method="DELETE"))
+                call(f"{prefect_api}/automations/{automation}", "DELETE")
 
 
 def _a_night_and_the_next(
@@ -172,49 +194,49 @@ def _a_night_and_the_next(
 ) -> None:
     def deployment() -> dict[str, Any] | None:
         assert serving.poll() is None, log.read_text()
-        found = api(f"{url}/deployments/filter", "POST", deployments={"name": {"any_": ["nightly"]}})
+        found = find(url, "deployments", deployments={"name": {"any_": ["nightly"]}})
         return found[0] if found else None
 
-    nightly = until(deployment)
+    nightly = wait_until(deployment)
     assert nightly["schedules"][0]["schedule"]["cron"] == "0 2 * * *"
     assert nightly["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
-    assert (nightly["parameters"]["precision"], nightly["parameters"]["plateau"]) == ("mixed", 0.5)
+    options = nightly["parameters"]["options"]
+    assert (options["precision"], options["plateau"]) == ("mixed", 0.5)
     with pytest.raises(urllib.error.HTTPError, match="409"):  # the form's own check
-        api(f"{url}/deployments/{nightly['id']}/create_flow_run", "POST", parameters={"backbone": "vgg91"})
+        call(f"{url}/deployments/{nightly['id']}/create_flow_run", "POST", {"parameters": {"options": {"backbone": "vgg91"}}})
 
-    def trigger(**parameters: Any) -> str:
-        run = api(f"{url}/deployments/{nightly['id']}/create_flow_run", "POST", parameters={**TINY, **parameters})
+    def trigger() -> str:
+        body = {"parameters": {"options": {**options, **TINY}}}
+        run = call(f"{url}/deployments/{nightly['id']}/create_flow_run", "POST", body)
         return str(run["id"])
 
     # --- a night ---
     night = trigger()
-    state = ended(url, night)["state"]
+    state = wait_for_end(url, night)["state"]
     assert (state["type"], state["name"]) == ("COMPLETED", "Completed with failures")
     assert state["message"] == "2 manifests: 1 good, 0 with failures, 1 refused, 0 failed, 0 unchanged"
     runs = children(url, night)
     assert {name: run["state_name"] for name, run in runs.items()} == {"good": "Completed", "broken": "Refused"}
-    pair = until(
+    pair = wait_until(
         lambda: [
             run
-            for run in api(f"{url}/task_runs/filter", "POST", task_runs={"flow_run_id": {"any_": [runs["good"]["id"]]}})
+            for run in find(url, "task_runs", task_runs={"flow_run_id": {"any_": [runs["good"]["id"]]}})
             if run["name"] == "cat x oil" and run["state_type"] == "COMPLETED"
         ]
     )
     assert pair[0]["run_count"] > 1  # the store failed for the moment
-    shown = api(f"{url}/artifacts/filter", "POST", artifacts={"flow_run_id": {"any_": [night]}})
+    shown = find(url, "artifacts", artifacts={"flow_run_id": {"any_": [night]}})
     assert [artifact["key"] for artifact in shown] == ["nightly"]
     assert "| good.csv | good | 1 succeeded" in shown[0]["data"]
     assert f"/runs/flow-run/{runs['broken']['id']})" in shown[0]["data"]
     kinds = {
-        name: sorted(
-            artifact["type"]
-            for artifact in api(f"{url}/artifacts/filter", "POST", artifacts={"flow_run_id": {"any_": [run["id"]]}})
-        )
+        name: sorted(one["type"] for one in find(url, "artifacts", artifacts={"flow_run_id": {"any_": [run["id"]]}}))
         for name, run in runs.items()
     }
     assert kinds == {"good": ["image", "markdown", "progress"], "broken": ["table"]}
-    assert [text for text in until(lambda: list(receiver.received)) if "broken.csv: refused, manifest s3://" in text]  # type: ignore[attr-defined]
-    assert not [text for text in receiver.received if "good.csv" in text]  # type: ignore[attr-defined]
+    received: list[str] = receiver.received  # type: ignore[attr-defined]
+    wait_until(lambda: [text for text in received if f"nst: s3://{BUCKET}/inbox/broken.csv: refused, manifest s3://" in text])
+    assert not [text for text in received if f"nst: s3://{BUCKET}/inbox/good.csv" in text]
 
     # --- what it left ---
     assert objects(store, "inbox") == inbox
@@ -232,7 +254,7 @@ def _a_night_and_the_next(
 
     # --- the next one has nothing to do ---
     again = trigger()
-    state = ended(url, again)["state"]
+    state = wait_for_end(url, again)["state"]
     assert (state["name"], state["message"]) == (
         "Completed", "2 manifests: 0 good, 0 with failures, 0 refused, 0 failed, 2 unchanged",
     )  # fmt: skip
@@ -244,19 +266,19 @@ def _a_night_and_the_next(
         f"{BUCKET}/inbox/long.csv", b"content,style,recipe,steps\npictures/dog.png,pictures/ink.png,tf-tutorial,90000\n"
     )
     third = trigger()
-    until(lambda: [name for name in objects(store, "out") if name.startswith("long/claims/")])
+    wait_until(lambda: [name for name in objects(store, "out") if name.startswith("long/claims/")])
     mine = [int(pid) for pid in subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(serving.pid)], capture_output=True, text=True, check=True
     ).stdout.split()]  # fmt: skip
     assert mine
     serving.send_signal(signal.SIGTERM)
-    assert serving.wait(60) == 0, log.read_text()
+    assert serving.wait(TIMEOUT) == 0, log.read_text()
     for pid in mine:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    stopped = ended(url, third)
+    stopped = wait_for_end(url, third)
     assert stopped["state_name"] == "Cancelled"
-    until(lambda: [text for text in receiver.received if f"nst: {stopped['name']}: " in text])  # type: ignore[attr-defined]
+    wait_until(lambda: [text for text in received if f"nst: {stopped['name']}: " in text])
     entry = json.loads(store.cat_file(store.find(f"{BUCKET}/out/_ledger/long.csv")[0]))
     assert (entry["result"], entry["settled"]) == ("interrupted", False)
     assert not [name for name in objects(store, "out") if "/claims/" in name]

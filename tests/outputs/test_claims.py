@@ -14,9 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from nst_tasks.errors import StorageError
 from nst_tasks.inputs.run import Run
@@ -27,6 +25,7 @@ from nst_tasks.outputs.liveness import _read_start_time, is_running, machine_id,
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
 from tests.support.jobs import run_into
+from tests.support.stores import MemoryStore
 
 
 @pytest.fixture
@@ -108,17 +107,11 @@ def test_a_dead_claim_is_taken_over_and_a_live_one_is_not(run: Run) -> None:
     assert held(run) == {"live": 0}
 
 
-class Late(MemoryFileSystem):
+class Late(MemoryStore):
     """Memory whose listings, once armed, miss the newest: as a folder's may that is read while files come and go."""
 
     protocol = "late"
-    store: dict[str, Any] = {}
-    pseudo_dirs: list[str] = [""]
     armed = threading.Event()
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("late://", "memory://"))
 
     def ls(self, path: str, detail: bool = True, **more: Any) -> list[Any]:
         found = super().ls(path, detail=True, **more)
@@ -127,7 +120,6 @@ class Late(MemoryFileSystem):
 
 
 def test_who_misses_the_claim_that_took_a_dead_one_over_still_gets_nothing() -> None:
-    fsspec.register_implementation("late", Late, clobber=True)
     for state in (Late.armed, Late.store):
         state.clear()
     run = run_into("late://out", exclusive=True)
@@ -274,17 +266,11 @@ def test_a_claim_that_was_taken_over_is_not_renewed(tmp_path: Path) -> None:
             pytest.fail("a claim that was taken over is renewed")
 
 
-class Hanging(MemoryFileSystem):
+class Hanging(MemoryStore):
     """Memory in which, once armed, renewals of claims wait until they may."""
 
     protocol = "hanging"
-    store: dict[str, Any] = {}
-    pseudo_dirs: list[str] = [""]
     armed, reached, may = threading.Event(), threading.Event(), threading.Event()
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("hanging://", "memory://"))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
         if self.armed.is_set() and threading.current_thread().name == "renew claims":
@@ -295,7 +281,6 @@ class Hanging(MemoryFileSystem):
 
 @pytest.mark.parametrize("strikes", [0, 1])
 def test_a_renewal_that_comes_after_the_end_revives_no_claim(strikes: int) -> None:
-    fsspec.register_implementation("hanging", Hanging, clobber=True)
     for state in (Hanging.armed, Hanging.reached, Hanging.may, Hanging.store):
         state.clear()
     run = run_into("hanging://out", exclusive=True, settings=Settings.model_construct(lease_seconds=0.4))

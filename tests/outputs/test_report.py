@@ -34,6 +34,7 @@ from nst_tasks.outputs.report_page import MAX_IMAGES
 from nst_tasks.planning.prepare import prepare
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
+from tests.support.outcomes import make_outcome
 
 SETTINGS = Settings(readers=4)
 STRIP = encode_strip([np.full((20, 30, 3), 0.5, np.float32)] * 3, 20, 4)
@@ -42,12 +43,8 @@ LOSSES = {"total": 6.0, "content": 1.0, "style": 2.0, "tv": 3.0}
 
 
 def done(id: str = "cat_oil", row: int = 2, **fields: Any) -> Outcome:
-    defaults: dict[str, Any] = {
-        "id": id, "row": row, "status": Status.SUCCEEDED, "recipe": {"name": "painterly"}, "losses": LOSSES,
-        "content": Source("/in/cat.png", "c", "1", 60, 80), "styles": (Source("/in/oil.jpg", "o", "1", 5, 5),),
-        "image": f"images/{id}.png", "thumbnail": f"thumbnails/{id}.jpg", "history": f"history/{id}.parquet",
-    }  # fmt: skip
-    return Outcome(**defaults | fields)
+    content, style = Source("/in/cat.png", "c", "1", 60, 80), Source("/in/oil.jpg", "o", "1", 5, 5)
+    return make_outcome(id, row, **{"losses": LOSSES, "content": content, "styles": (style,)} | fields)
 
 
 # After a run

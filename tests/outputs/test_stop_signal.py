@@ -7,28 +7,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs.stop_signal import forward_stop
 from nst_tasks.progress import Progress
 from nst_tasks.storage import files
 from tests.support.jobs import run_into
+from tests.support.stores import MemoryStore
 
 
-class Stumbling(MemoryFileSystem):
+class Stumbling(MemoryStore):
     """Memory whose next writes fail for the moment."""
 
     protocol = "stumbling"
-    store: dict[str, Any] = {}
-    pseudo_dirs: list[str] = [""]
     failing = 0
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("stumbling://", "memory://"))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
         if Stumbling.failing > 0:
@@ -39,7 +32,6 @@ class Stumbling(MemoryFileSystem):
 
 @pytest.fixture
 def stumbling() -> Iterator[type[Stumbling]]:
-    fsspec.register_implementation("stumbling", Stumbling, clobber=True)
     Stumbling.store.clear()
     yield Stumbling
     Stumbling.failing = 0

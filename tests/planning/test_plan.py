@@ -11,10 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from click.testing import Result
-from fsspec.implementations.memory import MemoryFileSystem
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -42,6 +40,7 @@ from nst_tasks.storage import files
 from nst_tasks.storage.uri import join_uri
 from tests.support.changes import change_job
 from tests.support.jobs import LIGHT, TINY_SHA256, job, run_into, two_jobs
+from tests.support.stores import MemoryStore
 
 SETTINGS = Settings(readers=4)
 NOTHING = Manifest((), (), (), (), 0)
@@ -207,17 +206,11 @@ def test_a_pair_is_measured_with_all_of_its_levels() -> None:
         assert measured == tuple(replace(level, steps=min(level.steps, 1)) for level in own)
 
 
-class Counting(MemoryFileSystem):
+class Counting(MemoryStore):
     """Memory that counts how often each file is read."""
 
     protocol = "counting"
-    store: dict[str, Any] = {}
-    pseudo_dirs: list[str] = [""]
     reads: Counter[str] = Counter()
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("counting://", "memory://"))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **more: Any) -> bytes:
         self.reads[Path(path).stem] += 1
@@ -225,7 +218,6 @@ class Counting(MemoryFileSystem):
 
 
 def test_a_pairs_content_is_read_each_time_and_its_style_until_it_is_known(tmp_path: Path) -> None:
-    fsspec.register_implementation("counting", Counting, clobber=True)
     Counting.store.clear()
     Counting.reads.clear()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import fsspec
 import pytest
-from PIL import Image
 from pydantic import ValidationError
 
 from nst_tasks.core.method import Plateau
@@ -40,32 +38,21 @@ from nst_tasks.storage import files
 from nst_tasks.storage.access import Access
 from nst_tasks.storage.uri import join_uri
 from tests.support.examples import example_cells
+from tests.support.outcomes import make_outcome
+from tests.support.pictures import encode_flat
+from tests.support.runs import list_files, refusals, request_of
 
 SETTINGS = Settings(readers=4)
-
-
-def picture(width: int = 80, height: int = 60, color: str = "teal", format: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), color).save(file, format)
-    return file.getvalue()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A manifest of two good rows with their pictures."""
-    (tmp_path / "cat.png").write_bytes(picture())
-    (tmp_path / "dog.png").write_bytes(picture(60, 80, "brown"))
-    (tmp_path / "oil.jpg").write_bytes(picture(100, 100, "navy", "JPEG"))
+    (tmp_path / "cat.png").write_bytes(encode_flat("teal"))
+    (tmp_path / "dog.png").write_bytes(encode_flat("brown", 60, 80))
+    (tmp_path / "oil.jpg").write_bytes(encode_flat("navy", 100, 100, "JPEG"))
     (tmp_path / "m.csv").write_text("content,style\ncat.png,oil.jpg\ndog.png,oil.jpg\n")
     return tmp_path
-
-
-def request_of(folder: Path, manifest: str = "", out: str = "", **options: Any) -> tuple[str, str, RunOptions]:
-    return manifest or str(folder / "m.csv"), out or str(folder / "out"), RunOptions(**{"backbone": "tiny"} | options)
-
-
-def list_files(place: Path) -> list[str]:
-    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
 
 
 # Reading the manifest
@@ -112,12 +99,6 @@ def test_a_good_request_is_taken_and_leaves_no_file(folder: Path) -> None:
     assert taken.manifest_sha256 == hashlib.sha256((folder / "m.csv").read_bytes()).hexdigest()
     assert taken.weights_sha256 == weights.compute_sha256("tiny", None)
     assert list_files(folder) == before
-
-
-def refusals(request: tuple[str, str, RunOptions]) -> list[str]:
-    with pytest.raises(InputError) as caught:
-        prepare(*request, SETTINGS)
-    return str(caught.value).splitlines()
 
 
 def test_every_refusal_is_told_at_once_each_on_its_own_line(folder: Path) -> None:
@@ -227,7 +208,7 @@ def test_an_output_that_cannot_be_written_is_known_before_any_compute(folder: Pa
 
 def test_read_weights(folder: Path) -> None:
     assert read_weights(None) is None
-    assert read_weights(str(folder / "cat.png")) == picture()
+    assert read_weights(str(folder / "cat.png")) == encode_flat("teal")
     with pytest.raises(SettingsError, match="^--weights: .*does not exist"):
         read_weights(str(folder / "none.h5"))
 
@@ -267,11 +248,7 @@ def test_a_failure_limit_that_is_none_is_refused(text: str) -> None:
 
 
 def done(id: str = "cat_oil", **fields: Any) -> Outcome:
-    defaults: dict[str, Any] = {
-        "id": id, "row": 2, "status": Status.SUCCEEDED, "key": "k", "image": f"images/{id}.png", "image_bytes": 5,
-        "history": f"history/{id}.parquet", "history_bytes": 7,
-    }  # fmt: skip
-    return Outcome(**defaults | fields)
+    return make_outcome(id, **{"key": "k", "image_bytes": 5, "history_bytes": 7} | fields)
 
 
 def publish(out: str, *outcomes: Outcome, image: bytes = b"image", history: bytes = b"history") -> None:
@@ -356,7 +333,7 @@ def test_inspect_reads_identity_and_size(folder: Path) -> None:
     place = str(folder / "cat.png")
     entry = files.stat(place)
     assert entry is not None
-    assert inspect_image(place, 10_000) == Source(place, hashlib.sha256(picture()).hexdigest(), entry.version, 60, 80)
+    assert inspect_image(place, 10_000) == Source(place, hashlib.sha256(encode_flat("teal")).hexdigest(), entry.version, 60, 80)
 
 
 def test_inspect_refuses_with_the_place(folder: Path, memory: str) -> None:
@@ -379,7 +356,7 @@ def test_remembered_while_the_store_says_that_nothing_changed(folder: Path) -> N
     uris = [cat.uri, dog.uri, oil.uri, str(folder / "new.png")]
     assert find_known_sources(uris, earlier, 4) == {cat.uri: cat, dog.uri: dog, oil.uri: oil}
     assert find_known_sources([oil.uri], earlier, 4) == {oil.uri: oil}
-    files.write(cat.uri, picture())  # the very same bytes, yet written again
+    files.write(cat.uri, encode_flat("teal"))  # the very same bytes, yet written again
     (folder / "dog.png").unlink()
     assert find_known_sources(uris, earlier, 4) == {oil.uri: oil}
 
@@ -390,10 +367,10 @@ class Versionless(fsspec.AbstractFileSystem):
     protocol = "versionless"
 
     def info(self, path: str, **options: object) -> dict[str, Any]:
-        return {"name": path, "size": len(picture()), "type": "file"}
+        return {"name": path, "size": len(encode_flat("teal")), "type": "file"}
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: object) -> bytes:
-        return picture()
+        return encode_flat("teal")
 
 
 fsspec.register_implementation("versionless", Versionless, clobber=True)
@@ -412,7 +389,7 @@ def test_a_store_that_tells_no_version_is_never_trusted() -> None:
 
 def test_remembered_by_the_redacted_place_but_read_by_the_whole_one(memory: str) -> None:
     place = f"{memory}/cat.png?token=1"
-    files.write(place, picture())
+    files.write(place, encode_flat("teal"))
     cat = inspect_image(place, 10_000)
     assert cat.redacted().uri == f"{memory}/cat.png"
     assert find_known_sources([place], [done(content=cat.redacted())], 4) == {place: cat}
@@ -730,7 +707,7 @@ def test_a_survey_knows_what_is_done(folder: Path) -> None:
     assert (survey(request).done, len(survey(request).to_do)) == (1, 1)
     # other steps are other work, and so are other bytes under the same name
     assert survey((*request[:2], request[2].model_copy(update={"steps": 5}))).done == 0
-    files.write(oil.uri, picture(color="red"))
+    files.write(oil.uri, encode_flat("red"))
     assert survey(request).done == 0
 
 

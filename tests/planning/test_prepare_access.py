@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -20,12 +18,7 @@ from nst_tasks.planning.inspection import inspect_image
 from nst_tasks.planning.prepare import prepare
 from nst_tasks.storage import access, files
 from nst_tasks.storage.access import Access
-
-
-def picture() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (80, 60), "teal").save(file, "PNG")
-    return file.getvalue()
+from tests.support.pictures import encode_flat
 
 
 @pytest.fixture
@@ -34,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("in", "other"):
         (tmp_path / name).mkdir()
         for file in ("cat.png", "oil.png"):
-            (tmp_path / name / file).write_bytes(picture())
+            (tmp_path / name / file).write_bytes(encode_flat("teal"))
         (tmp_path / name / "my.toml").write_text('base = "painterly"\n')
         (tmp_path / name / "m.csv").write_text("content,style\ncat.png,oil.png\n")
     return tmp_path

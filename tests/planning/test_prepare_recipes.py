@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from flows.console import run_flow
 from nst_tasks.core.method import LBFGS
-from nst_tasks.errors import InputError, ManifestError, SettingsError, StorageUnavailable
+from nst_tasks.errors import ManifestError, SettingsError, StorageUnavailable
 from nst_tasks.inputs import manifest, recipe_file, weights
 from nst_tasks.inputs.jobs import Job
 from nst_tasks.inputs.manifest import Manifest, Pair
@@ -20,15 +18,14 @@ from nst_tasks.inputs.manifest_export import build_grid, export_rejected
 from nst_tasks.inputs.options import RunOptions, resolve_recipe_name
 from nst_tasks.inputs.presets import PAINTERLY, PRESETS, TF_TUTORIAL
 from nst_tasks.inputs.readers import LoadedManifest, find_recipe, load_recipes, read_manifest
-from nst_tasks.inputs.recipe import Overrides, override
+from nst_tasks.inputs.recipe import override
 from nst_tasks.inputs.settings import Settings
-from nst_tasks.outputs import outcome
-from nst_tasks.outputs.layout import marker_path
 from nst_tasks.planning.dry_run import summarize_dry_run
 from nst_tasks.planning.inspection import inspect_image, list_image_uris
 from nst_tasks.planning.prepare import prepare
 from nst_tasks.planning.triage import Triage, build_job, triage
 from nst_tasks.storage import files
+from tests.support.runs import refusals, request_of
 
 SETTINGS = Settings()
 MINE = 'base = "painterly"\nsteps = 7\n'
@@ -46,16 +43,6 @@ def folder(tmp_path: Path) -> Path:
 
 def rows(folder: Path, *lines: str, header: str = "id,content,style,recipe") -> None:
     (folder / "m.csv").write_text("\n".join([header, *lines]) + "\n")
-
-
-def request_of(folder: Path, **options: Any) -> tuple[str, str, RunOptions]:
-    return str(folder / "m.csv"), str(folder / "out"), RunOptions(**{"backbone": "tiny"} | options)
-
-
-def refusals(request: tuple[str, str, RunOptions]) -> list[str]:
-    with pytest.raises(InputError) as refused:
-        prepare(*request, SETTINGS)
-    return str(refused.value).split("\n")
 
 
 def read(folder: Path) -> Manifest:
@@ -326,25 +313,3 @@ def test_a_job_made_without_a_manifest_knows_the_presets(folder: Path) -> None:
         request = request_of(folder, recipe=name, backbone="vgg16", upscale=True)
         job = build_job(pair, {source.uri: source}, request[2], weights.DEFAULT_BACKBONE)
         assert job.recipe == override(PRESETS[name], Overrides(precision="float32"))
-
-
-# All the way through the flow
-
-
-@pytest.mark.usefixtures("flow_api")
-def test_the_flow_takes_recipe_files_and_snapshots_as_the_command_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)  # the run's recipe is found from here, a row's from the manifest's folder
-    (folder / "run.toml").write_text('base = "tf-tutorial"\nsteps = 3\nsize = 64\n')
-    (folder / "my.toml").write_text('base = "painterly"\nsteps = 2\nsize = 64\n')
-    rows(folder, "a,cat.png,oil.png,my.toml", "b,cat.png,oil.png,", "c,cat.png,oil.png,none.toml")
-    ended = run_flow(*request_of(folder, recipe="run.toml", snapshots=2))
-    assert (ended.exit_code, ended.report and ended.report.counts) == (
-        1,
-        {"succeeded": 2, "failed": 0, "rejected": 1, "skipped": 0},
-    )
-    assert ended.report is not None
-    done = {id: outcome.from_json((folder / "out" / marker_path(id)).read_bytes()) for id in "ab"}
-    assert {id: (d.recipe["name"], d.recipe["method"]["steps"]) for id, d in done.items()} == {"a": ("my", 2), "b": ("run", 3)}
-    record = json.loads((folder / "out/runs" / ended.report.run_id / "run.json").read_text())
-    assert (record["request"]["recipe"], record["request"]["snapshots"]) == (str(folder / "run.toml"), 2)
-    assert f"row 4, column recipe: {folder}/none.toml: does not exist; check the name" in ended.report.failures

@@ -1,14 +1,12 @@
-"""What must hold whatever happened to a run, and runs to which something happens."""
+"""Runs to which something happens, and what must hold whatever it was."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
 import random
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,7 +22,9 @@ from nst_tasks.outputs.layout import marker_path
 from nst_tasks.outputs.outcome import Status
 from nst_tasks.storage import files
 from nst_tasks.storage.uri import get_folder, join_uri
-from tests.support.servers import PATTERNS, picture
+from tests.support.commands import NST
+from tests.support.pictures import PATTERNS, encode_pattern
+from tests.support.waiting import TIMEOUT, wait_until
 
 if TYPE_CHECKING:
     from flows.console import FlowEnd
@@ -46,32 +46,30 @@ IDS = ["best", "averaged", "coarse", "falling"]
 STEPS = 24
 
 
-def write_manifest(folder: str) -> str:
-    """The manifest, its recipe files and its pictures in a folder anywhere; the manifest's URI."""
+def write_inputs(folder: str) -> str:
+    """Write the manifest, its recipe files and its pictures into a folder anywhere; return the manifest's URI."""
     for name in PATTERNS:
-        files.write(join_uri(folder, f"{name}.png"), picture(name))
+        files.write(join_uri(folder, f"{name}.png"), encode_pattern(name))
     for name, text in RECIPES.items():
         files.write(join_uri(folder, f"{name}.toml"), text.encode())
     files.write(join_uri(folder, "m.csv"), ROWS.encode())
     return join_uri(folder, "m.csv")
 
 
-def run(manifest: str, out: str, steps: int = STEPS) -> FlowEnd:
-    """The run in this process, on the tiny backbone, at the pictures' own size."""
+def run_inputs(manifest: str, out: str, steps: int = STEPS) -> FlowEnd:
+    """Run the manifest in this process, with the tiny backbone, at the pictures' own size."""
     from flows.console import run_flow
 
     return run_flow(manifest, out, RunOptions(backbone="tiny", size=96, steps=steps))
 
 
-def command(manifest: str, out: str, steps: int = STEPS, *options: str) -> list[str]:
-    """The same as a process of its own."""
-    program = str(Path(sys.executable).parent / "nst")
-    usual = ("--backbone", "tiny", "--size", "96", "--steps", str(steps))
-    return [program, "run", manifest, "--out", out, *usual, *options]
+def build_command(manifest: str, out: str, steps: int = STEPS, *options: str) -> list[str]:
+    """Return the command that does the same as a process of its own."""
+    return [NST, "run", manifest, "--out", out, "--backbone", "tiny", "--size", "96", "--steps", str(steps), *options]
 
 
-def results(out: str) -> dict[str, tuple[bytes, pd.DataFrame, dict[str, float]]]:
-    """What must be the same however a run went: picture, losses, and the marker's losses, by id."""
+def read_results(out: str) -> dict[str, tuple[bytes, pd.DataFrame, dict[str, float]]]:
+    """Read what is the same however a run went: picture, losses, and the marker's losses, by id."""
     found = {}
     for id in IDS:
         done = outcome.from_json(files.read(join_uri(out, marker_path(id))))
@@ -81,8 +79,8 @@ def results(out: str) -> dict[str, tuple[bytes, pd.DataFrame, dict[str, float]]]
 
 
 def assert_same_results(out: str, calm: str) -> None:
-    """Byte for byte, but for who made them when."""
-    ours, theirs = results(out), results(calm)
+    """Check that the results are the same byte for byte, but for who made them when."""
+    ours, theirs = read_results(out), read_results(calm)
     for id in IDS:
         assert ours[id][0] == theirs[id][0], f"{id}: another picture"
         pd.testing.assert_frame_equal(ours[id][1], theirs[id][1], check_exact=True, obj=f"{id}: the losses")
@@ -90,7 +88,7 @@ def assert_same_results(out: str, calm: str) -> None:
 
 
 def assert_markers_hold(out: str) -> dict[str, outcome.Outcome]:
-    """No marker of a success without its picture, history and thumbnail, whole and its own; the outcomes by id."""
+    """Check that each marker of a success has its picture, history and thumbnail, whole; return the outcomes by id."""
     found = {}
     for name in files.list_files(join_uri(out, "outcomes")):
         done = outcome.from_json(files.read(join_uri(out, "outcomes", name)))
@@ -113,7 +111,7 @@ def assert_markers_hold(out: str) -> dict[str, outcome.Outcome]:
 
 
 def assert_nothing_lost(out: str, rows: str = ROWS, swept: bool = True) -> Counter[str]:
-    """The newest finished run accounts for every row of its manifest once, and counts nothing that is not there; the counts.
+    """Check that the newest finished run accounts for every row of its manifest once, and return its counts.
 
     Without `swept`, what its pairs needed on the way may lie about until the next run.
     """
@@ -140,23 +138,18 @@ def assert_nothing_lost(out: str, rows: str = ROWS, swept: bool = True) -> Count
     return counted
 
 
-def killed_until_done(
-    command: list[str], out: Path, environment: dict[str, str], kills: int, seed: int
-) -> tuple[int, subprocess.CompletedProcess[str]]:
-    """Run the command again and again, killed with SIGKILL some random moment after it got somewhere, and then let it be.
+def killed_until_done(command: list[str], out: Path, kills: int, seed: int) -> tuple[int, subprocess.CompletedProcess[str]]:
+    """Run the command again and again, killed with SIGKILL at a random moment after it got somewhere, and then let it end.
 
-    How often it was really killed, which is less if it was done before, and the run that ended by itself.
+    Returns:
+        How often it was killed, which is less than asked for if it was done before, and the run that ended by itself.
     """
     generator, done = random.Random(seed), 0
     while True:
-        before = _progress(out)
-        process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        before = list_progress(out)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if done < kills:
-            until = time.monotonic() + 240
-            while process.poll() is None and _progress(out) == before and time.monotonic() < until:
-                time.sleep(0.01)
+            wait_until(lambda: process.poll() is not None or list_progress(out) != before)  # noqa: B023
             time.sleep(generator.uniform(0.0, 2.0))
         if done < kills and process.poll() is None:
             process.kill()
@@ -164,9 +157,10 @@ def killed_until_done(
             done += 1
             assert_markers_hold(str(out))
             continue
-        said, complained = process.communicate(timeout=280)
+        said, complained = process.communicate(timeout=TIMEOUT)
         return done, subprocess.CompletedProcess(command, process.returncode, said, complained)
 
 
-def _progress(out: Path) -> set[str]:
+def list_progress(out: Path) -> set[str]:
+    """Return the checkpoints and markers that are there."""
     return {str(path) for folder in ("checkpoints", "outcomes") for path in (out / folder).glob("[!.]*")}

@@ -1,4 +1,4 @@
-"""Small pictures, and transfers over them, for the tests of the core and of what drives it."""
+"""Transfers of small pictures, by the core's own functions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,7 @@ from nst_tasks.core.method import Method
 from nst_tasks.core.objective import Targets
 from nst_tasks.core.transfer import TransferState
 from nst_tasks.core.vgg import Backbone
-
-Array = np.ndarray
-SIZE = (32, 40)
-
-
-def picture(seed: int, height: int = SIZE[0], width: int = SIZE[1]) -> Array:
-    """A picture (height, width, 3) of soft blobs with some grain."""
-    random = np.random.default_rng(seed)
-    coarse = tf.image.resize(random.random((4, 5, 3), np.float32), (height, width), "bicubic").numpy()
-    return np.clip(0.1 + 0.8 * coarse + 0.02 * random.standard_normal((height, width, 3), np.float32), 0.0, 1.0)
+from tests.support.pictures import Array, picture
 
 
 def targets(

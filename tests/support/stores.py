@@ -1,4 +1,4 @@
-"""A store that fails for the moment, as often as a test says."""
+"""Stores that fail, wait or count as a test says."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ import errno
 from collections import Counter
 from typing import Any
 
+import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+
+class MemoryStore(MemoryFileSystem):
+    """A store in memory of its own, found by its protocol; a test subclasses it and overrides the calls that are to fail."""
+
+    protocol = "memorystore"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.store, cls.pseudo_dirs = {}, [""]
+        fsspec.register_implementation(cls.protocol, cls, clobber=True)
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.replace(f"{cls.protocol}://", "memory://")))
 
 
 class FlakyFileSystem(LocalFileSystem):
-    """The local disk, but after the spared ones some reads fail as in an object store that asks to come back later."""
+    """The local disk, on which some reads of a file, after the spared ones, fail as in an object store under load."""
 
     protocol = "flaky"
     spared: Counter[str] = Counter()
