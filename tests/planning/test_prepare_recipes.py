@@ -18,7 +18,7 @@ from nst_tasks.inputs.manifest_export import build_grid, export_rejected
 from nst_tasks.inputs.options import RunOptions, resolve_recipe_name
 from nst_tasks.inputs.presets import PAINTERLY, PRESETS, TF_TUTORIAL
 from nst_tasks.inputs.readers import LoadedManifest, find_recipe, load_recipes, read_manifest
-from nst_tasks.inputs.recipe import override
+from nst_tasks.inputs.recipe import Overrides, override
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.planning.dry_run import summarize_dry_run
 from nst_tasks.planning.inspection import inspect_image, list_image_uris
