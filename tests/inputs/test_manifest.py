@@ -229,7 +229,7 @@ REFUSALS = {
     "utf-32": ("content".encode("utf-32"), ["the manifest is UTF-16; save it as UTF-8"]),
     "too large": (b"content,style\n" + b"a,b\n" * (MAX_BYTES // 4), ["67108878 bytes are more than the 67108864", "split it"]),
     "too many rows": (b"content,style\n" + b"a,b\n" * 100_001, ["the manifest has more than 100000 rows; split it"]),
-    "too many columns": (b"content,style" + b",a" * 99, ["the header has 101 columns, of which nst knows 18; delete"]),
+    "too many columns": (b"content,style" + b",a" * 99, [f"the header has 101 columns, of which nst knows {len(COLUMNS)};"]),
     "cell of ten megabytes": (b'content,style\na,"' + b"x" * 10_000_000, ["row 2 cannot be read as CSV: field larger than"]),
     "spreadsheet": (b"PK\x03\x04\x14\x00\x06", ["a spreadsheet", "export it as CSV"]),
     "picture": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ["NUL byte", "not text"]),
