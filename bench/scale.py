@@ -98,7 +98,7 @@ def measure_resident_mb(pid: int) -> float:
     return total / 1e6
 
 
-class Progress(NamedTuple):
+class Sample(NamedTuple):
     """State of a run at one moment: seconds since its start, pairs done, and resident memory of client and server in MB."""
 
     seconds: float
@@ -107,7 +107,7 @@ class Progress(NamedTuple):
     server_mb: float
 
 
-def record_progress(client: subprocess.Popen[bytes], server: int, outcomes: Path) -> list[Progress]:
+def record_progress(client: subprocess.Popen[bytes], server: int, outcomes: Path) -> list[Sample]:
     """Record the progress of a run about once a second, until the client ends.
 
     Args:
@@ -118,12 +118,12 @@ def record_progress(client: subprocess.Popen[bytes], server: int, outcomes: Path
     while client.poll() is None:
         pairs = len(os.listdir(outcomes)) if outcomes.is_dir() else 0
         seconds = time.perf_counter() - start
-        records.append(Progress(seconds, pairs, measure_resident_mb(client.pid), measure_resident_mb(server)))
+        records.append(Sample(seconds, pairs, measure_resident_mb(client.pid), measure_resident_mb(server)))
         time.sleep(1.0)
     return records
 
 
-def print_quarters(records: Sequence[Progress], pairs: int) -> None:
+def print_quarters(records: Sequence[Sample], pairs: int) -> None:
     """Print pace and peak memory of each quarter of the pairs; the clock starts with the first pair that is done."""
     previous = next(record for record in records if record.pairs)
     for quarter in range(1, 5):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bench.scale import Progress, print_quarters
+from bench.scale import Sample, print_quarters
 
 
 def test_quarters_show_pace_and_peak_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    records = [Progress(5.0, 0, 900.0, 90.0), Progress(10.0, 1, 100.0, 50.0), Progress(12.0, 25, 300.0, 50.0)]
-    records += [Progress(14.0, 50, 200.0, 60.0), Progress(24.0, 75, 200.0, 60.0), Progress(25.0, 100, 250.0, 70.0)]
+    records = [Sample(5.0, 0, 900.0, 90.0), Sample(10.0, 1, 100.0, 50.0), Sample(12.0, 25, 300.0, 50.0)]
+    records += [Sample(14.0, 50, 200.0, 60.0), Sample(24.0, 75, 200.0, 60.0), Sample(25.0, 100, 250.0, 70.0)]
     print_quarters(records, 100)
     assert capsys.readouterr().out.splitlines() == [
         "  quarter 1:  12.0 pairs/s, client   300 MB, server    50 MB",
