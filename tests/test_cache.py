@@ -9,7 +9,7 @@ from nst_tasks.cache import ByteLRU
 from nst_tasks.core.metrics import FactoredGaussian, Gaussian, StyleMoments
 
 
-def test_the_least_recently_used_is_given_up_for_what_takes_its_bytes() -> None:
+def test_least_recently_used_value_is_evicted() -> None:
     room, made = ByteLRU(100), []
 
     def ask(key: str, bytes: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_what_is_kept_already_stays() -> None:
     assert len(room) == 1
 
 
-def test_the_bytes_of_arrays_and_tensors_are_found_wherever_they_are() -> None:
+def test_nested_arrays_and_tensors_are_counted() -> None:
     array, tensor = np.zeros((2, 3), np.float64), tf.zeros((4, 5), tf.bfloat16)
     assert (cache.count_bytes(array), cache.count_bytes(tensor)) == (48, 40)
     gaussian = Gaussian(tf.zeros(2, tf.float64), tf.zeros((2, 2), tf.float64))

@@ -102,7 +102,7 @@ def test_redact_never_shows_a_secret_wherever_it_is(host: str, path: str, secret
         assert redact(uri) == place
 
 
-def test_what_may_be_logged_has_its_traceback_but_nothing_of_the_errors_behind_it() -> None:
+def test_sanitized_error_drops_its_causes() -> None:
     for wanted in (StorageUnavailable("s3://b/a: later"), None):
         try:
             try:
@@ -173,7 +173,7 @@ def test_a_sentence_is_a_reason_and_a_remedy(sentence: str, reason: str, remedy:
     assert errors.split_reason_and_remedy(sentence) == (reason, remedy)
 
 
-def test_the_reasons_of_a_rejected_row_are_taken_apart_where_they_were_joined() -> None:
+def test_rejected_row_reasons_are_split_again() -> None:
     parsed = manifest.parse(b"content,style,size,seed\n,a.png,9,-1\n", "/in")
     reason, remedy = errors.split_reason_and_remedy("; ".join(manifest.group_problems_by_row(parsed)[2]))
     assert reason.count("row 2, column ") == 3

@@ -148,9 +148,7 @@ def control(page: Page, name: str) -> Locator:
         ({"search": "ink.J"}, ["cat_ink", "dog_both"]),
     ],
 )
-def test_a_filter_leaves_what_it_names_counts_it_and_can_be_passed_on(
-    page: Page, chosen: dict[str, str], left: list[str]
-) -> None:
+def test_filter_selects_counts_and_links(page: Page, chosen: dict[str, str], left: list[str]) -> None:
     assert ids(page) == SHOWN
     assert page.get_by_role("status").inner_text() == "6 of 6 rows shown"
     for name, value in chosen.items():
@@ -176,7 +174,7 @@ def test_a_filter_leaves_what_it_names_counts_it_and_can_be_passed_on(
         ("seconds", ["fox_oil", "dog_both", "cat_ink", "cat_oil"]),
     ],
 )
-def test_pictures_are_sorted_and_what_was_not_measured_comes_last(page: Page, key: str, order: list[str]) -> None:
+def test_images_are_sorted_with_unmeasured_last(page: Page, key: str, order: list[str]) -> None:
     control(page, "sort").select_option(key)
     assert ids(page)[2:] == order
     control(page, "reverse").check()
@@ -219,7 +217,7 @@ def colors(page: Page) -> list[tuple[int, ...]]:
 C, R = (1, 0, 0), (0, 0, 1)
 
 
-def test_a_slider_divides_content_and_result_by_keyboard_and_by_mouse(page: Page) -> None:
+def test_slider_works_by_keyboard_and_mouse(page: Page) -> None:
     dialog = looked(page, "cat_oil")
     slider = dialog.get_by_role("slider", name="content shown beside the result")
     assert slider.input_value() == "50"
@@ -241,7 +239,7 @@ def test_a_slider_divides_content_and_result_by_keyboard_and_by_mouse(page: Page
     assert slider.input_value() == "75"
 
 
-def test_a_page_that_was_moved_away_shows_its_thumbnails_closely(chromium: Browser, report: str, tmp_path: Path) -> None:
+def test_moved_page_shows_its_thumbnails(chromium: Browser, report: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_bytes(Path(report.removeprefix("file://")).read_bytes())
     with opened(chromium, f"file://{tmp_path}/report.html", complaint="ERR_FILE_NOT_FOUND") as page:
         looked(page, "cat_oil")
@@ -326,9 +324,7 @@ def test_a_pair_without_thumbnail_and_history_is_its_picture(page: Page) -> None
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
-def test_no_barrier_is_found_and_nothing_is_wider_than_the_screen(
-    chromium: Browser, report: str, scheme: str, size: tuple[int, int]
-) -> None:
+def test_page_is_accessible_and_fits_the_screen(chromium: Browser, report: str, scheme: str, size: tuple[int, int]) -> None:
     with opened(chromium, report, size, color_scheme=scheme) as page:
         for look in (lambda: None, lambda: looked(page, "cat_ink").get_by_text("losses by level").click()):
             look()

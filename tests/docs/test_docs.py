@@ -149,7 +149,7 @@ def test_the_version_is_one() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_wheel_holds_every_module_and_every_file_that_code_reads() -> None:
+def test_wheel_holds_every_module_and_data_file() -> None:
     import tomllib
 
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -166,7 +166,7 @@ def test_the_wheel_holds_every_module_and_every_file_that_code_reads() -> None:
     assert modules == {*named["packages"]}
 
 
-def test_every_setting_of_prefect_that_is_shipped_or_told_of_exists() -> None:
+def test_every_mentioned_prefect_setting_exists() -> None:
     import re
 
     from prefect.settings import Settings

@@ -42,7 +42,7 @@ def start_flow(manifest: str, out: Path) -> State[Any]:
     return stylize.stylize_manifest(manifest, str(out), OPTIONS, return_state=True)
 
 
-def test_a_worker_killed_in_the_middle_costs_one_resume_and_none_takes_two_pairs_for_its_one_gpu(
+def test_killed_cluster_worker_costs_one_resume(
     flow_api: str, calm: str, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NST_DASK_ADDRESS", cluster.address)
@@ -77,7 +77,7 @@ def test_a_worker_killed_in_the_middle_costs_one_resume_and_none_takes_two_pairs
     assert (seen.pairs_done, seen.steps_done, seen.work_done) == (4, seen.steps, seen.work)
 
 
-def test_a_scheduler_that_goes_away_ends_the_run_with_one_sentence(
+def test_lost_scheduler_ends_the_run_with_one_sentence(
     flow_api: str, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NST_DASK_ADDRESS", cluster.address)
@@ -109,7 +109,7 @@ def processes(session: int) -> list[str]:
     return [line for line in found.stdout.splitlines() if not line.startswith("Z")]
 
 
-def test_workers_of_this_machine_stop_with_the_run_and_leave_no_process(flow_api: str, tmp_path: Path) -> None:
+def test_local_workers_stop_with_the_run(flow_api: str, tmp_path: Path) -> None:
     """Ctrl-C in a terminal, which reaches every process of the run."""
     out = tmp_path / "out"
     stopping = build_command(write_inputs(str(tmp_path / "in")), str(out), 5000, "--runner", "dask", "--checkpoint-every", "20")
@@ -170,7 +170,7 @@ print(devices.list_names(), max(at_once), state.type.value)
 """
 
 
-def test_two_devices_of_one_process_compute_at_once_and_give_the_bytes_of_one(flow_api: str, calm: str, tmp_path: Path) -> None:
+def test_two_devices_give_the_bytes_of_one(flow_api: str, calm: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     two = [sys.executable, "-c", TWO_DEVICES, write_inputs(str(tmp_path / "in")), str(out), str(STEPS)]
     ended = subprocess.run(two, capture_output=True, text=True, timeout=TIMEOUT, check=False)

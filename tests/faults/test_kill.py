@@ -22,7 +22,7 @@ KILLS = int(os.environ.get("SOAK_KILLS", "1"))
 SEED = int(os.environ.get("SOAK_SEED", "1508"))
 
 
-def test_a_run_killed_at_random_moments_gives_the_bytes_of_a_calm_one(flow_api: str, calm: str, tmp_path: Path) -> None:
+def test_run_killed_at_random_gives_the_same_bytes(flow_api: str, calm: str, tmp_path: Path) -> None:
     manifest, steps = write_inputs(str(tmp_path / "in")), STEPS * min(KILLS, 20)
     if steps != STEPS:
         calm = str(tmp_path / "calm")

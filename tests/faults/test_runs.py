@@ -69,7 +69,7 @@ def test_a_fifth_of_all_requests_harmed_costs_no_pair(
     assert_same_results(out, calm)
 
 
-def test_a_store_killed_in_the_middle_and_started_again_costs_no_pair(
+def test_store_killed_and_restarted_costs_no_pair(
     mortal_way: tuple[Proxy, Server], calm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     way, server = mortal_way
@@ -98,7 +98,7 @@ def test_a_store_killed_in_the_middle_and_started_again_costs_no_pair(
     assert_same_results(out, calm)
 
 
-def test_credentials_that_expire_in_the_middle_end_the_run_and_renewed_ones_finish_it(way: Proxy, calm: str) -> None:
+def test_expired_credentials_end_the_run_and_renewed_resume(way: Proxy, calm: str) -> None:
     manifest, out = write_inputs("s3://nst-faults/expired/in"), "s3://nst-faults/expired/out"
     last = Once("PUT", "/thumbnails/falling")  # three are in flight, so that it begins only once another is done
     way.decide = lambda method, path: Fault.EXPIRED_TOKEN if last(method, path) else None
@@ -169,7 +169,7 @@ def test_a_full_disk_ends_the_run_and_room_finishes_it(disk: Path, calm: str, tm
     assert_same_results(str(out), calm)
 
 
-def test_an_output_that_becomes_read_only_ends_the_run_and_is_taken_up_again(disk: Path, calm: str, tmp_path: Path) -> None:
+def test_read_only_output_ends_the_run_and_resumes(disk: Path, calm: str, tmp_path: Path) -> None:
     manifest, out = write_inputs(str(tmp_path / "in")), disk / "out"
 
     def remount(mode: str) -> bool:
@@ -192,7 +192,7 @@ def test_an_output_that_becomes_read_only_ends_the_run_and_is_taken_up_again(dis
     assert_same_results(str(out), calm)
 
 
-def test_two_runs_of_one_manifest_at_once_do_each_pair_once_and_both_succeed(calm: str, tmp_path: Path) -> None:
+def test_two_concurrent_runs_do_each_pair_once(calm: str, tmp_path: Path) -> None:
     manifest, out = write_inputs(str(tmp_path / "in")), tmp_path / "out"
     with subprocess.Popen(build_command(manifest, str(out)), stdout=-1, stderr=-1, text=True) as other:
         try:

@@ -72,7 +72,7 @@ def test_what_lasts_is_told_apart_by_the_servers_own_code(
     assert way.requests - before <= 8  # nothing is tried again
 
 
-def test_an_answer_lost_on_the_way_back_never_makes_a_creator_of_two(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_answer_never_makes_two_creators(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client repeats the request by itself and is refused by the object that the first one made: false, not true twice."""
     monkeypatch.setitem(fsspec.config.conf, "s3", {})
     losing = iter([Fault.LOST])
@@ -85,7 +85,7 @@ def test_an_answer_lost_on_the_way_back_never_makes_a_creator_of_two(way: Proxy,
     assert files.read("s3://nst-faults/first") == b"mine"
 
 
-def test_an_object_refused_because_of_one_that_is_gone_since_is_worth_a_retry(way: Proxy) -> None:
+def test_refusal_by_a_vanished_object_is_transient(way: Proxy) -> None:
     """A claim that another run releases meanwhile; or a server that came up again and does not know its own mind yet."""
     way.decide = lambda method, path: Fault.CONDITION if method == "PUT" else None
     with pytest.raises(StorageUnavailable, match="refused an object because of one that is gone"):
@@ -94,14 +94,14 @@ def test_an_object_refused_because_of_one_that_is_gone_since_is_worth_a_retry(wa
     assert files.create_if_absent("s3://nst-faults/gone", b"mine")
 
 
-def test_a_request_that_the_store_finds_wrong_is_told_with_its_code(way: Proxy) -> None:
+def test_request_refused_by_the_store_shows_its_code(way: Proxy) -> None:
     way.decide = lambda method, path: Fault.INVALID
     with pytest.raises(StorageError, match=r"the store refuses the name or the request \(InvalidRequest\)$") as caught:
         files.write("s3://nst-faults/new", b"new")
     assert type(caught.value) is StorageError
 
 
-def test_the_client_gives_up_soon_and_the_users_own_settings_win(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_client_gives_up_soon_unless_configured(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be interrupted must not take minutes; who sets FSSPEC_S3 or AWS_MAX_ATTEMPTS knows better."""
     way.decide = lambda method, path: Fault.INTERNAL_ERROR if method == "GET" else None
     for user, environment, attempts in (

@@ -88,7 +88,7 @@ def test_what_an_operator_sets_of_prefect_wins() -> None:
     assert json.loads(ended.stdout).items() >= (prefect_server.SERVER_ENVIRONMENT | own).items()
 
 
-def test_what_is_imported_for_a_run_is_never_looked_through_for_garbage() -> None:
+def test_imports_of_a_run_are_frozen_from_gc() -> None:
     code = """
 import gc
 from flows import cli
@@ -308,7 +308,7 @@ def test_grid_feeds_validate(folder: Path) -> None:
     assert result.stdout.splitlines()[0] == "id,content,style,recipe"
 
 
-def test_grid_writes_where_it_is_told_and_takes_several_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grid_writes_to_output_and_takes_several_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     result = nst("grid", "--content", "cat.png", "--content", "*g.png", "--style", "o*", "--style", "c*.png", "-o", "new/m.csv")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "4 pairs written to new/m.csv\n")
@@ -358,14 +358,14 @@ def test_a_recipe_is_shown_as_a_file_that_says_the_same(name: str, tmp_path: Pat
         assert json.loads(nst("recipes", of, "--json").stdout) == PRESETS[name].as_plain()
 
 
-def test_a_recipe_file_is_shown_as_a_whole_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_file_is_shown_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text('base = "painterly"\nsteps = 7\n')
     shown = tomllib.loads(nst("recipes", "my.toml").stdout)
     assert shown == recipe_file.to_tables(PRESETS["painterly"]) | {"name": "my", "steps": 7}
 
 
-def test_a_recipe_file_that_is_wrong_is_refused_with_all_its_problems(tmp_path: Path) -> None:
+def test_wrong_recipe_file_reports_every_problem(tmp_path: Path) -> None:
     place = tmp_path / "my.toml"
     assert refused("recipes", str(place)) == [f"recipe {place}: does not exist; check the name"]
     place.write_text('base = "painterly"\nsteps = "7"\nsise = 9\n')

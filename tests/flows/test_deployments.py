@@ -20,7 +20,7 @@ from tests.support.commands import nst
 NIGHT = ("s3://team/inbox", "s3://team/out", SweepOptions(size=256))
 
 
-def test_a_deployment_names_its_flow_by_module_and_lets_no_two_nights_overlap() -> None:
+def test_deployment_names_module_and_forbids_overlap() -> None:
     nightly, on_demand = build_deployments(*NIGHT, Settings())
     assert (nightly.entrypoint, on_demand.entrypoint) == ("flows.nightly.nightly", "flows.stylize.stylize_manifest")
     assert nightly.parameters is not None

@@ -13,7 +13,7 @@ from nst_tasks.progress import Progress, progress_variable
 from tests.support.jobs import two_jobs
 
 
-def test_nothing_more_is_submitted_once_the_run_is_asked_to_stop() -> None:
+def test_nothing_is_submitted_after_the_stop_signal() -> None:
     stopping, submitted = Progress(), []
     stopping.stop.set()
     token = progress_variable.set(stopping)

@@ -9,7 +9,7 @@ from flows import task_runners
 from nst_tasks.errors import SettingsError
 
 
-def test_of_a_ray_cluster_a_batch_never_wants_more_cores_than_a_node_has() -> None:
+def test_ray_batch_never_needs_more_cores_than_a_node() -> None:
     assert task_runners.count_ray_slots([{"CPU": 8.0}, {"CPU": 6.0}, {"memory": 1e9}]) == (3, {"num_cpus": 4})
     assert task_runners.count_ray_slots([{"CPU": 2.0}, {"CPU": 3.0}, {}]) == (1, {"num_cpus": 3})
     assert task_runners.count_ray_slots([{"CPU": 1.0}] * 5) == (5, {"num_cpus": 1})
@@ -22,7 +22,7 @@ def test_workers_of_another_version_are_refused() -> None:
         task_runners.check_versions({"tcp://a": nst_tasks.__version__, "tcp://b": "0.0.1"})
 
 
-def test_why_a_worker_cannot_import_nst_is_told_without_its_secrets() -> None:
+def test_worker_import_error_is_shown_without_secrets() -> None:
     why = ModuleNotFoundError("no module https://user:hunter2@index/nst\nand\nmore")
     with pytest.raises(SettingsError) as caught:
         task_runners.check_versions({"tcp://b": why})

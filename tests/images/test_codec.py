@@ -189,7 +189,7 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(format):
     np.testing.assert_allclose(decode(data, LIMIT).rgb, expected, atol=1e-7)
 
 
-def test_sixteen_bit_gray_big_endian_white_is_zero_and_twelve_bits():
+def test_deep_gray_tiff_variants_are_decoded():
     big = saved(Image.fromarray(np.array([GRAYS], ">u2")), "TIFF")
     assert big[:2] == b"MM"
     np.testing.assert_allclose(decode(big, LIMIT).rgb[0, :, 0], np.array(GRAYS) / 65535, atol=1e-7)
@@ -259,7 +259,7 @@ def test_every_orientation_gives_the_same_upright_picture(orientation, format):
     assert np.abs(rgb[..., 1] * 255 - UPRIGHT).max() <= 4
 
 
-def test_an_orientation_after_the_pixels_of_a_png_is_seen_by_probe():
+def test_png_orientation_after_the_pixels_is_read():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     plain = saved(flat((1, 2, 3), size=(5, 2)), "PNG")
@@ -279,7 +279,7 @@ def test_a_damaged_exif_means_upright(exif):
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_a_profile_with_red_and_green_exchanged_turns_red_into_green(format):
+def test_icc_profile_with_swapped_primaries_swaps_colors(format):
     options = {"quality": 100} if format in ("JPEG", "WEBP") else {}
     data = saved(flat((255, 0, 0)), format, icc_profile=matrix_profile(1, 0, 2, 2.2), **options)
     assert np.abs(np.subtract(pixel(data), (0, 255, 0))).max() <= 2
@@ -375,14 +375,14 @@ def test_a_huge_exif_is_no_cameras_and_says_nothing():
         assert read_size(png(6, 4, 8, 2, (b"eXIf", exif.tobytes()[6:] + bytes(spare))), LIMIT) == size
 
 
-def test_the_size_of_a_file_is_limited_by_the_pixels_that_it_may_have():
+def test_file_size_is_limited_by_its_pixels():
     codec.check_file_size(4 * LIMIT + 2**24, LIMIT)
     with pytest.raises(PictureError, match="^20777217 bytes are above the limit of 20777216; make it smaller or raise NST_MAX"):
         codec.check_file_size(4 * LIMIT + 2**24 + 1, LIMIT)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
-def test_truncated_anywhere_is_refused_or_read_never_something_else(format):
+def test_truncated_image_is_refused_or_read(format):
     data = saved(Image.fromarray(noise(40, 40)), format)
     for length in (*range(200), len(data) // 2):
         for read in (read_size, decode):
@@ -507,7 +507,7 @@ def test_a_masks_bytes_are_checked_as_any_pictures():
 
 
 @pytest.mark.parametrize("size", [(16, 16), (7, 9), (64, 64), (130, 50)])
-def test_a_resized_mask_ripples_neither_in_the_black_nor_in_the_white(size):
+def test_resized_mask_has_no_ripples(size):
     half = np.zeros((32, 32), np.float32)
     half[:, 16:] = 1
     resized = resize_mask(half, *size)
@@ -517,7 +517,7 @@ def test_a_resized_mask_ripples_neither_in_the_black_nor_in_the_white(size):
     np.testing.assert_array_equal(resized[:, : size[1] // 2 - 1 - size[1] // 32], 0)
 
 
-def test_a_shrunk_mask_is_averaged_and_one_of_the_size_is_the_same():
+def test_shrunk_mask_is_averaged():
     lines = np.tile(np.array([0, 1], np.float32), (64, 32))
     np.testing.assert_allclose(resize_mask(lines, 8, 8)[2:-2, 2:-2], 0.5, atol=0.02)  # nearest: 0 or 1
     assert resize_mask(lines, 64, 64) is lines
@@ -558,7 +558,7 @@ def test_a_composite_is_the_one_or_the_other_or_between():
         ((3, 4), (3000, 8000), False),
     ],
 )
-def test_same_proportions_within_a_percent_or_a_pixel_of_rounding(size, like, same):
+def test_same_aspect_within_a_percent_or_a_pixel(size, like, same):
     assert has_same_aspect(*size, *like) is same
 
 
@@ -691,7 +691,7 @@ def test_values_are_rounded_and_clipped():
     np.testing.assert_array_equal(back, [[[0, 0, 1], [254, 255, 255]]])
 
 
-def test_a_photograph_takes_hardly_more_bytes_as_png_than_by_pillows_own_search():
+def test_png_is_nearly_as_small_as_pillows():
     photograph = chelsea()[:200, :200]
     ours = encode(photograph / np.float32(255.0), None, "png", {})
     assert len(ours) < 1.02 * len(saved(Image.fromarray(photograph), "PNG"))
@@ -727,7 +727,7 @@ def test_with_luminance_keeps_the_chroma():
     np.testing.assert_allclose(replace_luminance(rgb, luminance(rgb)), rgb, atol=1e-7)
 
 
-def test_with_luminance_keeps_hue_and_luma_where_the_color_would_leave_the_range():
+def test_replaced_luminance_keeps_hue_within_range():
     random = np.random.default_rng(0)
     rgb, luma = random.random((50, 50, 3), np.float32), random.random((50, 50), np.float32)
     changed = replace_luminance(rgb, luma)
@@ -821,7 +821,7 @@ def test_match_color_of_a_gray_style_is_shades_of_one_color():
     assert np.trace(covariance) <= np.trace(statistics(CONTENT)[1])
 
 
-def test_match_color_does_not_blow_up_the_rounding_of_a_flat_style():
+def test_match_color_does_not_amplify_rounding():
     random = np.random.default_rng(0)
     flat_style = 0.6 + random.uniform(-0.5, 0.5, (40, 40, 3)) / 255
     matched = match_color(flat_style.astype(np.float32), CONTENT)
@@ -862,7 +862,7 @@ def test_strip_bears_absurd_aspects():
     assert read_size(encode_strip(rows, 32, 4), LIMIT) == (32, 96 + 4 + 1)
 
 
-def test_a_strip_is_shrunk_to_a_height_and_nothing_but_a_strip_is():
+def test_only_strips_are_shrunk_to_a_height():
     noise = np.random.default_rng(0).random((30, 90, 3), np.float32)
     strip = encode_strip([noise], 64, 4)
     small = shrink_strip(strip, 32, LIMIT)

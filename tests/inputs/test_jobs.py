@@ -134,7 +134,7 @@ def test_the_key_is_the_sha256_of_these_values() -> None:
     assert made.key == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def test_a_field_added_to_a_job_or_a_method_is_thought_about_here() -> None:
+def test_new_job_or_method_field_needs_a_decision() -> None:
     """Each field decides the key, and is in DECIDE above, or does not; `height` and `width` follow from others."""
     assert [field.name for field in fields(Job)] == [
         "pair", "recipe", "content", "styles", "init", "mask", "upscale", "height", "width", "weights_sha256",
@@ -167,7 +167,7 @@ def rows(found: list[Batch]) -> list[list[int]]:
 PLENTY = 1e15
 
 
-def test_jobs_of_one_method_shape_and_number_of_styles_go_together_in_order() -> None:
+def test_batches_group_by_method_shape_and_styles() -> None:
     two = {"styles": (OIL, INK), "style_weights": (0.5, 0.5)}
     jobs = [
         job(row=2),
@@ -264,7 +264,7 @@ def test_the_size_that_fits_is_the_largest_that_does() -> None:
     assert fitting_size(TF_TUTORIAL.method, 300, 400, 1) == MIN_SIZE
 
 
-def test_no_larger_size_is_said_to_fit_though_lbfgs_remembers_less_there() -> None:
+def test_fitting_size_ignores_larger_sizes_with_less_history() -> None:
     method = presets.find_preset("gatys-2016").method  # a hundred differences, and two of more than 4 megapixels
     room = peak_bytes(method, 2800, 2800)
     assert peak_bytes(method, 2000, 2000) > room

@@ -195,7 +195,7 @@ def test_line_ends_and_byte_order_mark(end: str, mark: str) -> None:
     assert manifest.rows == 2
 
 
-def test_mixed_line_ends_and_quoted_newlines_keep_row_numbers_right() -> None:
+def test_line_ends_and_quoted_newlines_keep_row_numbers() -> None:
     manifest = read('\n CONTENT , "Style"\r\n"two\nlines.jpg", "a, b.jpg"\r\rc.jpg,"d\r\n\r\n.jpg"\nlast.jpg,e.jpg')
     assert manifest.header == ("content", "style")
     assert [pair.row for pair in manifest.pairs] == [3, 6, 9]
@@ -405,7 +405,7 @@ def test_all_problems_of_all_rows_at_once_and_good_rows_go_on() -> None:
     assert manifest.rows == 4
 
 
-def test_a_doubled_id_rejects_the_later_row_whatever_its_capitals() -> None:
+def test_duplicate_id_rejects_the_later_row() -> None:
     manifest = read("id,content,style\nCat,a,b\ncAT,c,d\ncat,e,f\n")
     assert [pair.row for pair in manifest.pairs] == [2]
     assert [str(problem) for problem in manifest.problems] == [
@@ -422,7 +422,7 @@ def test_a_rejected_row_keeps_its_id_for_when_it_comes_back() -> None:
 # Places that may not be named
 
 
-def test_a_row_that_names_what_it_may_not_is_rejected_with_column_value_and_remedy() -> None:
+def test_row_naming_a_forbidden_uri_is_rejected() -> None:
     text = (
         "content,style,init,mask,recipe\n"
         "bad/a.jpg,s.jpg|bad/t.jpg,bad/i.png,bad/m.png,bad/r.toml\n"
@@ -438,7 +438,7 @@ def test_a_row_that_names_what_it_may_not_is_rejected_with_column_value_and_reme
     assert [pair.row for pair in manifest.pairs] == [4]
 
 
-def test_places_are_judged_where_they_lead_not_as_they_are_written() -> None:
+def test_access_is_checked_after_resolving_links() -> None:
     seen: list[str] = []
     parse(one_row(style="../t.jpg|s3://b/s.jpg", init="noise", recipe="my.toml").encode(), FOLDER, find_uri_problem=seen.append)
     assert seen == ["/data/in/cat.jpg", "/data/in/my.toml", "/data/in/../t.jpg", "s3://b/s.jpg"]
@@ -501,7 +501,7 @@ def test_settings_of_a_row_give_it_another_id() -> None:
     assert "cat_starry" not in identities
 
 
-def test_kept_colors_give_the_ids_that_they_gave_when_they_were_a_yes_or_no() -> None:
+def test_keep_color_ids_stay_those_of_yes_and_no() -> None:
     """Pinned."""
     identities = {cell: only_pair(one_row(keep_color=cell)).id for cell in ("yes", "luminance", "no", "match")}
     assert identities["yes"] == identities["luminance"] == "cat_starry-540254"
@@ -517,7 +517,7 @@ def test_a_picture_counts_in_a_derived_id_by_its_name_alone(column: str) -> None
     assert only_pair(one_row(**{column: "sea.png"})).id != only_pair(one_row(**{column: "sky.png"})).id
 
 
-def test_a_derived_id_does_not_depend_on_other_rows_or_the_folder() -> None:
+def test_derived_id_depends_on_its_row_alone() -> None:
     rows = ["a.jpg,s.jpg,", "b.jpg,s.jpg,256", "c.jpg,s.jpg,"]
     forward = read("content,style,size\n" + "\n".join(rows))
     backward = read("content,style,size\n" + "\n".join(reversed(rows)), "s3://bucket")
@@ -562,7 +562,7 @@ def test_rejected_rows_come_back_corrected_from_another_folder(folder: str) -> N
 
 
 @pytest.mark.parametrize("init", ["first.png", "noise", "Style "])
-def test_masks_and_initial_pictures_come_back_from_another_folder(init: str) -> None:
+def test_rejected_masks_and_init_images_are_made_absolute(init: str) -> None:
     text = f"content,style,init,mask,size\ncat.jpg,s.jpg,{init},../sky.png,9\n"
     written = export_rejected(read(text), FOLDER).decode()
     assert only_pair(written.replace(",9", ",99"), "/elsewhere") == only_pair(text.replace(",9", ",99"))
@@ -584,7 +584,7 @@ PLAIN = ("-1", "+5.5", "-1e-3", "'quoted'", "a=b", "'", "")
 
 
 @pytest.mark.parametrize("cell", [*FORMULAS, *PLAIN])
-def test_a_formula_is_escaped_in_rejected_csv_and_read_back_as_what_it_was(cell: str) -> None:
+def test_formula_in_rejected_csv_round_trips(cell: str) -> None:
     escaped = f"'{cell}" if cell in FORMULAS else cell
     manifest = read(f'content,style,size,seed\na.jpg,s.jpg,9,"{escaped}"\n')
     written = export_rejected(manifest, FOLDER)
@@ -653,7 +653,7 @@ def test_grid_numbers_equal_names() -> None:
     ]
 
 
-def test_grid_with_a_recipe_names_the_pairs_as_rows_without_id_would() -> None:
+def test_grid_with_a_recipe_uses_derived_ids() -> None:
     pair = only_pair(build_grid(["cat.jpg"], ["starry.jpg"], "painterly").decode())
     assert pair == only_pair(one_row(recipe="painterly"))
     assert pair.recipe == "painterly"

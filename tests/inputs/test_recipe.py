@@ -19,7 +19,7 @@ from tests.support.examples import example_cells
 RECIPES = [pytest.param(recipe, id=name) for name, recipe in PRESETS.items()]
 
 
-def test_tf_tutorial_has_the_constants_that_the_tutorial_published() -> None:
+def test_tf_tutorial_has_the_published_constants() -> None:
     # style_weight 1e-2 over 5 layers, content_weight 1e4, total_variation_weight 30, Adam(0.02, 0.99, epsilon 1e-1),
     # 10 epochs of 100 steps, longest side 512; the picture starts as the content, clipped to [0, 1]
     assert TF_TUTORIAL.method == Method(
@@ -191,7 +191,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
         find_preset("tf-tutorail")
 
 
-def test_a_name_like_a_files_is_answered_with_how_a_file_is_named() -> None:
+def test_file_like_recipe_name_gets_a_hint() -> None:
     for name in ("recipes/mine", "painterly.yaml"):
         with pytest.raises(SettingsError, match=r"is not known; a file with a recipe has a name that ends in \.toml"):
             find_preset(name)

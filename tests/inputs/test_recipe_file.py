@@ -175,7 +175,7 @@ def test_a_whole_number_will_do_where_a_fraction_may_stand() -> None:
 
 
 @pytest.mark.parametrize("text", ["\ufeff" + PLAIN, PLAIN.replace("\n", "\r\n"), "# é\n" + PLAIN])
-def test_a_byte_order_mark_windows_lines_and_comments_do_no_harm(text: str) -> None:
+def test_bom_crlf_and_comments_are_accepted(text: str) -> None:
     assert parse(text) == parse(PLAIN)
 
 
@@ -213,7 +213,7 @@ def test_layers_take_the_place_of_the_bases() -> None:
     assert changed == replace(PAINTERLY.method.style, layers=(("block5_conv1", 2.0),))
 
 
-def test_an_optimizer_of_another_kind_takes_the_place_of_the_bases() -> None:
+def test_other_optimizer_kind_replaces_the_base() -> None:
     assert parse('base = "tf-tutorial"\n[optimizer]\nkind = "lbfgs"\n').method.optimizer == LBFGS()
     same = parse('base = "tf-tutorial"\n[optimizer]\nkind = "adam"\nbeta_2 = 0.5\n').method.optimizer
     assert isinstance(TF_TUTORIAL.method.optimizer, Adam)
@@ -235,7 +235,7 @@ def test_a_name_in_the_file_goes_before_the_files_name() -> None:
 # What is wrong
 
 
-def test_all_problems_are_told_at_once_each_on_a_line_with_its_key() -> None:
+def test_all_recipe_problems_are_reported_with_their_keys() -> None:
     text = """
 base = "paintrly"
 steps = "40"
@@ -376,7 +376,7 @@ def test_an_optimizer_without_a_kind_is_asked_for_one() -> None:
     assert problems(PLAIN.replace('kind = "adam"', "")) == ["optimizer.kind: is missing; give one of adam, sgd, lbfgs"]
 
 
-def test_a_file_name_that_cannot_be_a_recipes_is_told_under_name() -> None:
+def test_invalid_recipe_file_name_is_reported_under_name() -> None:
     assert problems('base = "painterly"', "a\x07") == [
         "name: 'a\\x07' is not a line of text; write 1 to 500 printable characters in quotes"
     ]
@@ -438,7 +438,7 @@ ANYTHING = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["base", *recipe_file._TOP_LEVEL_KEYS, "x"]), ANYTHING), st.booleans())
-def test_no_values_are_answered_with_anything_but_a_recipe_or_lines(tables: dict[str, Any], based: bool) -> None:
+def test_any_values_give_a_recipe_or_problem_lines(tables: dict[str, Any], based: bool) -> None:
     import tomli_w
 
     try:

@@ -133,7 +133,7 @@ def test_settings_are_frozen_hashable_and_picklable(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("field", NUMBERS)
-def test_the_bounds_themselves_are_allowed_and_defaults_lie_between(field: str) -> None:
+def test_setting_bounds_are_inclusive(field: str) -> None:
     smallest, largest = get_range(field).split("..")
     assert float(smallest) <= getattr(Settings(), field) <= float(largest)
     for bound in (smallest, largest):
@@ -187,7 +187,7 @@ def test_all_bad_values_are_told_at_once() -> None:
     assert names == ["NST_BATCH", "NST_READERS", "NST_ALLOWED_ROOTS", "NST_ALLOWED_ROOTS"]
 
 
-def test_the_retries_outlast_a_minute_without_the_store_and_wait_no_longer_than_needed() -> None:
+def test_retries_outlast_a_minute_of_outage() -> None:
     assert sum(Settings().retry_delays) > 110
     assert max(Settings().retry_delays) == 15
     assert Settings(retries=3, retry_seconds=1).retry_delays == [1, 2, 4]

@@ -75,7 +75,7 @@ def test_vgg16_hed_is_the_trunk_of_vgg16() -> None:
 
 @pytest.mark.parametrize("pooling", ["max", "average"])
 @pytest.mark.parametrize("activation", ["relu", "linear"])
-def test_the_rescaled_trunk_is_the_raw_one_with_each_layer_at_its_gain(pooling: str, activation: str) -> None:
+def test_rescaled_trunk_has_the_layer_gains(pooling: str, activation: str) -> None:
     layers = layer_names("vgg16")
     assert set(weights.HED_GAINS) == set(layers)
     image = tf.constant(picture(1)[None])

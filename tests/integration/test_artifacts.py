@@ -59,7 +59,7 @@ def read_log(api: str, flow_run: dict[str, Any], last: str) -> list[str]:
     return wait_until(look)
 
 
-def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+def test_run_publishes_artifacts_and_log(flow_api: str, pictures: Path, tmp_path: Path) -> None:
     ended = stylize(pictures, tmp_path / "out", "Weekly run_2", *ROWS, header="id,content,style,size")
     assert ended.report is not None
     flow_run, task_runs = read_last_run(flow_api, "Weekly run_2", tasks=3)
@@ -107,7 +107,7 @@ def test_a_run_shows_progress_pictures_failures_report_and_a_log(flow_api: str, 
     assert any(line.startswith("4 of 4 rows done: row ") for line in lines)
 
 
-def test_a_refused_manifest_shows_its_problems_and_bounds_its_message(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+def test_refused_manifest_shows_problems_with_bounded_message(flow_api: str, pictures: Path, tmp_path: Path) -> None:
     manifest = write_manifest(pictures, *["cat.png,oil.png,9"] * 60, header="content,style,size", name="all rejected.csv")
     state = stylize_manifest(manifest, str(tmp_path / "out"), backbone="tiny", return_state=True)
     lines = (state.message or "").splitlines()
@@ -123,7 +123,7 @@ def test_a_refused_manifest_shows_its_problems_and_bounds_its_message(flow_api: 
     }
 
 
-def test_past_their_limit_batches_share_task_runs_and_pictures_are_bounded(
+def test_batches_beyond_the_limit_share_task_runs(
     flow_api: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NST_TASK_RUNS", "2")
@@ -138,7 +138,7 @@ def test_past_their_limit_batches_share_task_runs_and_pictures_are_bounded(
     assert sorted(path.stem for path in (tmp_path / "out/images").iterdir()) == [f"p{k}" for k in range(10)]
 
 
-def test_of_a_shared_task_run_only_what_the_store_failed_for_is_tried_again(
+def test_shared_task_run_retries_only_affected_batches(
     flow_api: str, flaky: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NST_TASK_RUNS", "1")
@@ -156,7 +156,7 @@ def test_of_a_shared_task_run_only_what_the_store_failed_for_is_tried_again(
     assert progress["description"] == "3 of 3 rows done"  # each counted once, though b was come by twice
 
 
-def test_a_defect_in_one_batch_of_a_task_run_leaves_the_others_alone(flow_api: str, tmp_path: Path) -> None:
+def test_bug_in_one_batch_spares_the_others(flow_api: str, tmp_path: Path) -> None:
     good, bad = two_jobs(tmp_path)
     bad = replace(bad, height=0)  # intake lets none through
     run = run_into(tmp_path / "out")
@@ -196,9 +196,7 @@ def test_of_a_task_run_that_is_lost_each_batch_is_tried_alone(flow_api: str, tmp
     assert handed == [["a", "b"], ["a"], ["b"]]
 
 
-def test_a_task_run_does_not_go_through_all_its_batches_while_the_store_is_away(
-    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
-) -> None:
+def test_task_run_stops_trying_batches_during_an_outage(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
     a, _ = two_jobs(pictures)
     away = replace(a, content=replace(a.content, uri=f"{flaky}/content1.png"))
     share = [Batch((change_job(away, id=f"p{k}"),)) for k in range(9)]
@@ -214,9 +212,7 @@ def test_a_task_run_does_not_go_through_all_its_batches_while_the_store_is_away(
     assert 1000 - FlakyFileSystem.failing["content1.png"] == MAX_STORE_FAILURES_IN_A_ROW + 9
 
 
-def test_at_the_last_attempt_only_the_pair_fails_that_the_store_fails_for(
-    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
-) -> None:
+def test_last_attempt_fails_only_the_affected_pair(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
     a, b = two_jobs(pictures)
     away = replace(a, content=replace(a.content, uri=f"{flaky}/content1.png"))
     run = run_into(tmp_path / "out", settings=Settings(retries=0, allowed_roots=(flaky, str(tmp_path))))
@@ -230,9 +226,7 @@ def test_at_the_last_attempt_only_the_pair_fails_that_the_store_fails_for(
     assert [(o.id, o.status) for o in together()] == [("a", Status.FAILED), ("b", Status.SUCCEEDED)]
 
 
-def test_a_lost_task_run_is_recorded_although_the_store_stumbles(
-    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
-) -> None:
+def test_lost_task_run_is_recorded_despite_store_errors(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
     """What its worker had finished before it was lost stands."""
     settings = Settings(retries=1, retry_seconds=0, allowed_roots=(flaky, str(tmp_path)))
     run, (a, _) = run_into(f"{flaky}/out", settings=settings), two_jobs(pictures)
@@ -270,7 +264,7 @@ def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
     assert not any("hunter2" in line for line in lines)
 
 
-def test_a_terminal_is_told_of_a_hundred_failures_and_how_many_more(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+def test_terminal_shows_a_hundred_failures_and_a_count(flow_api: str, pictures: Path, tmp_path: Path) -> None:
     manifest = write_manifest(pictures, *(f"gone{k}.png,oil.png" for k in range(103)), header="content,style")
     ran = nst("run", manifest, "--out", str(tmp_path / "out"), "--backbone", "tiny")
     assert ran.exit_code == 1

@@ -46,7 +46,7 @@ def test_the_example_of_every_column_has_every_column_and_runs(tmp_path: Path) -
     ]
 
 
-def test_the_demo_moves_every_pair_far_towards_its_style_with_real_features(tmp_path: Path) -> None:
+def test_demo_halves_every_style_loss(tmp_path: Path) -> None:
     made = Path(write_samples(str(tmp_path)))
     text = made.read_text()
     assert ",240,30," in text

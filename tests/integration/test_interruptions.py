@@ -29,9 +29,7 @@ SAID = "interrupted; what is finished is safe: run the same command again"
 # --- signals ---
 
 
-def test_signals_end_the_run_with_130_and_the_same_command_goes_on_to_the_same_bytes(
-    flow_api: str, pictures: Path, tmp_path: Path
-) -> None:
+def test_signals_end_with_130_and_resume_to_the_same_bytes(flow_api: str, pictures: Path, tmp_path: Path) -> None:
     (pictures / "m.csv").write_text(
         "id,content,style,recipe,steps\nquick,cat.png,oil.png,tf-tutorial,1\nlong,dog.png,oil.png,tf-tutorial,1000\n"
     )
@@ -148,9 +146,7 @@ POISON = (
 )
 
 
-def test_a_pair_that_takes_its_process_down_twice_is_set_aside_and_no_other(
-    flow_api: str, pictures: Path, tmp_path: Path
-) -> None:
+def test_pair_that_crashes_twice_is_quarantined_alone(flow_api: str, pictures: Path, tmp_path: Path) -> None:
     (pictures / "m.csv").write_text(POISON)
     out = tmp_path / "out"
     (tmp_path / "temporary").mkdir()
@@ -190,7 +186,7 @@ TWO_PAIRS = "id,content,style,recipe\na,cat.png,oil.png,tf-tutorial\nb,dog.png,i
 
 
 @pytest.mark.usefixtures("flow_api")
-def test_what_a_kill_left_of_finished_pairs_is_swept_and_other_peoples_is_not(pictures: Path, tmp_path: Path) -> None:
+def test_leftovers_of_finished_pairs_are_removed(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(pictures, TWO_PAIRS, out)
     key = read_marker(out, "a").key

@@ -118,7 +118,7 @@ def test_the_ledger_tells_the_version_that_was_really_run(
 
 
 @pytest.mark.usefixtures("flow_api")
-def test_while_another_sweep_goes_on_nothing_is_run_and_a_dead_one_is_taken_over(pictures: Path, tmp_path: Path) -> None:
+def test_concurrent_sweep_runs_nothing(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (pictures / "good.csv").write_text(GOOD)
     claim = Claim("nightly", 0, "o", "r", "elsewhere", "1.1", "", 0, time.time() + 1000)
@@ -181,9 +181,7 @@ class LaxStore(FullStore):
 
 
 @pytest.mark.usefixtures("flow_api")
-def test_what_a_store_cannot_do_is_told_and_every_manifest_is_run(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_store_without_conditional_create_only_warns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("NST_ALLOWED_ROOTS", "laxstore://team")
     for name in ("a", "b"):
         files.write(f"laxstore://team/in/{name}.csv", b"content,stile\n")
@@ -200,9 +198,7 @@ def test_what_a_store_cannot_do_is_told_and_every_manifest_is_run(
 
 
 @pytest.mark.usefixtures("flow_api")
-def test_a_cluster_that_goes_away_ends_the_sweep_with_its_sentence(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_cluster_ends_the_sweep_with_one_sentence(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asked it to stop, and so it has failed, for those who are alerted by that."""
 
     def gone(*arguments: Any) -> Any:
@@ -246,14 +242,14 @@ def test_a_sweep_of_which_all_that_ran_failed_has_failed(pictures: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("flow_api")
-def test_an_inbox_without_a_manifest_is_told_for_it_may_be_misspelt(tmp_path: Path) -> None:
+def test_empty_inbox_is_reported(tmp_path: Path) -> None:
     ended, _ = sweep(tmp_path / "inbocks", tmp_path / "out")
     assert ended.message == f"no manifest in {tmp_path}/inbocks; if there should be one, correct --inbox"
     assert (ended.name, ended.exit_code) == ("Completed", 0)
 
 
 @pytest.mark.usefixtures("flow_api")
-def test_an_option_that_is_wrong_refuses_the_sweep_and_runs_nothing(pictures: Path, tmp_path: Path) -> None:
+def test_wrong_option_refuses_the_sweep(pictures: Path, tmp_path: Path) -> None:
     (pictures / "good.csv").write_text(GOOD)
     with pytest.raises(InputError, match="^--max-failures: 'many' is not"):
         sweep(pictures, tmp_path / "out", max_failures="many")

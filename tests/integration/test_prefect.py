@@ -54,9 +54,7 @@ def test_a_name_is_no_template_of_the_tasks_parameters(flow_api: str, pictures: 
     assert {"a{run} x oil", "b{x x oil"} < {*task_runs}
 
 
-def test_a_pair_is_tried_again_after_a_passing_failure_of_the_store(
-    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
-) -> None:
+def test_pair_is_retried_after_a_transient_store_failure(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
     write_manifest(pictures, "a,cat.png,oil.png", name="again.csv")
     FlakyFileSystem.spared.update({"cat.png": 1})  # the inspection's
     FlakyFileSystem.failing.update({"cat.png": 2})
@@ -65,9 +63,7 @@ def test_a_pair_is_tried_again_after_a_passing_failure_of_the_store(
     assert {name: run["run_count"] for name, run in task_runs.items()} == {"cat x oil": 3, "inspect pictures 1-2 of 2": 1}
 
 
-def test_a_store_that_stays_away_fails_its_pair_alone_after_the_last_retry(
-    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
-) -> None:
+def test_lasting_store_failure_fails_its_pair_alone(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
     write_manifest(pictures, "a,cat.png,oil.png", "b,dog.png,ink.png", name="away.csv")
     FlakyFileSystem.spared.update({"cat.png": 1})
     FlakyFileSystem.failing.update({"cat.png": 1000})
@@ -92,9 +88,7 @@ def test_what_stays_wrong_is_not_tried_again(flow_api: str, flaky: str, pictures
     assert "damaged" in task_runs["torn x oil"]["state"]["message"]
 
 
-def test_a_refused_manifest_ends_the_flow_failed_with_its_sentences(
-    flow_api: str, flaky: str, pictures: Path, tmp_path: Path
-) -> None:
+def test_refused_manifest_fails_the_flow_with_its_sentences(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
     """As a deployment would be run: without the command line's own check before."""
     from flows.stylize import stylize_manifest
 
@@ -156,7 +150,7 @@ def test_without_a_server_the_run_starts_its_own(pictures: Path, tmp_path: Path)
     assert events == 0  # which nobody would see: keeping them takes time for each pair
 
 
-def test_an_api_that_does_not_answer_is_one_sentence_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:
+def test_silent_api_is_one_sentence_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:
     manifest, nowhere = write_manifest(pictures, "a,cat.png,oil.png"), "http://127.0.0.1:9/api"
     with temporary_settings({PREFECT_API_URL: nowhere}):
         done = nst("run", manifest, "--out", str(tmp_path / "out"), PREFECT_API_URL=nowhere)

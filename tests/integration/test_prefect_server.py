@@ -117,7 +117,7 @@ def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=environment(home, **more), cwd=home, capture_output=True, text=True, check=True)
 
 
-def test_it_answers_when_the_other_work_is_done_is_the_one_that_prefect_uses_and_ends_with_the_process(home: Path) -> None:
+def test_own_server_answers_and_ends_with_the_process(home: Path) -> None:
     started, refused = ended(STARTED + ELSEWHERE, home).stdout.splitlines()
     pid, pictures_shown = started.split()
     assert not Path(f"/proc/{pid}").exists()
@@ -125,7 +125,7 @@ def test_it_answers_when_the_other_work_is_done_is_the_one_that_prefect_uses_and
     assert refused.startswith("PREFECT_API_URL: not set, but workers elsewhere report to that API")
 
 
-def test_ctrl_c_in_a_terminal_does_not_reach_it_and_it_ends_with_a_process_that_is_killed(home: Path) -> None:
+def test_own_server_ignores_ctrl_c_and_ends_with_its_run(home: Path) -> None:
     command = [sys.executable, "-c", STARTED + WAITING]
     with subprocess.Popen(command, env=environment(home, NST_IMAGE_ARTIFACTS="7"), stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
@@ -138,19 +138,19 @@ def test_ctrl_c_in_a_terminal_does_not_reach_it_and_it_ends_with_a_process_that_
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
-def test_one_that_does_not_answer_in_time_is_stopped_and_told_in_one_sentence(home: Path) -> None:
+def test_slow_own_server_is_stopped_with_one_sentence(home: Path) -> None:
     told = ended(SLOW + LEFT, home, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="0").stdout.splitlines()
     assert told[0].startswith("the Prefect server that a run starts for itself did not come up (no answer within 0 s)")
     assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in told[0]
     assert told[1:] == ["none is left"]
 
 
-def test_where_its_port_is_taken_another_is_started_and_is_the_one_that_prefect_uses(home: Path) -> None:
+def test_own_server_takes_another_port_if_taken(home: Path) -> None:
     done = ended(SECOND, home)
     assert done.stdout == "it answers\n" and "address already in use" in done.stderr
 
 
-def test_where_an_api_is_configured_or_a_server_of_ones_own_forbidden_none_is_started(home: Path) -> None:
+def test_no_own_server_if_an_api_is_configured(home: Path) -> None:
     url = "http://127.0.0.1:1/api"
     assert ended(CONFIGURED + LEFT, home, PREFECT_API_URL=url).stdout == f"False {url}\nnone is left\n"
     assert ended(CONFIGURED + LEFT, home, PREFECT_SERVER_EPHEMERAL_ENABLED="false").stdout == "False None\nnone is left\n"

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("flow_api")
 TWO_PAIRS = "id,content,style,recipe\na,cat.png,oil.png,\nb,dog.png,ink.png,tf-tutorial\n"
 
 
-def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures: Path, tmp_path: Path) -> None:
+def test_run_writes_images_history_markers_and_report(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     ended = run(pictures, TWO_PAIRS, out)
     assert (ended.name, ended.exit_code) == ("Completed", 0)
@@ -69,7 +69,7 @@ def test_a_manifest_becomes_pictures_history_markers_summary_and_report(pictures
     assert not list(out.glob("checkpoints/*"))
 
 
-def test_a_rerun_skips_what_is_done_without_opening_it_and_does_again_what_changed(pictures: Path, tmp_path: Path) -> None:
+def test_rerun_skips_finished_pairs_and_redoes_changed_ones(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rows = TWO_PAIRS + "c,dog.png,oil.png,tf-tutorial\n"
     run(pictures, rows, out)
@@ -144,7 +144,7 @@ def test_a_pairs_bytes_do_not_depend_on_its_neighbours(pictures: Path, tmp_path:
     assert (tmp_path / "both/images/b.png").read_bytes() == (tmp_path / "alone/images/b.png").read_bytes()
 
 
-def test_bad_pictures_fail_their_own_pairs_and_bad_rows_are_set_aside(pictures: Path, tmp_path: Path) -> None:
+def test_bad_images_and_rows_spare_the_others(pictures: Path, tmp_path: Path) -> None:
     whole = (pictures / "cat.png").read_bytes()
     (pictures / "torn.png").write_bytes(whole[: len(whole) // 2])
     (pictures / "text.png").write_text("not a picture")
@@ -253,7 +253,7 @@ def test_several_styles_formats_alpha_and_kept_colors(pictures: Path, tmp_path: 
     assert codec.decode((out / "images/jpeg.jpg").read_bytes(), 10**6).alpha is None
 
 
-def test_a_weights_file_is_known_by_its_sha256_and_part_of_the_key(pictures: Path, tmp_path: Path) -> None:
+def test_weights_sha256_is_part_of_the_key(pictures: Path, tmp_path: Path) -> None:
     from keras import applications, utils
 
     for seed in (1, 2):
@@ -289,7 +289,7 @@ def test_upscale_enlarges_and_a_pyramid_tells_its_levels(pictures: Path, tmp_pat
     assert told.groupby("level").step.max().tolist() == [4, 3]  # 60 coarse steps for 40 fine ones: 4 for 3
 
 
-def test_a_manifest_may_have_both_precisions_and_a_picture_in_one_is_none_in_the_other(pictures: Path, tmp_path: Path) -> None:
+def test_rows_of_both_precisions_have_different_keys(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     rows = "id,content,style,recipe,precision\na,cat.png,oil.png,tf-tutorial,{}\nb,cat.png,oil.png,tf-tutorial,mixed\n"
     assert run(pictures, rows.format("float32"), out).message.startswith("2 succeeded")
@@ -313,9 +313,7 @@ def test_zero_steps_give_the_initial_picture(pictures: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(made.rgb, given.rgb, atol=0.5 / 255 + 1e-6)
 
 
-def test_a_pair_is_the_same_whatever_the_batch_and_its_neighbours(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pair_does_not_depend_on_its_batch(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = "p0,cat.png,oil.png,tf-tutorial\np1,dog.png,oil.png,tf-tutorial\np2,cat.png,ink.png,tf-tutorial\n".splitlines(True)
 
     def made(out: Path, batch: str, *chosen: str) -> tuple[bytes, pd.DataFrame]:
@@ -330,9 +328,7 @@ def test_a_pair_is_the_same_whatever_the_batch_and_its_neighbours(
         pd.testing.assert_frame_equal(as_told, told, check_exact=True)
 
 
-def test_the_flow_takes_recipe_files_and_snapshots_as_the_command_does(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flow_takes_recipe_files_and_snapshots(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     monkeypatch.chdir(pictures)  # the run's recipe is found from here, a row's from the manifest's folder
     (pictures / "run.toml").write_text('base = "tf-tutorial"\nsteps = 3\nsize = 64\n')

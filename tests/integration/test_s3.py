@@ -91,7 +91,7 @@ def test_wrong_credentials_are_one_sentence_and_exit_code_2(bucket: str) -> None
     assert "wrong-secret" not in done.stderr + done.stdout
 
 
-def test_an_output_that_may_not_be_written_is_known_before_any_compute(s3: S3, bucket: str) -> None:
+def test_forbidden_output_is_reported_before_compute(s3: S3, bucket: str) -> None:
     s3fs.S3FileSystem.clear_instance_cache()
     done = nst("run", "s3://nst-in/m.csv", "--out", bucket, "--backbone", "tiny", **s3.reader)
     assert done.exit_code == 2
@@ -99,7 +99,7 @@ def test_an_output_that_may_not_be_written_is_known_before_any_compute(s3: S3, b
     assert "access is denied" in done.stderr
 
 
-def test_missing_and_forbidden_are_for_good_and_a_silent_server_is_not(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_missing_is_permanent_and_silence_transient(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StorageError, match="does not exist") as raised:
         files.read("s3://nst-in/nowhere.png")
     assert not isinstance(raised.value, StorageUnavailable)
@@ -158,5 +158,5 @@ def test_claims_hold_on_s3(bucket: str) -> None:
     assert claims.current_claims(out) == {}
 
 
-def test_two_rows_of_one_pair_at_once_come_to_the_same_bytes_on_s3(tmp_path: Path, bucket: str) -> None:
+def test_two_rows_of_one_pair_agree_on_s3(tmp_path: Path, bucket: str) -> None:
     check_two_rows_of_one_pair(tmp_path, f"{bucket}/twice-{os.getpid()}")

@@ -129,7 +129,7 @@ class Leaky(LocalFileSystem):
         return bytes(super().cat_file(path, *rest, **more))
 
 
-def test_an_error_that_nobody_foresaw_is_logged_without_its_secrets(
+def test_unexpected_error_is_logged_without_secrets(
     flow_api: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect.logging.handlers import APILogWorker

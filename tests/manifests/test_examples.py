@@ -18,7 +18,7 @@ def test_these_are_the_examples() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_an_example_has_no_problem_and_names_samples_that_there_are(name: str) -> None:
+def test_example_manifest_is_valid_and_names_samples(name: str) -> None:
     parsed = manifest.parse(EXAMPLES[name], "/samples")
     assert parsed.problems == ()
     given = {f"/samples/{sample}" for sample in samples()}

@@ -49,7 +49,7 @@ def put(run: Run, key: str, generation: int = 0, **fields: Any) -> Claim:
     return claim
 
 
-def test_a_claimed_pair_is_the_claimers_alone_until_it_is_released(run: Run) -> None:
+def test_claim_excludes_others_until_released(run: Run) -> None:
     with claims.hold(["k1", "k2", "k1"], run) as mine:
         assert set(mine) == {"k1", "k2"}
         assert held(run) == {"k1": 0, "k2": 0}
@@ -119,7 +119,7 @@ class Late(MemoryStore):
         return seen if detail else [entry["name"] for entry in seen]
 
 
-def test_who_misses_the_claim_that_took_a_dead_one_over_still_gets_nothing() -> None:
+def test_late_claimer_gets_nothing() -> None:
     for state in (Late.armed, Late.store):
         state.clear()
     run = run_into("late://out", exclusive=True)
@@ -134,7 +134,7 @@ def test_who_misses_the_claim_that_took_a_dead_one_over_still_gets_nothing() -> 
     assert held(run) == {}
 
 
-def test_dead_claims_stay_until_the_one_that_took_them_over_ends(run: Run) -> None:
+def test_dead_claims_stay_until_their_successor_ends(run: Run) -> None:
     for generation in (2, 3):
         put(run, "k", generation, expires=0.0)
     with claims.hold(["k"], run) as mine:
@@ -162,7 +162,7 @@ def finished_process() -> str:
     return name
 
 
-def test_a_claim_whose_process_is_gone_from_this_machine_is_dead_at_once(run: Run) -> None:
+def test_claim_of_a_gone_local_process_is_dead(run: Run) -> None:
     machine, alive = machine_id(), process_id()
     pid, _, started = alive.partition(".")
     assert put(run, "k", machine=machine, process=alive).is_live
@@ -296,7 +296,7 @@ def test_a_renewal_that_comes_after_the_end_revives_no_claim(strikes: int) -> No
     assert [claim.expires for claim in claims.current_claims(run.out).values()] == [0.0] * strikes  # strikes are not forgotten
 
 
-def test_where_the_store_ignores_the_condition_everything_is_everybodys(run: Run) -> None:
+def test_nothing_is_claimed_without_conditional_create(run: Run) -> None:
     everybody = replace(run, exclusive=False)
     with claims.hold(["k"], everybody) as mine, claims.hold(["k"], everybody) as theirs:
         assert set(mine) == set(theirs) == {"k"}
@@ -363,14 +363,14 @@ def test_crashes_in_native_code_are_counted_and_kills_are_not(run: Run, temporar
     assert len(stacks) == 2  # what killed processes left empty is removed
 
 
-def test_a_crash_log_is_looked_for_among_the_machines_temporary_files_only(run: Run, tmp_path: Path) -> None:
+def test_crash_log_is_read_from_the_temporary_folder_only(run: Run, tmp_path: Path) -> None:
     secret = tmp_path / "nst-crash-of-mine.log"
     secret.write_text("not a crash")
     assert put(run, "k", crash_log=str(secret), expires=0.0).next_strikes == 0
     assert put(run, "k", crash_log="../../etc/passwd", expires=0.0, strikes=1).next_strikes == 1
 
 
-def test_what_an_attempt_could_not_release_is_still_its_runs_own(run: Run) -> None:
+def test_unreleased_claim_stays_with_its_run(run: Run) -> None:
     """A store that goes away takes the removal of the claim with it; the next attempt does not wait for the claim's end."""
     put(run, "k", run_id=run.id)
     with claims.hold(["k"], run) as mine:

@@ -66,7 +66,7 @@ def test_entries_of_the_same_moment_do_not_replace_each_other(memory: str) -> No
         json.dumps({**vars(ENTRY), "counts": {"failed": 10**400}}).encode(),
     ],
 )
-def test_a_damaged_entry_is_named_and_never_hides_behind_an_older_one(memory: str, damage: bytes) -> None:
+def test_damaged_newest_entry_is_reported(memory: str, damage: bytes) -> None:
     ledger.write(memory, "a.csv", ENTRY)
     files.write(join_uri(memory, "_ledger", "a.csv", "2099-torn.json"), damage)
     with pytest.raises(ValueError, match="^_ledger/a.csv/2099-torn.json: ignored, "):

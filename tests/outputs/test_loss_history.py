@@ -66,7 +66,7 @@ def test_the_terms_add_up_to_total_in_double_precision() -> None:
     assert (frame["content"] + frame["style"] + frame["tv"] == frame["total"]).all()
 
 
-def test_parquet_comes_back_with_types_that_do_not_depend_on_the_values(tmp_path: Path) -> None:
+def test_parquet_types_do_not_depend_on_values(tmp_path: Path) -> None:
     data = to_parquet(build_table("cat_oil", "run-1", [level(0, 3)], 1))
     back = pd.read_parquet(io.BytesIO(data))
     assert back.to_parquet(index=False) == data  # as pandas itself writes it
@@ -101,7 +101,7 @@ def test_curves_are_each_level_thinned_evenly_with_its_ends() -> None:
     assert (long["height"], long["width"]) == (20, 30)
 
 
-def test_curves_have_four_digits_and_none_for_what_no_axis_holds() -> None:
+def test_curves_have_four_digits_and_none_for_non_finite() -> None:
     terms = np.array([[1234567, 0.000123456, 0], [np.nan, np.inf, 1]], np.float32)
     (found,) = extract_curves(
         to_parquet(build_table("a", "r", [LevelHistory(3, 1, 1, terms, np.ones(2), np.ones(2))], 1)), max_points=60

@@ -136,7 +136,7 @@ def without(*names: str) -> bytes:
     return json.dumps({name: value for name, value in json.loads(to_json(DONE)).items() if name not in names}).encode()
 
 
-def test_fields_of_a_newer_version_are_ignored_and_missing_ones_default() -> None:
+def test_marker_ignores_newer_fields_and_defaults_missing() -> None:
     assert from_json(changed(mood="blue")) == DONE
     assert from_json(without("thumbnail", "losses")) == replace(DONE, thumbnail="", losses={})
     assert from_json(without("quality", "flags")) == replace(DONE, quality={}, flags=())  # as before there were any
@@ -222,7 +222,7 @@ def test_what_is_no_marker_is_a_value_error(data: bytes) -> None:
         ("thumbnail", "/etc/passwd"),
     ],
 )
-def test_a_marker_that_names_files_other_than_its_own_is_no_marker(field: str, path: str) -> None:
+def test_marker_naming_foreign_files_is_refused(field: str, path: str) -> None:
     with pytest.raises(ValueError, match="files other than its own"):
         from_json(changed(**{field: path}))
 
@@ -231,7 +231,7 @@ def test_an_older_markers_strip_is_a_webp() -> None:
     assert from_json(changed(thumbnail="thumbnails/cat_oil.webp")).thumbnail == "thumbnails/cat_oil.webp"
 
 
-def test_the_summary_has_a_row_for_each_outcome_in_the_manifests_order() -> None:
+def test_summary_has_a_row_per_outcome_in_order() -> None:
     rejected = Outcome(id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below")
     table = build_summary([DONE, rejected, FAILED])
     assert tuple(table.columns) == SUMMARY_COLUMNS

@@ -60,7 +60,7 @@ def written(tmp_path: Path, out: str, outcomes: list[Outcome], rows: str = "cat.
     return write_report(manifest, options, taken, run, outcomes, ["a warning"], began), folder
 
 
-def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path) -> None:
+def test_report_files_of_a_run_are_written(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     rows = "cat.png,oil.jpg,\ncat.png,oil.jpg,9\ndog.png,oil.jpg,\nelk.png,oil.jpg,\n"
     rejected = Outcome(id="", row=3, status=Status.REJECTED, error="row 3, column size: 9 is below the smallest size, 64")
@@ -100,7 +100,7 @@ def test_a_run_leaves_summary_report_rejected_rows_and_its_record(tmp_path: Path
     assert (len(record["manifest_sha256"]), len(record["weights_sha256"])) == (64, 64)
 
 
-def test_a_flagged_picture_is_told_with_its_remedy_and_is_no_failure(tmp_path: Path) -> None:
+def test_flagged_image_is_reported_but_no_failure(tmp_path: Path) -> None:
     quality = {"style_gap": {}, "style_gap_held_out": 0.652, "content_cosine": 0.591, "luminance_ssim": 0.26}
     one = done(flags=("blank", "no_progress"), quality=quality)
     again = done("dog_oil", 1, status=Status.SKIPPED, flags=("unheard_of",))
@@ -196,7 +196,7 @@ def test_rebuild_ignores_a_damaged_marker_with_a_warning(tmp_path: Path) -> None
     assert "cat_oil" not in page
 
 
-def test_outcomes_that_cannot_be_read_are_ignored_with_a_warning(memory: str) -> None:
+def test_unreadable_outcomes_are_ignored_with_a_warning(memory: str) -> None:
     publish(memory, done())
     found, warnings = read_outcomes(memory, ["gone", "cat_oil"], 4)
     assert found == [done()]
@@ -217,7 +217,7 @@ def test_rebuild_of_a_folder_that_is_no_output(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_holds_thumbnails_of_the_pictures_that_it_shows(tmp_path: Path) -> None:
+def test_report_embeds_thumbnails_of_shown_images(tmp_path: Path) -> None:
     outcomes = [done(f"pair-{k}", k + 2, thumbnail="thumbnails/one.jpg", history="") for k in range(MAX_IMAGES + 1)]
     outcomes[-1] = replace(outcomes[-1], flags=("blank",))
     files.write(f"{tmp_path}/out/thumbnails/one.jpg", STRIP)
@@ -249,7 +249,7 @@ def test_a_report_holds_strips_of_a_bounded_height(memory: str) -> None:
     assert codec.read_size(base64.b64decode(found.partition(",")[2]), 10**6) == (128, 579)
 
 
-def test_a_history_that_is_gone_damaged_or_another_file_is_left_out_of_the_report(memory: str) -> None:
+def test_unreadable_history_is_omitted_from_the_report(memory: str) -> None:
     publish(memory, done(), done("dog_oil"), done("elk_oil"))
     whole = files.read(f"{memory}/history/dog_oil.parquet")
     files.write(f"{memory}/history/dog_oil.parquet", whole[: len(whole) // 2])
@@ -261,7 +261,7 @@ def test_a_history_that_is_gone_damaged_or_another_file_is_left_out_of_the_repor
 
 
 @pytest.mark.parametrize("folder", ["thumbnails", "history"])
-def test_a_store_that_fails_for_the_moment_makes_no_report_with_gaps(tmp_path: Path, folder: str) -> None:
+def test_transient_store_failure_writes_no_partial_report(tmp_path: Path, folder: str) -> None:
     publish(str(tmp_path), done(), done("dog_oil"))
     (name,) = (path for path in (tmp_path / folder).iterdir() if path.stem == "dog_oil")
     name.unlink()

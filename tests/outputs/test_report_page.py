@@ -172,7 +172,7 @@ def test_a_picture_tells_all_that_made_it_and_no_secret() -> None:
     ) in words
 
 
-def test_a_picture_tells_its_precision_and_the_steps_that_a_plateau_left() -> None:
+def test_card_shows_precision_and_steps_done() -> None:
     recipe = {"name": "painterly", "method": {"precision": "mixed"}}
     for steps, told in ((4, "4 of 9"), (9, "9"), (0, "9")):  # what older runs left does not say how many were taken
         words = Read(page("Run 1", {}, [replace(MADE, recipe=recipe, steps_done=steps)], {}, "")).words()
@@ -238,7 +238,7 @@ def test_every_flag_is_a_badge_on_the_pictures_card() -> None:
     assert "1.2 s style" not in Read(page("Run 1", {}, [DONE], {}, "")).words()
 
 
-def test_skipped_pictures_keep_their_flags_and_a_flag_that_nobody_knows_is_named() -> None:
+def test_skipped_images_keep_flags_and_unknown_flags_show() -> None:
     again = [replace(FLAGGED, status=Status.SKIPPED), replace(DONE, flags=("unheard_of",))]
     words = Read(page("Run 1", {}, again, {}, "")).words()
     assert "2 pictures with a flag" in words
@@ -247,7 +247,7 @@ def test_skipped_pictures_keep_their_flags_and_a_flag_that_nobody_knows_is_named
     assert "unheard_of a flag of another version" in words
 
 
-def test_a_failed_rows_flag_is_beside_its_status_and_counts_as_failed_only() -> None:
+def test_flag_of_a_failed_row_counts_as_failed() -> None:
     words = Read(page("Run 1", {}, [replace(FAILED, flags=("not_finite",))], {}, "")).words()
     assert "failed not_finite" in words
     assert "with a flag" not in words
@@ -255,7 +255,7 @@ def test_a_failed_rows_flag_is_beside_its_status_and_counts_as_failed_only() -> 
     assert "none (" not in words  # which would leave nothing
 
 
-def test_a_page_of_very_many_shows_the_flagged_and_the_first_and_says_so() -> None:
+def test_large_page_shows_flagged_and_first_images() -> None:
     many = [replace(DONE, id=f"cat-{k}", row=k) for k in range(MAX_IMAGES + 5)]
     many[-2] = replace(many[-2], flags=("blank",))
     kept = [o.id for o in select_shown([FAILED, *many])]
@@ -271,7 +271,7 @@ def test_a_page_of_very_many_shows_the_flagged_and_the_first_and_says_so() -> No
     assert "are here" not in Read(page("Run 1", {}, [*many[:MAX_IMAGES], *broken[:-1]], {}, "")).words()
 
 
-def test_a_card_says_the_quality_in_few_words_and_nothing_of_what_was_not_measured() -> None:
+def test_card_shows_only_measured_quality() -> None:
     for quality, said in (
         (QUALITY, "style gap closed 0.65 · content kept 0.59 loss"),
         ({"style_gap_held_out": -1.5}, "style gap closed -1.50 loss"),

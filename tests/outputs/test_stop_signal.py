@@ -59,7 +59,7 @@ def test_workers_are_told_when_an_exception_ends_the_run(stumbling: type[Stumbli
     assert not observer.stop.is_set()  # it may be that of other runs as well
 
 
-def test_a_run_that_ended_well_tells_nobody_and_does_not_wait_for_the_store(stumbling: type[Stumbling]) -> None:
+def test_finished_run_writes_no_stop_signal(stumbling: type[Stumbling]) -> None:
     with forward_stop(RUN, Progress()):
         pass
     assert files.stat(STOP) is None

@@ -125,7 +125,7 @@ def test_no_output_lies_in_the_inbox(out: str) -> None:
     check_sweep("/data/in", "/data/in-out", SweepOptions(), Settings())
 
 
-def test_a_ledger_that_cannot_be_read_for_good_is_told_and_its_manifest_run(
+def test_unreadable_ledger_warns_and_runs_the_manifest(
     request_: tuple[str, str, SweepOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing = files.list_files

@@ -58,7 +58,7 @@ def planned(*jobs: Job, settings: Settings = SETTINGS, measured: Calibration | N
 # Reckoning
 
 
-def test_seconds_lie_on_a_line_between_samples_and_grow_in_proportion_beyond_them() -> None:
+def test_seconds_are_interpolated_and_extrapolated() -> None:
     samples = (Sample(100, 1.0), Sample(300, 2.0))
     assert [interpolate_seconds(samples, pixels) for pixels in (10, 100, 200, 300, 600)] == [1.0, 1.0, 1.5, 2.0, 4.0]
 
@@ -76,7 +76,7 @@ def seconds(*jobs: Job, devices: int = 1, costs: Costs = ONE_SECOND) -> float:
     return found.seconds
 
 
-def test_an_estimate_adds_up_steps_pairs_styles_graphs_and_the_start() -> None:
+def test_estimate_sums_all_costs() -> None:
     once = 10_000 + 1_000
     assert seconds(A) == pytest.approx(once + 100 + 19, abs=0.2)
     # one style for two pairs is measured once, whatever the contents' other side, and one method traced once
@@ -125,7 +125,7 @@ def test_durations_are_said_as_a_person_would() -> None:
 # What a plan says
 
 
-def test_shapes_come_with_their_memory_and_the_size_that_would_fit() -> None:
+def test_plan_lists_shapes_with_memory_and_fitting_size() -> None:
     large = change_job(A, id="b", height=768, width=1024)
     of_two = Calibration(("/GPU:0",), 2, 0.0, ())
     found = planned(A, change_job(A, id="c"), large, settings=Settings(device_memory_gib=0.5), measured=of_two)
@@ -143,7 +143,7 @@ def test_shapes_come_with_their_memory_and_the_size_that_would_fit() -> None:
                for line in found.format_lines())  # fmt: skip
 
 
-def test_a_plan_knows_no_batches_where_it_does_not_know_the_device() -> None:
+def test_plan_without_device_has_no_batches() -> None:
     assert planned(A).batches is None
     assert planned(A, settings=Settings(batch=4)).batches is None  # as many only on a GPU
     assert planned(A, settings=Settings(batch=1)).batches == 1
@@ -169,7 +169,7 @@ def larger(jobs: list[Job], *, times: int) -> list[Job]:
     return [replace(job, height=times * job.height, width=times * job.width) for job in jobs]
 
 
-def test_steps_and_pairs_are_measured_from_small_sizes_up_to_the_jobs_own(tmp_path: Path) -> None:
+def test_calibration_measures_small_sizes_first(tmp_path: Path) -> None:
     measured = calibrated(
         tmp_path, larger(two_jobs(tmp_path), times=2), limit_seconds=600.0
     )  # enough on a busy machine as well
@@ -217,7 +217,7 @@ class Counting(MemoryStore):
         return super().cat_file(path, start, end, **more)
 
 
-def test_a_pairs_content_is_read_each_time_and_its_style_until_it_is_known(tmp_path: Path) -> None:
+def test_style_statistics_avoid_reading_the_style_again(tmp_path: Path) -> None:
     Counting.store.clear()
     Counting.reads.clear()
 
@@ -332,7 +332,7 @@ assert not {"tensorflow", "prefect"} & {*sys.modules}
 """
 
 
-def test_a_plan_of_a_finished_output_needs_no_tensorflow_and_no_permission_to_write(folder: Path) -> None:
+def test_plan_of_finished_output_needs_no_tensorflow(folder: Path) -> None:
     (folder / "m.csv").write_text("content,style\ncontent1.png,style3.png\n")
     manifest, out, run_options = str(folder / "m.csv"), str(folder / "out"), RunOptions(backbone="tiny")
     taken = prepare(manifest, out, run_options, SETTINGS, will_write=False)
@@ -358,7 +358,7 @@ def test_an_output_that_may_not_be_used_is_refused(folder: Path) -> None:
     assert nst_plan(folder, "--no-calibrate", NST_ALLOWED_ROOTS=str(folder / "in")).exit_code == 2
 
 
-def test_what_is_refused_as_a_whole_has_one_line_each_and_exit_code_2(folder: Path) -> None:
+def test_refused_input_has_a_line_each_and_exit_code_2(folder: Path) -> None:
     result = nst_plan(folder, "--size", "9", "--recipe", "paintrly")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines() == [

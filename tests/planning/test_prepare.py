@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 # Reading the manifest
 
 
-def test_a_manifests_relative_uris_are_resolved_against_its_folder(folder: Path, memory: str) -> None:
+def test_relative_uris_resolve_against_the_manifest_folder(folder: Path, memory: str) -> None:
     data, parsed = read_manifest(str(folder / "m.csv"))
     assert data == (folder / "m.csv").read_bytes()
     assert parsed.pairs[0].content == str(folder / "cat.png")
@@ -80,7 +80,7 @@ def test_an_unreachable_manifest_says_where(tmp_path: Path) -> None:
     assert str(caught.value) == f"manifest {tmp_path}/none.csv: does not exist; check the name"
 
 
-def test_what_is_wrong_with_a_manifest_is_told_with_its_place_on_every_line(folder: Path) -> None:
+def test_manifest_problems_name_their_place(folder: Path) -> None:
     (folder / "m.csv").write_text("contents,style,sise\ncat.png,oil.jpg,9\n")
     with pytest.raises(ManifestError) as caught:
         read_manifest(str(folder / "m.csv"))
@@ -169,7 +169,7 @@ def test_what_is_neither_steps_nor_seconds_is_refused(text: str) -> None:
     assert str(caught.value) == (f"--checkpoint-every: {text!r} is not a number of steps such as 50, or of seconds such as 30s")
 
 
-def test_a_recipe_that_the_backbone_has_no_layers_for_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_with_layers_missing_from_backbone_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = replace(TF_TUTORIAL.method.content, layers=(("block5_conv4", 1.0),))  # which VGG19 alone has
     recipe = replace(TF_TUTORIAL, name="deep", method=replace(TF_TUTORIAL.method, content=deep))
     monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "deep": recipe})
@@ -177,7 +177,7 @@ def test_a_recipe_that_the_backbone_has_no_layers_for_is_refused(folder: Path, m
     assert line.startswith("--recipe deep: layer block5_conv4: vgg16 has none of that name; choose among block1_conv1")
 
 
-def test_a_weights_file_for_a_backbone_that_takes_none_is_refused(folder: Path) -> None:
+def test_weights_for_a_backbone_without_them_are_refused(folder: Path) -> None:
     (folder / "some.h5").write_bytes(b"x")
     (line,) = refusals(request_of(folder, weights=str(folder / "some.h5")))
     assert line == "--weights: tiny takes no weights file; leave --weights out or choose vgg19 or vgg16"
@@ -200,7 +200,7 @@ def test_a_manifest_without_a_usable_row_is_refused(folder: Path) -> None:
     assert lines[-1] == "manifest: no row is usable; correct the rows above"
 
 
-def test_an_output_that_cannot_be_written_is_known_before_any_compute(folder: Path) -> None:
+def test_unwritable_output_is_reported_before_compute(folder: Path) -> None:
     (line,) = refusals(request_of(folder, out=str(folder / "cat.png")))
     assert line.startswith(f"--out: the output cannot be written: {folder}/cat.png/.nst-probe-")
     assert line.endswith("a file is in the way; choose another path")
@@ -292,7 +292,7 @@ def test_a_marker_beside_files_of_another_size_does_not_count(out: str, files: d
     assert (found, len(warnings)) == ({}, 1)
 
 
-def test_a_picture_of_another_format_is_not_the_one_of_the_marker(out: str) -> None:
+def test_image_of_another_format_does_not_count(out: str) -> None:
     publish(out, done(), done("dog_oil"))
     files.write(join_uri(out, "outcomes/cat_oil.json"), outcome.to_json(done(image="images/cat_oil.jpg")))
     assert list(load_earlier_outcomes(out, ["cat_oil", "dog_oil"], 4)[0]) == ["dog_oil"]
@@ -387,7 +387,7 @@ def test_a_store_that_tells_no_version_is_never_trusted() -> None:
     assert find_known_sources([cat.uri], [done(content=cat)], 4) == {}
 
 
-def test_remembered_by_the_redacted_place_but_read_by_the_whole_one(memory: str) -> None:
+def test_known_source_is_found_by_redacted_uri(memory: str) -> None:
     place = f"{memory}/cat.png?token=1"
     files.write(place, encode_flat("teal"))
     cat = inspect_image(place, 10_000)
@@ -454,7 +454,7 @@ def test_a_row_becomes_a_job(folder: Path) -> None:
     assert (job.init, job.mask) == (None, None)
 
 
-def test_the_result_is_never_larger_than_the_content_unless_asked(folder: Path) -> None:
+def test_result_is_not_upscaled_by_default(folder: Path) -> None:
     assert (resolved(folder).width, resolved(folder).height) == (80, 60)
     assert (resolved(folder, size=64).width, resolved(folder, size=64).height) == (64, 48)
 
@@ -473,7 +473,7 @@ def test_the_result_is_never_larger_than_the_content_unless_asked(folder: Path) 
         (pair_with(size=128), {"size": 256, "steps": 5}, ("painterly", 128, 5)),
     ],
 )
-def test_a_rows_word_goes_before_the_command_lines_and_that_before_the_recipes(
+def test_row_precedes_run_and_run_precedes_recipe(
     folder: Path, row: Pair, command_line: dict[str, Any], expected: tuple[str, int, int]
 ) -> None:
     recipe = resolved(folder, row, **command_line).recipe
@@ -492,7 +492,7 @@ def test_a_rows_word_goes_before_the_command_lines_and_that_before_the_recipes(
     ],
 )
 @pytest.mark.parametrize("auto", ["float32", "mixed"])
-def test_the_precision_is_the_rows_or_the_command_lines_or_the_recipes_and_auto_is_settled(
+def test_precision_comes_from_row_run_or_recipe(
     folder: Path, row: Any, command_line: Any, recipe: str, asked: str, auto: Any
 ) -> None:
     pair, request = (
@@ -503,7 +503,7 @@ def test_the_precision_is_the_rows_or_the_command_lines_or_the_recipes_and_auto_
     assert job.recipe.method.precision == (auto if asked == "auto" else asked)
 
 
-def test_a_plateau_is_the_rows_or_the_command_lines_and_0_is_none(folder: Path) -> None:
+def test_plateau_of_row_precedes_run_and_0_is_none(folder: Path) -> None:
     def of(row: float | None, command_line: float | None) -> Plateau | None:
         return resolved(folder, pair_with(plateau=row), plateau=command_line).recipe.method.plateau
 
@@ -522,7 +522,7 @@ def keys_to_do(folder: Path, precision: str, auto: str | None = None) -> list[st
     return [job.key for job in inspect_inputs(*request[1:], taken, SETTINGS).rows.to_do]
 
 
-def test_auto_is_what_this_machine_is_fast_at_and_has_the_key_of_what_it_comes_to(folder: Path) -> None:
+def test_auto_precision_has_the_key_of_its_resolution(folder: Path) -> None:
     assert keys_to_do(folder, "auto") == keys_to_do(folder, detect_precision())
     for came_to in ("float32", "mixed"):
         assert keys_to_do(folder, "auto", came_to) == keys_to_do(folder, came_to)
@@ -535,7 +535,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-def test_rows_that_ask_for_the_same_share_a_recipe_and_come_to_what_each_would_alone(folder: Path) -> None:
+def test_equal_rows_share_one_recipe(folder: Path) -> None:
     """In whatever columns they differ."""
     asked = [PAIR, replace(PAIR, recipe="gatys-2016"), *(pair_with(**{column: value}) for column, value in OTHERS.items())]
     rows = [replace(pair, id=f"{k}", row=k) for k, pair in enumerate([*asked, *asked])]
@@ -566,7 +566,7 @@ def test_a_result_in_one_precision_is_none_in_the_other(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("asked", "found"), [("auto", "done"), ("float32", "to do"), ("mixed", "done")])
-def test_what_auto_came_to_on_another_machine_is_a_result_of_auto_here(folder: Path, asked: str, found: str) -> None:
+def test_auto_result_of_another_machine_counts(folder: Path, asked: str, found: str) -> None:
     request = request_of(folder, precision=asked)
     taken = LoadedManifest(
         Manifest((PAIR,), (), (), (), 1), b"", "w", presets.PRESETS, exclusive=True, auto_precision="float32"
@@ -595,7 +595,7 @@ def test_a_rows_weights_replace_the_recipes(folder: Path) -> None:
     )
 
 
-def test_a_rows_mask_and_initial_picture_go_to_its_job_and_its_word_to_the_recipe(folder: Path) -> None:
+def test_mask_and_init_image_go_to_the_job(folder: Path) -> None:
     job = framed(folder, init=(120, 160), mask=(30, 40))
     assert (job.init, job.mask) == (replace(SKY, uri="/in/init.png"), replace(SKY, uri="/in/mask.png", height=30, width=40))
     assert job.recipe == IN_FLOAT32
@@ -617,7 +617,7 @@ def framed(folder: Path, content: Source = CAT, **sizes: tuple[int, int]) -> Job
 
 
 @pytest.mark.parametrize("column", ["init", "mask"])
-def test_a_mask_and_an_initial_picture_have_the_contents_proportions(folder: Path, column: str) -> None:
+def test_mask_and_init_must_match_content_proportions(folder: Path, column: str) -> None:
     for size in ((60, 80), (3000, 4000), (15, 20), (600, 806), (14, 20)):
         framed(folder, **{column: size})
     with pytest.raises(PictureError) as caught:
@@ -635,14 +635,14 @@ def test_a_mask_may_be_smaller_than_what_the_network_sees(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["init", "mask"])
-def test_the_error_of_a_mask_or_an_initial_picture_becomes_that_of_its_row(folder: Path, column: str) -> None:
+def test_mask_or_init_error_fails_its_row(folder: Path, column: str) -> None:
     failed = StorageError("/in/sky.png: does not exist; check the name")
     with pytest.raises(StorageError) as caught:
         build_job(replace(PAIR, **{column: SKY.uri}), {**SOURCES, SKY.uri: failed}, request_of(folder)[2], "w")
     assert caught.value is failed
 
 
-def test_the_error_of_a_picture_becomes_that_of_the_rows_that_use_it(folder: Path) -> None:
+def test_image_error_fails_the_rows_that_use_it(folder: Path) -> None:
     failed = PictureError("/in/oil.jpg: not a picture")
     with pytest.raises(PictureError) as caught:
         build_job(PAIR, {CAT.uri: CAT, OIL.uri: failed}, request_of(folder)[2], "w")

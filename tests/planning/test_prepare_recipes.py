@@ -154,7 +154,7 @@ def test_a_wrong_file_refuses_the_run_with_every_other_problem(folder: Path) -> 
     ]
 
 
-def test_a_file_whose_layers_the_backbone_has_not_refuses_the_run(folder: Path) -> None:
+def test_recipe_file_with_unknown_layers_refuses_the_run(folder: Path) -> None:
     (folder / "deep.toml").write_text('base = "painterly"\n[content.layers]\nblock5_conv4 = 1\n')
     (line,) = refusals(request_of(folder, recipe=str(folder / "deep.toml")))
     assert line.startswith("--recipe deep: layer block5_conv4: vgg16 has none of that name; choose among block1_conv1")
@@ -190,7 +190,7 @@ def test_a_file_is_read_once_however_many_rows_name_it(folder: Path, monkeypatch
     assert opened.count(f"{folder}/./my.toml") == 1
 
 
-def test_rows_with_a_wrong_file_are_rejected_and_the_others_go_on(folder: Path) -> None:
+def test_rows_with_a_wrong_recipe_file_are_rejected(folder: Path) -> None:
     (folder / "wrong.toml").write_text('base = "painterly"\nsteps = -1\nsise = 9\n')
     rows(folder, "a,cat.png,oil.png,wrong.toml", "b,cat.png,oil.png,", "c,cat.png,oil.png,none.toml")
     taken, found = triaged(request_of(folder))
@@ -246,7 +246,7 @@ def test_rejected_rows_name_their_recipe_file_from_any_folder(folder: Path) -> N
     ]
 
 
-def test_a_derived_id_knows_a_file_by_its_name_and_tells_it_from_a_preset(tmp_path: Path) -> None:
+def test_derived_id_distinguishes_file_from_preset(tmp_path: Path) -> None:
     def id_of(recipe: str, folder: str) -> str:
         data = f"content,style,recipe\ncat.png,oil.png,{recipe}\n".encode()
         (pair,) = manifest.parse(data, folder).pairs

@@ -121,7 +121,7 @@ def test_climbing_out_of_a_root_on_a_server_is_refused() -> None:
         assert explain_refusal(uri, ROOTS) == CLIMBS
 
 
-def test_a_root_allows_its_protocol_but_the_web_needs_its_own_word() -> None:
+def test_root_allows_its_protocol_except_http() -> None:
     assert explain_refusal("hdfs://node/d/a.jpg", ROOTS) is None
     assert explain_refusal("https://cdn.example.com/p/a.jpg", Access(ROOTS.roots, web=False)) == WEB
 
@@ -153,7 +153,7 @@ METADATA = "is an address at which machines are given their credentials; name an
         "[::ffff:169.254.169.254]", "100.100.100.200",
     ],
 )  # fmt: skip
-def test_metadata_addresses_are_refused_though_the_web_is_allowed(host: str) -> None:
+def test_metadata_addresses_are_always_refused(host: str) -> None:
     reason = explain_refusal(f"http://{host}/latest", Access(web=True))
     assert reason == (CHAIN if "::" in host else METADATA)
     bare = host.rpartition("@")[2].removesuffix(":80").strip("[]").replace("%25", "%")

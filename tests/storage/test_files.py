@@ -66,7 +66,7 @@ def test_what_a_function_writes_into_a_file_is_read(base: str) -> None:
     assert files.read(uri) == b"one after another"
 
 
-def test_several_objects_are_written_and_the_first_failure_is_told(base: str) -> None:
+def test_write_all_raises_the_first_failure(base: str) -> None:
     contents = {join_uri(base, "a", f"{k}.bin"): bytes([k]) for k in range(3)}
     files.write_all(contents)
     assert {uri: files.read(uri) for uri in contents} == contents
@@ -110,7 +110,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_write_that_fails_half_way_leaves_the_old_bytes_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_bytes(tmp_path: Path) -> None:
     place = tmp_path / "a.bin"
     files.write(str(place), b"old")
     with pytest.raises(StorageError, match=r"a\.bin: the file is larger than"), files_of_at_most(1000):
@@ -126,7 +126,7 @@ def test_a_write_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_a_reader_sees_the_old_bytes_or_the_new_ones_never_a_mixture(tmp_path: Path) -> None:
+def test_reader_sees_old_or_new_bytes_only(tmp_path: Path) -> None:
     place = str(tmp_path / "a.bin")
     versions = [bytes([k]) * 200_000 for k in range(2)]
     files.write(place, versions[0])
@@ -180,7 +180,7 @@ def test_stat_tells_size_and_a_version_that_a_rewrite_changes(base: str) -> None
     assert "" not in seen
 
 
-def test_a_version_changes_though_time_of_writing_and_size_are_set_back(tmp_path: Path) -> None:
+def test_store_version_changes_despite_same_time_and_size(tmp_path: Path) -> None:
     place = tmp_path / "a.bin"
     files.write(str(place), b"one")
     os.utime(place, (1, 1))
@@ -190,7 +190,7 @@ def test_a_version_changes_though_time_of_writing_and_size_are_set_back(tmp_path
     assert files.stat(str(place)) != before
 
 
-def test_listing_is_sorted_and_shows_neither_folders_nor_dot_files(base: str) -> None:
+def test_listing_is_sorted_without_folders_and_dot_files(base: str) -> None:
     for name in ("b.bin", "a.bin", ".hidden", "c/d.bin", "B.bin"):
         files.write(join_uri(base, "x", name), name.encode())
     found = files.list_files(join_uri(base, "x"))
@@ -217,7 +217,7 @@ def test_listing_is_never_stale(base: str) -> None:
     assert list(files.list_files(join_uri(base, "x"))) == ["a.bin", "b.bin"]
 
 
-def test_expand_gives_uris_that_can_be_read_sorted_without_folders_and_dot_files(base: str) -> None:
+def test_glob_gives_sorted_readable_files(base: str) -> None:
     for name in ("b.png", "a.png", "c.txt", ".hidden.png", "folder.png/x.bin"):
         files.write(join_uri(base, "x", name), name.encode())
     found = files.expand_glob(join_uri(base, "x", "*.png"))
@@ -522,7 +522,7 @@ def test_each_works_on_as_many_at_once_as_it_is_told() -> None:
     assert most == 2
 
 
-def test_each_takes_near_things_in_this_thread_while_they_are_quick_and_then_several_at_once(
+def test_fast_local_items_are_read_in_the_calling_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def where(item: int) -> tuple[int, bool]:
@@ -624,7 +624,7 @@ def test_many_creators_have_one_winner(tmp_path: Path) -> None:
 # What a kill leaves
 
 
-def test_half_written_files_are_swept_once_nobody_can_be_writing_them(tmp_path: Path) -> None:
+def test_stale_temporary_files_are_deleted(tmp_path: Path) -> None:
     before = time.time() - 100
     for name, age in ((".a.png.12345678.nst.tmp", 100), (".b.png.12345678.nst.tmp", 0), (".mine.tmp", 100), ("c.nst.tmp", 100)):
         (tmp_path / name).write_bytes(b"half")
