@@ -46,10 +46,8 @@ def wasserstein(size: int = 256, pairs: int = len(PAIRS), every: int = 50, short
     rows, gap_only_rows = [], []
     for precision, results in comparisons.items():
         mine = [comparison.painterly for comparison in results]
-        theirs, theirs_gap_only = (
-            [comparison.wasserstein for comparison in results],
-            [comparison.wasserstein_gap_only for comparison in results],
-        )
+        theirs = [comparison.wasserstein for comparison in results]
+        theirs_gap_only = [comparison.wasserstein_gap_only for comparison in results]
         note = "; ".join(comparison.note for comparison in results)
         rows.append(build_ratio_row(f"{work}, at no less content, {precision}", against, 3.0, theirs, mine, note))
         gap_only_rows.append(
