@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,7 +22,7 @@ import numpy as np
 
 from nst_tasks.core import transfer, vgg
 from nst_tasks.engine import checkpoint, checkpoint_store
-from nst_tasks.engine.checkpoint import Checkpoint
+from nst_tasks.engine.checkpoint import Checkpoint, PairHistory
 from nst_tasks.engine.hardware import detect_flipped_direction
 from nst_tasks.inputs import presets, weights
 
@@ -39,7 +40,8 @@ def measure(recipe: str, size: int, rounds: int, folder: str) -> None:
     state, terms = transfer.advance(
         backbone, method, targets, transfer.start(method, contents, [0]), STEPS_PER_MEASUREMENT, 10_000
     )
-    checkpoint_to_save = Checkpoint(state, state.image, (terms,), (np.zeros(STEPS_PER_MEASUREMENT + 1),))
+    history = PairHistory((terms[:, 0],), (np.zeros(STEPS_PER_MEASUREMENT + 1),))
+    checkpoint_to_save = Checkpoint(state, state.image, (history,))
 
     began = time.perf_counter()
     data = checkpoint.encode(checkpoint.to_host(checkpoint_to_save), "0" * 64)
@@ -55,15 +57,7 @@ def measure(recipe: str, size: int, rounds: int, folder: str) -> None:
                 for _ in range(STEPS_PER_MEASUREMENT):
                     state, _ = transfer.advance(backbone, method, targets, state, 1, 10_000)
                     if writing and saver.is_idle:
-                        saver.save(
-                            ["0" * 64],
-                            Checkpoint(
-                                state,
-                                checkpoint_to_save.level_start_image,
-                                checkpoint_to_save.terms,
-                                checkpoint_to_save.seconds,
-                            ),
-                        )
+                        saver.save(["0" * 64], replace(checkpoint_to_save, state=state))
                 seconds_per_step[writing] = (time.perf_counter() - began) / STEPS_PER_MEASUREMENT
         ratios.append(seconds_per_step[True] / seconds_per_step[False])
     print(
