@@ -20,7 +20,7 @@ from bench import ours
 from bench.processes import create_parser
 from nst_tasks.core import transfer
 from nst_tasks.engine import checkpoint, checkpoint_store
-from nst_tasks.engine.checkpoint import Checkpoint
+from nst_tasks.engine.checkpoint import Checkpoint, PairHistory
 
 STEPS_PER_MEASUREMENT = 4
 
@@ -39,7 +39,7 @@ def measure(recipe: str, size: int, rounds: int, folder: str) -> None:
     level_start_image = loop.state.image
 
     def build_checkpoint() -> Checkpoint:
-        return Checkpoint(loop.state, level_start_image, (terms,), (seconds,))
+        return Checkpoint(loop.state, level_start_image, (PairHistory((terms[:, 0],), (seconds,)),))
 
     start = time.perf_counter()
     data = checkpoint.encode(checkpoint.to_host(build_checkpoint()), KEY)

@@ -1,6 +1,6 @@
 """Optimizers as pure functions: `init` returns a state, `update` the next state and the next image to evaluate.
 
-Adam and gradient descent are implemented here, L-BFGS in `lbfgs`. Tensors of a state lead with the batch axis, except scalars.
+Adam and gradient descent are implemented here, L-BFGS in `lbfgs`. All tensors of a state lead with the batch axis.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nst_tasks.core.method import LBFGS, SGD, Adam, Optimizer
 
 
 class AdamState(NamedTuple):
-    """Running moments of the gradient, shaped like the image (B, H, W, 3) float32, and the number of updates () int64."""
+    """Running moments of the gradient, shaped like the image (B, H, W, 3) float32, and the number of updates (B,) int64."""
 
     mean: tf.Tensor
     square: tf.Tensor
@@ -25,7 +25,7 @@ class AdamState(NamedTuple):
 
 
 class SGDState(NamedTuple):
-    """State of gradient descent: only the number of updates () int64."""
+    """State of gradient descent: only the number of updates (B,) int64."""
 
     count: tf.Tensor
 
@@ -37,7 +37,7 @@ def init(optimizer: Optimizer, image: tf.Tensor) -> State:
     """Return the state before the first update of an image (B, H, W, 3)."""
     if isinstance(optimizer, LBFGS):
         return lbfgs.init(optimizer, image)
-    count = tf.constant(0, tf.int64)
+    count = tf.zeros(tf.shape(image)[:1], tf.int64)
     if isinstance(optimizer, SGD):
         return SGDState(count)
     return AdamState(tf.zeros_like(image), tf.zeros_like(image), count)
@@ -47,7 +47,7 @@ def spec(optimizer: Optimizer, image: tf.TensorSpec) -> State:
     """Return the shapes and dtypes of the state for images of this spec, for the signature of a compiled function."""
     if isinstance(optimizer, LBFGS):
         return lbfgs.spec(optimizer, image)
-    count = tf.TensorSpec((), tf.int64)
+    count = tf.TensorSpec(image.shape[:1], tf.int64)
     return SGDState(count) if isinstance(optimizer, SGD) else AdamState(image, image, count)
 
 
@@ -92,7 +92,7 @@ def _adam(adam: Adam, state: AdamState, gradient: tf.Tensor, rate: tf.Tensor) ->
     t = tf.cast(count, gradient.dtype)
     mean = adam.beta_1 * state.mean + (1.0 - adam.beta_1) * gradient
     square = adam.beta_2 * state.square + (1.0 - adam.beta_2) * tf.square(gradient)
-    corrected = rate * tf.sqrt(1.0 - adam.beta_2**t) / (1.0 - adam.beta_1**t)
+    corrected = (rate * tf.sqrt(1.0 - adam.beta_2**t) / (1.0 - adam.beta_1**t))[:, None, None, None]  # (B, 1, 1, 1)
     return AdamState(mean, square, count), -corrected * mean / (tf.sqrt(square) + adam.epsilon)
 
 

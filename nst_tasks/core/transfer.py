@@ -25,7 +25,7 @@ from nst_tasks.core.vgg_layers import block_number
 
 
 class Average(NamedTuple):
-    """Exponential moving average of images: their weighted sum (B, H, W, 3) and the sum of the weights ()."""
+    """Exponential moving average of images: their weighted sum (B, H, W, 3) and the sum of the weights (B,)."""
 
     image: tf.Tensor
     weight: tf.Tensor
@@ -202,6 +202,16 @@ def advance(
     return TransferState(image, optimizer, output_state, state.level, state.step + n), terms.numpy()
 
 
+def hold_pairs(previous: TransferState, state: TransferState, moving: Sequence[bool]) -> TransferState:
+    """Return the state with the `moving` pairs (B,) as they are, and the others as they were in the previous state."""
+
+    def choose(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+        return tf.where(tf.reshape(moving, [-1] + [1] * (len(new.shape) - 1)), new, old)
+
+    image, optimizer, kept = tf.nest.map_structure(choose, tuple(state[:3]), tuple(previous[:3]))
+    return state._replace(image=image, optimizer=optimizer, output_state=kept)
+
+
 def compute_result(
     backbone: Backbone, method: Method, targets: Targets, state: TransferState, limits: BandLimits | None = None
 ) -> tuple[tf.Tensor, np.ndarray]:
@@ -215,13 +225,13 @@ def compute_result(
         return image, compute_terms(backbone, method, targets, image, limits)
 
     if isinstance(state.output_state, Average):
-        return evaluate(state.output_state.image / state.output_state.weight)
+        return evaluate(state.output_state.image / _per_pixel(state.output_state.weight))
     last = evaluate(state.image)
     best = Best(*lbfgs.best(state.optimizer)) if isinstance(state.optimizer, LBFGSState) else state.output_state
     if not isinstance(best, Best):
         return last
     worse = ~(last[1].sum(axis=1) < best.loss.numpy())  # (B,); negated, so that it is true for a NaN loss
-    return evaluate(tf.where(worse[:, None, None, None], best.image, state.image)) if worse.any() else last
+    return evaluate(tf.where(_per_pixel(tf.constant(worse)), best.image, state.image)) if worse.any() else last
 
 
 def compute_terms(
@@ -256,7 +266,7 @@ def _init_output_state(method: Method, image: tf.Tensor) -> Average | Best | Not
     if method.output == "best":
         return Best(image, tf.fill(tf.shape(image)[:1], tf.constant(np.inf, image.dtype)))
     first = tf.constant(1.0 - method.average_decay, image.dtype)
-    return Average(first * image, first)
+    return Average(first * image, tf.fill(tf.shape(image)[:1], first))
 
 
 def _output_state_spec(method: Method, image: tf.TensorSpec) -> Average | Best | Nothing:
@@ -264,7 +274,7 @@ def _output_state_spec(method: Method, image: tf.TensorSpec) -> Average | Best |
         return Nothing()
     if method.output == "best":
         return Best(image, tf.TensorSpec(image.shape[:1]))
-    return Average(image, tf.TensorSpec(()))
+    return Average(image, tf.TensorSpec(image.shape[:1]))
 
 
 def _update_output_state(
@@ -273,11 +283,15 @@ def _update_output_state(
     """Update the average or best image after a step from `image` with this loss (B,) to `following`."""
     if isinstance(kept, Best):
         better = loss < kept.loss
-        return Best(tf.where(better[:, None, None, None], image, kept.image), tf.where(better, loss, kept.loss))
+        return Best(tf.where(_per_pixel(better), image, kept.image), tf.where(better, loss, kept.loss))
     if isinstance(kept, Average):
         new = 1.0 - method.average_decay
         return Average(method.average_decay * kept.image + new * following, method.average_decay * kept.weight + new)
     return kept
+
+
+def _per_pixel(x: tf.Tensor) -> tf.Tensor:
+    return x[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
 
 
 class _Graphs(NamedTuple):

@@ -2,7 +2,7 @@
 
 The files are `OUT/checkpoints/{key}.{level}-{step}.npz` and exist only while a pair is unfinished. A batch's new ones are
 written for all its pairs before any pair's previous one is deleted, so that after a kill at any moment all pairs have one of
-the same step. Where a batch splits, all pairs have one of that very step before any of them continues.
+the same step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from nst_tasks.engine import checkpoint
@@ -49,6 +49,22 @@ def list_checkpoints(out: str, keys: Sequence[str] = ()) -> dict[str, list[Posit
     return {key: sorted(places, reverse=True) for key, places in positions.items()}
 
 
+def find_checkpoints(out: str, keys: Sequence[str], warn: Callable[[str], None]) -> dict[str, list[Position]]:
+    """Return the same as `list_checkpoints`; if the store refuses to list them, report that to `warn` and return none.
+
+    Raises:
+        StorageUnavailable: The store failed temporarily.
+        StorageUnusable: The store rejects the whole run.
+    """
+    try:
+        return list_checkpoints(out, keys)
+    except StorageError as error:
+        if not is_pair_failure(error):
+            raise
+        warn(f"{CHECKPOINTS_FOLDER}: ignored, {error}")
+        return {}
+
+
 def load_latest(
     out: str,
     keys: Sequence[str],
@@ -56,11 +72,9 @@ def load_latest(
     is_compatible: Callable[[Checkpoint], bool],
     warn: Callable[[str], None],
 ) -> list[Checkpoint | None]:
-    """Read the checkpoint from which each pair resumes: the furthest that all pairs have in common, or else its own furthest.
+    """Read the furthest checkpoints that all pairs have in common, or else the furthest one of each pair, if any.
 
-    A pair's own furthest counts only if its companions among `keys` were saved there too or are further: a pair alone differs
-    in its last bits from the same pair in a batch, and a kill while a batch's first checkpoints are written costs no more than
-    one interval. A checkpoint that is damaged, belongs to another pair or does not fit is reported to `warn` and ignored.
+    A checkpoint that is damaged, belongs to another pair or does not fit is reported to `warn` and ignored.
 
     Args:
         positions: Existing checkpoints, as from `list_checkpoints`.
@@ -77,7 +91,7 @@ def load_latest(
             return None
         try:
             found = checkpoint.decode(files.read(location), key)
-            if (found.state.level, found.state.step) != place or not is_compatible(found):
+            if found.position != place or not is_compatible(found):
                 raise ValueError("it does not fit the pair")
         except (ValueError, StorageError) as error:
             if not is_pair_failure(error):
@@ -86,24 +100,11 @@ def load_latest(
             return None
         return found
 
-    def load_furthest(key: str) -> Checkpoint | None:
-        for place in positions.get(key, ()):
-            found = load(key, place)
-            if found and all(has_reached(other, place) for other in found.batch_keys if other in keys):
-                return found
-        return None
-
-    def has_reached(other: str, place: Position) -> bool:
-        if other not in positions or positions[other][0] >= place:
-            return other in positions
-        found = load(other, positions[other][0])  # it may have restarted its level alone since
-        return found is not None and found.lr_reduced_from_level is not None
-
     for place in sorted(set.intersection(*(set(positions.get(key, ())) for key in keys)), reverse=True):
         common = [load(key, place) for key in keys]
         if all(common):
-            return list(common)
-    return [load_furthest(key) for key in keys]
+            return common
+    return [next(filter(None, (load(key, place) for place in positions.get(key, ()))), None) for key in keys]
 
 
 def delete_checkpoints(out: str, keys: Collection[str]) -> None:
@@ -154,16 +155,18 @@ class CheckpointWriter:
         self._last_write = self._executor.submit(self._write, list(keys), at)
 
     def _write(self, keys: list[str], at: Checkpoint) -> None:
-        place = (at.state.level, at.state.step)
+        place = at.position
         try:
-            batch = replace(checkpoint.to_host(at), batch_keys=tuple(keys))
+            batch = checkpoint.to_host(at)
             for k, key in enumerate(keys):
                 single = checkpoint.select_pairs(batch, [k])
                 files.write(join_uri(self.out, checkpoint_path(key, *place)), functools.partial(checkpoint.write, single, key))
             places = list_checkpoints(self.out, keys)
             for key in keys:
-                for older in set(places.get(key, ())) - {place}:
-                    files.delete(join_uri(self.out, checkpoint_path(key, *older)))
+                for other in places.get(key, ()):
+                    # none that is further: after an error this write may be late. But a restarted level counts from 0 again
+                    if other < place or (at.restarted and other != place):
+                        files.delete(join_uri(self.out, checkpoint_path(key, *other)))
         except (StorageError, MemoryError) as error:
             why = "out of memory" if isinstance(error, MemoryError) else error
             self.warn(f"no checkpoint was written at level {place[0]}, step {place[1]}: {why}")

@@ -1,4 +1,4 @@
-"""Detect a loss that is not finite or has exploded, and a level that has reached its plateau."""
+"""Detect the end of a level for a pair, and a loss that is not finite or has exploded."""
 
 from __future__ import annotations
 
@@ -7,33 +7,21 @@ import numpy as np
 from nst_tasks.core import objective
 from nst_tasks.core.method import LBFGS, Method
 from nst_tasks.core.pyramid import Level
-from nst_tasks.engine.checkpoint import Checkpoint
 
 EXPLOSION_RATIO = 1e4
 """Multiple of the largest of a level's first ten losses above which a loss has exploded: no descent recovers from there."""
 
 
-def find_ended_pairs(method: Method, level: Level, at: Checkpoint) -> list[int]:
-    """Return the indices of the pairs whose level is over, or an empty list while the whole batch continues.
+def has_ended(method: Method, level: Level, number: int, terms: np.ndarray) -> bool:
+    """Return whether a level has ended for a pair after the steps with these terms (n, 3).
 
-    A pair whose loss blew up stays in the batch until another pair's level is over, or all have blown up.
+    All its steps are done, its loss has reached the plateau, or it blew up; L-BFGS may recover from the last.
     """
-    pairs = range(at.terms[-1].shape[1])
-    completed = {k for k in pairs if at.state.step == level.steps or _has_plateaued(method, at, k)}
-    diverged = {k for k in pairs if has_diverged(method, level, at, k)}
-    return sorted(completed | diverged) if completed or len(diverged) == len(pairs) else []
-
-
-def _has_plateaued(method: Method, at: Checkpoint, k: int) -> bool:
-    totals = at.terms[-1][:, k].sum(axis=1, dtype=np.float64)
-    return method.plateau is not None and method.plateau.is_reached(totals)
-
-
-def has_diverged(method: Method, level: Level, at: Checkpoint, k: int) -> bool:
-    """Return whether a pair's loss blew up; never with L-BFGS, which may recover."""
-    if isinstance(method.optimizer, LBFGS):
-        return False
-    return find_divergence(method, level, at.state.level, at.terms[-1][:, k]) is not None
+    if len(terms) == level.steps:
+        return True
+    if method.plateau is not None and method.plateau.is_reached(terms.sum(axis=1, dtype=np.float64)):
+        return True
+    return not isinstance(method.optimizer, LBFGS) and find_divergence(method, level, number, terms) is not None
 
 
 def find_divergence(method: Method, level: Level, number: int, terms: np.ndarray) -> tuple[int, str] | None:

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from nst_tasks.core import transfer, vgg
 from nst_tasks.core.method import LBFGS, SGD, Method
+from nst_tasks.core.objective import Nothing
 from nst_tasks.core.pyramid import Level
+from nst_tasks.core.transfer import TransferState
 from nst_tasks.engine import checkpoint
-from nst_tasks.engine.checkpoint import Checkpoint
+from nst_tasks.engine.checkpoint import Checkpoint, PairHistory
 from nst_tasks.inputs import weights
 from tests.support.jobs import LIGHT
 from tests.support.pictures import picture
@@ -46,14 +48,17 @@ def standing() -> Callable[[Method, int], Checkpoint]:
         first = transfer.start(method, contents, list(range(pairs)))
         state, terms = transfer.advance(tiny, method, aims, first, 2, 5)
         earlier = np.arange(3 * pairs * 3, dtype=np.float32).reshape(3, pairs, 3)
-        return Checkpoint(state, first.image, (earlier, terms), (np.arange(3.0), np.array([2.0, 2.5, 3.0])), None)
+        seconds = np.arange(3.0), np.array([2.0, 2.5, 3.0])
+        histories = tuple(PairHistory((earlier[:, k], terms[:, k]), seconds) for k in range(pairs))
+        return Checkpoint(state, first.image, histories)
 
     return make
 
 
 def same(one: Checkpoint, two: Checkpoint) -> bool:
     def plain(at: Checkpoint) -> list[np.ndarray]:
-        return [np.asarray(leaf) for leaf in tf.nest.flatten((at.state, at.level_start_image, at.terms, at.seconds))]
+        histories = [(history.terms, history.seconds) for history in at.histories]
+        return [np.asarray(leaf) for leaf in tf.nest.flatten((at.state, at.level_start_image, histories))]
 
     kinds = [(type(at.state.optimizer), type(at.state.output_state), at.lr_reduced_from_level) for at in (one, two)]
     leaves = zip(plain(one), plain(two), strict=True)
@@ -68,7 +73,7 @@ def test_everything_that_a_resume_needs_comes_back(
     at = replace(standing(method, 1), lr_reduced_from_level=calmed_from)
     back = checkpoint.decode(checkpoint.encode(checkpoint.to_host(at), KEY), KEY)
     assert same(at, back)
-    assert back.elapsed_seconds == 3.0
+    assert (back.position, back.restarted) == ((0, 2), calmed_from is not None)
     assert transfer.is_compatible(method, back.state, Level(32, 40, 5))
     assert not transfer.is_compatible(method, back.state, Level(32, 41, 5))
     others = [other for other in METHODS.values() if other is not method]
@@ -84,11 +89,35 @@ def test_a_batch_is_taken_apart_and_put_together(standing: Callable[[Method, int
         assert all(part.state.image.shape == (1, 32, 40, 3) == part.level_start_image.shape for part in parts)
         assert same(checkpoint.merge(parts), at)
         assert same(checkpoint.merge(parts[::-1]), checkpoint.select_pairs(at, [2, 1, 0]))
-        # the seconds are shared out, and the shares add up
-        assert [part.elapsed_seconds for part in parts] == [1.0] * 3
-        assert checkpoint.select_pairs(at, [0, 2]).elapsed_seconds == 2.0
-    late = replace(parts[1], seconds=(parts[1].seconds[0], np.array([0.5, 0.75, 9.0])))
-    assert checkpoint.merge([parts[0], late, parts[2]]).elapsed_seconds == 11.0
+
+
+def test_history_of_a_pair_grows_by_chunks_and_levels() -> None:
+    terms = np.arange(18, dtype=np.float32).reshape(6, 3)
+    history = PairHistory().add_steps(terms[:2], 4.0).add_steps(terms[2:3], 1.0)
+    assert (history.steps_done, history.elapsed_seconds) == (3, 5.0)
+    np.testing.assert_array_equal(history.terms[0], terms[:3])
+    np.testing.assert_array_equal(history.seconds[0], [0.0, 2.0, 4.0, 5.0])
+    finer = history.finish_level(terms[3]).add_steps(terms[4:], 6.0)
+    assert (finer.steps_done, finer.elapsed_seconds) == (5, 11.0)
+    for level, (rows, seconds) in enumerate(((terms[:4], [0.0, 2.0, 4.0, 5.0]), (terms[4:], [5.0, 8.0, 11.0]))):
+        np.testing.assert_array_equal(finer.terms[level], rows)
+        np.testing.assert_array_equal(finer.seconds[level], seconds)
+    again = finer.restart_level()
+    assert (again.steps_done, again.elapsed_seconds) == (3, 11.0)  # the time was spent, the steps are repeated
+    assert [len(rows) for rows in again.terms] == [4, 0]
+
+
+def test_checkpoint_fits_only_its_own_method_and_levels(standing: Callable[[Method, int], Checkpoint]) -> None:
+    method = METHODS["adam"]
+    at = standing(method, 1)
+    assert checkpoint.is_compatible(at, method, [Level(32, 40, 2)])
+    assert not checkpoint.is_compatible(at, method, [Level(32, 40, 1)])  # it has taken more steps than that
+    assert not checkpoint.is_compatible(at, method, [Level(32, 41, 2)])
+    assert not checkpoint.is_compatible(at, METHODS["sgd"], [Level(32, 40, 2)])
+    done = replace(at, state=TransferState(at.state.image, Nothing(), Nothing(), 1, 0))
+    assert checkpoint.is_compatible(done, method, [Level(32, 40, 2)])
+    assert not checkpoint.is_compatible(done, method, [Level(40, 32, 2)])
+    assert not checkpoint.is_compatible(done, method, [Level(32, 40, 2), Level(64, 80, 2)])
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from nst_tasks.core.method import LBFGS, SGD, Adam, Method, Plateau, Pyramid
 from nst_tasks.core.pyramid import Level
-from nst_tasks.engine import checkpoint, checkpoint_store, optimization
+from nst_tasks.engine import checkpoint, checkpoint_store, lockstep, optimization
 from nst_tasks.engine.devices import Device
 from nst_tasks.engine.divergence import find_divergence
 from nst_tasks.engine.optimization import TransferResult
@@ -53,18 +54,15 @@ def optimized(
 
 
 def stopping_after(chunks: int) -> Progress:
-    """A watch that asks the run to stop when it has counted so many chunks of steps."""
-    counted = -1
+    """Progress that stops the run after so many chunks of steps."""
+    counts: list[int] = []
 
-    def changed(watch: Progress) -> None:
-        nonlocal counted
-        if watch.steps_done != counted:
-            counted = watch.steps_done
-            stops.append(counted)
-            if len(stops) > chunks:
-                watch.stop.set()
+    def changed(progress: Progress) -> None:
+        if progress.computing and counts[-1:] != [progress.steps_done]:
+            counts.append(progress.steps_done)  # the first one is that of earlier runs
+            if len(counts) > chunks:
+                progress.stop.set()
 
-    stops: list[int] = []
     return Progress(on_change=changed)
 
 
@@ -278,17 +276,14 @@ def test_a_step_back_is_the_same_however_often_it_is_interrupted(
     assert_same(found, calm)
 
 
-def test_a_neighbour_that_steps_back_is_not_waited_for_nor_noticed(two: list[Job], tmp_path: Path, device: Device) -> None:
-    """Of two pairs one has a content weight at which the loss is lost; the other goes on and keeps its bytes."""
-    wild, tame = by(two, TAME)
-    wild = change_job(wild, style_weights=(300.0,))
-    both = optimized([wild, tame], run_into(tmp_path / "both"), device)
-    calm = optimized([tame, change_job(tame, id="c")], run_into(tmp_path / "calm"), device)
-    assert isinstance(both[0], DivergedError) or both[0].stepped_back  # type: ignore[union-attr]
-    assert isinstance(both[1], TransferResult)
-    assert isinstance(calm[0], TransferResult)
-    assert both[1].histories[0].terms.tobytes() == calm[0].histories[0].terms.tobytes()
-    assert not both[1].restarted
+def test_pair_that_blows_up_leaves_its_neighbour_alone(two: list[Job], tmp_path: Path, device: Device) -> None:
+    tame, calm = by(two, TAME)
+    wild = change_job(tame, id="wild", style_weights=(300.0,))
+    for jobs, expected in (([wild, calm], [tame, calm]), ([calm, wild], [calm, tame])):
+        blown, quiet = (optimized(pairs, run_into(tmp_path), device) for pairs in (jobs, expected))
+        k = jobs.index(calm)
+        assert isinstance(blown[1 - k], DivergedError)  # a tenth of the rate is too much as well
+        assert_same(blown[k : k + 1], quiet[k : k + 1])
 
 
 def test_what_blows_up_again_fails_with_the_step_and_the_term(two: list[Job], tmp_path: Path, device: Device) -> None:
@@ -332,7 +327,7 @@ def test_lbfgs_is_judged_by_what_it_ends_with() -> None:
     )  # fmt: skip
 
 
-# --- partings ---
+# --- pairs whose levels end apart ---
 
 # of levels so large that a pair's last bits are others alone than in a batch
 TALL = Pyramid(smallest=60, ratio=1.125, coarse_steps=15)
@@ -342,9 +337,21 @@ BOTH = replace(RISING, optimizer=SGD(0.003), plateau=Plateau(window=3, tolerance
 # the style's weight with which the loss is soon no number any more; at a tenth of the rate it falls
 HEAVY = 30.0
 
+APART = pytest.mark.parametrize(
+    ("method", "weights", "expected"),
+    [
+        (FALLING, (1.0, 1.0), [15, 9]),
+        (RISING, (HEAVY, 1.0), ["restarted", 15]),
+        (RISING, (HEAVY, HEAVY, 1.0), ["restarted", "restarted", 15]),
+        (BOTH, (HEAVY, 1.0, 1.0), ["restarted", 6, 15]),
+    ],
+    ids=["one flat", "one blown up", "two blown up", "one flat, one blown up"],
+)
+"""Batches whose pairs end their first level at different steps; what becomes of each on that level."""
 
-def parting(folder: Path, method: Method, *weights: float) -> list[Job]:
-    """Pairs of a batch that parts on its first level, with the weights of their styles."""
+
+def unequal_jobs(folder: Path, method: Method, weights: Sequence[float]) -> list[Job]:
+    """Pairs of a batch, with the weights of their styles."""
     pictures = [
         (write_source(folder, f"c{k}", picture(k, 48, 64)), write_source(folder, f"s{k}", picture(k + 2, 72, 60)))
         for k in (1, 5, 2)
@@ -359,58 +366,41 @@ def parting(folder: Path, method: Method, *weights: float) -> list[Job]:
 
 
 def first_levels(results: Sequence[TransferResult | PairError]) -> list[int | str]:
-    """Steps of each pair's first level, or that it stepped back."""
+    """Steps of each pair's first level, or that it restarted."""
     return [
-        "stepped back" if one.restarted else len(one.histories[0].terms) - 1
-        for one in results
-        if isinstance(one, TransferResult)
+        "restarted" if one.restarted else len(one.histories[0].terms) - 1 for one in results if isinstance(one, TransferResult)
     ]
 
 
-@pytest.mark.parametrize("every", [{"checkpoint_steps": 4}, {"checkpoint_seconds": 0.0}], ids=["every 4 steps", "never"])
-@pytest.mark.parametrize(
-    ("method", "weights", "expected", "stop"),
-    [
-        (FALLING, (1.0, 1.0), [15, 9], 19),  # after 9 steps of both and one of the second
-        (FALLING, (1.0, 1.0), [15, 9], 23),  # after all 13 of the second, and the first's tenth
-        (RISING, (HEAVY, 1.0), ["stepped back", 15], 31),  # after 15 of both and one of the second
-        # after 15 of all and all 4 of the third, with 15 of the first taken back and one done again
-        (RISING, (HEAVY, HEAVY, 1.0), ["stepped back", "stepped back", 15], 35),
-    ],
-    ids=["one is flat", "one is flat and done", "one is to step back", "one of two has stepped back"],
-)
-def test_pairs_that_go_on_apart_lose_nothing_when_one_is_stopped(
-    tmp_path: Path, device: Device, method: Method, weights: Sequence[float], expected: list[int | str], stop: int, every: Any
-) -> None:
-    jobs = parting(tmp_path, method, *weights)
-    calm = optimized(jobs, run_into(tmp_path / "calm"), device)
-    assert first_levels(calm) == expected
-    run = run_into(tmp_path / "cut", **every)
-    with pytest.raises(Interrupted):
-        optimized(jobs, run, device, Progress(on_change=lambda watch: watch.stop.set() if watch.steps_done == stop else None))
-    counts: list[int] = []
-    observer = Progress(on_change=lambda watch: counts.append(watch.steps_done))
-    observer.stop.set()
-    with pytest.raises(Interrupted):
-        optimized(jobs, run, device, observer)
-    assert max(counts) == stop  # before what was in vain is taken back
-    assert_same(optimized(jobs, run, device), calm)
-
-
-@pytest.mark.parametrize(
-    ("method", "weights", "expected"),
-    [
-        (FALLING, (1.0, 1.0), [15, 9]),
-        (RISING, (HEAVY, HEAVY, 1.0), ["stepped back", "stepped back", 15]),
-        (BOTH, (HEAVY, 1.0, 1.0), ["stepped back", 6, 15]),
-    ],
-    ids=["one is flat", "two step back", "one is flat, one steps back"],
-)
-def test_pairs_that_go_on_apart_do_so_after_a_kill_at_any_moment(
+@APART
+def test_stopped_at_random_steps_a_batch_gives_the_same_bytes(
     tmp_path: Path, device: Device, method: Method, weights: Sequence[float], expected: list[int | str]
 ) -> None:
-    """Whatever the store holds leads to the bytes of the whole batch."""
-    jobs = parting(tmp_path, method, *weights)
+    jobs = unequal_jobs(tmp_path, method, weights)
+    calm = optimized(jobs, run_into(tmp_path / "calm"), device)
+    assert first_levels(calm) == expected
+    run = run_into(tmp_path / "cut", checkpoint_steps=1)  # each chunk is one step
+    random = Random(1508)
+    while True:
+        progress = stopping_after(random.randint(1, 12))
+        progress.add(steps=sum(one.steps for one in jobs), work=sum(one.pixel_steps for one in jobs))
+        try:
+            found = optimized(jobs, run, device, progress)
+            break
+        except Interrupted:
+            continue
+    assert_same(found, calm)
+    taken = sum(len(level.terms) - 1 for one in found if isinstance(one, TransferResult) for level in one.histories)
+    assert progress.steps == progress.steps_done == taken
+    assert progress.work == progress.work_done
+
+
+@APART
+def test_killed_at_any_moment_a_batch_gives_the_same_bytes(
+    tmp_path: Path, device: Device, method: Method, weights: Sequence[float], expected: list[int | str]
+) -> None:
+    """Any content of the store after a write or a removal leads to the bytes of an undisturbed batch."""
+    jobs = unequal_jobs(tmp_path, method, weights)
     calm = optimized(jobs, run_into(tmp_path / "calm"), device)
     assert first_levels(calm) == expected
     Recorded.store.clear()
@@ -448,7 +438,8 @@ def test_the_time_of_a_pair_is_its_share_of_its_batchs_over_all_runs(two: list[J
     path = tmp_path / "checkpoints" / name
     key = name.partition(".")[0]
     at = checkpoint.decode(path.read_bytes(), key)
-    path.write_bytes(checkpoint.encode(replace(at, seconds=(np.array([0.0, 1000.0]),)), key))
+    history = replace(at.histories[0], seconds=(np.array([0.0, 1000.0]),))
+    path.write_bytes(checkpoint.encode(replace(at, histories=(history,)), key))
     assert all(isinstance(one, DeadlineError) for one in optimized(two, run_into(tmp_path, pair_timeout=499.0), device))
     assert all(isinstance(one, TransferResult) for one in optimized(two, run_into(tmp_path, pair_timeout=501.0), device))
 
@@ -541,7 +532,7 @@ def test_of_a_large_picture_no_second_step_is_taken_while_a_checkpoint_is_being_
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large is the fine level here. Of the coarse one all four steps are taken while the first write still waits."""
-    monkeypatch.setattr(optimization, "LARGE", 48 * 64 - 1)
+    monkeypatch.setattr(lockstep, "LARGE_IMAGE_PIXELS", 48 * 64 - 1)
     written: dict[int, bool] = {}
 
     def changed(watch: Progress) -> None:
@@ -567,7 +558,7 @@ def test_a_run_that_is_asked_to_stop_does_not_settle_first(
 ) -> None:
     """It is asked while steps of a large picture wait for the checkpoint of the step before."""
     monkeypatch.setattr(checkpoint_store, "FINAL_SAVE_TIMEOUT", 0.1)
-    monkeypatch.setattr(optimization, "LARGE", 0)
+    monkeypatch.setattr(lockstep, "LARGE_IMAGE_PIXELS", 0)
 
     def changed(watch: Progress) -> None:
         if watch.steps_done == 2:
@@ -599,3 +590,37 @@ def test_only_checkpoints_of_the_pairs_asked_for_are_removed(tmp_path: Path) -> 
     checkpoint_store.delete_checkpoints(str(tmp_path), ["aa", "dd"])
     assert list_files(tmp_path) == ["bb.0-000001.npz", "cc.npz", "notes.txt"]
     checkpoint_store.delete_checkpoints(str(tmp_path / "nothing here"), ["aa"])
+
+
+def test_late_write_deletes_only_checkpoints_before_its_own(two: list[Job], tmp_path: Path, device: Device) -> None:
+    with pytest.raises(Interrupted):
+        optimized(two[:1], run_into(tmp_path, checkpoint_steps=1), device, stopping_after(3))
+    (name,) = list_files(tmp_path)
+    key = name.partition(".")[0]
+    at = checkpoint.decode((tmp_path / "checkpoints" / name).read_bytes(), key)
+    for other in ("0-000002", "1-000000"):
+        files.write(str(tmp_path / "checkpoints" / f"{key}.{other}.npz"), b"x")
+    with checkpoint_store.CheckpointWriter(str(tmp_path), lambda sentence: None) as writer:
+        writer.save([key], at)
+    assert list_files(tmp_path) == [name, f"{key}.1-000000.npz"]
+    with checkpoint_store.CheckpointWriter(str(tmp_path), lambda sentence: None) as writer:
+        writer.save([key], replace(at, lr_reduced_from_level=0))  # the level's steps count from 0 again
+    assert list_files(tmp_path) == [name]
+
+
+class Unlisted(MemoryStore):
+    """Memory that may not be listed."""
+
+    protocol = "unlisted"
+
+    def ls(self, path: str, detail: bool = True, **more: Any) -> Any:
+        raise PermissionError("no listing here")
+
+
+def test_store_that_refuses_to_list_checkpoints_costs_no_pair(two: list[Job], tmp_path: Path, device: Device) -> None:
+    calm = optimized(two[:1], run_into(tmp_path), device)
+    progress = Progress()
+    found = optimized(two[:1], run_into("unlisted://out", checkpoint_seconds=0.0), device, progress)
+    assert_same(found, calm)
+    (warning,) = progress.warnings
+    assert warning.startswith("checkpoints: ignored, ")
