@@ -74,7 +74,7 @@ def test_a_gpu_is_given_larger_bands_whatever_the_precision() -> None:
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
-def test_rows_are_added_the_same_by_few_indices_and_by_one_a_position(dtype: tf.DType) -> None:
+def test_band_rows_are_added_equally_on_cpu_and_gpu(dtype: tf.DType) -> None:
     random = np.random.default_rng(4)
     buffer, rows = (tf.cast(random.normal(size=(2, height, 5, 3)), dtype) for height in (9, 4))
     wanted = tf.concat([buffer[:, :3], buffer[:, 3:7] + rows, buffer[:, 7:]], axis=1)
@@ -103,7 +103,7 @@ def test_bands_own_each_row_once_and_look_far_enough(height: int, width: int, bl
         assert len(set(last - first)) == 1
 
 
-def test_the_size_of_a_picture_decides_which_blocks_are_in_bands() -> None:
+def test_image_size_decides_the_banded_blocks() -> None:
     bounds = BandLimits(2**20)
     assert band_tables(128, 128, VGG16, bounds) == ()  # 2^20 values in the first block: not more
     assert [len(table) for table in band_tables(130, 128, VGG16, bounds)] == [2]
@@ -127,7 +127,7 @@ def test_the_precision_decides_how_large_bands_are(
     assert [len(table) for table in transfer._band_tables(hed, method, method.layers, blank, None)] == bands_of_each
 
 
-def test_smaller_bands_are_made_only_of_what_is_in_bands_and_as_far_as_they_have_rows() -> None:
+def test_small_bands_apply_to_banded_blocks_only() -> None:
     bounds = BandLimits(2**20, band_values=2**18)
     assert band_tables(128, 128, VGG16, bounds) == ()
     assert [len(table) for table in band_tables(128, 256, VGG16, bounds)] == [4]  # of 32 rows; 8 would be of 16

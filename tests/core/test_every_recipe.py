@@ -65,7 +65,7 @@ def test_it_stays_finite_and_in_range_and_its_loss_falls(case: Case) -> None:
     np.testing.assert_allclose(terms, transfer.compute_terms(backbone, method, aims, image), rtol=1e-6)
 
 
-def test_it_repeats_itself_bit_for_bit_and_in_chunks_of_any_size(case: Case) -> None:
+def test_steps_repeat_bit_for_bit_in_any_chunks(case: Case) -> None:
     backbone, method = case
     aims, first = one_pair(backbone, method)
     whole, rows = advance(case, aims, first, STEPS)

@@ -37,7 +37,7 @@ def test_every_flag_has_a_meaning_and_a_remedy() -> None:
         assert not meaning.endswith(".") and not remedy.endswith(".")
 
 
-def test_the_spread_is_the_standard_deviation_about_each_channels_mean() -> None:
+def test_channel_deviation_is_about_each_mean() -> None:
     assert channel_deviation(stripes(0.2, 0.6)) == pytest.approx(0.2)
     tinted = np.broadcast_to(np.array([0.1, 0.5, 0.9]), (4, 4, 3))
     assert channel_deviation(tinted) == pytest.approx(0.0, abs=1e-12)  # one flat colour, however colourful
@@ -70,7 +70,7 @@ def test_clipped_is_a_share_of_values_by_weight() -> None:
         (stripes(0.5, 0.5), stripes(0.5, 0.578), False),  # a content with as little to show
     ],
 )
-def test_blank_is_an_output_without_variation_of_a_content_with_some(out: Array, content: Array, is_blank: bool) -> None:
+def test_blank_flag_needs_a_varied_content(out: Array, content: Array, is_blank: bool) -> None:
     assert find_flags(out, content, [0.0]) == (("blank",) if is_blank else ())
 
 
@@ -115,7 +115,7 @@ def test_no_progress_is_no_level_whose_loss_fell_by_1_percent(losses: list[list[
     assert find_flags(BUSY, BUSY, [0.0], arrays) == (("no_progress",) if is_so else ())
 
 
-def test_flags_come_in_their_order_and_the_callers_are_not_among_them() -> None:
+def test_flags_keep_their_order() -> None:
     both = find_flags(np.ones((8, 8, 3), np.float32), BUSY, [0.0], [np.array([1.0, 1.0])])
     assert both == ("blank", "saturated", "no_progress")
     assert list(both) == [name for name in FLAGS if name not in CALLERS]

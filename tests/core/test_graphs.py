@@ -62,7 +62,7 @@ def traced(backbone: Backbone, *methods: Method) -> list[int]:
     ]
 
 
-def test_a_graph_is_traced_once_for_all_sizes_batches_and_numbers_of_styles(own: Backbone) -> None:
+def test_one_graph_serves_all_sizes_and_batches(own: Backbone) -> None:
     for size in ((32, 40), (40, 32), (33, 47), (64, 64)):
         carried_out(own, PLAIN, size=size)
     for pairs, styles in ((2, 1), (3, 2), (1, 3)):
@@ -70,7 +70,7 @@ def test_a_graph_is_traced_once_for_all_sizes_batches_and_numbers_of_styles(own:
     assert traced(own, PLAIN) == [1, 1, 1, 1]
 
 
-def test_in_bands_a_graph_is_traced_for_each_number_of_blocks_and_not_for_each_of_bands(own: Backbone) -> None:
+def test_graphs_depend_on_banded_blocks_not_on_bands(own: Backbone) -> None:
     content = picture(1)
     aims = targets(own, PLAIN, [content], [[picture(2)]])
     blocks = [(block[0][1].shape[-1], len(block)) for block in vgg.group_by_block(own, PLAIN.layers)]
@@ -157,7 +157,7 @@ def test_what_changes_the_arithmetic_changes_the_structure() -> None:
     assert len({strip_numbers(method) for method in (PLAIN, *others)}) == 1 + len(others)
 
 
-def test_no_function_is_looked_through_for_loops_that_are_not_there(own: Backbone) -> None:
+def test_autograph_is_off(own: Backbone) -> None:
     """AutoGraph would leave a module for each function that it looked through, and take longer for it than the tracing."""
     before = set(sys.modules)
     for optimizer in (Adam(0.02), LBFGS()):

@@ -203,14 +203,14 @@ def test_a_step_beyond_the_minimum_is_shortened_to_it() -> None:
     np.testing.assert_allclose(walk.images[2], 0.504, rtol=1e-12)
 
 
-def test_a_step_is_shortened_to_a_tenth_at_most_and_to_a_half_at_least() -> None:
+def test_shortened_step_is_between_a_tenth_and_a_half() -> None:
     # of a trial of 0.01; the loss falls enough (by 1e-4 of what the slope promises) from a minimum at 0.005 / (1 - 1e-4) on
     for minimum, second in ((0.0002, 0.001), (0.0049, 0.0049), (0.0050003, 0.005), (0.0050007, 0.0050007)):
         walk = Walk(DECREASE, [bowl(0.5 + minimum)], np.full((1, 2, 2, 3), 0.5), clip=False).go(3)
         np.testing.assert_allclose(walk.images[2] - 0.5, second, rtol=1e-9)
 
 
-def test_a_search_ends_where_a_tenth_of_the_slope_is_gone_and_is_else_carried_on() -> None:
+def test_line_search_ends_at_the_curvature_condition() -> None:
     # the first trial goes 0.01: of 0.09 to the minimum, which leaves 8/9 of the slope, or of 0.11, which leaves 10/11
     for away, remembered, second in ((0.09, 1, 0.09), (0.11, 0, 0.01 + 9 * 0.01)):
         walk = Walk(DECREASE, [bowl(0.2 + away)], np.full((1, 2, 2, 3), 0.2), clip=False).go(3)
@@ -218,7 +218,7 @@ def test_a_search_ends_where_a_tenth_of_the_slope_is_gone_and_is_else_carried_on
         np.testing.assert_allclose(walk.images[2] - 0.2, second, rtol=1e-9)
 
 
-def test_down_an_endless_slope_steps_grow_ninefold_and_nothing_is_remembered() -> None:
+def test_steps_grow_ninefold_on_an_endless_slope() -> None:
     way = np.linspace(-1, 1, 12)
     walk = Walk(DECREASE, [lambda x: (float(way @ x), way)], np.zeros((1, 2, 2, 3)), clip=False).go(6)
     moves = [float(np.linalg.norm(after - before)) for before, after in zip(walk.images, walk.images[1:], strict=False)]
@@ -226,7 +226,7 @@ def test_down_an_endless_slope_steps_grow_ninefold_and_nothing_is_remembered() -
     assert int(walk.state.count[0]) == 0
 
 
-def test_between_a_trial_too_short_and_one_too_long_the_search_goes_on() -> None:
+def test_line_search_continues_between_two_trials() -> None:
     # down a slope of -1 to a cliff at 0.05: 0.01 is still steep, 0.1 falls off, and the next trials lie between
     def cliff(x: Array) -> tuple[float, Array]:
         slope = -1.0 if x.mean() < 0.05 else 9.0
@@ -279,7 +279,7 @@ def test_a_wall_across_the_valley_is_stepped_back_from() -> None:
     np.testing.assert_allclose(lbfgs.best(walk.state)[0].numpy().ravel(), [1, 1, 0], atol=1e-6)
 
 
-def test_a_fixed_step_into_nothing_begins_again_at_the_best_image_ten_times_shorter() -> None:
+def test_fixed_step_restarts_shorter_from_the_best_image() -> None:
     # only the first image has a loss: the trials after it come nearer and nearer, until no more are made
     def island(x: Array) -> tuple[float, Array]:
         return (1.0, np.full_like(x, 0.5)) if np.all(x == 0) else (np.nan, np.full_like(x, np.nan))
@@ -306,7 +306,7 @@ def test_a_fixed_step_forgets_what_led_into_nothing() -> None:
 
 
 @pytest.mark.parametrize("optimizer", SEARCHES)
-def test_a_first_loss_that_is_not_finite_leaves_the_image_as_it_is(optimizer: LBFGS) -> None:
+def test_non_finite_first_loss_keeps_the_image(optimizer: LBFGS) -> None:
     start = np.full((1, 2, 2, 3), 0.25)
     walk = Walk(optimizer, [lambda x: (np.nan, np.zeros_like(x))], start, clip=True).go(MAX_TRIALS + 2)
     for image in (*walk.images, walk.image, lbfgs.best(walk.state)[0]):
@@ -347,7 +347,7 @@ def test_a_point_without_a_slope_is_the_end() -> None:
             np.testing.assert_array_equal(image, start)
 
 
-def test_where_no_step_lowers_the_loss_the_history_is_forgotten_and_then_the_image_stays() -> None:
+def test_lbfgs_resets_then_settles_without_progress() -> None:
     seen: list[tuple[float, Array]] = []
 
     def lying(x: Array) -> tuple[float, Array]:  # from the fifth evaluation on: a little higher, and steeply up
@@ -384,7 +384,7 @@ def test_a_step_too_small_to_change_the_image_ends_the_line() -> None:
 # --- bounds ---
 
 
-def test_what_is_held_at_a_bound_does_not_bend_the_way_of_the_rest() -> None:
+def test_variables_at_a_bound_do_not_bend_the_direction() -> None:
     # six variables at 0 are pushed outward by a gradient that changes with the other six, which go as if alone
     function, _, _ = quadratic(4, 6, spread=1.0)
 

@@ -186,7 +186,7 @@ def test_a_picture_is_no_distance_from_its_own_style(loss: StyleLoss) -> None:
 
 
 @pytest.mark.parametrize("loss", [loss for loss in STYLES if loss.values[0].relative])
-def test_a_relative_style_distance_does_not_depend_on_the_features_scale(loss: StyleLoss) -> None:
+def test_relative_style_distance_is_scale_invariant(loss: StyleLoss) -> None:
     x, styles = activations(4, 1, 5, 6, 4), activations(5, 1, 1, 5, 6, 4)
     once = distance(loss, x, statistics(loss, styles))
     np.testing.assert_allclose(distance(loss, 50 * x, statistics(loss, 50 * styles)), once, rtol=1e-8)
@@ -291,7 +291,7 @@ def test_relative_content_lets_flat_places_go_and_holds_edges() -> None:
     )
 
 
-def test_a_content_without_any_contrast_weighs_every_place_alike() -> None:
+def test_flat_content_weighs_positions_equally() -> None:
     aim = content_statistics(ContentLoss(LAYERS, 1.0, relative=True), tf.ones((1, 3, 4, 2), tf.float64))
     np.testing.assert_allclose(aim["weight"], np.full((1, 3, 4), 1 / 1.1), rtol=1e-9)
 
@@ -357,13 +357,13 @@ def plain_variation(kind: str, image: Array) -> float:
 
 
 @pytest.mark.parametrize("kind", TV_KINDS)
-def test_total_variation_is_the_formula_in_each_member_of_a_batch(kind: str) -> None:
+def test_total_variation_equals_the_formula(kind: str) -> None:
     image = np.random.default_rng(31).random((3, 7, 5, 3))
     expected = [plain_variation(kind, one) for one in image]
     np.testing.assert_allclose(total_variation(TotalVariation(1.0, kind), tf.constant(image)), expected, rtol=1e-12)
 
 
-def test_total_variation_is_tensorflows_in_each_member_of_a_batch() -> None:
+def test_total_variation_equals_tensorflow() -> None:
     image = tf.constant(np.random.default_rng(8).random((3, 7, 5, 3)))
     expected = tf.image.total_variation(image)
     np.testing.assert_allclose(total_variation(TotalVariation(1.0, "l1_sum"), image), expected, rtol=1e-12)
@@ -399,7 +399,7 @@ def test_trace_of_root_is_that_of_scipys_root(spectrum: tuple[float, ...]) -> No
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_trace_of_root_has_the_right_gradient_also_with_repeated_eigenvalues(spectrum: tuple[float, ...]) -> None:
+def test_trace_of_root_gradient_with_repeated_eigenvalues(spectrum: tuple[float, ...]) -> None:
     matrix = matrix_with(*spectrum)
     gradient = check_gradient(root_trace, matrix)
     np.testing.assert_allclose(gradient, 0.5 * np.linalg.inv(scipy.linalg.sqrtm(matrix)), rtol=1e-9, atol=1e-12)

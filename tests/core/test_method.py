@@ -117,7 +117,7 @@ IMPOSSIBLE: dict[str, tuple[Callable[[], object], str, str]] = {
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
-def test_an_impossible_setting_is_refused_with_its_field_and_value(case: tuple[Callable[[], object], str, str]) -> None:
+def test_impossible_value_is_refused_with_its_field(case: tuple[Callable[[], object], str, str]) -> None:
     build, field, value = case
     with pytest.raises(SettingsError) as caught:
         build()
@@ -153,7 +153,7 @@ def test_every_named_choice_is_allowed() -> None:
     replace(METHOD, output="average", pyramid=Pyramid(64, 1.5, 20, carry=True))
 
 
-def test_layers_are_those_of_both_losses_once_and_in_the_networks_order() -> None:
+def test_method_layers_are_unique_and_in_network_order() -> None:
     shared = replace(METHOD, content=ContentLoss((("block4_conv2", 1.0), ("block1_conv1", 1.0)), 1.0))
     assert shared.layers == ("block1_conv1", "block2_conv1", "block4_conv2")
 
@@ -195,7 +195,7 @@ def test_the_plain_form_by_hand() -> None:
     }
 
 
-def test_equal_methods_have_the_same_text_and_different_ones_do_not() -> None:
+def test_method_text_identifies_the_method() -> None:
     text = json.dumps(as_plain(METHOD), sort_keys=True, allow_nan=False)
     assert json.dumps(as_plain(replace(METHOD)), sort_keys=True, allow_nan=False) == text
     assert json.loads(text) == as_plain(METHOD)

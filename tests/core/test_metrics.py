@@ -88,7 +88,7 @@ def test_positions_count_by_their_weight() -> None:
 
 
 @pytest.mark.parametrize(("positions", "rank"), [(3, 2), (5, 4), (200, 6)])
-def test_a_target_has_as_many_rows_as_its_rank_and_loses_nothing(positions: int, rank: int) -> None:
+def test_factored_gaussian_keeps_rank_and_distance(positions: int, rank: int) -> None:
     found = gaussian(np.random.default_rng(positions).standard_normal((1, positions, 6)) * [1, 1, 1, 1, 1, 1e-3])
     factored = factor_gaussian(found)
     assert factored.root.shape == (rank, 6)
@@ -151,7 +151,7 @@ def test_the_gap_closed_is_the_share_of_the_contents_distance() -> None:
         assert style_gap_closed(line(position), line(0.0), style, [1.0]) == pytest.approx(closed)
 
 
-def test_distances_are_averaged_over_styles_by_weights_of_any_sum() -> None:
+def test_distances_are_averaged_by_style_weights() -> None:
     styles = [
         factor_gaussian(line(10.0)),
         factor_gaussian(line(0.0, 3.0)),
@@ -161,7 +161,7 @@ def test_distances_are_averaged_over_styles_by_weights_of_any_sum() -> None:
         assert closed == pytest.approx(1 - (0.25 * 8 + 0.75 * math.sqrt(8)) / (0.25 * 10 + 0.75 * 2))
 
 
-def test_where_the_content_has_the_style_already_there_is_no_gap() -> None:
+def test_no_gap_if_the_content_has_the_style() -> None:
     style = factor_gaussian(line(10.0))
     assert style_gap_closed(line(3.0), line(10.0), [style], [1.0]) is None
     assert style_gap_closed(line(10.0), line(10.0), [style], [1.0]) is None
@@ -256,7 +256,7 @@ def test_a_result_halfway_lies_between(tiny: Backbone) -> None:
     assert 0.1 < found.luminance_ssim < 0.99
 
 
-def test_a_layer_is_measured_from_max_pooled_zero_padded_features(tiny: Backbone) -> None:
+def test_metrics_use_max_pooling_and_zero_padding(tiny: Backbone) -> None:
     out, content, style = smooth(5), smooth(0), textured(1)
     found = measured(tiny, out, content, style)
     layers = (*USED, *HELD_OUT_LAYERS, CONTENT_LAYER)
@@ -378,7 +378,7 @@ def test_flags_are_found_from_pictures_styles_and_losses(tiny: Backbone) -> None
     assert measured(tiny, white, smooth(0), white).flags == ("blank",)  # a style as white as that
 
 
-def test_the_plain_form_is_rounded_finite_json_without_what_is_absent(tiny: Backbone) -> None:
+def test_plain_quality_is_rounded_finite_json(tiny: Backbone) -> None:
     plain = measured(tiny, smooth(5), smooth(0), textured(1)).as_plain()
     assert list(plain) == ["style_gap", "style_gap_used", "style_gap_held_out", "content_cosine", "luminance_ssim"]
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain

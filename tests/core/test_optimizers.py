@@ -93,7 +93,7 @@ def test_fifty_updates_are_those_of_plain_gradient_descent() -> None:
     np.testing.assert_allclose(found, np.stack(path), rtol=1e-6)
 
 
-def test_fifty_updates_are_those_of_keras_with_its_exponential_decay() -> None:
+def test_fifty_sgd_updates_equal_keras() -> None:
     sgd = SGD(0.15, decay=0.5, decay_steps=20)
     start, minimum, curvature = (array.astype(np.float32) for array in quadratic())
     variable = keras.Variable(start)

@@ -287,7 +287,7 @@ def test_the_first_losses_are_the_published_formula(hed: Backbone, hed64: Backbo
     np.testing.assert_array_equal(expected > 0, np.array(weighted) > 0)
 
 
-def test_the_variation_of_neural_style_has_the_published_gradient() -> None:
+def test_neural_style_variation_has_the_published_gradient() -> None:
     """neural-style never computes its total variation, only this gradient: differences scattered to both their ends."""
     method = PRESETS["neural-style"].method
     image = picture(8, 6, 7)
@@ -344,7 +344,7 @@ def test_what_else_is_published() -> None:
     assert those(lambda m: m.pooling != "max") == set()
 
 
-def test_the_initial_noise_of_neural_style_is_a_thousandth_of_a_gray_level() -> None:
+def test_neural_style_noise_is_a_thousandth_gray_level() -> None:
     gray = np.full((1, 64, 64, 3), 0.45, np.float32)
     noise = transfer.start(PRESETS["neural-style"].method, gray, [1]).image.numpy().astype(np.float64) - gray
     assert np.std(noise) == pytest.approx(0.001 / 255, rel=0.03)

@@ -42,7 +42,7 @@ def test_a_size_is_measured_as_it_will_be_rounded() -> None:
     assert sides == [128, 181, 256, 362, 512]
 
 
-def test_a_narrow_picture_stops_before_its_shorter_side_vanishes() -> None:
+def test_pyramid_of_a_narrow_image_keeps_its_short_side() -> None:
     assert plan_levels(with_pyramid(32, 2.0), 64, 1024) == (Level(32, 512, 80), Level(64, 1024, 60))
 
 

@@ -95,7 +95,7 @@ def textured(seed: int, side: int) -> Array:
 
 
 @pytest.mark.parametrize("layer", ["block2_conv1", "block3_conv1", "block4_conv1"])
-def test_the_wasserstein_gradient_in_float32_points_as_in_float64(hed: Backbone, layer: str) -> None:
+def test_float32_wasserstein_gradient_matches_float64(hed: Backbone, layer: str) -> None:
     """Covariances of real features are near singular: the square root's gradient must survive single precision."""
     loss = PAINTERLY.method.style
     found = vgg.extract_activations(hed, tf.constant(np.stack([textured(11, 64), textured(12, 64)[::-1] ** 2])), [layer])[layer]
@@ -187,7 +187,7 @@ RESTLESS = replace(LIGHT, optimizer=Adam(learning_rate=0.1, beta_1=0.97, epsilon
 """Its loss falls and rises again and again."""
 
 
-def test_the_last_image_is_the_result_unless_the_method_says_otherwise(tiny: Backbone) -> None:
+def test_last_image_is_the_result_by_default(tiny: Backbone) -> None:
     aims, first = one_pair(tiny, RESTLESS)
     state, _ = transfer.advance(tiny, RESTLESS, aims, first, 5, 10)
     image, terms = transfer.compute_result(tiny, RESTLESS, aims, state)
@@ -195,7 +195,7 @@ def test_the_last_image_is_the_result_unless_the_method_says_otherwise(tiny: Bac
     np.testing.assert_array_equal(terms, transfer.compute_terms(tiny, RESTLESS, aims, state.image))
 
 
-def test_the_best_image_is_the_one_of_least_loss_for_each_pair_of_a_batch(tiny: Backbone) -> None:
+def test_best_image_is_chosen_per_pair(tiny: Backbone) -> None:
     method = replace(RESTLESS, output="best")
     contents = [picture(1), picture(5)]
     aims = targets(tiny, method, contents, [[picture(2, 36, 33)], [picture(4)]])
@@ -240,7 +240,7 @@ def test_the_average_is_exponential_and_corrected_for_its_start(tiny: Backbone) 
 
 
 @pytest.mark.parametrize("search", ["decrease", "fixed"])
-def test_the_result_of_l_bfgs_is_no_worse_than_any_image_it_evaluated(tiny: Backbone, search: str) -> None:
+def test_lbfgs_result_is_its_best_image(tiny: Backbone, search: str) -> None:
     steep = StyleLoss(LIGHT.style.layers, 1e9)
     optimizer = LBFGS(history=1, line_search=search)
     method = replace(LIGHT, style=steep, optimizer=optimizer, init_noise=0.2, clip=False)
@@ -292,7 +292,7 @@ def test_a_pair_without_a_seed_starts_from_its_image_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [Adam(0.05), LBFGS()], ids=["adam", "l_bfgs"])
-def test_where_no_step_is_to_be_taken_the_first_image_is_the_result(tiny: Backbone, optimizer: Optimizer) -> None:
+def test_zero_steps_return_the_first_image(tiny: Backbone, optimizer: Optimizer) -> None:
     method = replace(LIGHT, optimizer=optimizer)
     aims, first = one_pair(tiny, method)
     state = transfer.start(method, first.image.numpy(), [0], steps=0)
@@ -318,7 +318,7 @@ def test_a_start_keeps_what_the_output_asks_for() -> None:
         assert transfer.start(method, image, [0]).output_state == Nothing()
 
 
-def test_the_next_level_begins_anew_unless_it_carries_moments_up(tiny: Backbone) -> None:
+def test_next_level_resets_adam_unless_carried(tiny: Backbone) -> None:
     anew = replace(LIGHT, output="average", pyramid=Pyramid(32, 1.5, 4))
     carrying = replace(anew, pyramid=Pyramid(32, 1.5, 4, carry=True))
     aims, first = one_pair(tiny, anew)

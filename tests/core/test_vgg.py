@@ -93,7 +93,7 @@ def test_features_before_the_relu_are_what_the_relu_cuts(tiny: Backbone) -> None
         np.testing.assert_array_equal(np.maximum(linear[layer], 0.0), relu[layer])  # deeper layers see the same all the same
 
 
-def test_replicate_padding_continues_a_plain_colour_and_zero_padding_does_not(tiny: Backbone) -> None:
+def test_replicate_padding_continues_a_plain_color(tiny: Backbone) -> None:
     plain = tf.fill((1, 8, 10, 3), 0.9)
 
     def spread(padding: str) -> float:
@@ -131,7 +131,7 @@ def test_an_unknown_layer_is_refused_by_name() -> None:
     ("layers", "side"),
     [(["block1_conv2"], 2), (["block2_conv1"], 4), (["block5_conv1", "block1_conv1"], 32), (["block4_conv2"], 16)],
 )
-def test_the_smallest_side_leaves_two_positions_at_the_deepest_layer(tiny: Backbone, layers: list[str], side: int) -> None:
+def test_min_side_leaves_two_positions(tiny: Backbone, layers: list[str], side: int) -> None:
     assert min_side(layers) == side == 2 ** max(map(block_number, layers))
     deepest = max(layers)
     assert vgg.extract_activations(tiny, noise(7, side, side), layers)[deepest].shape[1:3] == (2, 2)

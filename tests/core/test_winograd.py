@@ -18,7 +18,7 @@ def test_it_is_the_convolution_whatever_the_size(height: int, width: int) -> Non
     np.testing.assert_allclose(found, tf.nn.conv2d(x, kernel, 1, "SAME"), rtol=0, atol=1e-12)
 
 
-def test_six_convolutions_of_three_weights_stand_for_four_of_nine() -> None:
+def test_winograd_equals_the_direct_convolution() -> None:
     parts = winograd.transform_kernel(tf.ones((3, 3, 5, 4)))
     assert [tuple(part.shape) for part in parts] == [(3, 1, 5, 4)] * 6
     assert all(part.dtype == tf.float32 for part in parts)

@@ -141,9 +141,7 @@ class Recorded(MemoryStore):
 
 
 @pytest.mark.parametrize("pairs", [1, 2])
-def test_a_kill_at_any_moment_loses_no_more_than_what_came_since(
-    two: list[Job], tmp_path: Path, device: Device, pairs: int
-) -> None:
+def test_kill_loses_no_more_than_one_interval(two: list[Job], tmp_path: Path, device: Device, pairs: int) -> None:
     """Whatever the store holds after any write or removal of a checkpoint leads to the same bytes."""
     Recorded.store.clear()
     Recorded.states.clear()
@@ -261,9 +259,7 @@ def test_only_the_level_that_blew_up_is_gone_through_again(two: list[Job], tmp_p
 
 
 @pytest.mark.parametrize("method", [WILD, WILD_ABOVE])
-def test_a_step_back_is_the_same_however_often_it_is_interrupted(
-    two: list[Job], tmp_path: Path, device: Device, method: Method
-) -> None:
+def test_restarted_level_survives_interruptions(two: list[Job], tmp_path: Path, device: Device, method: Method) -> None:
     jobs = by(two[:1], method)
     calm = optimized(jobs, run_into(tmp_path / "calm"), device)
     run = run_into(tmp_path / "cut", checkpoint_steps=1)
@@ -300,7 +296,7 @@ def rows(*totals: float) -> np.ndarray:
     return np.array([[0.05 * total, 0.9 * total, 0.05 * total] for total in totals], np.float32)
 
 
-def test_an_explosion_is_a_loss_ten_thousand_times_that_of_the_first_steps() -> None:
+def test_explosion_is_ten_thousand_times_the_first_losses() -> None:
     level = Level(48, 64, 99)
     falling = [100.0, 400.0, *[50.0] * 10]
     look = find_divergence
@@ -432,7 +428,7 @@ def test_a_pair_that_takes_too_long_fails_and_can_go_on(two: list[Job], tmp_path
     assert observer.steps_done == STEPS
 
 
-def test_the_time_of_a_pair_is_its_share_of_its_batchs_over_all_runs(two: list[Job], tmp_path: Path, device: Device) -> None:
+def test_pair_seconds_are_its_share_over_all_runs(two: list[Job], tmp_path: Path, device: Device) -> None:
     optimized(two, run_into(tmp_path, pair_timeout=1e-9), device)
     (name, _) = list_files(tmp_path)
     path = tmp_path / "checkpoints" / name
@@ -528,7 +524,7 @@ def test_a_saver_settles_once_its_checkpoint_is_written(
         assert list(files.list_files("slow://out/checkpoints")) == [name]
 
 
-def test_of_a_large_picture_no_second_step_is_taken_while_a_checkpoint_is_being_written(
+def test_large_image_waits_for_its_checkpoint_write(
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large is the fine level here. Of the coarse one all four steps are taken while the first write still waits."""
@@ -544,7 +540,7 @@ def test_of_a_large_picture_no_second_step_is_taken_while_a_checkpoint_is_being_
     assert [written[steps] for steps in (4, 5, 6, STEPS)] == [False, False, True, True]
 
 
-def test_a_run_that_is_asked_to_stop_waits_for_its_checkpoint_no_longer_than_it_may(
+def test_stopped_run_waits_briefly_for_its_checkpoint(
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_store, "FINAL_SAVE_TIMEOUT", 0.1)
@@ -573,7 +569,7 @@ def test_a_run_that_is_asked_to_stop_does_not_settle_first(
     ("error", "why"),
     [(OSError(5, "the store is away"), "slow://out/checkpoints/"), (MemoryError(), "out of memory")],
 )
-def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing(
+def test_failed_checkpoint_write_only_warns(
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory], error: BaseException, why: str
 ) -> None:
     slow.broken = error

@@ -39,7 +39,7 @@ def faults(**more: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="on Linux alone there is glibc, whose heap this is about")
-def test_freed_memory_is_used_again_unless_the_environment_decides() -> None:
+def test_freed_memory_is_reused_unless_configured() -> None:
     assert faults() < PAGES // 10
     assert faults(MALLOC_MMAP_THRESHOLD_=str(2**20)) > PAGES // 2
     assert faults(GLIBC_TUNABLES="glibc.malloc.tcache_count=7") > PAGES // 2

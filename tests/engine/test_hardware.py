@@ -59,7 +59,7 @@ def test_cpuinfo_gives_model_and_flags_of_the_first_cpu() -> None:
 @pytest.mark.parametrize(
     ("flags", "turns"), [("sse2 avx avx2 avx512f", "forward"), ("avx2", "backward"), ("avx2_not", "none"), ("sse2 avx", "none")]
 )
-def test_a_cpus_flags_tell_which_of_tensorflows_two_kernels_is_the_faster(flags: str, turns: str) -> None:
+def test_cpu_flags_choose_the_faster_kernel(flags: str, turns: str) -> None:
     assert choose_flipped_direction(parse_cpuinfo(f"flags\t\t: fpu {flags}\n")) == turns
     assert choose_flipped_direction(parse_cpuinfo("processor\t: 0\nFeatures\t: fp asimd\n")) == "none"
 
@@ -77,7 +77,7 @@ def test_gpus_are_fast_from_capability_8_on_if_all_are(capabilities: list[tuple[
     assert is_bfloat16_fast_on_gpus(capabilities) is fast
 
 
-def test_auto_is_what_this_machines_processor_is_fast_at_where_it_has_no_gpu() -> None:
+def test_auto_precision_follows_the_cpu_without_gpu() -> None:
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("this machine has a GPU")
     fast = is_bfloat16_fast_on_cpu(read_cpu())

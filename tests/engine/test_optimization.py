@@ -151,9 +151,7 @@ def test_noise_is_each_pairs_own_and_spares_a_chosen_picture(two: list[Job], tmp
 
 
 @pytest.mark.parametrize("init", ["content", "style", "noise"])
-def test_the_optimization_starts_at_the_coarsest_level_where_it_is_told(
-    two: list[Job], tmp_path: Path, device: Device, init: str
-) -> None:
+def test_optimization_starts_from_the_given_init(two: list[Job], tmp_path: Path, device: Device, init: str) -> None:
     light = LIGHT.method
     still = replace(  # a step down a loss that is nothing moves nothing
         light, steps=0, init=init, pyramid=replace(light.pyramid, coarse_steps=1), total_variation=TotalVariation(0.0),
@@ -234,9 +232,7 @@ def own() -> tuple[Device, Backbone]:
     return device, device.get_backbone(TINY_SHA256, lambda: optimization.build_backbone(run_into("")))
 
 
-def test_a_style_at_one_size_is_measured_once_for_all_pairs_that_share_it(
-    two: list[Job], tmp_path: Path, own: tuple[Device, Backbone]
-) -> None:
+def test_shared_style_is_measured_once_per_size(two: list[Job], tmp_path: Path, own: tuple[Device, Backbone]) -> None:
     device, backbone = own
 
     def measured(level: tuple[int, int] = (48, 64), **fields: object) -> list[StyleStatistics]:

@@ -82,9 +82,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     ]
 
 
-def test_what_can_be_measured_again_is_given_up_where_memory_ends(
-    four: list[Job], tmp_path: Path, room: Callable[..., list[int]]
-) -> None:
+def test_caches_are_cleared_when_memory_runs_out(four: list[Job], tmp_path: Path, room: Callable[..., list[int]]) -> None:
     device = Device("/CPU:0")
     for kept in (device.style_cache, device.content_cache):
         kept.get_or_compute("from before", list)
@@ -121,7 +119,7 @@ def test_the_halves_go_on_from_the_checkpoint(
         (0.5 * 4000 * 96 * 128 / 4 / 2**30 * 2, 64),  # what was said of the device has room for a quarter
     ],
 )
-def test_a_pair_that_alone_does_not_fit_fails_with_the_size_that_would(
+def test_pair_too_large_fails_with_a_size_that_fits(
     four: list[Job], tmp_path: Path, device: Device, room: Callable[..., list[int]], gib: float, side: int
 ) -> None:
     room(0)

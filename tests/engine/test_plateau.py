@@ -52,7 +52,7 @@ def steps(result: TransferResult) -> list[int]:
     return [len(level.terms) - 1 for level in result.histories]
 
 
-def test_a_level_ends_where_the_mean_of_a_window_is_not_lower_by_more_than_the_tolerance() -> None:
+def test_level_ends_when_the_window_mean_stops_falling() -> None:
     rule = Plateau(window=2, tolerance=0.1)
     assert not rule.is_reached([])
     assert not rule.is_reached([5.0, 5.0])  # no window before
@@ -77,9 +77,7 @@ def test_a_plateau_that_could_never_or_always_be_is_refused() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [LIGHT.method.optimizer, LBFGS(history=5)])
-def test_each_level_ends_at_the_first_window_by_which_its_loss_is_flat(
-    two: list[Job], tmp_path: Path, device: Device, optimizer: object
-) -> None:
+def test_each_level_ends_at_its_first_flat_window(two: list[Job], tmp_path: Path, device: Device, optimizer: object) -> None:
     run, observer = run_into(tmp_path), Progress()
     method = flat(LIGHT.method, optimizer=optimizer)
     job = replace(two[0], recipe=replace(LIGHT, method=method))
@@ -111,9 +109,7 @@ def assert_same(found: TransferResult, expected: TransferResult) -> None:
         np.testing.assert_array_equal(one.learning_rate, other.learning_rate)
 
 
-def test_a_level_ends_there_whatever_the_chunks_and_after_an_interruption(
-    two: list[Job], tmp_path: Path, device: Device
-) -> None:
+def test_plateau_does_not_depend_on_chunks_or_resume(two: list[Job], tmp_path: Path, device: Device) -> None:
     job = two[0]
     (calm,) = optimized([job], run_into(tmp_path / "calm"), device)
     (cut,) = optimized([job], run_into(tmp_path / "cut", snapshots=7, checkpoint_steps=4), device)
@@ -192,7 +188,7 @@ def test_moments_carried_up_are_of_the_steps_that_a_pair_took(two: list[Job], tm
         np.testing.assert_allclose(one.image, alone.image, atol=1e-3)
 
 
-def test_pairs_at_one_step_resume_together_with_unequal_histories(two: list[Job], tmp_path: Path, device: Device) -> None:
+def test_pairs_at_one_step_resume_with_unequal_histories(two: list[Job], tmp_path: Path, device: Device) -> None:
     calm = [optimized([job], run_into(tmp_path / "calm"), device)[0] for job in two]
     coarse = [steps(result)[0] for result in calm]
     assert coarse[0] != coarse[1]

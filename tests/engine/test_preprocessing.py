@@ -90,7 +90,7 @@ def whole(folder: Path) -> Job:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_picture_that_changed_since_it_was_inspected_is_refused(tmp_path: Path, name: str) -> None:
+def test_image_changed_since_inspection_is_refused(tmp_path: Path, name: str) -> None:
     asked = whole(tmp_path)
     (tmp_path / f"{name}.png").write_bytes(codec.encode(picture(9), None, "png", {}))
     with pytest.raises(PictureError, match=rf"{name}\.png: changed while the run was going on; run the same command again"):
@@ -171,7 +171,7 @@ def test_a_small_style_is_enlarged_only_if_asked(shape: str, upscale: bool, expe
     assert compute_style_size(shown.job, 20, 10, (30, 40)) == expected
 
 
-def test_a_narrow_style_is_no_smaller_on_a_coarse_level_than_the_network_can_see() -> None:
+def test_narrow_style_keeps_a_usable_size() -> None:
     """Of the light recipe's layers the deepest needs 4 pixels; what is large enough at the recipe's size stays that."""
     shown = ready(picture(1, 60, 80), Picture(picture(2, 300, 15)))
     sizes = {longest: compute_style_size(shown.job, 300, 15, (30, longest)) for longest in (60, 80, 100)}
@@ -192,7 +192,7 @@ def starting(init: str) -> Method:
     return replace(LIGHT.method, init=init)
 
 
-def test_the_initial_image_is_the_content_the_mean_colour_or_a_picture() -> None:
+def test_initial_image_is_content_mean_color_or_file() -> None:
     content, chosen = picture(1, 48, 64), picture(3, 24, 32)
     shown = ready(content, Picture(picture(2)))
     np.testing.assert_array_equal(prepare_initial_image(shown, starting("content"), 48, 64), content)
@@ -208,7 +208,7 @@ def test_the_initial_image_is_the_content_the_mean_colour_or_a_picture() -> None
         np.testing.assert_array_equal(found, resize(Picture(chosen), 48, 64).rgb)
 
 
-def test_a_style_to_start_from_covers_the_frame_and_shows_its_middle() -> None:
+def test_style_as_init_covers_the_frame_centered() -> None:
     wide = picture(2, 20, 40)
     shown = ready(picture(1, 20, 20), Picture(wide), Picture(picture(3)))
     np.testing.assert_array_equal(prepare_initial_image(shown, starting("style"), 20, 20), wide[:, 10:30])
@@ -268,7 +268,7 @@ def test_luminances_alone_are_matched_and_transferred(tmp_path: Path) -> None:
     assert np.abs(luminance(made) - luminance(image)).max() < 0.01
 
 
-def test_a_style_matched_in_colour_has_the_contents_mean_and_covariance(tmp_path: Path) -> None:
+def test_color_matched_style_has_content_statistics(tmp_path: Path) -> None:
     content, style = 0.3 + 0.3 * picture(1, 48, 64), picture(2, 36, 33)
     asked = job(write_source(tmp_path, "a", content), write_source(tmp_path, "b", style), keep_color="match")
     shown = load_job(asked, run_into(tmp_path))
@@ -330,7 +330,7 @@ def test_a_half_transparent_mask_mixes() -> None:
     np.testing.assert_allclose(postprocess(shown, image), 0.25 * image + 0.75 * content, atol=1e-6)
 
 
-def test_a_picture_that_the_machine_has_no_memory_for_fails_its_pair(tmp_path: Path) -> None:
+def test_image_beyond_memory_fails_its_pair(tmp_path: Path) -> None:
     def exhausted(data: bytes, most: int) -> None:
         raise MemoryError
 

@@ -42,7 +42,7 @@ from tests.support.pictures import picture, write_source
 from tests.support.stores import FlakyFileSystem, MemoryStore
 
 
-def test_scatters_do_not_go_through_the_host_for_an_order_that_they_have() -> None:
+def test_scatters_stay_on_the_device() -> None:
     with devices.acquire(Progress()):
         assert os.environ["TF_DISABLE_SCATTER_OP_DETERMINISM"] == "1"
 
@@ -71,7 +71,7 @@ def test_a_lease_is_given_back_after_an_error() -> None:
         assert device
 
 
-def test_waiting_for_a_device_ends_when_the_run_is_asked_to_stop() -> None:
+def test_stop_signal_ends_the_wait_for_a_device() -> None:
     stopping = Progress()
     stopping.stop.set()
     with devices.acquire(Progress()), pytest.raises(Interrupted), devices.acquire(stopping):
@@ -145,7 +145,7 @@ def test_flags_are_told_in_the_marker(trio: list[Job], tmp_path: Path) -> None:
     assert outcome.from_json((tmp_path / "out" / marker_path("p0")).read_bytes()).flags == ("no_progress",)
 
 
-def test_a_pair_that_leaves_the_finite_numbers_fails_with_its_flag(trio: list[Job], tmp_path: Path) -> None:
+def test_non_finite_pair_fails_with_its_flag(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
     lost = change_job(trio[1], style_weights=(1e38,))
     first, failed, third = run_batch.stylize(Batch((trio[0], lost, trio[2])), run_into(out))
@@ -174,7 +174,7 @@ def test_a_batch_of_which_nothing_can_be_loaded_needs_no_device(trio: list[Job],
     assert failed.status is Status.FAILED
 
 
-def test_what_decided_a_picture_is_in_its_marker_without_secrets(trio: list[Job], tmp_path: Path) -> None:
+def test_marker_records_all_inputs_without_secrets(trio: list[Job], tmp_path: Path) -> None:
     mask = np.zeros((48, 64, 3), np.float32)
     mask[:, :32] = 1.0
     asked = change_job(
@@ -231,7 +231,7 @@ def test_a_store_that_refuses_the_results_fails_the_pair(trio: list[Job], tmp_pa
 # --- words, counts ---
 
 
-def test_a_watch_counts_from_many_threads_and_is_silent_where_nobody_watches() -> None:
+def test_progress_counts_from_many_threads() -> None:
     told: list[int] = []
     counting = Progress(on_change=lambda now: told.append(now.steps_done))
     threads = [threading.Thread(target=lambda: [counting.add(steps_done=1) for _ in range(200)]) for _ in range(8)]
@@ -271,7 +271,7 @@ def test_an_unexpected_error_is_told_in_a_line_without_secrets() -> None:
         ("/in/.hidden", ".hidden"),
     ],
 )
-def test_a_pictures_name_is_its_files_without_ending_and_without_secrets(uri: str, name: str) -> None:
+def test_source_name_is_the_file_stem_without_secrets(uri: str, name: str) -> None:
     assert Source(uri, "", "", 1, 1).name == name
 
 
@@ -306,7 +306,7 @@ def test_what_another_run_did_meanwhile_is_taken_over(trio: list[Job], tmp_path:
     assert (out / made.image).exists()
 
 
-def test_another_attempt_of_a_run_does_not_repeat_what_failed_for_good(trio: list[Job], tmp_path: Path) -> None:
+def test_retry_does_not_repeat_permanent_failures(trio: list[Job], tmp_path: Path) -> None:
     lost = Batch((change_job(trio[0], style_weights=(1e38,)),))
     out, counted = tmp_path / "out", Progress()
     (first,) = run_batch.stylize(lost, run_into(out))
@@ -329,7 +329,7 @@ def test_a_pair_that_another_run_is_doing_is_left_to_it(trio: list[Job], tmp_pat
     assert not list(out.glob("claims/*"))
 
 
-def test_a_pair_that_took_its_process_down_twice_is_not_tried_again(trio: list[Job], tmp_path: Path) -> None:
+def test_pair_with_two_crashes_is_not_retried(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = run_into(out, exclusive=True)
     dead = dict(owner="x", run_id="x", machine="x", process="1.1", crash_log="", expires=0.0)
@@ -347,7 +347,7 @@ def test_a_pair_that_took_its_process_down_twice_is_not_tried_again(trio: list[J
     assert not list(out.glob("claims/*"))
 
 
-def test_a_finished_or_lost_pair_leaves_no_checkpoint_and_a_late_one_does(trio: list[Job], tmp_path: Path) -> None:
+def test_only_a_timed_out_pair_keeps_its_checkpoint(trio: list[Job], tmp_path: Path) -> None:
     lost = change_job(trio[1], style_weights=(1e38,))
     run_batch.stylize(Batch((trio[0], lost)), run_into(tmp_path / "out", checkpoint_steps=1))
     assert not list((tmp_path / "out").glob("checkpoints/*"))
@@ -433,7 +433,7 @@ def test_a_pair_costs_nine_requests_beside_its_pictures(trio: list[Job]) -> None
     assert asked[7:] == ["overwrite outcomes", "delete claims"]
 
 
-def test_two_rows_of_one_pair_at_once_come_to_the_same_bytes(tmp_path: Path) -> None:
+def test_two_rows_of_one_pair_agree(tmp_path: Path) -> None:
     check_two_rows_of_one_pair(tmp_path, str(tmp_path / "out"))
 
 
@@ -481,7 +481,7 @@ def test_reading_and_writing_overlap_with_what_is_computed(trio: list[Job]) -> N
     assert [one.status for one in done] == [Status.SUCCEEDED]
 
 
-def test_a_batch_that_fails_as_a_whole_leaves_what_was_finished_before(trio: list[Job], full: type[Full]) -> None:
+def test_failed_batch_keeps_earlier_outcomes(trio: list[Job], full: type[Full]) -> None:
     """The store takes the first pair's files and none of the second's, however often it is tried."""
     full.refused, full.error = "images/p1", errno.EIO
     batch, run = Batch(tuple(trio[:2])), run_into("full://out")

@@ -18,7 +18,7 @@ print(keras.layers.Dense.__name__)
 """
 
 
-def test_tensorflow_comes_without_a_word_and_without_keras_which_can_be_had_later() -> None:
+def test_tensorflow_is_imported_quietly_without_keras() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout == "Dense\nDense\n"
     assert done.stderr == ""
