@@ -28,7 +28,7 @@ GAP = 6
 
 
 def pairs(out: Path) -> np.ndarray:
-    """The thumbnails, content beside style beside result, one under another in the order of their names."""
+    """Draw the thumbnails in the order of their names, a row each: content, style, result."""
     strips = [
         codec.decode(shrink_strip(path.read_bytes(), 160, 10**8), 10**8).rgb for path in sorted((out / "thumbnails").iterdir())
     ]
@@ -39,7 +39,7 @@ def pairs(out: Path) -> np.ndarray:
 
 
 def styles(done: list[Outcome], out: Path, samples: Path, height: int) -> np.ndarray:
-    """A row for each content, a column for each style, the pictures themselves at the left and on top."""
+    """Draw the results in a grid: a row for each content, a column for each style, with the pictures at the left and on top."""
     contents = list(dict.fromkeys(one.content.name for one in done if one.content))
     columns = list(dict.fromkeys(one.styles[0].name for one in done))
     result = {(one.content.name, one.styles[0].name): out / one.image for one in done if one.content}
@@ -68,7 +68,7 @@ def recipes(done: list[Outcome], out: Path, samples: Path, height: int) -> np.nd
 
 
 def _fitted(path: Path, height: int, width: int | None) -> np.ndarray:
-    """The picture at this height: the middle of it, where a width is given."""
+    """Resize the picture to this height, and crop its middle where a width is given."""
     picture = codec.decode(path.read_bytes(), 10**8)
     rgb = flatten_on_white(picture.rgb, picture.alpha)
     rgb = resize(Picture(rgb, None), height, round(rgb.shape[1] * height / rgb.shape[0])).rgb

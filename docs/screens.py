@@ -28,7 +28,7 @@ from playwright.sync_api import Page, sync_playwright
 
 @contextmanager
 def chromium(width: int, height: int, scheme: str) -> Iterator[Page]:
-    """An empty page of that size in pixels, light or dark."""
+    """Open an empty page of this size in pixels, in light or dark colors."""
     quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
     names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
     with sync_playwright() as playwright:
@@ -41,7 +41,7 @@ def chromium(width: int, height: int, scheme: str) -> Iterator[Page]:
 
 
 def report(out: Path, to: Path, pair: Path, id: str) -> None:
-    """The newest run's report with its failures on top, and one of its pairs closely."""
+    """Take screenshots of the newest run's report: its failures on top, and one pair in full view."""
     (newest, *_) = sorted((out / "runs").iterdir(), reverse=True)
     with chromium(1280, 1000, "light") as page:
         page.goto(f"file://{(newest / 'report.html').resolve()}")
@@ -54,7 +54,7 @@ def report(out: Path, to: Path, pair: Path, id: str) -> None:
 
 
 def prefect(server: str, name: str, to: Path, pair: Path) -> None:
-    """The newest flow run of this name as the Prefect UI has it now, and the last finished pair's image artifact."""
+    """Take screenshots of the Prefect UI: the newest flow run of this name, and the last finished pair's image artifact."""
 
     def newest(kind: str, question: dict[str, Any]) -> str:
         body = json.dumps({**question, "limit": 1}).encode()

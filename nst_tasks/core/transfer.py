@@ -190,16 +190,14 @@ def advance(
     tables = _band_tables(backbone, method, method.layers, state.image, limits)
     method = limit_history(method, *state.image.shape[1:3])
     graphs = _compile_graphs(backbone, strip_numbers(method), isinstance(targets.mask, Mask), len(tables))
-    image, optimizer, output_state, terms = graphs.advance(
-        state.image,
-        state.optimizer,
-        state.output_state,
+    tensors, terms = graphs.advance(
+        tuple(state[:3]),
         targets,
         objective.build_hyperparameters(method, tf.float32),
         tables,
         *map(tf.constant, (state.step, n, steps)),
     )
-    return TransferState(image, optimizer, output_state, state.level, state.step + n), terms.numpy()
+    return TransferState(*tensors, state.level, state.step + n), terms.numpy()
 
 
 def hold_pairs(previous: TransferState, state: TransferState, moving: Sequence[bool]) -> TransferState:
@@ -340,21 +338,14 @@ def _compile_graphs(backbone: Backbone, method: Method, masked: bool, banded_blo
             total = tf.reduce_sum(terms)
         return terms, tape.gradient(total, image)
 
+    state_spec = (image_spec, optimizer_spec, output_state_spec)
+
     @graph_function(
-        input_signature=[
-            image_spec,
-            optimizer_spec,
-            output_state_spec,
-            targets_spec,
-            hyperparameters_spec,
-            tables_spec,
-            number_spec,
-            number_spec,
-            number_spec,
-        ]
+        input_signature=[state_spec, targets_spec, hyperparameters_spec, tables_spec, number_spec, number_spec, number_spec]
     )
-    def advance(image, optimizer, output_state, targets, hyperparameters, tables, step, n, steps):
-        def update(k, image, optimizer, output_state, rows):
+    def advance(state, targets, hyperparameters, tables, step, n, steps):
+        def update(k, state, rows):
+            image, optimizer, output_state = state
             terms, gradient = terms_and_gradient(image, targets, hyperparameters, tables)  # (B, 3), (B, H, W, 3)
             loss = tf.reduce_sum(terms, axis=1)  # (B,)
             rate = hyperparameters.learning_rate * optimizers.learning_rate_factor(method.optimizer, step + k, steps)
@@ -362,13 +353,12 @@ def _compile_graphs(backbone: Backbone, method: Method, masked: bool, banded_blo
                 method.optimizer, optimizer, image, loss, gradient, rate, method.clip, step + k
             )
             output_state = _update_output_state(method, output_state, image, loss, next_image)
-            return k + 1, tf.ensure_shape(next_image, image_spec.shape), optimizer, output_state, rows.write(k, terms)
+            next_image = tf.ensure_shape(next_image, image_spec.shape)
+            return k + 1, (next_image, optimizer, output_state), rows.write(k, terms)
 
         rows = tf.TensorArray(tf.float32, size=n, element_shape=(None, len(TERMS)))
-        _, image, optimizer, output_state, rows = tf.while_loop(
-            lambda k, *_: k < n, update, (tf.constant(0), image, optimizer, output_state, rows)
-        )
-        return image, optimizer, output_state, rows.stack()
+        _, state, rows = tf.while_loop(lambda k, *_: k < n, update, (tf.constant(0), state, rows))
+        return state, rows.stack()
 
     return _Graphs(style, content, measure, advance)
 

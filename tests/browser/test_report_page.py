@@ -65,7 +65,7 @@ def flat(color: list[np.ndarray], height: int = HEIGHT, width: int = WIDTH) -> n
 
 
 def written(out: Path, outcomes: list[Outcome], title: str = "Run 1") -> str:
-    """The page of outcomes whose contents are red, styles green and results blue; its address."""
+    """Write a page of outcomes with red contents, green styles and blue results, and return its address."""
     strip = encode_strip([flat(RED), flat(GREEN, 50, 50), flat(BLUE)], HEIGHT, 4)
     terms = np.array([[9, 90, 0], [3, 30, 0.1], [1, 10, 0.5], [0.5, 5, 1.5], [0.4, 3, 1]], np.float32)
     levels = [
@@ -93,7 +93,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 def opened(
     browser: Browser, url: str, size: tuple[int, int] = WIDE, complaint: str = "", early: str = "", **options: Any
 ) -> Iterator[Page]:
-    """A page that has said nothing on its console but the complaint, and asked for nothing but the files beside it."""
+    """Open pages; fail if one printed anything but `complaint` on its console or requested a file outside its folder."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
     page = context.new_page()
     page.set_default_timeout(10_000)
@@ -126,7 +126,7 @@ def ids(page: Page) -> list[str]:
 
 
 def view(page: Page) -> dict[str, str]:
-    """What the address says is chosen."""
+    """Return what the address of the page says is selected."""
     return {name: value for name, (value,) in parse_qs(page.url.partition("#")[2]).items()}
 
 

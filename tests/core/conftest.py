@@ -17,7 +17,7 @@ def tiny() -> Backbone:
 
 @pytest.fixture(scope="session")
 def tiny64() -> Backbone:
-    """The same network in float64, for finite differences."""
+    """Return the same network in float64, for finite differences."""
     return vgg.build("tiny64", weights.load("tiny", None), tf.float64)
 
 

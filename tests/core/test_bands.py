@@ -59,7 +59,7 @@ METHODS = {
 
 
 def at(device: str) -> Backbone:
-    """A network as far as the question goes where it lies: its kernels are their device and nothing else."""
+    """Stand in for a network: its kernels know their device and nothing else."""
     return Backbone("somewhere", (Convolution("block1_conv1", SimpleNamespace(device=device), None),))
 
 
@@ -152,7 +152,7 @@ def tables_of(backbone: Backbone, method: Method, image: tf.Tensor, how: BandLim
 def measured(
     backbone: Backbone, method: Method, image: tf.Tensor, aims: Targets, in_bands: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-    """The terms (B, 3), and the gradient of the sum of their logarithms, in which none outweighs the others."""
+    """Return the terms (B, 3) and the gradient of the sum of their logarithms, in which no term outweighs the others."""
     with tf.GradientTape() as tape:
         tape.watch(image)
         terms = loss_terms(backbone, method, image, aims, in_bands)

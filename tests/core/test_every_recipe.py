@@ -28,7 +28,7 @@ LOUD = {"keras-io", "tf-eager-2018"}
 
 @pytest.fixture(scope="module")
 def loud() -> Backbone:
-    """The tiny network with every activation 200 times as large: all of it but the biases is homogeneous."""
+    """Return the tiny network with every activation 200 times as large."""
     arrays = {layer: (kernel, 200 * bias) for layer, (kernel, bias) in weights.load("tiny", None).items()}
     kernel, bias = arrays["block1_conv1"]
     return vgg.build("loud", arrays | {"block1_conv1": (200 * kernel, bias)})
@@ -109,19 +109,19 @@ def test_a_pair_in_a_batch_of_three_is_as_it_is_alone(case: Case) -> None:
 
 
 def of_pair(state: TransferState, k: int) -> TransferState:
-    """A batch's state as that of one of its pairs; numbers without an axis are the whole batch's."""
+    """Take one pair's state out of a batch's; numbers without an axis belong to the whole batch."""
     return tf.nest.map_structure(lambda leaf: leaf[k : k + 1] if tf.is_tensor(leaf) and leaf.shape.rank else leaf, state)
 
 
 def kept(state: TransferState) -> bytes:
-    """A state as a file of plain arrays."""
+    """Write a state to a file of plain arrays."""
     file = io.BytesIO()
     np.savez(file, *(np.asarray(leaf) for leaf in tf.nest.flatten(state)))
     return file.getvalue()
 
 
 def resumed(data: bytes, like: TransferState) -> TransferState:
-    """A state from such a file, with the structure of another one."""
+    """Read a state from such a file, with the structure of another state."""
     arrays = np.load(io.BytesIO(data), allow_pickle=False)
     leaves: Iterator[Array] = (arrays[name] for name in arrays.files)
     packed = tf.nest.pack_sequence_as(like, [leaf.item() if leaf.ndim == 0 else leaf for leaf in leaves])

@@ -40,12 +40,12 @@ PLAIN = Method(
 
 @pytest.fixture
 def own() -> Backbone:
-    """A network that no other test has traced a graph for."""
+    """Make a network that no other test has traced a graph for."""
     return vgg.build("tiny", weights.load("tiny", None))
 
 
 def carried_out(backbone: Backbone, method: Method, pairs: int = 1, styles: int = 1, size: tuple[int, int] = (32, 40)) -> float:
-    """The way of a batch through one step of a level: the loss of the result."""
+    """Run a batch through one step of a level, and return the loss of the result."""
     contents = [picture(k, *size) for k in range(pairs)]
     aims = targets(backbone, method, contents, [[picture(9, 36, 33)] * styles] * pairs)
     state, _ = transfer.advance(
@@ -93,7 +93,7 @@ def test_the_result_is_measured_in_the_bands_of_its_limits(own: Backbone) -> Non
 
 
 def numbered(k: int, precision: str) -> Method:
-    """The k-th of many methods that no two numbers are the same of."""
+    """Return the k-th of many methods, each of other numbers."""
     return replace(
         PLAIN,
         content=replace(PLAIN.content, layers=(("block2_conv1", 1.0 + k),), weight=2.0 + k),

@@ -30,12 +30,12 @@ SHAPES = ("Shape", "ShapeN", "Size", "Rank")
 
 @functools.cache
 def registered(kind: str) -> list[Any]:
-    """The kernels of an operation that run on a GPU, or beside it."""
+    """List the kernels of an operation that run on a GPU or on its host."""
     return [kernel for kernel in kernels.get_registered_kernels_for_op(kind).kernel if kernel.device_type in ("GPU", "DEFAULT")]
 
 
 def kernel_of(op: tf.Operation) -> Any:
-    """The kernel that would be taken for an operation on a GPU, by its types; None if there is none."""
+    """Find the kernel that an operation would get on a GPU, by its types; None if there is none."""
 
     def fits(constraint: Any) -> bool:
         allowed = constraint.allowed_values.list.type
@@ -46,7 +46,7 @@ def kernel_of(op: tf.Operation) -> Any:
 
 
 def named(op: tf.Operation, arguments: Iterable[Any]) -> list[str]:
-    """The name of the argument that each of an operation's inputs, or outputs, belongs to."""
+    """Name the argument that each of an operation's inputs, or outputs, belongs to."""
     names: list[str] = []
     for argument in arguments:
         many = op.get_attr(argument.number_attr) if argument.number_attr else 1
@@ -55,7 +55,7 @@ def named(op: tf.Operation, arguments: Iterable[Any]) -> list[str]:
 
 
 def function(graph: Any, op: tf.Operation, attribute: str) -> Any:
-    """The graph of a function that an operation calls."""
+    """Return the graph of a function that an operation calls."""
     name = op.get_attr(attribute).name
     while name not in graph._functions:
         graph = graph.outer_graph
@@ -110,7 +110,7 @@ class Followed:
 
 
 def waits(graph: Any) -> list[str]:
-    """What waits in a graph whose inputs are all on the device but for those of int32, which TensorFlow keeps on the host."""
+    """List what waits in a graph whose inputs are all on the device, except int32, which TensorFlow keeps on the host."""
     return Followed(graph, [x.dtype != tf.int32 for x in graph.inputs]).waits
 
 

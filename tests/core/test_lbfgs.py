@@ -61,7 +61,7 @@ class Walk:
         return self
 
     def count(self, pair: int, target: float) -> float:
-        """Evaluations until a pair's loss has come to the target."""
+        """Count the evaluations until a pair's loss reaches the target."""
         low = np.flatnonzero(np.array(self.losses)[:, pair] <= target)
         return low[0] + 1 if len(low) else np.inf
 
@@ -82,7 +82,7 @@ def scipy_walk(function: Function, start: Array, history: int, bounded: bool, ev
 
 
 def rosenbrock(x: Array) -> tuple[float, Array]:
-    """The extended Rosenbrock function: `sum 100 (b - a^2)^2 + (1 - a)^2` over pairs (a, b), a last odd variable left out."""
+    """Compute extended Rosenbrock: `sum 100 (b - a^2)^2 + (1 - a)^2` over pairs (a, b), without a last odd variable."""
     a, b = x[: x.size // 2 * 2].reshape(-1, 2).T
     gradient = np.zeros_like(x)
     gradient[: a.size * 2] = np.stack([-400 * a * (b - a * a) - 2 * (1 - a), 200 * (b - a * a)], axis=1).ravel()
@@ -151,7 +151,7 @@ def test_no_more_differences_are_looked_at_than_there_can_be() -> None:
 
 
 def plain_fixed(function: Function, x: Array, history: int, rate: float, evaluations: int) -> tuple[Array, int]:
-    """The images of torch.optim.LBFGS without a line search, and how many differences it passed over."""
+    """Return the images of torch.optim.LBFGS without a line search, and how many differences it skipped."""
     path, passed, differences = [], 0, []
     before = gradient_before = direction = np.zeros_like(x)
     for k in range(evaluations):
@@ -476,7 +476,7 @@ SIDE = 8
 
 
 def clipped_blobs(seed: int) -> Array:
-    """A picture (1, SIDE, SIDE, 3) of soft blobs with some grain, here and there at the bounds."""
+    """Make a picture (1, SIDE, SIDE, 3) of soft blobs with some grain, partly at the bounds."""
     random = np.random.default_rng(seed)
     coarse = tf.image.resize(random.random((4, 5, 3)), (SIDE, SIDE), "bicubic").numpy()
     return np.clip(1.28 * coarse - 0.14 + 0.03 * random.standard_normal((SIDE, SIDE, 3)), 0.0, 1.0)[None]

@@ -70,7 +70,7 @@ def distance(
 
 
 def plain_gram(features: Array) -> Array:
-    """Sums over positions of the products of channels."""
+    """Sum the products of channels over positions."""
     channels = features.shape[-1]
     return np.array([[np.sum(features[..., i] * features[..., j]) for j in range(channels)] for i in range(channels)])
 
@@ -335,7 +335,7 @@ def test_total_variation_of_one_bright_pixel_by_hand() -> None:
 
 
 def plain_variation(kind: str, image: Array) -> float:
-    """A picture (H, W, 3), pixel by pixel over the channels at once."""
+    """Walk a picture (H, W, 3) pixel by pixel, all channels at once."""
     height, width, _ = image.shape
     if kind == "nine_point":
         at = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
@@ -378,7 +378,7 @@ def test_a_plain_colour_has_no_variation(kind: TotalVariation) -> None:
 
 
 def matrix_with(*eigenvalues: float) -> Array:
-    """A symmetric matrix with these eigenvalues in no special directions."""
+    """Make a symmetric matrix with these eigenvalues, in random directions."""
     random = np.random.default_rng(len(eigenvalues)).standard_normal((len(eigenvalues), len(eigenvalues)))
     vectors = np.linalg.qr(random).Q
     return vectors * np.array(eigenvalues) @ vectors.T
@@ -439,7 +439,7 @@ def test_a_matrix_that_is_not_finite_is_lost_alone(value: float) -> None:
 
 
 def check_gradient(function: Callable[[tf.Tensor], tf.Tensor], x: Array, step: float = 1e-5) -> Array:
-    """The gradient of a scalar function at x, once it is found equal to central differences along random directions."""
+    """Return the gradient of a scalar function at x, after comparing it with central differences along random directions."""
     with tf.GradientTape() as tape:
         variable = tf.constant(x)
         tape.watch(variable)

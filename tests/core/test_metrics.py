@@ -30,13 +30,13 @@ USED = ("block1_conv1", "block3_conv1")
 
 
 def smooth(seed: int, height: int = 32, width: int = 48) -> Array:
-    """A soft random picture (height, width, 3) in [0, 1]."""
+    """Make a soft random picture (height, width, 3) in [0, 1]."""
     coarse = np.random.default_rng(seed).random((height // 4, width // 4, 3), np.float32)
     return np.kron(coarse, np.ones((4, 4, 1), np.float32))
 
 
 def textured(seed: int, height: int = 32, width: int = 48) -> Array:
-    """A picture of fine grain, in a colour of its own."""
+    """Make a picture of fine grain in one color."""
     random = np.random.default_rng(seed)
     return np.clip(random.random(3) + 0.3 * random.standard_normal((height, width, 3)), 0.0, 1.0).astype(np.float32)
 
@@ -46,7 +46,7 @@ def of(mean: list[float] | Array, covariance: list[list[float]] | Array) -> Gaus
 
 
 def root(covariance: Array) -> Array:
-    """The symmetric root, of singular matrices too (`scipy.linalg.sqrtm` refuses those)."""
+    """Compute the symmetric root, also of singular matrices (`scipy.linalg.sqrtm` refuses those)."""
     values, vectors = scipy.linalg.eigh(covariance)
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
 

@@ -79,7 +79,7 @@ def test_the_plain_convolution_is_scipys() -> None:
 
 
 def gram(x: Array) -> Array:
-    """Sums over positions, not normalized."""
+    """Sum over positions, without normalizing."""
     flat = x.reshape(-1, x.shape[-1])
     return flat.T @ flat
 
@@ -238,7 +238,7 @@ PUBLISHED: dict[str, Callable[[See, Array, Array, Array], Terms]] = {
 
 @pytest.fixture(scope="module")
 def see() -> See:
-    """The plain network on the default backbone's weights; a picture is seen once in each way."""
+    """Run the plain network on the default backbone's weights."""
     arrays, seen = weights.load("vgg16-hed", None), {}
 
     def look(image: Array, spread: float = 1.0, border: str = "constant") -> Activations:
@@ -378,7 +378,7 @@ ADAMS = {
 
 
 def published_path(adam: Published, x: Array, gradients: Array) -> Array:
-    """The pixels after each update, in the source's units."""
+    """Return the pixels after each update, in the source's units."""
     mean, square, path = np.zeros_like(x), np.zeros_like(x), []
     for t, gradient in enumerate(gradients, start=1):
         mean = adam.beta_1 * mean + (1 - adam.beta_1) * gradient

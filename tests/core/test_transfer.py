@@ -43,14 +43,14 @@ LIGHT = Method(
 
 
 def totals(rows: Array) -> Array:
-    """The losses (n, B) of terms (n, B, 3)."""
+    """Sum terms (n, B, 3) to losses (n, B)."""
     return rows.sum(axis=2)
 
 
 def images_of(
     backbone: Backbone, method: Method, aims: Targets, state: TransferState, steps: int
 ) -> tuple[list[TransferState], Array]:
-    """The states before the first step and after each, and the losses (steps + 1, B) of their images."""
+    """Return the states before the first step and after each, and the losses (steps + 1, B) of their images."""
     states, rows = [state], []
     for _ in range(steps):
         state, row = transfer.advance(backbone, method, aims, state, 1, steps)
@@ -87,7 +87,7 @@ def test_gradient_of_the_loss_in_float64(tiny64: Backbone, method: Method) -> No
 
 
 def textured(seed: int, side: int) -> Array:
-    """A picture (side, side, 3) with detail of every size, as photographs have."""
+    """Make a picture (side, side, 3) with detail of every size, as photographs have."""
     random = np.random.default_rng(seed)
     sizes = (4, 8, 16, 32, side)
     layers = [tf.image.resize(random.random((size, size, 3), np.float32), (side, side), "bicubic") for size in sizes]
@@ -384,7 +384,7 @@ def test_weights_multiply_their_own_terms(tiny: Backbone) -> None:
 
 
 def half() -> Array:
-    """A mask (1, H, W) of the left half, with a soft edge."""
+    """Make a mask (1, H, W) of the left half, with a soft edge."""
     across = np.clip((SIZE[1] / 2 + 2 - np.arange(SIZE[1])) / 4, 0.0, 1.0)
     return np.repeat(across[None, None], SIZE[0], axis=1).astype(np.float32)
 

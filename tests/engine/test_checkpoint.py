@@ -189,7 +189,7 @@ def test_what_somebody_made_up_is_not_read(written: bytes) -> None:
 
 
 def signed(written: bytes, **facts: str) -> bytes:
-    """The same checkpoint with other facts, its checksum as it should be."""
+    """Change facts of a checkpoint, and correct its checksum."""
     with np.load(io.BytesIO(written)) as found:
         arrays = {name: found[name] for name in found.files if name != "sha256"}
     told = {**json.loads(arrays["facts"].tobytes()), **facts}

@@ -362,7 +362,7 @@ def unequal_jobs(folder: Path, method: Method, weights: Sequence[float]) -> list
 
 
 def first_levels(results: Sequence[TransferResult | PairError]) -> list[int | str]:
-    """Steps of each pair's first level, or that it restarted."""
+    """Return the steps of each pair's first level, or that it restarted."""
     return [
         "restarted" if one.restarted else len(one.histories[0].terms) - 1 for one in results if isinstance(one, TransferResult)
     ]

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def stylized(folder: Path, workers: int) -> None:
-    """The pairs of `two_jobs`, in batches as a run makes them, into a folder of the number of workers."""
+    """Run the pairs of `two_jobs` in batches, as a run does, into a folder named by the number of workers."""
     jobs = two_jobs(folder)
     found = group_into_batches(jobs, devices.limit_batch_size(4, on_gpus=False), 2**30)
     assert found == [Batch((job,)) for job in jobs]

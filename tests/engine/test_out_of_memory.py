@@ -43,7 +43,7 @@ def four(tmp_path: Path) -> list[Job]:
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Steps that fail beyond so many pairs at once, or from the level of a height on; the sizes of the batches they saw."""
+    """Make steps fail above a number of pairs, or from the level of a height on; record the sizes of the batches."""
     really = transfer.advance
 
     def make(pairs: int, height: int = 10**9, error: BaseException = EXHAUSTED) -> list[int]:

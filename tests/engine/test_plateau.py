@@ -25,7 +25,7 @@ COARSE, FINE = 40, 60
 
 
 def flat(method: Method, **fields: object) -> Method:
-    """The method with many steps on both levels, and a plateau."""
+    """Return the method with many steps on both levels, and a plateau."""
     assert method.pyramid is not None
     pyramid = replace(method.pyramid, coarse_steps=COARSE)
     return replace(method, steps=FINE, pyramid=pyramid, **{"plateau": RULE} | fields)

@@ -34,7 +34,7 @@ EIGHT_BITS = 0.5 / 255 + 1e-6
 
 
 def ready(content: Array, *styles: Picture, **fields: object) -> LoadedJob:
-    """A job at the content's size with these pictures in hand."""
+    """Make a job at the content's size of these pictures."""
     sources = [Source("/x.png", "x", "1", *one.shape[:2]) for one in (content, *(style.rgb for style in styles))]
     own = {name: fields.pop(name) for name in ("mask", "initial") if name in fields}
     height, width = content.shape[:2]

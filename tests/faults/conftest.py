@@ -16,7 +16,7 @@ from tests.support.survival import run_inputs, write_inputs
 
 @pytest.fixture(scope="session")
 def calm(prefect_api: str, session_folder: Path) -> str:
-    """The output of an undisturbed run of the manifest of `survival`."""
+    """Return the output of an undisturbed run of the manifest of `survival`."""
 
     def make(folder: Path) -> None:
         from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -45,14 +45,14 @@ def open_way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 @pytest.fixture
 def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The way to the S3 server and its bucket nst-faults, on which nothing happens yet; the environment leads clients there."""
+    """Put a proxy without faults before the S3 server, and point the environment to it and its bucket nst-faults."""
     with open_way(s3, monkeypatch) as running:
         yield running
 
 
 @pytest.fixture
 def mortal_way(weed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Proxy, Server]]:
-    """The same to an S3 server that no other test uses, and that server."""
+    """Put the proxy before an S3 server that no other test uses, and return both."""
     (tmp_path / "s3").mkdir()
     with run_s3_server(weed, tmp_path / "s3") as (s3, server), open_way(s3, monkeypatch) as running:
         yield running, server

@@ -104,7 +104,7 @@ def test_lost_scheduler_ends_the_run_with_one_sentence(
 
 
 def processes(session: int) -> list[str]:
-    """The running processes of a session, by their command lines."""
+    """List the running processes of a session by their command lines."""
     found = subprocess.run(["ps", "-s", str(session), "-o", "stat=,args="], capture_output=True, text=True, check=False)
     return [line for line in found.stdout.splitlines() if not line.startswith("Z")]
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("flow_api", "short_leases")
 
 @pytest.fixture
 def short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second run of a test is this process too, so that it cannot tell by the first one's death that a claim is void."""
+    """Make the second run look like the first one's process, so that a dead process does not void its claim."""
     monkeypatch.setenv("NST_LEASE_SECONDS", "2")
 
 
@@ -116,7 +116,7 @@ def test_expired_credentials_end_the_run_and_renewed_resume(way: Proxy, calm: st
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, of one megabyte."""
+    """Mount a disk of one megabyte."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False)

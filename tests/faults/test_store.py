@@ -14,7 +14,7 @@ WHOLE = bytes(range(256)) * 400
 
 @pytest.fixture
 def way(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """The same with one object in the bucket, and a client that tries once, for a second."""
+    """Put one object in the bucket, and make the client try once, for a second."""
     files.write("s3://nst-faults/whole", WHOLE)
     quick = {"read_timeout": 1, "retries": {"total_max_attempts": 1}}
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": quick})

@@ -28,7 +28,7 @@ from tests.support.runs import list_files
 
 
 def refused(*arguments: str, **environment: str) -> list[str]:
-    """The lines of a command that ends with exit code 2, each of which says who speaks."""
+    """Run a command that ends with exit code 2, and return its lines, each of which starts with the program's name."""
     result = nst(*arguments, **environment)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -39,7 +39,7 @@ def refused(*arguments: str, **environment: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A manifest of two good rows with their pictures."""
+    """Write a manifest of two good rows and their pictures."""
     for name, color in (("cat.png", "teal"), ("dog.png", "brown"), ("oil.png", "navy")):
         (tmp_path / name).write_bytes(encode_flat(color))
     manifest(tmp_path, "cat.png,oil.png,", "dog.png,oil.png,")

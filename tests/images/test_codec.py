@@ -39,7 +39,7 @@ def flat(rgb: tuple[int, ...], mode: str = "RGB", size: tuple[int, int] = (4, 3)
 
 
 def png(width: int, height: int, depth: int, kind: int, *chunks: tuple[bytes, bytes], rows: bytes = b"") -> bytes:
-    """A PNG by hand; `rows` are filter byte plus samples, row after row."""
+    """Write a PNG by hand; `rows` are filter byte plus samples, row after row."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -48,7 +48,7 @@ def png(width: int, height: int, depth: int, kind: int, *chunks: tuple[bytes, by
 
 
 def tiff(width: int, height: int, bits: int, photometric: int, pixels: bytes) -> bytes:
-    """A little-endian, uncompressed gray TIFF of one strip, by hand."""
+    """Write a little-endian, uncompressed gray TIFF of one strip by hand."""
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (277, 1), (278, height)]
     tags += [(273, 8 + 2 + 9 * 12 + 4), (279, len(pixels))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags))
@@ -56,7 +56,7 @@ def tiff(width: int, height: int, bits: int, photometric: int, pixels: bytes) ->
 
 
 def icc(space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC profile by hand (ICC.1:2001-04): 128 bytes of header, the tag table, the tags."""
+    """Write an ICC profile by hand (ICC.1:2001-04): 128 bytes of header, the tag table, the tags."""
     table, body, at = b"", b"", 128 + 4 + 12 * len(tags)
     for name, data in tags.items():
         table += struct.pack(">4sII", name, at + len(body), len(data))
@@ -80,7 +80,7 @@ SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0
 
 
 def matrix_profile(red: int, green: int, blue: int, power: float) -> bytes:
-    """An RGB profile whose channels are sRGB's primaries in the order given."""
+    """Write an RGB profile whose channels are sRGB's primaries in the order given."""
     tags = {name: gamma(power) for name in (b"rTRC", b"gTRC", b"bTRC")}
     for name, which in ((b"rXYZ", red), (b"gXYZ", green), (b"bXYZ", blue)):
         tags[name] = b"XYZ " + bytes(4) + xyz(*SRGB_PRIMARIES[which])
@@ -88,7 +88,7 @@ def matrix_profile(red: int, green: int, blue: int, power: float) -> bytes:
 
 
 def ink_profile() -> bytes:
-    """A CMYK profile in which only black ink prints, L* = 100 (1 - K), and C, M, Y leave the paper white."""
+    """Write a CMYK profile in which only black ink prints, L* = 100 (1 - K), and C, M, Y leave the paper white."""
     identity = bytes(range(256))
     grid = b"".join(bytes((0 if corner & 1 else 255, 128, 128)) for corner in range(16))  # K runs fastest
     unit = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
@@ -97,7 +97,7 @@ def ink_profile() -> bytes:
 
 
 def pixel(data: bytes) -> list[int]:
-    """The one colour of a flat picture, in 8-bit steps."""
+    """Return the one color of a flat picture, in 8-bit steps."""
     rgb = decode(data, LIMIT).rgb
     assert np.ptp(rgb, axis=(0, 1)).max() < 2 / 255
     return np.rint(rgb[1, 1] * 255).astype(int).tolist()
@@ -766,7 +766,7 @@ def test_match_luminance_takes_mean_and_deviation():
 
 
 def colors(height: int, width: int, mean: list[float], deviations: list[float], seed: int = 0) -> np.ndarray:
-    """Normal colors about a mean, with these deviations along three axes that are none of R, G, B."""
+    """Draw normal colors about a mean, with these deviations along three axes other than R, G, B."""
     random = np.random.default_rng(seed)
     axes, _ = np.linalg.qr(random.standard_normal((3, 3)))
     return (random.standard_normal((height, width, 3)) * deviations @ axes.T + mean).astype(np.float32)

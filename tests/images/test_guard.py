@@ -86,7 +86,7 @@ def test_a_gifs_frames_are_not_counted() -> None:
 
 
 def tiff(*tags: tuple[int, int, int, int], order: str = "<", is_big: bool = False, tail: bytes = b"") -> bytes:
-    """A TIFF of tags (number, type, count, value), all of 16 x 16 pixels of gray in one strip behind them."""
+    """Write a TIFF of 16 x 16 gray pixels in one strip, with these tags (number, type, count, value)."""
     pixels = bytes(256)
     head, entry = ("Q", "HHQ") if is_big else ("H", "HHI")
     width = 8 if is_big else 4

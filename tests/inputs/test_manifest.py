@@ -31,7 +31,7 @@ def only_pair(text: str, folder: str = FOLDER) -> Pair:
 
 
 def one_row(**cells: str) -> str:
-    """A manifest of one row on line 2, cat.jpg in the style of starry.jpg unless told otherwise."""
+    """Write a manifest of one row on line 2, cat.jpg in the style of starry.jpg unless told otherwise."""
     cells = {"content": "cat.jpg", "style": "starry.jpg"} | cells
     return ",".join(cells) + "\n" + ",".join(cells.values()) + "\n"
 

@@ -91,7 +91,7 @@ def some(kind: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def valid(draw: st.DrawFn, kind: type) -> Any:
-    """A dataclass of random values, those that it refuses replaced by the usual ones."""
+    """Make a dataclass of random values; the default replaces a value that it refuses."""
     usual = recipe_file._EXAMPLES[kind]
     for name, hint in get_type_hints(kind).items():
         value = draw(some(hint))

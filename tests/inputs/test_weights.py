@@ -158,7 +158,7 @@ def random_weights(architecture: str) -> weights.Weights:
 
 
 def published_file(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
-    """An HDF5 file laid out as Keras Applications publishes its own: a group a layer, the names in attributes."""
+    """Write an HDF5 file in the layout of Keras Applications: a group per layer, the names in attributes."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         names = ["input_1"]

@@ -41,7 +41,7 @@ def stylize(pictures: Path, out: Path, name: str, *rows: str, header: str = "id,
 
 
 def read_artifacts(api: str, flow_run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The artifacts of a flow run by type."""
+    """Return the artifacts of a flow run by type."""
     found: dict[str, list[dict[str, Any]]] = {}
     for one in find(api, "artifacts", artifacts={"flow_run_id": {"any_": [flow_run["id"]]}}):
         found.setdefault(one["type"], []).append(one)
@@ -49,7 +49,7 @@ def read_artifacts(api: str, flow_run: dict[str, Any]) -> dict[str, list[dict[st
 
 
 def read_log(api: str, flow_run: dict[str, Any], last: str) -> list[str]:
-    """The flow run's log, once it holds this text."""
+    """Wait until the flow run's log holds this text, and return the log."""
 
     def look() -> list[str]:
         found = find(api, "logs", logs={"flow_run_id": {"any_": [flow_run["id"]]}}, sort="TIMESTAMP_ASC")

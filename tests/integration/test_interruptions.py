@@ -38,7 +38,7 @@ def test_signals_end_with_130_and_resume_to_the_same_bytes(flow_api: str, pictur
     command = [NST, "run", str(pictures / "m.csv"), "--out", str(out), *options]
 
     def stands() -> int:
-        """The long pair's last step that is on the disk."""
+        """Return the last step of the long pair that is on the disk."""
         return max((int(path.stem.rpartition("-")[2]) for path in out.glob("checkpoints/*.npz")), default=0)
 
     reached, done = 0, []

@@ -29,7 +29,7 @@ ROWS = "id,content,style,recipe\na,in/cat.png,in/oil.png,\nb,in/dog.png,s3://nst
 
 @pytest.fixture
 def bucket(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket with a manifest and its pictures, reached by the environment's credentials alone."""
+    """Fill a bucket with a manifest and its pictures, reached by the environment's credentials alone."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()

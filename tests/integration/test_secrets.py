@@ -59,7 +59,7 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    """A web server's host and port."""
+    """Start a web server, and return its host and port."""
     handler = type("Handler", (Site,), {"asked": Counter()})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)

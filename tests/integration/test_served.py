@@ -89,7 +89,7 @@ def children(url: str, run: str) -> dict[str, dict[str, Any]]:
 
 
 def alerts(url: str, folder: Path, to: str) -> list[str]:
-    """The ids of the automations of docs/automations, made as the documentation says."""
+    """Create the automations of docs/automations as the documentation says, and return their ids."""
     from prefect.blocks.webhook import Webhook
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

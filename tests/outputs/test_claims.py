@@ -34,13 +34,13 @@ def run(tmp_path: Path) -> Run:
 
 
 def held(run: Run) -> dict[str, int]:
-    """Generations of the claim files, by key."""
+    """Return the generations of the claim files by key."""
     found = files.list_files(join_uri(run.out, "claims"))
     return {name.split(".")[0]: int(name.split(".")[1]) for name in found}
 
 
 def put(run: Run, key: str, generation: int = 0, **fields: Any) -> Claim:
-    """A claim of somebody's on another machine, for a minute."""
+    """Take a claim for a minute, as a process of another machine."""
     usual = dict(
         owner="somebody", run_id="other", machine="elsewhere", process="1.1", crash_log="", strikes=0, expires=time.time() + 60
     )
@@ -153,7 +153,7 @@ def test_the_highest_generation_holds(run: Run) -> None:
 
 
 def finished_process() -> str:
-    """A process of this machine that has ended."""
+    """Return a process of this machine that has ended."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         name = f"{process.pid}.{_read_start_time(process.pid)}"
         assert is_running(name)
@@ -190,7 +190,7 @@ def test_a_claim_that_cannot_be_read_holds_nobody_up(run: Run, damage: bytes) ->
 
 
 def changed(**fields: Any) -> bytes:
-    """A claim of this process for a minute, with other values."""
+    """Make a claim of this process for a minute, with other values."""
     claim = Claim("k", 0, "somebody", "other", machine_id(), process_id(), "", 0, time.time() + 60)
     return json.dumps(vars(claim) | fields).encode()
 
@@ -337,7 +337,7 @@ def temporary(tmp_path: Path) -> Path:
 
 
 def died(run: Run, temporary: Path, how: str, *more: str) -> int:
-    """The strikes of the pair when a process took it that then died so."""
+    """Count the strikes of a pair after a process that held it died this way."""
     command = [sys.executable, "-c", CRASH, run.out, how, *more]
     ended = subprocess.run(
         command, env={**os.environ, "TMPDIR": str(temporary)}, capture_output=True, text=True, timeout=120, check=False

@@ -72,7 +72,7 @@ COLUMN = ("nst_tasks/outputs/report.py", "history")  # of the summary
 
 
 def path_literals(source: str) -> list[str]:
-    """String constants, other than docstrings, of which a segment between slashes is a name below OUT."""
+    """List string constants, other than docstrings, that name a path below OUT between slashes."""
     tree = ast.parse(source)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]

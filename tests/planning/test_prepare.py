@@ -47,7 +47,7 @@ SETTINGS = Settings(readers=4)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A manifest of two good rows with their pictures."""
+    """Write a manifest of two good rows and their pictures."""
     (tmp_path / "cat.png").write_bytes(encode_flat("teal"))
     (tmp_path / "dog.png").write_bytes(encode_flat("brown", 60, 80))
     (tmp_path / "oil.jpg").write_bytes(encode_flat("navy", 100, 100, "JPEG"))
@@ -609,7 +609,7 @@ SKY = Source("/in/sky.png", "s", "1", 120, 160)
 
 
 def framed(folder: Path, content: Source = CAT, **sizes: tuple[int, int]) -> Job:
-    """The job of a row with a picture as `init` or `mask`, of these heights and widths."""
+    """Make the job of a row with a picture as `init` or `mask`, of these heights and widths."""
     given = {column: replace(SKY, uri=f"/in/{column}.png", height=h, width=w) for column, (h, w) in sizes.items()}
     pair = replace(PAIR, **{column: source.uri for column, source in given.items()})
     sources = {**SOURCES, CAT.uri: content, **{source.uri: source for source in given.values()}}

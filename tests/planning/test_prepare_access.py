@@ -23,7 +23,7 @@ from tests.support.pictures import encode_flat
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder to stay in, `in`, with a manifest, pictures and a recipe, and the same things outside of it, in `other`."""
+    """Write an allowed folder, `in`, with a manifest, pictures and a recipe, and the same files outside of it, in `other`."""
     for name in ("in", "other"):
         (tmp_path / name).mkdir()
         for file in ("cat.png", "oil.png"):

@@ -32,7 +32,7 @@ from nst_tasks.storage.uri import get_folder, join_uri, make_absolute
 
 @pytest.fixture(params=["path", "file", "memory"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty place, of each kind that works without a server."""
+    """Return an empty folder, of each kind that works without a server."""
     if request.param == "memory":
         place = f"memory://{tmp_path.name}"
         yield place
@@ -99,7 +99,7 @@ def test_nothing_can_be_read_where_nothing_is(base: str) -> None:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """The system refuses this process larger files for a while: what is written first fits, the rest does not."""
+    """Limit the size of this process's files: what is written first fits, the rest does not."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -441,7 +441,7 @@ def test_a_file_system_that_is_not_installed_is_named() -> None:
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    """A web server that answers `/STATUS` with that status."""
+    """Start a web server that answers `/STATUS` with that status."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -553,7 +553,7 @@ def test_each_does_not_hide_a_programmers_error() -> None:
 
 
 def failing(*errors: Exception) -> Callable[[], str]:
-    """A function that fails so, one error a call, and then returns."""
+    """Make a function that raises these errors, one per call, and then returns."""
     waiting = iter(errors)
 
     def call() -> str:

@@ -39,7 +39,7 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site() -> Iterator[tuple[str, list[str]]]:
-    """A server's address and the paths that it was asked for."""
+    """Start a server; return its address and the paths that it was asked for."""
     handler = type("Handler", (Site,), {"asked": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)

@@ -11,7 +11,7 @@ JOB_FIELDS = {field.name for field in fields(Job)}
 
 
 def change_job(job: Job, **values: Any) -> Job:
-    """The job with these values in its own fields or, for those that it lacks, in the fields of its row."""
+    """Replace these fields of a job or, where it lacks them, of its row."""
     row_values = {name: value for name, value in values.items() if name not in JOB_FIELDS}
     own_values = {name: value for name, value in values.items() if name in JOB_FIELDS}
     return replace(job, pair=replace(job.pair, **row_values), **own_values)

@@ -75,7 +75,7 @@ class Proxy:
 
 @contextmanager
 def proxy(upstream: str, decide: Callable[[str, str], Fault | None]) -> Iterator[Proxy]:
-    """A proxy before the server at `upstream`; `decide` says by method and path what happens to each request."""
+    """Start a proxy before the server at `upstream`; `decide` says by method and path what happens to each request."""
     address, closing = urlsplit(upstream).netloc, threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):

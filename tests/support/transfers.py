@@ -51,7 +51,7 @@ def targets64(backbone: Backbone, method: Method, content: Array, style: Array) 
 
 
 def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, aims: Targets, tables: BandTables = ()) -> tf.Tensor:
-    """The weighted terms of the loss, (B, 3), as a step has them, but with nothing compiled and in the image's dtype."""
+    """Compute the weighted terms of the loss, (B, 3), as a step does, but uncompiled and in the image's dtype."""
     return objective.weighted_terms(backbone, method, image, aims, objective.build_hyperparameters(method, image.dtype), tables)
 
 
