@@ -232,7 +232,7 @@ def publish_progress(reporter: RunReporter) -> Iterator[None]:
                 last_sent = current
                 update()
 
-    updater = threading.Thread(target=contextvars.copy_context().run, args=(update_until_ended,), name="progress", daemon=True)
+    updater = threading.Thread(target=contextvars.copy_context().run, args=(update_until_ended,), name="artifacts", daemon=True)
     updater.start()
     try:
         yield

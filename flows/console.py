@@ -133,7 +133,7 @@ def _handle_signals(progress: Progress) -> Iterator[None]:
             return
         asked = True
         progress.stop.set()
-        threading.Thread(target=_force_exit, args=(progress,), name="leave", daemon=True).start()
+        threading.Thread(target=_force_exit, args=(progress,), name="force exit", daemon=True).start()
         print("nst: stopping after the current steps; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     previous_handlers = {number: signal.signal(number, handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}

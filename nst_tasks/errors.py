@@ -1,4 +1,4 @@
-"""Exception classes of nst, their classification, and the redaction of texts for logs and reports.
+"""Exception classes of nst, their classification, and helpers for the texts of messages, logs and reports.
 
 NstError
 ├── InputError                the input is invalid as a whole, so nothing ran (exit code 2)
@@ -16,11 +16,12 @@ NstError
 ├── ClusterError              the remote workers can no longer be reached
 └── Interrupted               the run was asked to stop
 
-A row's failure is data (see `outcome`): these are raised where it happens and turned into data once, in `work` and `intake`.
+A row's failure is data (see `outcome`): `tasks`, `engine.run_batch` and `planning.triage` turn these errors into data, once.
 """
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class NstError(Exception):
@@ -173,3 +174,10 @@ def _strip_secrets_from_part(uri: str) -> str:
     # only up to the last @: after it, the pattern would scan the whole rest from each ://, in quadratic time
     before, at, after = uri.rpartition("@")
     return re.split("[?#]", _CREDENTIALS.sub("", before + at) + after, maxsplit=1)[0]
+
+
+def suggest_name(word: object, names: Iterable[str]) -> str:
+    """Return a remedy for a misspelt word: the most similar name, or else all names."""
+    names = list(names)
+    similar = difflib.get_close_matches(word.lower()[:80], names, n=1) if isinstance(word, str) else []
+    return f"did you mean {similar[0]}?" if similar else f"give one of {', '.join(names)}"

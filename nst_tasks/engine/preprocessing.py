@@ -175,13 +175,13 @@ def _load_picture(source: Source, run: Run, size: tuple[int, int] | None = None)
 def _read_verified(source: Source, run: Run, decode: Callable[[bytes, int], T]) -> T:
     data = files.read(source.uri)
     if hashlib.sha256(data).hexdigest() != source.sha256:
-        raise PictureError(f"{source.redacted().uri}: changed while the run was going on; run the same command again")
+        raise PictureError(f"{source.redact_uri().uri}: changed while the run was going on; run the same command again")
     try:
         return decode(data, run.settings.max_pixels)
     except PictureError as error:
-        raise PictureError(f"{source.redacted().uri}: {error}") from error
+        raise PictureError(f"{source.redact_uri().uri}: {error}") from error
     except MemoryError as error:
         raise PictureError(
-            f"{source.redacted().uri}: {source.width} x {source.height} pixels do not fit into this machine's memory; "
+            f"{source.redact_uri().uri}: {source.width} x {source.height} pixels do not fit into this machine's memory; "
             "scale it down"
         ) from error

@@ -32,7 +32,7 @@ class Source:
         file = redact(self.uri).rpartition("/")[2]
         return file.partition(".")[0] or file
 
-    def redacted(self) -> Source:
+    def redact_uri(self) -> Source:
         """Return the same source with its URI redacted for markers and reports."""
         return replace(self, uri=redact(self.uri))
 

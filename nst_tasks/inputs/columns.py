@@ -5,16 +5,15 @@ docs/architecture.md shows how to add one.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from nst_tasks.core.method import INITS, MAX_SIZE, MAX_STEPS, MIN_SIZE, PRECISIONS
-from nst_tasks.errors import redact
+from nst_tasks.errors import redact, suggest_name
 from nst_tasks.images.picture import OUTPUT_FORMATS
 from nst_tasks.inputs.presets import PRESETS
 from nst_tasks.inputs.recipe_file import is_recipe_file
@@ -276,13 +275,6 @@ def split_cell(column: str, cell: str) -> list[str]:
 
 
 # Text
-
-
-def suggest_name(word: str, names: Iterable[str]) -> str:
-    """Return a remedy for a misspelt word: the most similar name, or else all names."""
-    names = list(names)
-    similar = difflib.get_close_matches(word.lower()[:80], names, n=1)
-    return f"did you mean {similar[0]}?" if similar else f"give one of {', '.join(names)}"
 
 
 def format_cell(cell: str) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nst_tasks.errors import ManifestError
+from nst_tasks.errors import ManifestError, suggest_name
 from nst_tasks.inputs.columns import (
     COLUMNS,
     IMAGE_COLUMNS,
@@ -27,7 +27,6 @@ from nst_tasks.inputs.columns import (
     Column,
     format_cell,
     list_columns,
-    suggest_name,
 )
 from nst_tasks.inputs.csv_text import decode_csv, unescape_formula
 from nst_tasks.inputs.recipe import Overrides

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product, zip_longest
 
-from nst_tasks.errors import ManifestError, strip_secrets
-from nst_tasks.inputs.columns import COLUMNS, MAX_STYLES, REQUIRED_COLUMNS, Column, format_cell, split_cell, suggest_name
+from nst_tasks.errors import ManifestError, strip_secrets, suggest_name
+from nst_tasks.inputs.columns import COLUMNS, MAX_STYLES, REQUIRED_COLUMNS, Column, format_cell, split_cell
 from nst_tasks.inputs.csv_text import decode_csv, encode_csv, escape_formula, unescape_formula
 from nst_tasks.inputs.manifest import Manifest, derive_id, group_problems_by_row, resolve_uri
 from nst_tasks.inputs.presets import PRESETS

@@ -8,7 +8,6 @@ This module does no I/O and does not import TensorFlow.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import sys
@@ -21,7 +20,7 @@ import tomli_w
 
 from nst_tasks.core.method import LBFGS, SGD, Adam, ContentLoss, LayerWeights, Method, Optimizer, Plateau, Pyramid
 from nst_tasks.core.vgg_layers import layer_names
-from nst_tasks.errors import SettingsError, redact
+from nst_tasks.errors import SettingsError, redact, suggest_name
 from nst_tasks.inputs.presets import DEFAULT, PRESETS, TF_TUTORIAL
 from nst_tasks.inputs.recipe import Recipe
 from nst_tasks.inputs.toml_text import decode_toml, shorten
@@ -83,7 +82,7 @@ def parse(data: bytes, name: str) -> Recipe:
         if isinstance(base, str) and base in PRESETS:
             preset = PRESETS[base]
         else:
-            problems.append(f"base: {_format_value(base)} is not a preset; {_suggest_name(base, PRESETS)}")
+            problems.append(f"base: {_format_value(base)} is not a preset; {suggest_name(base, PRESETS)}")
         given = _merge({**to_tables(preset), "name": name}, given)
     try:
         values = _read_table(given, "", _TOP_LEVEL_KEYS, ["base", *_TOP_LEVEL_KEYS])
@@ -198,7 +197,7 @@ def _read_choice(given: Any, choices: Sequence[str], path: str) -> Any:
         return given
     # only an optimizer's kind can be None, if it is missing, since TOML has no null
     fault = "is missing" if given is None else f"{_format_value(given)} is not known"
-    raise SettingsError(f"{path}: {fault}; {_suggest_name(given, choices)}")
+    raise SettingsError(f"{path}: {fault}; {suggest_name(given, choices)}")
 
 
 _TYPE_DESCRIPTIONS: Mapping[Any, str] = {
@@ -251,13 +250,7 @@ def _to_plain(value: Any) -> Any:
 
 def _suggest_remedy(key: str, known: Iterable[str]) -> str:
     """Return a remedy for an unknown key of a table; the commonest mistake is a top-level key below a table's heading."""
-    return "move it to the top, above the first table" if key in _TOP_LEVEL_KEYS else _suggest_name(key, known)
-
-
-def _suggest_name(word: object, names: Iterable[str]) -> str:
-    names = list(names)
-    similar = difflib.get_close_matches(word.lower()[:MAX_TEXT_CHARACTERS], names, n=1) if isinstance(word, str) else []
-    return f"did you mean {similar[0]}?" if similar else f"give one of {', '.join(names)}"
+    return "move it to the top, above the first table" if key in _TOP_LEVEL_KEYS else suggest_name(key, known)
 
 
 def _format_key(key: str) -> str:

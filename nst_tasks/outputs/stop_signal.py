@@ -41,7 +41,7 @@ def forward_stop(run: Run, progress: Progress) -> Iterator[None]:
         with contextlib.suppress(StorageError, Interrupted):  # without the file, the workers finish their current tasks
             call_with_retries(lambda: files.write(_stop_uri(run), b""), run.settings.retry_delays, ended, lambda sentence: None)
 
-    writer = threading.Thread(target=write_stop_file, name="tell to stop", daemon=True)
+    writer = threading.Thread(target=write_stop_file, name="write stop signal", daemon=True)
     writer.start()
     try:
         yield
@@ -75,7 +75,7 @@ def watch_stop(run: Run) -> Iterator[Progress]:
     check_stop_file()
     if progress.stop.is_set():
         raise Interrupted("interrupted before it began")
-    poller = threading.Thread(target=poll, name="heed", daemon=True)
+    poller = threading.Thread(target=poll, name="poll stop signal", daemon=True)
     poller.start()
     token = progress_variable.set(progress)
     try:

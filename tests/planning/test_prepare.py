@@ -391,8 +391,8 @@ def test_known_source_is_found_by_redacted_uri(memory: str) -> None:
     place = f"{memory}/cat.png?token=1"
     files.write(place, encode_flat("teal"))
     cat = inspect_image(place, 10_000)
-    assert cat.redacted().uri == f"{memory}/cat.png"
-    assert find_known_sources([place], [done(content=cat.redacted())], 4) == {place: cat}
+    assert cat.redact_uri().uri == f"{memory}/cat.png"
+    assert find_known_sources([place], [done(content=cat.redact_uri())], 4) == {place: cat}
 
 
 def test_probe_names_each_bad_picture_once_with_its_first_row(folder: Path) -> None:
