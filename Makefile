@@ -1,12 +1,12 @@
 # make demo   sets up and stylizes sample pictures into demo-output
-# make test   sets up and runs every test; make test-fast those that need neither a server nor a browser
-# make check  lint, types and the arrows between the rooms
-# make fuzz   feeds spoilt manifests and pictures to their readers for FUZZ_SECONDS, 60 by default
+# make test   sets up and runs every test; make test-fast only those without a server, a browser or a long optimization
+# make check  lint, formatting, types and the import contracts
+# make fuzz   feeds damaged manifests and pictures to their readers for FUZZ_SECONDS, 60 by default
 # make soak   kills a run SOAK_KILLS times, 25 by default, and its S3 server for SOAK_OUTAGE seconds, 60 by default
 # make bench  measures speed and memory against other loops, for an hour or more; TORCH names a Python that has PyTorch
 # make docs   writes the settings into docs/configuration.md and .env.example
-# make lock   writes constraints.txt anew from the newest versions that pyproject.toml allows
-# make clean  removes what the others made
+# make lock   rewrites constraints.txt with the newest versions that pyproject.toml allows
+# make clean  removes everything that the other targets made
 
 PYTHON ?= python3
 SOAK_KILLS ?= 25
@@ -51,7 +51,7 @@ docs: .venv/demo
 	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; name another with: make PYTHON=python3.12") if not (3, 11) <= sys.version_info < (3, 14) else None'
 	$(PYTHON) -m venv .venv
 
-# the tests' installation does not wait for the demo's, which is part of it: pip takes its time to see that something is there
+# .venv/ready does not depend on .venv/demo, which it includes: pip takes seconds to find that everything is installed
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[demo]"
 	@touch $@

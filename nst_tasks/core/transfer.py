@@ -190,14 +190,14 @@ def advance(
     tables = _band_tables(backbone, method, method.layers, state.image, limits)
     method = limit_history(method, *state.image.shape[1:3])
     graphs = _compile_graphs(backbone, strip_numbers(method), isinstance(targets.mask, Mask), len(tables))
-    tensors, terms = graphs.advance(
+    (image, optimizer, output_state), terms = graphs.advance(
         tuple(state[:3]),
         targets,
         objective.build_hyperparameters(method, tf.float32),
         tables,
         *map(tf.constant, (state.step, n, steps)),
     )
-    return TransferState(*tensors, state.level, state.step + n), terms.numpy()
+    return TransferState(image, optimizer, output_state, state.level, state.step + n), terms.numpy()
 
 
 def hold_pairs(previous: TransferState, state: TransferState, moving: Sequence[bool]) -> TransferState:
