@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -275,9 +276,9 @@ def test_restarted_level_survives_interruptions(two: list[Job], tmp_path: Path, 
 def test_pair_that_blows_up_leaves_its_neighbour_alone(two: list[Job], tmp_path: Path, device: Device) -> None:
     tame, calm = by(two, TAME)
     wild = change_job(tame, id="wild", style_weights=(300.0,))
-    for jobs, expected in (([wild, calm], [tame, calm]), ([calm, wild], [calm, tame])):
-        blown, quiet = (optimized(pairs, run_into(tmp_path), device) for pairs in (jobs, expected))
-        k = jobs.index(calm)
+    for k, (jobs, others) in enumerate((([calm, wild], [calm, tame]), ([wild, calm], [tame, calm]))):
+        blown = optimized(jobs, run_into(tmp_path / f"blown{k}"), device)
+        quiet = optimized(others, run_into(tmp_path / f"quiet{k}"), device)
         assert isinstance(blown[1 - k], DivergedError)  # a tenth of the rate is too much as well
         assert_same(blown[k : k + 1], quiet[k : k + 1])
 
@@ -389,6 +390,29 @@ def test_stopped_at_random_steps_a_batch_gives_the_same_bytes(
     taken = sum(len(level.terms) - 1 for one in found if isinstance(one, TransferResult) for level in one.histories)
     assert progress.steps == progress.steps_done == taken
     assert progress.work == progress.work_done
+
+
+def test_stop_after_a_pair_blew_up_costs_no_steps(tmp_path: Path, device: Device) -> None:
+    """Without a checkpoint of the pair that waits for its restart, a resume would begin the whole batch again."""
+    jobs = unequal_jobs(tmp_path, RISING, (HEAVY, 1.0))
+    calm = optimized(jobs, run_into(tmp_path / "calm"), device)
+    run = run_into(tmp_path / "cut", checkpoint_seconds=0.0)
+    counts: list[int] = []
+
+    def stop_on_second_level(progress: Progress) -> None:
+        counts.append(progress.steps_done)
+        taken_back = any(after < before for before, after in pairwise(counts))  # the steps in vain, when the first level ends
+        if taken_back and counts[-1] > counts[-2]:
+            progress.stop.set()
+
+    with pytest.raises(Interrupted):
+        optimized(jobs, run, device, Progress(on_change=stop_on_second_level))
+    resumed = Progress()
+    resumed.stop.set()
+    with pytest.raises(Interrupted):
+        optimized(jobs, run, device, resumed)
+    assert resumed.steps_done == counts[-1] > 15
+    assert_same(optimized(jobs, run, device), calm)
 
 
 @APART

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nst_tasks.core.method import LBFGS, Method, Plateau
+from nst_tasks.core.method import LBFGS, Adam, Method, Plateau
 from nst_tasks.engine import checkpoint, optimization
 from nst_tasks.engine.devices import Device
 from nst_tasks.engine.optimization import TransferResult
@@ -160,7 +160,7 @@ def test_flat_pair_keeps_its_image_while_another_moves(
 
 
 def test_each_pair_of_a_batch_ends_by_its_own_losses(two: list[Job], tmp_path: Path, device: Device) -> None:
-    alone = [optimized([job], run_into(tmp_path), device)[0] for job in two]
+    alone = [optimized([job], run_into(tmp_path / "alone"), device)[0] for job in two]
     assert steps(alone[0]) != steps(alone[1])
     observer = Progress()
     observer.add(steps=sum(job.steps for job in two), work=sum(job.pixel_steps for job in two))
@@ -178,12 +178,13 @@ def test_each_pair_of_a_batch_ends_by_its_own_losses(two: list[Job], tmp_path: P
 def test_moments_carried_up_are_of_the_steps_that_a_pair_took(two: list[Job], tmp_path: Path, device: Device) -> None:
     """Adam corrects for the start by the number of steps: that of the pair, not of the batch, which took more."""
     pyramid = replace(LIGHT.method.pyramid, coarse_steps=COARSE, carry=True)
-    method = replace(LIGHT.method, pyramid=pyramid, plateau=RULE, steps=3)
+    optimizer = Adam(0.05, beta_2=0.9, epsilon=1e-3)
+    method = replace(LIGHT.method, pyramid=pyramid, plateau=RULE, optimizer=optimizer, steps=1)
     jobs = [replace(job, recipe=replace(LIGHT, method=method)) for job in two]
-    together = optimized(jobs, run_into(tmp_path), device)
+    together = optimized(jobs, run_into(tmp_path / "together"), device)
     assert steps(together[0])[0] != steps(together[1])[0]
     for job, one in zip(jobs, together, strict=True):
-        (alone,) = optimized([job], run_into(tmp_path), device)
+        (alone,) = optimized([job], run_into(tmp_path / "alone"), device)
         assert steps(one) == steps(alone)
         np.testing.assert_allclose(one.image, alone.image, atol=1e-3)
 
