@@ -224,7 +224,7 @@ def _loop_over_bands(x: tf.Tensor, table: tf.Tensor, add_band: Callable[[_Band, 
     count, height = tf.shape(table)[0], tf.shape(x)[1]
 
     def add_next_band(k: tf.Tensor, so_far: Any) -> tuple[tf.Tensor, Any]:
-        top, bottom, first, last = (table[k, column] for column in range(4))
+        top, bottom, first, last = tf.unstack(table[k])  # of (4,)
         return k + 1, add_band(_Band(top, bottom, first, last, height), so_far)
 
     return tf.while_loop(lambda k, _: k < count, add_next_band, (tf.constant(0), zeros), parallel_iterations=1)[1]

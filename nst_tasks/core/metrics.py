@@ -333,10 +333,8 @@ def _build_feature_graph(
 
     # no AutoGraph: nothing loops or branches on a tensor, and the search for that would take longer than the tracing
     @tf.function(input_signature=[tf.TensorSpec((1, None, None, 3)), tf.TensorSpec((None, None))], autograph=False)
-    def statistics(picture, mask):
-        features = vgg.extract_activations(
-            backbone, picture, (*gaussian_layers, *feature_layers), pooling="max", padding="zero"
-        )
+    def statistics(image, mask):
+        features = vgg.extract_activations(backbone, image, (*gaussian_layers, *feature_layers), pooling="max", padding="zero")
         gaussians = {}
         with tf.device(LINALG_DEVICE):
             for layer in gaussian_layers:

@@ -206,8 +206,8 @@ def hold_pairs(previous: TransferState, state: TransferState, moving: Sequence[b
     def choose(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
         return tf.where(tf.reshape(moving, [-1] + [1] * (len(new.shape) - 1)), new, old)
 
-    image, optimizer, kept = tf.nest.map_structure(choose, tuple(state[:3]), tuple(previous[:3]))
-    return state._replace(image=image, optimizer=optimizer, output_state=kept)
+    image, optimizer, output_state = tf.nest.map_structure(choose, tuple(state[:3]), tuple(previous[:3]))
+    return state._replace(image=image, optimizer=optimizer, output_state=output_state)
 
 
 def compute_result(
@@ -276,16 +276,16 @@ def _output_state_spec(method: Method, image: tf.TensorSpec) -> Average | Best |
 
 
 def _update_output_state(
-    method: Method, kept: Average | Best | Nothing, image: tf.Tensor, loss: tf.Tensor, following: tf.Tensor
+    method: Method, state: Average | Best | Nothing, image: tf.Tensor, loss: tf.Tensor, next_image: tf.Tensor
 ) -> Average | Best | Nothing:
-    """Update the average or best image after a step from `image` with this loss (B,) to `following`."""
-    if isinstance(kept, Best):
-        better = loss < kept.loss
-        return Best(tf.where(_per_pixel(better), image, kept.image), tf.where(better, loss, kept.loss))
-    if isinstance(kept, Average):
-        new = 1.0 - method.average_decay
-        return Average(method.average_decay * kept.image + new * following, method.average_decay * kept.weight + new)
-    return kept
+    """Update the average or best image after a step from `image` with this loss (B,) to `next_image`."""
+    if isinstance(state, Best):
+        better = loss < state.loss
+        return Best(tf.where(_per_pixel(better), image, state.image), tf.where(better, loss, state.loss))
+    if isinstance(state, Average):
+        decay, new = method.average_decay, 1.0 - method.average_decay
+        return Average(decay * state.image + new * next_image, decay * state.weight + new)
+    return state
 
 
 def _per_pixel(x: tf.Tensor) -> tf.Tensor:

@@ -135,7 +135,7 @@ def test_small_bands_apply_to_banded_blocks_only() -> None:
     assert [len(table) for table in band_tables(512, 512, VGG16, bounds)] == [16, 8, 4, 2]  # as many as `most` asks for
 
 
-@pytest.mark.parametrize("sizes", [{"most": 0}, {"most": 1, "each": 0}])
+@pytest.mark.parametrize("sizes", [{"max_values": 0}, {"max_values": 1, "band_values": 0}])
 def test_bands_of_nothing_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(SettingsError, match="bands: 0 values are fewer than 1"):
         BandLimits(**sizes)
