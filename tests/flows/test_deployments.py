@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,7 +59,7 @@ def test_a_deployments_parameters_make_a_nested_form(k: int) -> None:
 )
 def test_settings_that_make_no_deployment_are_one_sentence(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        build_deployments(*NIGHT, replace(Settings(), **changed))
+        build_deployments(*NIGHT, Settings(**changed))
     assert str(caught.value).startswith(sentence)
 
 
