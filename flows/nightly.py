@@ -36,7 +36,7 @@ from nst_tasks.outputs.layout import LEDGER_FOLDER
 from nst_tasks.outputs.ledger import Entry, RunResult
 from nst_tasks.outputs.report import Report
 from nst_tasks.planning.inbox import InboxManifest, collect_result_options, is_settled, list_manifests
-from nst_tasks.progress import current_progress, progress_variable
+from nst_tasks.progress import current_progress, progress_variable, start_progress
 from nst_tasks.storage import files
 from nst_tasks.storage.retry import call_with_retries
 from nst_tasks.storage.uri import join_uri, make_absolute
@@ -94,7 +94,7 @@ def nightly(inbox: str, out: str, options: SweepOptions = SweepOptions()) -> Sta
         options: how images look, where batches run, and how much of a manifest may fail.
     """
     inbox, out = make_absolute(inbox), make_absolute(out)
-    progress_variable.set(current_progress())
+    start_progress()
     return run_to_final_state(lambda: _sweep_state(inbox, out, sweep(inbox, out, options, read_environment())), "sweep")
 
 

@@ -44,7 +44,7 @@ from nst_tasks.outputs.outcome_store import load_earlier_outcomes
 from nst_tasks.outputs.report import Report, list_failures, write_report
 from nst_tasks.planning.prepare import prepare
 from nst_tasks.planning.triage import triage
-from nst_tasks.progress import current_progress, progress_variable
+from nst_tasks.progress import current_progress, start_progress
 from nst_tasks.storage import files
 from nst_tasks.storage.parallel import map_parallel
 from nst_tasks.storage.retry import call_with_retries
@@ -88,7 +88,7 @@ def stylize_manifest(manifest: str, out: str, options: RunOptions = RunOptions()
         options: how images look, where batches run, how much may fail, what is recorded on the way.
     """
     manifest, out = make_absolute(manifest), make_absolute(out)
-    progress_variable.set(current_progress())
+    start_progress()
 
     def run() -> State[Report]:
         settings = read_environment()

@@ -100,5 +100,10 @@ progress_variable: ContextVar[Progress | None] = ContextVar("nst_watch", default
 
 
 def current_progress() -> Progress:
-    """Return the watch of the run that this code is part of, or a new one without effect."""
+    """Return the progress of the run that this code is part of, or a new one without effect."""
     return progress_variable.get() or Progress()
+
+
+def start_progress() -> None:
+    """Give this context a progress if it has none."""
+    progress_variable.set(current_progress())
