@@ -109,7 +109,7 @@ def test_run_publishes_artifacts_and_log(flow_api: str, pictures: Path, tmp_path
 
 def test_refused_manifest_shows_problems_with_bounded_message(flow_api: str, pictures: Path, tmp_path: Path) -> None:
     manifest = write_manifest(pictures, *["cat.png,oil.png,9"] * 60, header="content,style,size", name="all rejected.csv")
-    state = stylize_manifest(manifest, str(tmp_path / "out"), backbone="tiny", return_state=True)
+    state = stylize_manifest(*request_of(pictures, manifest, str(tmp_path / "out")), return_state=True)
     lines = (state.message or "").splitlines()
     assert (state.name, len(lines), lines[-1]) == ("Refused", 51, "and 11 more")
     flow_run, _ = read_last_run(flow_api, "all rejected", tasks=0)

@@ -26,6 +26,7 @@ from nst_tasks.storage import files
 from tests.support.commands import nst
 from tests.support.pictures import encode_pattern
 from tests.support.prefect_api import call
+from tests.support.runs import request_of
 from tests.support.stores import MemoryStore
 from tests.support.waiting import wait_until
 
@@ -263,8 +264,7 @@ def test_every_end_of_a_run_is_an_event_that_tells_no_secret(flow_api: str, pict
     (pictures / "well.csv").write_text(GOOD)
     (pictures / "ill.csv").write_text("content,style\ncat.png,oil.png\ngone.png,oil.png\n")
     for manifest in (str(pictures / "well.csv"), str(pictures / "ill.csv"), secret):
-        options = {"out": str(tmp_path / "out"), "backbone": "tiny", "size": 64, "steps": 1}
-        stylize_manifest(manifest=manifest, **options, return_state=True)  # type: ignore[call-overload]
+        stylize_manifest(*request_of(pictures, manifest, str(tmp_path / "out"), size=64, steps=1), return_state=True)
 
     def look() -> list[dict[str, Any]]:
         names = [

@@ -18,7 +18,7 @@ from flows.fanout import submit_in_window
 from nst_tasks.inputs.options import RunOptions
 from tests.support.commands import nst, nst_process
 from tests.support.prefect_api import read_last_run
-from tests.support.runs import write_manifest
+from tests.support.runs import request_of, write_manifest
 from tests.support.stores import FlakyFileSystem
 
 
@@ -93,7 +93,7 @@ def test_refused_manifest_fails_the_flow_with_its_sentences(flow_api: str, flaky
     from flows.stylize import stylize_manifest
 
     write_manifest(pictures, "cat.png,oil.png", header="content,stile", name="refused.csv")
-    state = stylize_manifest(manifest=f"{flaky}/refused.csv", out=str(tmp_path / "out"), backbone="tiny", return_state=True)
+    state = stylize_manifest(*request_of(pictures, f"{flaky}/refused.csv", str(tmp_path / "out")), return_state=True)
     assert (state.is_failed(), state.name) == (True, "Refused")
     assert "did you mean style?" in (state.message or "")
     flow_run, _ = read_last_run(flow_api, "refused", tasks=0)

@@ -96,7 +96,7 @@ def test_signed_uris_leave_no_trace(prefect_api: str, site: str, tmp_path: Path)
     assert "2 succeeded, 6 failed, 2 rejected, 0 skipped of 10 rows" in done.stdout, done.stderr
     assert f"http://{site}/gone.png: does not exist" in done.stderr
     assert SECRET not in done.stdout + done.stderr
-    run, _ = read_last_run(prefect_api, "signed", tasks=8)
+    run, _ = read_last_run(prefect_api, "signed", tasks=0)
     for kind, seen in (
         ("logs", "gone.png"),
         ("task_runs", "cat x oil"),
@@ -141,7 +141,7 @@ def test_unexpected_error_is_logged_without_secrets(
     assert ended.report is not None
     assert "unexpected RuntimeError: GET https://host/dog.png" in ended.report.failures[0]
     APILogWorker.drain_all(timeout=10)
-    run, _ = read_last_run(flow_api, "leaky", tasks=2)
+    run, _ = read_last_run(flow_api, "leaky", tasks=0)
     for kind in ("logs", "task_runs"):
         assert SECRET not in read_records(flow_api, kind, run, "unexpected RuntimeError: GET https://host/dog.png")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
