@@ -236,7 +236,7 @@ def test_shared_style_is_measured_once_per_size(two: list[Job], tmp_path: Path, 
     device, backbone = own
 
     def measured(level: tuple[int, int] = (48, 64), **fields: object) -> list[StyleStatistics]:
-        ready = load_job(replace(two[0], **fields), run_into(tmp_path))
+        ready = load_job(change_job(two[0], **fields), run_into(tmp_path))
         return measure_styles(ready, level, backbone, device)
 
     other_content, other_style = two[1].content, two[1].styles
