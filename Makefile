@@ -14,6 +14,9 @@ SOAK_OUTAGE ?= 60
 BIN := .venv/bin
 TORCH ?= $(BIN)/python
 
+# some containers set it: each process of the tests would compile the project again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-fast check fuzz soak bench docs lock clean
 
 demo: .venv/demo

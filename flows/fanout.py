@@ -146,7 +146,7 @@ def _run_batches(jobs: Sequence[Job], run: Run, workers: Workers, reporter: RunR
                 progress.add(
                     steps_done=sum(job.steps for job in finished_jobs), work_done=sum(job.pixel_steps for job in finished_jobs)
                 )
-        waiting, claimed = _wait_for_claimed(claimed, run)
+        waiting, claimed = wait_for_claimed(claimed, run)
     if lost:  # one of their batches may have killed the worker repeatedly: run each alone to find it
         logger.warning("task runs of %d pairs were lost; each batch has one of its own now, what is done stands", len(lost))
         one_batch_per_task = replace(run, settings=run.settings.model_copy(update={"task_runs": len(lost)}))
@@ -154,12 +154,13 @@ def _run_batches(jobs: Sequence[Job], run: Run, workers: Workers, reporter: RunR
     return outcomes
 
 
-def _wait_for_claimed(claimed: list[Job], run: Run) -> tuple[list[Job], list[Job]]:
-    """Wait until any of the pairs claimed by another run is free; return the free ones and those still claimed.
+def wait_for_claimed(claimed: Iterable[Job], run: Run) -> tuple[list[Job], list[Job]]:
+    """Wait until any of the pairs claimed by another run is free; return the free ones and those still claimed, in row order.
 
     Raises:
         Interrupted: The run received a stop signal while waiting.
     """
+    claimed = sorted(claimed, key=lambda job: job.row)  # their task runs end in any order
     if claimed:
         more = f" and {len(claimed) - MAX_CLAIMED_PAIRS_LOGGED} more" if len(claimed) > MAX_CLAIMED_PAIRS_LOGGED else ""
         get_run_logger().info(

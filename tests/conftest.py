@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -20,6 +21,9 @@ from tests.support.pictures import PATTERNS, encode_pattern
 from tests.support.servers import S3, create_prefect_database, run_prefect_server, run_s3_server
 from tests.support.session import make_once, share_server
 from tests.support.stores import FlakyFileSystem
+
+# importing and collecting make a million objects that stay: searching them for garbage takes a quarter of the time
+gc.disable()
 
 # the machines are noisy: how long one example takes says nothing
 settings.register_profile("nst", deadline=None)
@@ -49,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker in FOLDER_MARKERS.get(folder, ()):
             item.add_marker(marker)
     items.sort(key=lambda item: order.get(folders[item], len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, but not among what is there already."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

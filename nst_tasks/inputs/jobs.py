@@ -94,13 +94,13 @@ class Batch:
 
 
 def group_into_batches(jobs: Iterable[Job], max_pairs: int, memory_bytes: float, on_gpus: bool = False) -> list[Batch]:
-    """Group jobs of one method, shape and number of styles, masked or not, into batches in the order of their first rows.
+    """Group jobs of one method, shape and number of styles, masked or not, into batches in the order of their rows.
 
     A batch holds at most `max_pairs` jobs, as many as fit into `memory_bytes`, and at least one: an image too large for the
     memory is tried alone.
     """
     groups: dict[object, list[Job]] = {}
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: job.row):
         group_key = job.recipe.method, job.height, job.width, len(job.styles), job.mask is None
         groups.setdefault(group_key, []).append(job)
     batches = []

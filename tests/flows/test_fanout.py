@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prefect.logging import disable_run_logger
 
-from flows.fanout import submit_in_window
+from flows.fanout import submit_in_window, wait_for_claimed
 from nst_tasks.errors import Interrupted
-from nst_tasks.inputs.jobs import Batch, split_into_shares
+from nst_tasks.inputs.jobs import Batch, group_into_batches, split_into_shares
 from nst_tasks.progress import Progress, progress_variable
-from tests.support.jobs import two_jobs
+from tests.support.changes import change_job
+from tests.support.jobs import run_into, two_jobs
 
 
 def test_nothing_is_submitted_after_the_stop_signal() -> None:
@@ -34,3 +36,13 @@ def test_shares_keep_the_order_and_are_at_most_as_many_as_asked(tmp_path: Path) 
         assert len({len(share) for share in shares[:-1]}) <= 1
     assert split_into_shares([], 3) == []
     assert all(len(share) == 1 for share in split_into_shares(batches, 10))
+
+
+def test_pairs_that_another_run_claimed_are_done_in_row_order(tmp_path: Path) -> None:
+    """Their task runs end in any order: what is logged and how they are grouped does not follow it."""
+    first, second = (change_job(job, row=row) for job, row in zip(two_jobs(tmp_path), (2, 3), strict=True))
+    with disable_run_logger():
+        free, claimed = wait_for_claimed([second, first], run_into(tmp_path / "out"))
+    assert (free, claimed) == ([first, second], [])
+    (batch,) = group_into_batches([second, first], 2, 2**40)
+    assert batch.jobs == (first, second)
