@@ -7,7 +7,6 @@ standard output; progress, warnings and errors go to standard error.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ import typer
 from flows import prefect_server
 from flows.cli_options import AsJson, Cron, Inbox, SweepOut, Timezone, load_settings, options_of, sweep_places
 from nst_tasks import __version__
-from nst_tasks.engine.runtime import import_tensorflow
+from nst_tasks.engine.runtime import gc_frozen, import_tensorflow
 from nst_tasks.errors import InputError, NstError, limit_lines, redact
 from nst_tasks.inputs import presets, recipe_file
 from nst_tasks.inputs.options import ResultOptions, RunOptions, SweepOptions, resolve_recipe_name
@@ -364,20 +363,6 @@ def configure_prefect(console: bool = True) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
     for name, value in {**prefect_server.SERVER_ENVIRONMENT, "DO_NOT_TRACK": "1"}.items():
         os.environ.setdefault(name, value)
-
-
-@contextmanager
-def gc_frozen() -> Iterator[None]:
-    """Exclude objects created in this block, mostly by imports, from garbage collection.
-
-    Each full collection would otherwise traverse half a million objects.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _run_and_exit(manifest: str, out: str, options: RunOptions, settings: Settings, as_json: bool) -> NoReturn:

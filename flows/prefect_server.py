@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from nst_tasks.engine.runtime import gc_frozen
 from nst_tasks.errors import SettingsError
 
 SERVER_ENVIRONMENT = {
@@ -133,8 +134,9 @@ def _stop_servers() -> None:
 
 
 def _serve(port: int) -> None:
-    import uvicorn
-    from prefect.server.api.server import create_app
+    with gc_frozen():
+        import uvicorn
+        from prefect.server.api.server import create_app
 
     threading.Thread(target=_exit_on_closed_input, daemon=True).start()
     uvicorn.run(create_app(ephemeral=True, final=True), host="127.0.0.1", port=port, log_level="error")

@@ -1,10 +1,13 @@
-"""Import TensorFlow quietly and without Keras, with the C library set to keep freed memory."""
+"""Import TensorFlow fast, quietly and without Keras, with the C library set to keep freed memory."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from nst_tasks import __version__
 
@@ -43,6 +46,22 @@ def reuse_freed_memory() -> None:
         set_option(option, value)
 
 
+@contextmanager
+def gc_frozen() -> Iterator[None]:
+    """Exclude objects created in this block, mostly by imports, from garbage collection.
+
+    Each full collection would otherwise traverse half a million objects; those during the imports take a quarter of their time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
 def import_tensorflow() -> str:
     """Import TensorFlow with standard error closed, and return nst's version, which a cluster asks of its workers.
 
@@ -59,7 +78,8 @@ def import_tensorflow() -> str:
     try:
         with open(os.devnull, "wb") as devnull:
             os.dup2(devnull.fileno(), 2)
-        import tensorflow as tf
+        with gc_frozen():
+            import tensorflow as tf
 
         tf.config.list_physical_devices()  # searches for GPUs, and prints if there are none
     finally:

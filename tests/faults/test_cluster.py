@@ -30,8 +30,9 @@ from tests.support.waiting import TIMEOUT, wait_until
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[DaskCluster]:
-    with run_dask_cluster(tmp_path, 2, os.environ) as running:
+def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DaskCluster]:
+    """Run a cluster of as many workers as the test's parameter says."""
+    with run_dask_cluster(tmp_path, request.param, os.environ) as running:
         yield running
 
 
@@ -42,6 +43,7 @@ def start_flow(manifest: str, out: Path) -> State[Any]:
     return stylize.stylize_manifest(manifest, str(out), OPTIONS, return_state=True)
 
 
+@pytest.mark.parametrize("cluster", [2], indirect=True)
 def test_killed_cluster_worker_costs_one_resume(
     flow_api: str, calm: str, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +79,7 @@ def test_killed_cluster_worker_costs_one_resume(
     assert (seen.pairs_done, seen.steps_done, seen.work_done) == (4, seen.steps, seen.work)
 
 
+@pytest.mark.parametrize("cluster", [1], indirect=True)
 def test_lost_scheduler_ends_the_run_with_one_sentence(
     flow_api: str, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +206,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Mo
     assert refusal("ray", Settings()) == "--runner ray: prefect-ray is not installed; add it with: pip install 'nst[ray]'"
 
 
+@pytest.mark.parametrize("cluster", [0], indirect=True)
 def test_workers_elsewhere_need_an_api_that_they_can_reach(cluster: DaskCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="PREFECT_API_URL: not set, but workers elsewhere report to that API"):
         task_runners.open_workers("dask", Settings(dask_address=cluster.address)).__enter__()

@@ -91,8 +91,8 @@ def test_what_an_operator_sets_of_prefect_wins() -> None:
 def test_imports_of_a_run_are_frozen_from_gc() -> None:
     code = """
 import gc
-from flows import cli
-with cli.gc_frozen():
+from nst_tasks.engine import runtime
+with runtime.gc_frozen():
     made = [[]]
 print(gc.isenabled(), made in gc.get_objects())
 """

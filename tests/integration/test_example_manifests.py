@@ -50,7 +50,7 @@ def test_demo_halves_every_style_loss(tmp_path: Path) -> None:
     made = Path(write_samples(str(tmp_path)))
     text = made.read_text()
     assert ",240,30," in text
-    made.write_text(text.replace(",240,30,", ",240,4,"))  # fewer steps, to be quick
+    made.write_text(text.replace(",240,30,", ",128,8,"))  # smaller and fewer steps, to be quick
     ended = run_flow(str(made), str(tmp_path), RunOptions())
     assert ended.message == "5 succeeded, 0 failed, 0 rejected, 0 skipped of 5 rows"
     told = pd.read_parquet(tmp_path / "history")
@@ -61,7 +61,7 @@ def test_demo_halves_every_style_loss(tmp_path: Path) -> None:
         assert content.iloc[-1] < content.iloc[0]
     done = outcome.from_json((tmp_path / "outcomes/chelsea_swirls.json").read_bytes())
     assert done.backbone == "vgg16-hed"
-    assert max(done.height, done.width) == 240
+    assert max(done.height, done.width) == 128
 
 
 def test_every_recipe_runs_from_a_manifests_row(tmp_path: Path) -> None:

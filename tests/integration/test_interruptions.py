@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from nst_tasks.outputs.claims import Claim
 from nst_tasks.outputs.outcome import Status
 from nst_tasks.storage import files
 from tests.support.commands import NST, nst
-from tests.support.runs import read_losses, read_marker, request_of, run
+from tests.support.runs import read_losses, read_marker, request_of, run, write_shallow_recipe
 from tests.support.waiting import TIMEOUT, wait_until
 
 SAID = "interrupted; what is finished is safe: run the same command again"
@@ -30,8 +31,9 @@ SAID = "interrupted; what is finished is safe: run the same command again"
 
 
 def test_signals_end_with_130_and_resume_to_the_same_bytes(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+    write_shallow_recipe(pictures)
     (pictures / "m.csv").write_text(
-        "id,content,style,recipe,steps\nquick,cat.png,oil.png,tf-tutorial,1\nlong,dog.png,oil.png,tf-tutorial,1000\n"
+        "id,content,style,recipe,steps\nquick,cat.png,oil.png,shallow.toml,1\nlong,dog.png,oil.png,shallow.toml,1000\n"
     )
     options = ("--backbone", "tiny", "--size", "64", "--checkpoint-every", "50")
     calm, out = tmp_path / "calm", tmp_path / "out"
@@ -142,11 +144,13 @@ app()
 
 POISON = (
     "id,content,style,recipe,steps\n"
-    "first,cat.png,oil.png,tf-tutorial,2\nbad,dog.png,oil.png,tf-tutorial,7\nlast,dog.png,ink.png,tf-tutorial,2\n"
+    "first,cat.png,oil.png,shallow.toml,2\nbad,dog.png,oil.png,shallow.toml,7\nlast,dog.png,ink.png,shallow.toml,2\n"
 )
 
 
-def test_pair_that_crashes_twice_is_quarantined_alone(flow_api: str, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("flow_api")
+def test_pair_that_crashes_twice_is_quarantined_alone(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shallow_recipe(pictures)
     (pictures / "m.csv").write_text(POISON)
     out = tmp_path / "out"
     (tmp_path / "temporary").mkdir()
@@ -159,8 +163,9 @@ def test_pair_that_crashes_twice_is_quarantined_alone(flow_api: str, pictures: P
 
     assert attempt().returncode == -signal.SIGABRT
     assert attempt().returncode == -signal.SIGABRT
-    third = attempt()
-    assert third.returncode == 1, third.stderr
+    monkeypatch.setattr(tempfile, "tempdir", environment["TMPDIR"])  # where the crashes are logged
+    third = nst(*options)  # the pair is not tried again, so that no process of its own is needed
+    assert third.exit_code == 1, third.stderr
     # whoever was in flight beside it in the first crash was alone afterwards, and is not to blame
     assert {id: read_marker(out, id).status for id in ("first", "bad", "last")} == {
         "first": Status.SUCCEEDED, "bad": Status.FAILED, "last": Status.SUCCEEDED,

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,17 @@ def test_no_more_than_the_window_is_in_flight(flow_api: str) -> None:
     assert most == 3
 
 
-def test_without_a_server_the_run_starts_its_own(pictures: Path, tmp_path: Path) -> None:
+def test_without_a_server_the_run_starts_its_own(
+    create_prefect_home: Callable[[], Path], pictures: Path, tmp_path: Path
+) -> None:
+    home = create_prefect_home()
     manifest = write_manifest(pictures, "a,cat.png,oil.png")
     options = ("--out", str(tmp_path / "out"), "--backbone", "tiny", "--size", "64", "--steps", "1")
-    done = nst_process("run", manifest, *options, PREFECT_HOME=str(tmp_path / "prefect"))
+    done = nst_process("run", manifest, *options, PREFECT_HOME=str(home))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Completed: 1 succeeded")
     assert (tmp_path / "out/images/a.png").exists()
-    with closing(sqlite3.connect(tmp_path / "prefect/prefect.db")) as kept:
+    with closing(sqlite3.connect(home / "prefect.db")) as kept:
         runs = dict(kept.execute("SELECT name, state_name FROM task_run"))
         states = [state for (state,) in kept.execute("SELECT type FROM task_run_state")]
         artifacts = [kind for (kind,) in kept.execute("SELECT type FROM artifact")]

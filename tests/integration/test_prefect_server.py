@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.servers import remove_prefect_settings
 from tests.support.waiting import wait_until
 
 STARTED = """
@@ -105,8 +106,12 @@ def home(create_prefect_home: Callable[[], Path]) -> Path:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {**others, "PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", **more}
+    return {
+        **remove_prefect_settings(),
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        **more,
+    }
 
 
 def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:

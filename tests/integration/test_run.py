@@ -16,7 +16,7 @@ from nst_tasks.images.picture import Picture
 from nst_tasks.images.resize import resize
 from nst_tasks.outputs import loss_history
 from nst_tasks.outputs.outcome import Status
-from tests.support.runs import read_losses, read_marker, run
+from tests.support.runs import read_losses, read_marker, run, write_shallow_recipe
 
 pytestmark = pytest.mark.usefixtures("flow_api")
 
@@ -259,11 +259,11 @@ def test_weights_sha256_is_part_of_the_key(pictures: Path, tmp_path: Path) -> No
     for seed in (1, 2):
         utils.set_random_seed(seed)
         applications.VGG16(include_top=False, weights=None).save_weights(tmp_path / f"{seed}.weights.h5")
-    rows = "id,content,style\na,cat.png,oil.png\n"
+    rows, recipe = "id,content,style\na,cat.png,oil.png\n", write_shallow_recipe(pictures)
     keys = []
     for seed in (1, 2):
         file = tmp_path / f"{seed}.weights.h5"
-        ended = run(pictures, rows, tmp_path / "out", backbone="vgg16", weights=str(file), steps=1)
+        ended = run(pictures, rows, tmp_path / "out", backbone="vgg16", weights=str(file), recipe=recipe, steps=1)
         assert ended.message.startswith("1 succeeded")  # other weights: nothing to skip
         done = read_marker(tmp_path / "out", "a")
         assert (done.backbone, done.weights_sha256) == ("vgg16", hashlib.sha256(file.read_bytes()).hexdigest())

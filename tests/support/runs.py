@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from flows.console import FlowEnd
 
 
+SHALLOW = "[content.layers]\nblock2_conv1 = 1.0\n[style.layers]\nblock1_conv1 = 1.0\nblock2_conv1 = 1.0\n"
+"""Tables of a recipe file that has the first layers only: most of the time of a small run is the tracing of its graphs."""
+
+
+def write_shallow_recipe(folder: Path, base: str = "tf-tutorial") -> str:
+    """Write the recipe of this name, with the first layers only, into the folder as shallow.toml and return its path."""
+    (folder / "shallow.toml").write_text(f'base = "{base}"\n{SHALLOW}')
+    return str(folder / "shallow.toml")
+
+
 def write_manifest(folder: Path, *rows: str, header: str = "id,content,style", name: str = "m.csv") -> str:
     """Write a manifest into the folder and return its path."""
     (folder / name).write_text("\n".join([header, *rows]) + "\n")

@@ -24,22 +24,25 @@ from nst_tasks.storage import files
 from nst_tasks.storage.uri import get_folder, join_uri
 from tests.support.commands import NST
 from tests.support.pictures import PATTERNS, encode_pattern
+from tests.support.runs import SHALLOW
 from tests.support.waiting import TIMEOUT, wait_until
 
 if TYPE_CHECKING:
     from flows.console import FlowEnd
 
+COARSE_TO_FINE = "[pyramid]\nsmallest = 40\nratio = 1.6\n"
 RECIPES = {
-    "best": 'base = "tf-eager-2018"\n',  # Adam, the best image kept
-    "averaged": 'base = "wasserstein"\n[pyramid]\nsmallest = 40\nratio = 1.6\n',  # Adam, coarse to fine, averaged images
-    "coarse": 'base = "painterly"\n[pyramid]\nsmallest = 40\nratio = 1.6\n',  # L-BFGS, coarse to fine
+    "best": f'base = "tf-eager-2018"\n{SHALLOW}',  # Adam, the best image kept
+    "averaged": f'base = "wasserstein"\n{SHALLOW}{COARSE_TO_FINE}',  # Adam, averaged images
+    "coarse": f'base = "painterly"\n{SHALLOW}{COARSE_TO_FINE}',  # L-BFGS
+    "falling": f'base = "keras-io"\n{SHALLOW}',  # SGD at a falling learning rate
 }
 ROWS = (
     "id,content,style,recipe,seed\n"
     "best,cat.png,oil.png,best.toml,\n"
     "averaged,dog.png,ink.png,averaged.toml,\n"
     "coarse,cat.png,ink.png,coarse.toml,7\n"
-    "falling,dog.png,oil.png,keras-io,\n"
+    "falling,dog.png,oil.png,falling.toml,\n"
 )
 """Every state that a pair may be interrupted in: Adam, L-BFGS, a falling rate; best, averaged and last images; levels."""
 IDS = ["best", "averaged", "coarse", "falling"]
