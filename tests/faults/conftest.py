@@ -22,8 +22,8 @@ def calm(prefect_api: str, session_folder: Path) -> str:
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
         with temporary_settings({PREFECT_API_URL: prefect_api}):
-            ended = run_inputs(write_inputs(str(folder / "in")), str(folder / "out"))
-        assert ended.exit_code == 0, ended.message
+            result = run_inputs(write_inputs(str(folder / "in")), str(folder / "out"))
+        assert result.exit_code == 0, result.message
 
     return str(make_once(session_folder, "calm", make) / "out")
 
@@ -32,27 +32,27 @@ def calm(prefect_api: str, session_folder: Path) -> str:
 def open_way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     import s3fs
 
-    with proxy(s3.endpoint, lambda method, path: None) as running:
-        for name, value in {**s3.environment, "AWS_ENDPOINT_URL": running.endpoint}.items():
+    with proxy(s3.endpoint, lambda method, path: None) as proxy_server:
+        for name, value in {**s3.environment, "AWS_ENDPOINT_URL": proxy_server.endpoint}.items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         with suppress(FileExistsError):
             s3fs.S3FileSystem().mkdir("nst-faults")
-        yield running
-        running.decide = lambda method, path: None
+        yield proxy_server
+        proxy_server.decide = lambda method, path: None
         s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
 def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """Put a proxy without faults before the S3 server, and point the environment to it and its bucket nst-faults."""
-    with open_way(s3, monkeypatch) as running:
-        yield running
+    with open_way(s3, monkeypatch) as proxy_server:
+        yield proxy_server
 
 
 @pytest.fixture
 def mortal_way(weed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Proxy, Server]]:
     """Put the proxy before an S3 server that no other test uses, and return both."""
     (tmp_path / "s3").mkdir()
-    with run_s3_server(weed, tmp_path / "s3") as (s3, server), open_way(s3, monkeypatch) as running:
-        yield running, server
+    with run_s3_server(weed, tmp_path / "s3") as (s3, server), open_way(s3, monkeypatch) as proxy_server:
+        yield proxy_server, server

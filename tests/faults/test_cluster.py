@@ -32,8 +32,8 @@ from tests.support.waiting import TIMEOUT, wait_until
 @pytest.fixture
 def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DaskCluster]:
     """Run a cluster of as many workers as the test's parameter says."""
-    with run_dask_cluster(tmp_path, request.param, os.environ) as running:
-        yield running
+    with run_dask_cluster(tmp_path, request.param, os.environ) as dask_cluster:
+        yield dask_cluster
 
 
 OPTIONS = RunOptions(backbone="tiny", size=96, steps=STEPS, checkpoint_every="3", runner="dask")
@@ -49,34 +49,34 @@ def test_killed_cluster_worker_costs_one_resume(
 ) -> None:
     monkeypatch.setenv("NST_DASK_ADDRESS", cluster.address)
     manifest, out = write_inputs(str(tmp_path / "in")), tmp_path / "out"
-    killed, at_once, over = list[int](), list[int](), threading.Event()
+    killed_pids, claims_per_process, end_event = list[int](), list[int](), threading.Event()
 
     def interfere() -> None:
-        while not over.wait(0.02):
-            standing = claims.current_claims(str(out))
-            held = Counter(int(claim.process.partition(".")[0]) for claim in standing.values() if claim.is_live)
-            at_once.extend(held.values())
-            saved = {path.name.partition(".")[0] for path in out.glob("checkpoints/*.npz")}
-            unfinished = [claim for key, claim in standing.items() if key in saved and claim.is_live]
-            if unfinished and not killed:
-                killed.append(int(unfinished[0].process.partition(".")[0]))
-                os.kill(killed[0], signal.SIGKILL)
+        while not end_event.wait(0.02):
+            current_claims = claims.current_claims(str(out))
+            held = Counter(int(claim.process.partition(".")[0]) for claim in current_claims.values() if claim.is_live)
+            claims_per_process.extend(held.values())
+            keys_with_checkpoint = {path.name.partition(".")[0] for path in out.glob("checkpoints/*.npz")}
+            resumable = [claim for key, claim in current_claims.items() if key in keys_with_checkpoint and claim.is_live]
+            if resumable and not killed_pids:
+                killed_pids.append(int(resumable[0].process.partition(".")[0]))
+                os.kill(killed_pids[0], signal.SIGKILL)
 
-    interfering, seen = threading.Thread(target=interfere), Progress()
-    interfering.start()
-    token = progress_variable.set(seen)
+    interference, progress = threading.Thread(target=interfere), Progress()
+    interference.start()
+    token = progress_variable.set(progress)
     try:
         state = start_flow(manifest, out)
     finally:
         progress_variable.reset(token)
-        over.set()
-        interfering.join()
+        end_event.set()
+        interference.join()
     assert state.is_completed(), state.message
-    assert len(killed) == 1 and killed[0] in [worker.pid for worker in cluster.workers]
-    assert max(at_once) == 1  # although each would take two tasks, and three are handed over
+    assert len(killed_pids) == 1 and killed_pids[0] in [worker.pid for worker in cluster.workers]
+    assert max(claims_per_process) == 1  # although each would take two tasks, and three are handed over
     assert_nothing_lost(str(out))
     assert_same_results(str(out), calm)
-    assert (seen.pairs_done, seen.steps_done, seen.work_done) == (4, seen.steps, seen.work)
+    assert (progress.pairs_done, progress.steps_done, progress.work_done) == (4, progress.steps, progress.work)
 
 
 @pytest.mark.parametrize("cluster", [1], indirect=True)
@@ -84,23 +84,23 @@ def test_lost_scheduler_ends_the_run_with_one_sentence(
     flow_api: str, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NST_DASK_ADDRESS", cluster.address)
-    manifest, out, over = write_inputs(str(tmp_path / "in")), tmp_path / "out", threading.Event()
+    manifest, out, end_event = write_inputs(str(tmp_path / "in")), tmp_path / "out", threading.Event()
 
     def kill() -> None:
-        while not over.wait(0.02):
+        while not end_event.wait(0.02):
             if list(out.glob("claims/*.json")):
                 cluster.scheduler.end(signal.SIGKILL)
                 return
 
-    killing = threading.Thread(target=kill)
-    killing.start()
+    killer = threading.Thread(target=kill)
+    killer.start()
     try:
-        ended = run_flow(manifest, str(out), OPTIONS)
+        result = run_flow(manifest, str(out), OPTIONS)
     finally:
-        over.set()
-        killing.join()
-    assert ended.exit_code == 1
-    assert ended.message == (
+        end_event.set()
+        killer.join()
+    assert result.exit_code == 1
+    assert result.message == (
         "the run could not go on, what is finished is safe: the cluster's scheduler went away; start it again, and the same "
         "command goes on"
     )
@@ -108,17 +108,17 @@ def test_lost_scheduler_ends_the_run_with_one_sentence(
 
 def processes(session: int) -> list[str]:
     """List the running processes of a session by their command lines."""
-    found = subprocess.run(["ps", "-s", str(session), "-o", "stat=,args="], capture_output=True, text=True, check=False)
-    return [line for line in found.stdout.splitlines() if not line.startswith("Z")]
+    listing = subprocess.run(["ps", "-s", str(session), "-o", "stat=,args="], capture_output=True, text=True, check=False)
+    return [line for line in listing.stdout.splitlines() if not line.startswith("Z")]
 
 
 def test_local_workers_stop_with_the_run(flow_api: str, tmp_path: Path) -> None:
     """Ctrl-C in a terminal, which reaches every process of the run."""
     out = tmp_path / "out"
-    stopping = build_command(write_inputs(str(tmp_path / "in")), str(out), 5000, "--runner", "dask", "--checkpoint-every", "20")
+    command = build_command(write_inputs(str(tmp_path / "in")), str(out), 5000, "--runner", "dask", "--checkpoint-every", "20")
     environment = {**os.environ, "NST_LOCAL_WORKERS": "1"}
     with subprocess.Popen(
-        stopping, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
             wait_until(lambda: list(out.glob("checkpoints/*.npz")) or process.poll() is not None)
@@ -139,8 +139,8 @@ def test_ray_gives_the_bytes_of_threads(flow_api: str, calm: str, tmp_path: Path
     ray = build_command(write_inputs(str(tmp_path / "in")), str(out), STEPS, "--runner", "ray")
     log, workers, deadline = tmp_path / "log", set[str](), time.monotonic() + TIMEOUT
     with (
-        log.open("wb") as said,
-        subprocess.Popen(ray, env=environment, stdout=said, stderr=said, start_new_session=True) as run,
+        log.open("wb") as message,
+        subprocess.Popen(ray, env=environment, stdout=message, stderr=message, start_new_session=True) as run,
     ):
         while run.poll() is None:
             if time.monotonic() > deadline:
@@ -176,21 +176,21 @@ print(devices.list_names(), max(at_once), state.type.value)
 def test_two_devices_give_the_bytes_of_one(flow_api: str, calm: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     two = [sys.executable, "-c", TWO_DEVICES, write_inputs(str(tmp_path / "in")), str(out), str(STEPS)]
-    ended = subprocess.run(two, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert ended.stdout == "6 ['/CPU:0', '/CPU:1'] 2 COMPLETED\n", ended.stderr
+    result = subprocess.run(two, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert result.stdout == "6 ['/CPU:0', '/CPU:1'] 2 COMPLETED\n", result.stderr
     assert_nothing_lost(str(out))
     assert_same_results(str(out), calm)
 
 
 def refusal(runner: RunnerName, settings: Settings) -> str:
     @flow
-    def opening() -> None:
+    def open_workers_in_flow() -> None:
         with task_runners.open_workers(runner, settings):
             raise AssertionError("opened")
 
-    with pytest.raises(SettingsError) as refused:
-        opening()
-    return str(refused.value)
+    with pytest.raises(SettingsError) as refusal_info:
+        open_workers_in_flow()
+    return str(refusal_info.value)
 
 
 @pytest.mark.usefixtures("flow_api")
@@ -198,10 +198,10 @@ def test_a_cluster_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Mo
     port = find_free_ports(1)[0]
     for runner, name in (("dask", "dask_address"), ("ray", "ray_address")):
         for address, why in ((f"127.0.0.1:{port}", "Connection refused"), ("tcp://host", "it names no host and port")):
-            said = refusal(runner, Settings(**{name: address}))  # type: ignore[arg-type]
-            assert said.startswith(f"NST_{name.upper()}: '{address}' does not answer ({why}); start that cluster")
-    said = refusal("dask", Settings(dask_address="tcp://me:secret@host:1"))
-    assert said.startswith("NST_DASK_ADDRESS: tcp://host:1 has a password or a query") and "secret" not in said
+            message = refusal(runner, Settings(**{name: address}))  # type: ignore[arg-type]
+            assert message.startswith(f"NST_{name.upper()}: '{address}' does not answer ({why}); start that cluster")
+    message = refusal("dask", Settings(dask_address="tcp://me:secret@host:1"))
+    assert message.startswith("NST_DASK_ADDRESS: tcp://host:1 has a password or a query") and "secret" not in message
     monkeypatch.setitem(sys.modules, "prefect_ray", None)
     assert refusal("ray", Settings()) == "--runner ray: prefect-ray is not installed; add it with: pip install 'nst[ray]'"
 

@@ -13,7 +13,7 @@ from tests.support.survival import (
     assert_nothing_lost,
     assert_same_results,
     build_command,
-    killed_until_done,
+    kill_until_done,
     run_inputs,
     write_inputs,
 )
@@ -27,14 +27,14 @@ def test_run_killed_at_random_gives_the_same_bytes(flow_api: str, calm: str, tmp
     if steps != STEPS:
         calm = str(tmp_path / "calm")
         assert run_inputs(manifest, calm, steps).exit_code == 0
-    killed = rounds = 0
-    while killed < KILLS:  # what is done before it was killed often enough is followed by another
+    kills = rounds = 0
+    while kills < KILLS:  # what is done before it was killed often enough is followed by another
         out = tmp_path / f"killed-{rounds}"
-        again = build_command(manifest, str(out), steps, "--checkpoint-every", "3")
-        often, ended = killed_until_done(again, out, KILLS - killed, SEED + rounds)
-        killed, rounds = killed + often, rounds + 1
-        assert ended.returncode == 0, ended.stderr
-        assert "Traceback" not in ended.stderr
+        command = build_command(manifest, str(out), steps, "--checkpoint-every", "3")
+        count, result = kill_until_done(command, out, KILLS - kills, SEED + rounds)
+        kills, rounds = kills + count, rounds + 1
+        assert result.returncode == 0, result.stderr
+        assert "Traceback" not in result.stderr
         assert_nothing_lost(str(out))
         assert_same_results(str(out), calm)
-    print(f"killed {killed} times in {rounds} rounds")
+    print(f"killed {kills} times in {rounds} rounds")

@@ -59,11 +59,11 @@ def test_a_fifth_of_all_requests_harmed_costs_no_pair(
     manifest, out = write_inputs("s3://nst-faults/harmed/in"), "s3://nst-faults/harmed/out"
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1}})  # what a stall costs
     monkeypatch.setenv("NST_RETRY_SECONDS", "0.2")
-    begun, harm = Once("PUT", "/runs/"), at_random(0.2, seed=7)
-    way.decide = lambda method, path: harm(method, path) if begun(method, path) else None
-    ended = run_inputs(manifest, out)
+    run_began, harm = Once("PUT", "/runs/"), at_random(0.2, seed=7)
+    way.decide = lambda method, path: harm(method, path) if run_began(method, path) else None
+    result = run_inputs(manifest, out)
     way.decide = lambda method, path: None
-    assert (ended.exit_code, ended.message) == (0, ALL_FOUR), ended.report and ended.report.failures
+    assert (result.exit_code, result.message) == (0, ALL_FOUR), result.report and result.report.failures
     assert set(way.harmed) == set(PASSING)
     assert_nothing_lost(out, swept=False)  # a removal that failed twice is left to the next run
     assert_same_results(out, calm)
@@ -88,12 +88,12 @@ def test_store_killed_and_restarted_costs_no_pair(
     killer = threading.Thread(target=outage)
     killer.start()
     try:
-        ended = run_inputs(manifest, out)
+        result = run_inputs(manifest, out)
     finally:
         first.seen.set()
         killer.join()
         wait_for_objects({name: os.environ[name] for name in os.environ if name.startswith("AWS_")})
-    assert (ended.exit_code, ended.message) == (0, ALL_FOUR), ended.report and ended.report.failures
+    assert (result.exit_code, result.message) == (0, ALL_FOUR), result.report and result.report.failures
     assert_nothing_lost(out, swept=False)  # what could not be removed during the outage is left to the next run
     assert_same_results(out, calm)
 
@@ -102,14 +102,14 @@ def test_expired_credentials_end_the_run_and_renewed_resume(way: Proxy, calm: st
     manifest, out = write_inputs("s3://nst-faults/expired/in"), "s3://nst-faults/expired/out"
     last = Once("PUT", "/thumbnails/falling")  # three are in flight, so that it begins only once another is done
     way.decide = lambda method, path: Fault.EXPIRED_TOKEN if last(method, path) else None
-    ended = run_inputs(manifest, out)
+    result = run_inputs(manifest, out)
     way.decide = lambda method, path: None
-    assert ended.exit_code == 1
-    assert ended.message.startswith("the run could not go on, what is finished is safe: s3://nst-faults/expired/out/")
-    assert ended.message.endswith("access is denied, the credentials have expired; renew them and run the same command again")
+    assert result.exit_code == 1
+    assert result.message.startswith("the run could not go on, what is finished is safe: s3://nst-faults/expired/out/")
+    assert result.message.endswith("access is denied, the credentials have expired; renew them and run the same command again")
     assert 1 <= len(assert_markers_hold(out)) < 4
-    again = run_inputs(manifest, out)
-    assert again.exit_code == 0, again.message
+    rerun = run_inputs(manifest, out)
+    assert rerun.exit_code == 0, rerun.message
     assert assert_nothing_lost(out, swept=False)["skipped"] >= 1
     assert_same_results(out, calm)
 
@@ -119,8 +119,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a disk of one megabyte."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False)
-    if mounted.returncode:
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False)
+    if mount.returncode:
         pytest.skip("a small disk can be mounted by root only")
     try:
         yield place
@@ -131,10 +131,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @contextmanager
 def meanwhile(out: Path, action: Callable[[], None]) -> Iterator[None]:
     """Do something as soon as the first pair is done."""
-    over = threading.Event()
+    end_of_run = threading.Event()
 
     def wait() -> None:
-        while not over.wait(0.01):
+        while not end_of_run.wait(0.01):
             if any(out.glob("outcomes/*.json")):
                 action()
                 return
@@ -144,7 +144,7 @@ def meanwhile(out: Path, action: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        end_of_run.set()
         thread.join()
 
 
@@ -157,14 +157,14 @@ def test_a_full_disk_ends_the_run_and_room_finishes_it(disk: Path, calm: str, tm
                 file.write(b"x" * 4096)
 
     with meanwhile(out, fill):
-        ended = run_inputs(manifest, str(out))
-    assert ended.exit_code == 1
-    assert ended.message.startswith(f"the run could not go on, what is finished is safe: {out}/")
-    assert ended.message.endswith("the disk is full; make room and run the same command again")
+        result = run_inputs(manifest, str(out))
+    assert result.exit_code == 1
+    assert result.message.startswith(f"the run could not go on, what is finished is safe: {out}/")
+    assert result.message.endswith("the disk is full; make room and run the same command again")
     assert 1 <= len(assert_markers_hold(str(out))) < 4
     ballast.unlink()
-    again = run_inputs(manifest, str(out))
-    assert again.exit_code == 0, again.message
+    rerun = run_inputs(manifest, str(out))
+    assert rerun.exit_code == 0, rerun.message
     assert assert_nothing_lost(str(out), swept=False)["skipped"] >= 1
     assert_same_results(str(out), calm)
 
@@ -180,14 +180,14 @@ def test_read_only_output_ends_the_run_and_resumes(disk: Path, calm: str, tmp_pa
             pass
 
     with meanwhile(out, protect):
-        ended = run_inputs(manifest, str(out))
+        result = run_inputs(manifest, str(out))
     assert remount("rw")
-    assert ended.exit_code == 1
-    assert ended.message.startswith(f"the run could not go on, what is finished is safe: {out}/")
-    assert ended.message.endswith("the file system is read-only; make it writable and run the same command again")
+    assert result.exit_code == 1
+    assert result.message.startswith(f"the run could not go on, what is finished is safe: {out}/")
+    assert result.message.endswith("the file system is read-only; make it writable and run the same command again")
     assert 1 <= len(assert_markers_hold(str(out))) < 4
-    again = run_inputs(manifest, str(out))
-    assert again.exit_code == 0, again.message
+    rerun = run_inputs(manifest, str(out))
+    assert rerun.exit_code == 0, rerun.message
     assert assert_nothing_lost(str(out), swept=False)["skipped"] >= 1
     assert_same_results(str(out), calm)
 
@@ -197,12 +197,12 @@ def test_two_concurrent_runs_do_each_pair_once(calm: str, tmp_path: Path) -> Non
     with subprocess.Popen(build_command(manifest, str(out)), stdout=-1, stderr=-1, text=True) as other:
         try:
             wait_until(lambda: any(out.glob("claims/*.json")) or other.poll() is not None)
-            ended = run_inputs(manifest, str(out))
-            _, complained = other.communicate(timeout=TIMEOUT)
+            result = run_inputs(manifest, str(out))
+            _, stderr = other.communicate(timeout=TIMEOUT)
         finally:
             other.kill()
-    assert ended.exit_code == 0, ended.message
-    assert other.returncode == 0, complained
+    assert result.exit_code == 0, result.message
+    assert other.returncode == 0, stderr
     counts = [json.loads(record.read_text())["counts"] for record in out.glob("runs/*/run.json")]
     assert [sum(count[status] for count in counts) for status in ("succeeded", "skipped", "failed")] == [4, 4, 0]
     assert all(count["succeeded"] for count in counts)  # both had a hand in it

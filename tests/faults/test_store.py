@@ -75,8 +75,8 @@ def test_what_lasts_is_told_apart_by_the_servers_own_code(
 def test_lost_answer_never_makes_two_creators(way: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client repeats the request by itself and is refused by the object that the first one made: false, not true twice."""
     monkeypatch.setitem(fsspec.config.conf, "s3", {})
-    losing = iter([Fault.LOST])
-    way.decide = lambda method, path: next(losing, None) if method == "PUT" else None
+    faults = iter([Fault.LOST])
+    way.decide = lambda method, path: next(faults, None) if method == "PUT" else None
     files.delete("s3://nst-faults/first")
     assert not files.create_if_absent("s3://nst-faults/first", b"mine")
     assert files.read("s3://nst-faults/first") == b"mine"

@@ -60,8 +60,8 @@ def read_log(api: str, flow_run: dict[str, Any], last: str) -> list[str]:
 
 
 def test_run_publishes_artifacts_and_log(flow_api: str, pictures: Path, tmp_path: Path) -> None:
-    ended = stylize(pictures, tmp_path / "out", "Weekly run_2", *ROWS, header="id,content,style,size")
-    assert ended.report is not None
+    result = stylize(pictures, tmp_path / "out", "Weekly run_2", *ROWS, header="id,content,style,size")
+    assert result.report is not None
     flow_run, task_runs = read_last_run(flow_api, "Weekly run_2", tasks=3)
     found = read_artifacts(flow_api, flow_run)
     assert {kind: len(some) for kind, some in found.items()} == {"progress": 1, "image": 2, "table": 1, "markdown": 1}
@@ -99,10 +99,10 @@ def test_run_publishes_artifacts_and_log(flow_api: str, pictures: Path, tmp_path
         width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
         assert width > 3 * height  # three pictures side by side
     (report,) = found["markdown"]
-    assert ended.report.files["report"] in report["data"]
-    assert ended.report.message in report["data"]
+    assert result.report.files["report"] in report["data"]
+    assert result.report.message in report["data"]
     lines = read_log(flow_api, flow_run, "; report: ")
-    assert f"{ended.report.message}; report: {ended.report.files['report']}" in lines
+    assert f"{result.report.message}; report: {result.report.files['report']}" in lines
     assert f"row 4, c: {pictures}/gone.png: does not exist; check the name" in lines
     assert any(line.startswith("4 of 4 rows done: row ") for line in lines)
 
@@ -129,8 +129,8 @@ def test_batches_beyond_the_limit_share_task_runs(
     monkeypatch.setenv("NST_TASK_RUNS", "2")
     monkeypatch.setenv("NST_IMAGE_ARTIFACTS", "3")
     rows = [f"p{k},{('cat', 'dog')[k % 2]}.png,oil.png,{k}" for k in range(10)]
-    ended = stylize(pictures, tmp_path / "out", "many", *rows, header="id,content,style,seed")
-    assert ended.message == "10 succeeded, 0 failed, 0 rejected, 0 skipped of 10 rows"
+    result = stylize(pictures, tmp_path / "out", "many", *rows, header="id,content,style,seed")
+    assert result.message == "10 succeeded, 0 failed, 0 rejected, 0 skipped of 10 rows"
     flow_run, task_runs = read_last_run(flow_api, "many", tasks=3)
     assert set(task_runs) == {"inspect pictures 1-3 of 3", "5 pairs, rows 2 to 6", "5 pairs, rows 7 to 11"}
     assert len(read_artifacts(flow_api, flow_run)["image"]) == 3
@@ -146,8 +146,8 @@ def test_shared_task_run_retries_only_affected_batches(
     write_manifest(pictures, "a,cat.png,oil.png", "b,dog.png,oil.png", "c,torn.png,oil.png", name="shared.csv")
     FlakyFileSystem.spared.update({"cat.png": 1})  # the inspection's
     FlakyFileSystem.failing.update({"cat.png": 1})
-    ended = run_flow(*request_of(pictures, f"{flaky}/shared.csv", str(tmp_path / "out"), size=64, steps=1))
-    assert ended.message == "2 succeeded, 1 failed, 0 rejected, 0 skipped of 3 rows"
+    result = run_flow(*request_of(pictures, f"{flaky}/shared.csv", str(tmp_path / "out"), size=64, steps=1))
+    assert result.message == "2 succeeded, 1 failed, 0 rejected, 0 skipped of 3 rows"
     flow_run, task_runs = read_last_run(flow_api, "shared", tasks=2)
     shared = task_runs["3 pairs, rows 2 to 4"]
     assert (shared["run_count"], shared["state_name"]) == (2, "Completed with failures")
@@ -177,23 +177,23 @@ def test_of_a_task_run_that_is_lost_each_batch_is_tried_alone(flow_api: str, tmp
     """As a cluster gives up what its workers died over too often: no pair fails for what another one did."""
     run = run_into(tmp_path / "out", settings=Settings(task_runs=1))
     a, b = two_jobs(tmp_path)
-    handed: list[list[str]] = []
+    submitted_shares: list[list[str]] = []
 
     @task
-    def killed() -> None:
+    def kill() -> None:
         raise RuntimeError("the worker died")
 
     def submit(shell: Any, parameters: dict[str, Any]) -> Any:
         ids = [job.id for batch in parameters["batches"] for job in batch.jobs]
-        handed.append(ids)
-        return killed.submit() if "b" in ids else shell.submit(**parameters)
+        submitted_shares.append(ids)
+        return kill.submit() if "b" in ids else shell.submit(**parameters)
 
     @flow(name="lost")
     def lost() -> list[Outcome]:
         return fanout.run_jobs([a, b], run, Workers(submit, 1, 1, out_of_process=False), RunReporter("lost", run, Progress()))
 
     assert {o.id: o.status for o in lost()} == {"a": Status.SUCCEEDED, "b": Status.FAILED}
-    assert handed == [["a", "b"], ["a"], ["b"]]
+    assert submitted_shares == [["a", "b"], ["a"], ["b"]]
 
 
 def test_task_run_stops_trying_batches_during_an_outage(flow_api: str, flaky: str, pictures: Path, tmp_path: Path) -> None:
@@ -234,12 +234,12 @@ def test_lost_task_run_is_recorded_despite_store_errors(flow_api: str, flaky: st
     FlakyFileSystem.failing.update({"a.json": 1})
 
     @task
-    def killed() -> None:
+    def kill() -> None:
         raise RuntimeError("the worker died")
 
     @flow(name="stumble")
     def stumble() -> list[Outcome]:
-        workers = Workers(lambda shell, parameters: killed.submit(), 1, 1, out_of_process=False)
+        workers = Workers(lambda shell, parameters: kill.submit(), 1, 1, out_of_process=False)
         return fanout.run_jobs([a], run, workers, RunReporter("stumble", run, Progress()))
 
     assert [o.status for o in stumble()] == [Status.SUCCEEDED]
@@ -256,8 +256,8 @@ def test_an_api_that_takes_no_artifact_does_not_stop_a_run(
     monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
     monkeypatch.setattr(artifacts, "create_table_artifact", refuse)
     monkeypatch.setattr(artifacts, "create_markdown_artifact", refuse)
-    ended = stylize(pictures, tmp_path / "out", "mute", "a,cat.png,oil.png")
-    assert ended.exit_code == 0
+    result = stylize(pictures, tmp_path / "out", "mute", "a,cat.png,oil.png")
+    assert result.exit_code == 0
     flow_run, _ = read_last_run(flow_api, "mute", tasks=2)
     lines = read_log(flow_api, flow_run, "artifact")
     assert "the Prefect API did not take an artifact (ConnectionError); the run goes on" in lines

@@ -39,15 +39,15 @@ def test_signals_end_with_130_and_resume_to_the_same_bytes(flow_api: str, pictur
     calm, out = tmp_path / "calm", tmp_path / "out"
     command = [NST, "run", str(pictures / "m.csv"), "--out", str(out), *options]
 
-    def stands() -> int:
+    def last_saved_step() -> int:
         """Return the last step of the long pair that is on the disk."""
         return max((int(path.stem.rpartition("-")[2]) for path in out.glob("checkpoints/*.npz")), default=0)
 
-    reached, done = 0, []
+    saved_step, finished_ids = 0, []
     for number in (signal.SIGINT, signal.SIGTERM):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
-                wait_until(lambda at=reached: stands() > at or process.poll() is not None)
+                wait_until(lambda at=saved_step: last_saved_step() > at or process.poll() is not None)
                 process.send_signal(number)
                 _, err = process.communicate(timeout=TIMEOUT)
             finally:
@@ -55,16 +55,18 @@ def test_signals_end_with_130_and_resume_to_the_same_bytes(flow_api: str, pictur
         assert process.returncode == 130, err
         assert SAID in err
         assert "Traceback" not in err
-        assert stands() > reached
-        reached = stands()
-        done = [path.stem for path in out.glob("outcomes/*")]
-        assert done in ([], ["quick"])  # either may have had the device first
-        assert [path.stem for path in out.glob("images/*")] == done
+        assert last_saved_step() > saved_step
+        saved_step = last_saved_step()
+        finished_ids = [path.stem for path in out.glob("outcomes/*")]
+        assert finished_ids in ([], ["quick"])  # either may have had the device first
+        assert [path.stem for path in out.glob("images/*")] == finished_ids
         assert len(list(out.glob("checkpoints/*"))) == 1
         assert not list(out.glob("claims/*"))
 
-    again = nst("run", str(pictures / "m.csv"), "--out", str(out), *options)
-    assert f"{2 - len(done)} succeeded, 0 failed, 0 rejected, {len(done)} skipped of 2 rows" in again.stdout, again.stderr
+    rerun = nst("run", str(pictures / "m.csv"), "--out", str(out), *options)
+    assert f"{2 - len(finished_ids)} succeeded, 0 failed, 0 rejected, {len(finished_ids)} skipped of 2 rows" in rerun.stdout, (
+        rerun.stderr
+    )
     assert not list(out.glob("checkpoints/*"))
     run_flow(*request_of(pictures, out=str(calm), size=64))
     assert (out / "images/long.png").read_bytes() == (calm / "images/long.png").read_bytes()
@@ -89,8 +91,8 @@ app()
 
 
 def test_a_signal_before_anything_began_ends_with_130() -> None:
-    ended = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "nst: interrupted\n")
+    result = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "nst: interrupted\n")
 
 
 STUCK = """
@@ -119,10 +121,10 @@ with console._handle_signals(progress):
 
 def test_a_thread_that_waits_for_ever_does_not_keep_the_process() -> None:
     """What is being computed ends, what waits for a store does not."""
-    ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert (ended.returncode, ended.stdout) == (130, "computed\n")
-    assert SAID in ended.stderr
-    assert "Traceback" not in ended.stderr
+    result = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (result.returncode, result.stdout) == (130, "computed\n")
+    assert SAID in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 # --- crashes in native code ---
@@ -176,10 +178,10 @@ def test_pair_that_crashes_twice_is_quarantined_alone(pictures: Path, tmp_path: 
     assert not list(out.glob("claims/*"))
 
     request = request_of(pictures, out=str(out), size=64)
-    still = run_flow(*request)  # the bug is gone, but nobody said so
-    assert still.message == "0 succeeded, 1 failed, 0 rejected, 2 skipped of 3 rows"
-    assert still.report is not None
-    assert still.report.failures == (f"row 3, bad: {read_marker(out, 'bad').error}",)
+    rerun_with_bug_gone = run_flow(*request)  # the bug is gone, but nobody said so
+    assert rerun_with_bug_gone.message == "0 succeeded, 1 failed, 0 rejected, 2 skipped of 3 rows"
+    assert rerun_with_bug_gone.report is not None
+    assert rerun_with_bug_gone.report.failures == (f"row 3, bad: {read_marker(out, 'bad').error}",)
     (out / "outcomes/bad.json").unlink()
     assert run_flow(*request).message == "1 succeeded, 0 failed, 0 rejected, 2 skipped of 3 rows"
 
@@ -195,15 +197,15 @@ def test_leftovers_of_finished_pairs_are_removed(pictures: Path, tmp_path: Path)
     out = tmp_path / "out"
     run(pictures, TWO_PAIRS, out)
     key = read_marker(out, "a").key
-    theirs = "ff" * 32
-    for name in (f"checkpoints/{key}.0-000001.npz", f"checkpoints/{key}.0-000002.npz", f"checkpoints/{theirs}.0-000001.npz"):
+    other_key = "ff" * 32
+    for name in (f"checkpoints/{key}.0-000001.npz", f"checkpoints/{key}.0-000002.npz", f"checkpoints/{other_key}.0-000001.npz"):
         files.write(str(out / name), b"left")
-    for name, expires in ((key, 0.0), (theirs, time.time() + 100)):
+    for name, expires in ((key, 0.0), (other_key, time.time() + 100)):
         claim = Claim(name, 0, "o", "r", "m", "1.1", "", 0, expires)
         files.write(str(out / "claims" / f"{name}.0.json"), json.dumps(vars(claim)).encode())
     assert run(pictures, TWO_PAIRS, out).message.startswith("0 succeeded, 0 failed, 0 rejected, 2 skipped")
-    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"{theirs}.0-000001.npz"]
-    assert [path.name for path in (out / "claims").iterdir()] == [f"{theirs}.0.json"]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"{other_key}.0-000001.npz"]
+    assert [path.name for path in (out / "claims").iterdir()] == [f"{other_key}.0.json"]
 
 
 @pytest.mark.usefixtures("flow_api")
@@ -214,11 +216,11 @@ def test_a_useless_checkpoint_is_told_in_the_report(pictures: Path, tmp_path: Pa
     name = f"{read_marker(out, 'a').key}.0-000002.npz"
     (out / "outcomes/a.json").unlink()
     files.write(str(out / "checkpoints" / name), b"torn")
-    again = run(pictures, TWO_PAIRS, out)
-    assert again.report is not None
-    assert again.report.warnings == (f"checkpoints/{name}: ignored, it is damaged",)
-    record = json.loads((out / "runs" / again.report.run_id / "run.json").read_bytes())
-    assert record["warnings"] == list(again.report.warnings)
+    rerun = run(pictures, TWO_PAIRS, out)
+    assert rerun.report is not None
+    assert rerun.report.warnings == (f"checkpoints/{name}: ignored, it is damaged",)
+    record = json.loads((out / "runs" / rerun.report.run_id / "run.json").read_bytes())
+    assert record["warnings"] == list(rerun.report.warnings)
     assert (out / "images/a.png").read_bytes() == before
     assert not list(out.glob("checkpoints/*"))
 
@@ -229,11 +231,11 @@ def test_pairs_that_another_run_is_doing_are_waited_for(pictures: Path, tmp_path
     out, other = tmp_path / "out", tmp_path / "other"
     run(pictures, TWO_PAIRS, other)
     keys = {id: read_marker(other, id).key for id in "ab"}
-    waited: list[str] = []
+    wait_messages: list[str] = []
 
     def claim(id: str, seconds: float) -> None:
-        claimed = Claim(keys[id], 0, "o", "r", "m", "1.1", "", 0, time.time() + seconds)
-        files.write(str(out / "claims" / f"{keys[id]}.0.json"), json.dumps(vars(claimed)).encode())
+        written_claim = Claim(keys[id], 0, "o", "r", "m", "1.1", "", 0, time.time() + seconds)
+        files.write(str(out / "claims" / f"{keys[id]}.0.json"), json.dumps(vars(written_claim)).encode())
 
     class OtherRun(logging.Handler):
         """Goes on once this run says that it waits."""
@@ -248,18 +250,18 @@ def test_pairs_that_another_run_is_doing_are_waited_for(pictures: Path, tmp_path
                 claim("b", -1.0)
             else:
                 return
-            waited.append(message)
+            wait_messages.append(message)
 
     for id in "ab":
         claim(id, 1000.0)
     logger, handler = logging.getLogger("prefect.flow_runs"), OtherRun()
     logger.addHandler(handler)
     try:
-        ended = run(pictures, TWO_PAIRS, out)
+        result = run(pictures, TWO_PAIRS, out)
     finally:
         logger.removeHandler(handler)
-    assert len(waited) == 2
-    assert ended.message == "1 succeeded, 0 failed, 0 rejected, 1 skipped of 2 rows"
+    assert len(wait_messages) == 2
+    assert result.message == "1 succeeded, 0 failed, 0 rejected, 1 skipped of 2 rows"
     assert read_marker(out, "a").run_id == read_marker(other, "a").run_id  # not made twice
     assert read_marker(out, "b").status is Status.SUCCEEDED
     assert claims.current_claims(str(out)) == {}

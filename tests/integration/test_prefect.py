@@ -31,8 +31,8 @@ def test_the_api_shows_names_tags_retries_and_state(flow_api: str, flaky: str, p
     rows = ("cat.png,oil.png,", "dog.png,ink.png,tf-tutorial", "gone.png,oil.png,")
     write_manifest(pictures, *rows, header="content,style,recipe", name="seen.csv")
     FlakyFileSystem.failing.update({"oil.png": 2})  # fails while being inspected, succeeds at the third attempt
-    ended = stylize(flaky, "seen", tmp_path / "out")
-    assert ended.exit_code == 1
+    result = stylize(flaky, "seen", tmp_path / "out")
+    assert result.exit_code == 1
     flow_run, task_runs = read_last_run(flow_api, "seen", tasks=3)
     assert flow_run["state_type"] == "COMPLETED"
     assert flow_run["state_name"] == "Completed with failures"
@@ -68,10 +68,10 @@ def test_lasting_store_failure_fails_its_pair_alone(flow_api: str, flaky: str, p
     write_manifest(pictures, "a,cat.png,oil.png", "b,dog.png,ink.png", name="away.csv")
     FlakyFileSystem.spared.update({"cat.png": 1})
     FlakyFileSystem.failing.update({"cat.png": 1000})
-    ended = stylize(flaky, "away", tmp_path / "out")
-    assert ended.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
-    assert ended.report is not None
-    assert "the store failed for the moment" in ended.report.failures[0]
+    result = stylize(flaky, "away", tmp_path / "out")
+    assert result.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
+    assert result.report is not None
+    assert "the store failed for the moment" in result.report.failures[0]
     _, task_runs = read_last_run(flow_api, "away", tasks=3)
     assert (task_runs["cat x oil"]["run_count"], task_runs["cat x oil"]["state_type"]) == (11, "FAILED")
     assert task_runs["dog x ink"]["run_count"] == 1
@@ -82,8 +82,8 @@ def test_what_stays_wrong_is_not_tried_again(flow_api: str, flaky: str, pictures
     whole = (pictures / "cat.png").read_bytes()
     (pictures / "torn.png").write_bytes(whole[: len(whole) // 2])
     write_manifest(pictures, "torn.png,oil.png", "cat.png,oil.png", header="content,style", name="torn.csv")
-    ended = stylize(flaky, "torn", tmp_path / "out")
-    assert ended.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
+    result = stylize(flaky, "torn", tmp_path / "out")
+    assert result.message == "1 succeeded, 1 failed, 0 rejected, 0 skipped of 2 rows"
     _, task_runs = read_last_run(flow_api, "torn", tasks=3)
     assert (task_runs["torn x oil"]["run_count"], task_runs["torn x oil"]["state_type"]) == (1, "FAILED")
     assert "damaged" in task_runs["torn x oil"]["state"]["message"]
@@ -123,11 +123,11 @@ def test_no_more_than_the_window_is_in_flight(flow_api: str) -> None:
 
     @flow
     def fan_out() -> list[tuple[int, int]]:
-        found = []
+        results = []
         for number, future in submit_in_window(range(12), submit, window=3):
-            found.append((number, future.result()))
-            assert submitted == min(len(found) + 3, 12)
-        return found
+            results.append((number, future.result()))
+            assert submitted == min(len(results) + 3, 12)
+        return results
 
     assert sorted(fan_out()) == [(number, number * number) for number in range(12)]
     assert most == 3
@@ -139,15 +139,15 @@ def test_without_a_server_the_run_starts_its_own(
     home = create_prefect_home()
     manifest = write_manifest(pictures, "a,cat.png,oil.png")
     options = ("--out", str(tmp_path / "out"), "--backbone", "tiny", "--size", "64", "--steps", "1")
-    done = nst_process("run", manifest, *options, PREFECT_HOME=str(home))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Completed: 1 succeeded")
+    result = nst_process("run", manifest, *options, PREFECT_HOME=str(home))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Completed: 1 succeeded")
     assert (tmp_path / "out/images/a.png").exists()
-    with closing(sqlite3.connect(home / "prefect.db")) as kept:
-        runs = dict(kept.execute("SELECT name, state_name FROM task_run"))
-        states = [state for (state,) in kept.execute("SELECT type FROM task_run_state")]
-        artifacts = [kind for (kind,) in kept.execute("SELECT type FROM artifact")]
-        (events,) = kept.execute("SELECT count(*) FROM events").fetchone()
+    with closing(sqlite3.connect(home / "prefect.db")) as database:
+        runs = dict(database.execute("SELECT name, state_name FROM task_run"))
+        states = [state for (state,) in database.execute("SELECT type FROM task_run_state")]
+        artifacts = [kind for (kind,) in database.execute("SELECT type FROM artifact")]
+        (events,) = database.execute("SELECT count(*) FROM events").fetchone()
     assert runs == {"inspect pictures 1-2 of 2": "Completed", "cat x oil": "Completed"}
     assert Counter(states) == dict.fromkeys(("PENDING", "RUNNING", "COMPLETED"), 2)
     assert sorted(artifacts) == ["markdown", "progress"]  # pictures are for a server with a UI
@@ -155,8 +155,8 @@ def test_without_a_server_the_run_starts_its_own(
 
 
 def test_silent_api_is_one_sentence_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:
-    manifest, nowhere = write_manifest(pictures, "a,cat.png,oil.png"), "http://127.0.0.1:9/api"
-    with temporary_settings({PREFECT_API_URL: nowhere}):
-        done = nst("run", manifest, "--out", str(tmp_path / "out"), PREFECT_API_URL=nowhere)
-    assert done.exit_code == 2
-    assert "nst: PREFECT_API_URL: " in done.stderr
+    manifest, silent_url = write_manifest(pictures, "a,cat.png,oil.png"), "http://127.0.0.1:9/api"
+    with temporary_settings({PREFECT_API_URL: silent_url}):
+        result = nst("run", manifest, "--out", str(tmp_path / "out"), PREFECT_API_URL=silent_url)
+    assert result.exit_code == 2
+    assert "nst: PREFECT_API_URL: " in result.stderr

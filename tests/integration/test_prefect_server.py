@@ -114,7 +114,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     }
 
 
-def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+def run_program(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """As in a folder of a user who has flows of their own."""
     (home / "flows").mkdir(exist_ok=True)
     (home / "flows" / "__init__.py").touch()
@@ -123,11 +123,11 @@ def ended(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[
 
 
 def test_own_server_answers_and_ends_with_the_process(home: Path) -> None:
-    started, refused = ended(STARTED + ELSEWHERE, home).stdout.splitlines()
-    pid, pictures_shown = started.split()
+    started_server, refusal = run_program(STARTED + ELSEWHERE, home).stdout.splitlines()
+    pid, pictures_shown = started_server.split()
     assert not Path(f"/proc/{pid}").exists()
     assert pictures_shown == "0", "it has no UI to show them"
-    assert refused.startswith("PREFECT_API_URL: not set, but workers elsewhere report to that API")
+    assert refusal.startswith("PREFECT_API_URL: not set, but workers elsewhere report to that API")
 
 
 def test_own_server_ignores_ctrl_c_and_ends_with_its_run(home: Path) -> None:
@@ -144,24 +144,24 @@ def test_own_server_ignores_ctrl_c_and_ends_with_its_run(home: Path) -> None:
 
 
 def test_slow_own_server_is_stopped_with_one_sentence(home: Path) -> None:
-    told = ended(SLOW + LEFT, home, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="0").stdout.splitlines()
-    assert told[0].startswith("the Prefect server that a run starts for itself did not come up (no answer within 0 s)")
-    assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in told[0]
-    assert told[1:] == ["none is left"]
+    lines = run_program(SLOW + LEFT, home, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="0").stdout.splitlines()
+    assert lines[0].startswith("the Prefect server that a run starts for itself did not come up (no answer within 0 s)")
+    assert "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS" in lines[0]
+    assert lines[1:] == ["none is left"]
 
 
 def test_own_server_takes_another_port_if_taken(home: Path) -> None:
-    done = ended(SECOND, home)
-    assert done.stdout == "it answers\n" and "address already in use" in done.stderr
+    result = run_program(SECOND, home)
+    assert result.stdout == "it answers\n" and "address already in use" in result.stderr
 
 
 def test_no_own_server_if_an_api_is_configured(home: Path) -> None:
     url = "http://127.0.0.1:1/api"
-    assert ended(CONFIGURED + LEFT, home, PREFECT_API_URL=url).stdout == f"False {url}\nnone is left\n"
-    assert ended(CONFIGURED + LEFT, home, PREFECT_SERVER_EPHEMERAL_ENABLED="false").stdout == "False None\nnone is left\n"
+    assert run_program(CONFIGURED + LEFT, home, PREFECT_API_URL=url).stdout == f"False {url}\nnone is left\n"
+    assert run_program(CONFIGURED + LEFT, home, PREFECT_SERVER_EPHEMERAL_ENABLED="false").stdout == "False None\nnone is left\n"
     (home / "profiles.toml").write_text(f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{url}"\n')
-    assert ended(CONFIGURED + LEFT, home).stdout == "False None\nnone is left\n"
+    assert run_program(CONFIGURED + LEFT, home).stdout == "False None\nnone is left\n"
 
 
 def test_it_does_not_outlive_other_work_that_fails(home: Path) -> None:
-    assert ended(BROKEN + LEFT, home).stdout == "the other work\nnone is left\n"
+    assert run_program(BROKEN + LEFT, home).stdout == "the other work\nnone is left\n"

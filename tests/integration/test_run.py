@@ -25,38 +25,38 @@ TWO_PAIRS = "id,content,style,recipe\na,cat.png,oil.png,\nb,dog.png,ink.png,tf-t
 
 def test_run_writes_images_history_markers_and_report(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ended = run(pictures, TWO_PAIRS, out)
-    assert (ended.name, ended.exit_code) == ("Completed", 0)
-    assert ended.message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
+    result = run(pictures, TWO_PAIRS, out)
+    assert (result.name, result.exit_code) == ("Completed", 0)
+    assert result.message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
     for id, recipe in (("a", "painterly"), ("b", "tf-tutorial")):
         data = (out / f"images/{id}.png").read_bytes()
-        done = read_marker(out, id)
-        assert codec.read_size(data, 10**6) == (48, 64) == (done.height, done.width)
-        assert codec.read_metadata(data) == {"nst:key": done.key, "nst:recipe": recipe, "nst:pair": id}
-        assert (done.status, done.image_bytes, done.image_sha256) == (
+        marker = read_marker(out, id)
+        assert codec.read_size(data, 10**6) == (48, 64) == (marker.height, marker.width)
+        assert codec.read_metadata(data) == {"nst:key": marker.key, "nst:recipe": recipe, "nst:pair": id}
+        assert (marker.status, marker.image_bytes, marker.image_sha256) == (
             Status.SUCCEEDED,
             len(data),
             hashlib.sha256(data).hexdigest(),
         )
-        assert done.content is not None
-        assert done.content.sha256 == hashlib.sha256(Path(done.content.uri).read_bytes()).hexdigest()
-        assert done.recipe["name"] == recipe
-        assert len(done.weights_sha256) == 64
-        assert set(done.versions) == {"nst", "python", "tensorflow", "numpy", "pillow"}
+        assert marker.content is not None
+        assert marker.content.sha256 == hashlib.sha256(Path(marker.content.uri).read_bytes()).hexdigest()
+        assert marker.recipe["name"] == recipe
+        assert len(marker.weights_sha256) == 64
+        assert set(marker.versions) == {"nst", "python", "tensorflow", "numpy", "pillow"}
         assert codec.read_size((out / f"thumbnails/{id}.jpg").read_bytes(), 10**6)[0] == 48
 
-    told = pd.read_parquet(out / "history")
-    assert tuple(told.columns) == loss_history.COLUMNS
-    assert sorted(told.pair_id.unique()) == ["a", "b"]
-    np.testing.assert_allclose(told.total, told["content"] + told["style"] + told["tv"], rtol=1e-6)
-    b = told[told.pair_id == "b"]
+    history = pd.read_parquet(out / "history")
+    assert tuple(history.columns) == loss_history.COLUMNS
+    assert sorted(history.pair_id.unique()) == ["a", "b"]
+    np.testing.assert_allclose(history.total, history["content"] + history["style"] + history["tv"], rtol=1e-6)
+    b = history[history.pair_id == "b"]
     assert b.step.tolist() == [0, 1, 2, 3]
     assert b.total.iloc[-1] == pytest.approx(read_marker(out, "b").losses["total"], rel=1e-6)
-    a = told[told.pair_id == "a"]
+    a = history[history.pair_id == "a"]
     assert a.total.iloc[-1] < a.total.iloc[0]
 
-    assert ended.report is not None
-    folder = out / "runs" / ended.report.run_id
+    assert result.report is not None
+    folder = out / "runs" / result.report.run_id
     assert (folder / "manifest.csv").read_text() == TWO_PAIRS
     summary = pd.read_parquet(folder / "summary.parquet")
     assert summary.id.tolist() == ["a", "b"]
@@ -75,18 +75,18 @@ def test_rerun_skips_finished_pairs_and_redoes_changed_ones(pictures: Path, tmp_
     run(pictures, rows, out)
     before = {id: (out / f"images/{id}.png").stat().st_mtime_ns for id in "abc"}
 
-    kept = (pictures / "cat.png").read_bytes()
+    original_bytes = (pictures / "cat.png").read_bytes()
     entry = (pictures / "cat.png").stat()
-    again = run(pictures, rows, out)
-    assert again.message == "0 succeeded, 0 failed, 0 rejected, 3 skipped of 3 rows"
-    assert again.exit_code == 0
+    rerun = run(pictures, rows, out)
+    assert rerun.message == "0 succeeded, 0 failed, 0 rejected, 3 skipped of 3 rows"
+    assert rerun.exit_code == 0
     assert {id: (out / f"images/{id}.png").stat().st_mtime_ns for id in "abc"} == before
-    assert again.report is not None
-    page = (out / "runs" / again.report.run_id / "report.html").read_text()
+    assert rerun.report is not None
+    page = (out / "runs" / rerun.report.run_id / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 3  # skipped pairs are shown all the same
 
     # an atomic replacement by the same bytes is another version: opened, found the same, skipped
-    (pictures / "new.png").write_bytes(kept)
+    (pictures / "new.png").write_bytes(original_bytes)
     (pictures / "new.png").rename(pictures / "cat.png")
     assert (pictures / "cat.png").stat().st_ino != entry.st_ino
     assert run(pictures, rows, out).message.startswith("0 succeeded, 0 failed, 0 rejected, 3 skipped")
@@ -109,11 +109,11 @@ def test_finished_pictures_are_not_opened_by_a_rerun(pictures: Path, tmp_path: P
     run(pictures, TWO_PAIRS, out)
     for path in [*(out / "images").iterdir(), *(out / "history").iterdir()]:
         path.write_bytes(b"x" * path.stat().st_size)
-    opened: list[str] = []
+    opened_paths: list[str] = []
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
         if event == "open" and isinstance(arguments[0], str) and watching:
-            opened.append(arguments[0])
+            opened_paths.append(arguments[0])
 
     import sys
 
@@ -123,10 +123,10 @@ def test_finished_pictures_are_not_opened_by_a_rerun(pictures: Path, tmp_path: P
         assert run(pictures, TWO_PAIRS, out).message.startswith("0 succeeded, 0 failed, 0 rejected, 2 skipped")
     finally:
         watching = False
-    touched = {os.path.relpath(path, tmp_path) for path in opened if path.startswith(str(tmp_path))}
-    assert any(path.startswith("out/outcomes/") for path in touched)  # the hook sees what is opened
+    touched_paths = {os.path.relpath(path, tmp_path) for path in opened_paths if path.startswith(str(tmp_path))}
+    assert any(path.startswith("out/outcomes/") for path in touched_paths)  # the hook sees what is opened
     # the report draws a history's curves, and does without where it is none
-    assert not [path for path in touched if path.startswith(("in/", "out/images")) and path != "in/m.csv"]
+    assert not [path for path in touched_paths if path.startswith(("in/", "out/images")) and path != "in/m.csv"]
 
 
 def test_same_inputs_give_the_same_bytes(pictures: Path, tmp_path: Path) -> None:
@@ -161,11 +161,11 @@ def test_bad_images_and_rows_spare_the_others(pictures: Path, tmp_path: Path) ->
         "style,cat.png,gone.png|oil.png,,\n"
     )
     out = tmp_path / "out"
-    ended = run(pictures, rows, out)
-    assert ended.message == "1 succeeded, 5 failed, 2 rejected, 0 skipped of 8 rows"
-    assert (ended.name, ended.exit_code) == ("Completed with failures", 1)
-    assert ended.report is not None
-    told = "\n".join(ended.report.failures)
+    result = run(pictures, rows, out)
+    assert result.message == "1 succeeded, 5 failed, 2 rejected, 0 skipped of 8 rows"
+    assert (result.name, result.exit_code) == ("Completed with failures", 1)
+    assert result.report is not None
+    failures = "\n".join(result.report.failures)
     for sentence in (
         "row 3, missing: ",
         "gone.png: does not exist",
@@ -179,10 +179,10 @@ def test_bad_images_and_rows_spare_the_others(pictures: Path, tmp_path: Path) ->
         "painterly",
         "row 9, style: ",
     ):
-        assert sentence in told
+        assert sentence in failures
     assert [path.stem for path in (out / "images").iterdir()] == ["good"]
     assert read_marker(out, "torn").status == Status.FAILED
-    folder = out / "runs" / ended.report.run_id
+    folder = out / "runs" / result.report.run_id
     summary = pd.read_parquet(folder / "summary.parquet")
     assert len(summary) == 8
     assert summary.status.value_counts().to_dict() == {"failed": 5, "rejected": 2, "succeeded": 1}
@@ -191,10 +191,10 @@ def test_bad_images_and_rows_spare_the_others(pictures: Path, tmp_path: Path) ->
 
     # the rejected rows, corrected, are a manifest that runs as it is
     rejected = (folder / "rejected.csv").read_text()
-    fixed = rejected.replace(",9", ",64").replace("painterley", "painterly")
+    corrected = rejected.replace(",9", ",64").replace("painterley", "painterly")
     other = tmp_path / "elsewhere"
     other.mkdir()
-    assert run(other, fixed, out).message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
+    assert run(other, corrected, out).message == "2 succeeded, 0 failed, 0 rejected, 0 skipped of 2 rows"
 
 
 def test_strict_refuses_the_whole_manifest_and_runs_nothing(pictures: Path, tmp_path: Path) -> None:
@@ -217,16 +217,16 @@ def test_strict_refuses_the_whole_manifest_and_runs_nothing(pictures: Path, tmp_
 )
 def test_max_failures_decides_the_final_state(pictures: Path, tmp_path: Path, limit: str | None, state: str) -> None:
     rows = "id,content,style\ngood,cat.png,oil.png\nbad,gone.png,oil.png\n"
-    ended = run(pictures, rows, tmp_path / "out", steps=0, max_failures=limit)
-    assert (ended.name, ended.exit_code) == (state, 1)
-    assert "1 succeeded, 1 failed" in ended.message
-    assert ended.report is not None
-    assert Path(ended.report.files["summary"]).exists()
+    result = run(pictures, rows, tmp_path / "out", steps=0, max_failures=limit)
+    assert (result.name, result.exit_code) == (state, 1)
+    assert "1 succeeded, 1 failed" in result.message
+    assert result.report is not None
+    assert Path(result.report.files["summary"]).exists()
 
 
 def test_a_run_in_which_nothing_succeeds_is_failed(pictures: Path, tmp_path: Path) -> None:
-    ended = run(pictures, "content,style\ngone.png,oil.png\n", tmp_path / "out")
-    assert (ended.name, ended.exit_code) == ("Failed", 1)
+    result = run(pictures, "content,style\ngone.png,oil.png\n", tmp_path / "out")
+    assert (result.name, result.exit_code) == ("Failed", 1)
 
 
 def test_several_styles_formats_alpha_and_kept_colors(pictures: Path, tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_several_styles_formats_alpha_and_kept_colors(pictures: Path, tmp_path: 
     out = tmp_path / "out"
     assert run(pictures, rows, out).message.startswith("4 succeeded")
     assert read_marker(out, "two").style_weights == (0.75, 0.25)
-    kept = codec.decode((out / "images/kept.png").read_bytes(), 10**6)
+    kept_color = codec.decode((out / "images/kept.png").read_bytes(), 10**6)
     small = resize(Picture(rgb, None), 48, 64).rgb
-    chroma = [image - luminance(image)[..., None] for image in (kept.rgb, small)]
+    chroma = [image - luminance(image)[..., None] for image in (kept_color.rgb, small)]
     assert np.abs(chroma[0] - chroma[1]).mean() < 0.03
     clear = codec.decode((out / "images/clear.webp").read_bytes(), 10**6)
     assert clear.alpha is not None
@@ -263,11 +263,11 @@ def test_weights_sha256_is_part_of_the_key(pictures: Path, tmp_path: Path) -> No
     keys = []
     for seed in (1, 2):
         file = tmp_path / f"{seed}.weights.h5"
-        ended = run(pictures, rows, tmp_path / "out", backbone="vgg16", weights=str(file), recipe=recipe, steps=1)
-        assert ended.message.startswith("1 succeeded")  # other weights: nothing to skip
-        done = read_marker(tmp_path / "out", "a")
-        assert (done.backbone, done.weights_sha256) == ("vgg16", hashlib.sha256(file.read_bytes()).hexdigest())
-        keys.append(done.key)
+        result = run(pictures, rows, tmp_path / "out", backbone="vgg16", weights=str(file), recipe=recipe, steps=1)
+        assert result.message.startswith("1 succeeded")  # other weights: nothing to skip
+        marker = read_marker(tmp_path / "out", "a")
+        assert (marker.backbone, marker.weights_sha256) == ("vgg16", hashlib.sha256(file.read_bytes()).hexdigest())
+        keys.append(marker.key)
     assert keys[0] != keys[1]
 
 
@@ -284,9 +284,9 @@ def test_upscale_enlarges_and_a_pyramid_tells_its_levels(pictures: Path, tmp_pat
     run(pictures, rows, tmp_path / "large", upscale=True)
     assert codec.read_size((tmp_path / "kept/images/a.png").read_bytes(), 10**6) == (72, 96)
     assert codec.read_size((tmp_path / "large/images/a.png").read_bytes(), 10**6) == (96, 128)
-    told = pd.read_parquet(tmp_path / "large/history")
-    assert told.groupby("level").width.first().tolist() == [80, 128]
-    assert told.groupby("level").step.max().tolist() == [4, 3]  # 60 coarse steps for 40 fine ones: 4 for 3
+    history = pd.read_parquet(tmp_path / "large/history")
+    assert history.groupby("level").width.first().tolist() == [80, 128]
+    assert history.groupby("level").step.max().tolist() == [4, 3]  # 60 coarse steps for 40 fine ones: 4 for 3
 
 
 def test_rows_of_both_precisions_have_different_keys(pictures: Path, tmp_path: Path) -> None:
@@ -298,34 +298,34 @@ def test_rows_of_both_precisions_have_different_keys(pictures: Path, tmp_path: P
     assert 0 < abs(plain.losses["total"] / mixed.losses["total"] - 1) < 0.02
     one, other = (codec.decode((out / f"images/{id}.png").read_bytes(), 10**6).rgb for id in "ab")
     assert np.abs(one - other).mean() < 2 / 255
-    ended = run(pictures, rows.format(""), out, precision="mixed", plateau=0.0)
-    assert ended.message.startswith("1 succeeded, 0 failed, 0 rejected, 1 skipped")
+    result = run(pictures, rows.format(""), out, precision="mixed", plateau=0.0)
+    assert result.message.startswith("1 succeeded, 0 failed, 0 rejected, 1 skipped")
     assert read_marker(out, "a").key == mixed.key != plain.key
-    again = codec.decode((out / "images/a.png").read_bytes(), 10**6).rgb
-    np.testing.assert_array_equal(again, other)
+    rerun = codec.decode((out / "images/a.png").read_bytes(), 10**6).rgb
+    np.testing.assert_array_equal(rerun, other)
 
 
 def test_zero_steps_give_the_initial_picture(pictures: Path, tmp_path: Path) -> None:
     rows = "id,content,style,recipe,steps\na,cat.png,oil.png,tf-tutorial,0\n"
     run(pictures, rows, tmp_path / "out")
-    given = resize(codec.decode((pictures / "cat.png").read_bytes(), 10**6), 48, 64)
-    made = codec.decode((tmp_path / "out/images/a.png").read_bytes(), 10**6)
-    np.testing.assert_allclose(made.rgb, given.rgb, atol=0.5 / 255 + 1e-6)
+    resized_content = resize(codec.decode((pictures / "cat.png").read_bytes(), 10**6), 48, 64)
+    initial = codec.decode((tmp_path / "out/images/a.png").read_bytes(), 10**6)
+    np.testing.assert_allclose(initial.rgb, resized_content.rgb, atol=0.5 / 255 + 1e-6)
 
 
 def test_pair_does_not_depend_on_its_batch(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = "p0,cat.png,oil.png,tf-tutorial\np1,dog.png,oil.png,tf-tutorial\np2,cat.png,ink.png,tf-tutorial\n".splitlines(True)
 
-    def made(out: Path, batch: str, *chosen: str) -> tuple[bytes, pd.DataFrame]:
+    def stylize_in_batches(out: Path, batch: str, *chosen: str) -> tuple[bytes, pd.DataFrame]:
         monkeypatch.setenv("NST_BATCH", batch)
         run(pictures, "id,content,style,recipe\n" + "".join(chosen), out)
         return (out / "images/p1.png").read_bytes(), read_losses(out, "p1")
 
-    image, told = made(tmp_path / "alone", "0", rows[1])
+    image, history = stylize_in_batches(tmp_path / "alone", "0", rows[1])
     for name, batch in (("four", "4"), ("one", "1")):
-        other, as_told = made(tmp_path / name, batch, *rows)
+        other, other_losses = stylize_in_batches(tmp_path / name, batch, *rows)
         assert other == image
-        pd.testing.assert_frame_equal(as_told, told, check_exact=True)
+        pd.testing.assert_frame_equal(other_losses, history, check_exact=True)
 
 
 def test_flow_takes_recipe_files_and_snapshots(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,12 +334,15 @@ def test_flow_takes_recipe_files_and_snapshots(pictures: Path, tmp_path: Path, m
     (pictures / "run.toml").write_text('base = "tf-tutorial"\nsteps = 3\nsize = 64\n')
     (pictures / "my.toml").write_text('base = "painterly"\nsteps = 2\nsize = 64\n')
     rows = "id,content,style,recipe\na,cat.png,oil.png,my.toml\nb,cat.png,oil.png,\nc,cat.png,oil.png,none.toml\n"
-    ended = run(pictures, rows, out, recipe="run.toml", size=None, steps=None, snapshots=2)
-    assert ended.exit_code == 1
-    assert ended.report is not None
-    assert ended.report.counts == {"succeeded": 2, "failed": 0, "rejected": 1, "skipped": 0}
-    done = {id: read_marker(out, id).recipe for id in "ab"}
-    assert {id: (recipe["name"], recipe["method"]["steps"]) for id, recipe in done.items()} == {"a": ("my", 2), "b": ("run", 3)}
-    record = json.loads((out / "runs" / ended.report.run_id / "run.json").read_text())
+    result = run(pictures, rows, out, recipe="run.toml", size=None, steps=None, snapshots=2)
+    assert result.exit_code == 1
+    assert result.report is not None
+    assert result.report.counts == {"succeeded": 2, "failed": 0, "rejected": 1, "skipped": 0}
+    recipes = {id: read_marker(out, id).recipe for id in "ab"}
+    assert {id: (recipe["name"], recipe["method"]["steps"]) for id, recipe in recipes.items()} == {
+        "a": ("my", 2),
+        "b": ("run", 3),
+    }
+    record = json.loads((out / "runs" / result.report.run_id / "run.json").read_text())
     assert (record["request"]["recipe"], record["request"]["snapshots"]) == (str(pictures / "run.toml"), 2)
-    assert f"row 4, column recipe: {pictures}/none.toml: does not exist; check the name" in ended.report.failures
+    assert f"row 4, column recipe: {pictures}/none.toml: does not exist; check the name" in result.report.failures

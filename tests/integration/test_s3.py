@@ -47,9 +47,9 @@ def bucket(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_manifest_on_s3_becomes_pictures_on_s3(s3: S3, flow_api: str, bucket: str) -> None:
     out = f"{bucket}/nightly"
     options = ("run", "s3://nst-in/m.csv", "--out", out, "--backbone", "tiny", "--size", "64", "--steps", "2", "--json")
-    done = nst(*options)
-    assert done.exit_code == 1, done.stderr
-    report = json.loads(done.stdout)
+    result = nst(*options)
+    assert result.exit_code == 1, result.stderr
+    report = json.loads(result.stdout)
     assert report["counts"] == {"succeeded": 2, "failed": 1, "rejected": 0, "skipped": 0}
     assert "s3://nst-in/in/gone.png: does not exist" in report["failures"][0]
 
@@ -58,51 +58,51 @@ def test_a_manifest_on_s3_becomes_pictures_on_s3(s3: S3, flow_api: str, bucket: 
         marker = outcome.from_json(files.read(f"{out}/outcomes/{id}.json"))
         assert codec.read_size(data, 10**6) == (48, 64)
         assert codec.read_metadata(data)["nst:key"] == marker.key
-    told = pd.read_parquet(f"{out}/history")
-    assert sorted(told.pair_id.unique()) == ["a", "b"]
+    history = pd.read_parquet(f"{out}/history")
+    assert sorted(history.pair_id.unique()) == ["a", "b"]
     summary = pd.read_parquet(report["files"]["summary"])
     assert summary.set_index("id").status.to_dict() == {"a": "succeeded", "b": "succeeded", "bad": "failed"}
     assert b"data:image/jpeg" in files.read(report["files"]["report"])
     assert files.list_files(out) == {}  # nothing but folders at the top
 
     written_texts = [f"{out}/outcomes/a.json", f"{out}/outcomes/bad.json", report["files"]["run"], report["files"]["report"]]
-    for text in (done.stdout, done.stderr, *(files.read(uri).decode() for uri in written_texts)):
+    for text in (result.stdout, result.stderr, *(files.read(uri).decode() for uri in written_texts)):
         assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in text
 
     files.write("s3://nst-in/in/gone.png", encode_pattern("cat"))
-    again = nst(*options)
-    assert again.exit_code == 0, again.stderr
-    assert json.loads(again.stdout)["counts"] == {"succeeded": 1, "failed": 0, "rejected": 0, "skipped": 2}
+    rerun = nst(*options)
+    assert rerun.exit_code == 0, rerun.stderr
+    assert json.loads(rerun.stdout)["counts"] == {"succeeded": 1, "failed": 0, "rejected": 0, "skipped": 2}
 
 
 def test_dry_run_and_grid_and_report_speak_s3(bucket: str) -> None:
-    done = nst("grid", "--content", "s3://nst-in/in/[cd]*.png", "--style", "s3://nst-in/in/oil.png")
-    assert done.stdout.splitlines()[1] == "cat_oil,s3://nst-in/in/cat.png,s3://nst-in/in/oil.png"
-    done = nst("run", "s3://nst-in/m.csv", "--out", f"{bucket}/dry", "--backbone", "tiny", "--dry-run")
-    assert "a: cat x oil, painterly, 96 x 72" in done.stdout
+    result = nst("grid", "--content", "s3://nst-in/in/[cd]*.png", "--style", "s3://nst-in/in/oil.png")
+    assert result.stdout.splitlines()[1] == "cat_oil,s3://nst-in/in/cat.png,s3://nst-in/in/oil.png"
+    result = nst("run", "s3://nst-in/m.csv", "--out", f"{bucket}/dry", "--backbone", "tiny", "--dry-run")
+    assert "a: cat x oil, painterly, 96 x 72" in result.stdout
     assert files.list_files(f"{bucket}/dry") == {}
 
 
 def test_wrong_credentials_are_one_sentence_and_exit_code_2(bucket: str) -> None:
     s3fs.S3FileSystem.clear_instance_cache()
-    done = nst("run", "s3://nst-in/m.csv", "--out", bucket, AWS_SECRET_ACCESS_KEY="wrong-secret-of-the-tests")
-    assert done.exit_code == 2
-    assert "access is denied" in done.stderr
-    assert "wrong-secret" not in done.stderr + done.stdout
+    result = nst("run", "s3://nst-in/m.csv", "--out", bucket, AWS_SECRET_ACCESS_KEY="wrong-secret-of-the-tests")
+    assert result.exit_code == 2
+    assert "access is denied" in result.stderr
+    assert "wrong-secret" not in result.stderr + result.stdout
 
 
 def test_forbidden_output_is_reported_before_compute(s3: S3, bucket: str) -> None:
     s3fs.S3FileSystem.clear_instance_cache()
-    done = nst("run", "s3://nst-in/m.csv", "--out", bucket, "--backbone", "tiny", **s3.reader)
-    assert done.exit_code == 2
-    assert "nst: --out: the output cannot be written" in done.stderr
-    assert "access is denied" in done.stderr
+    result = nst("run", "s3://nst-in/m.csv", "--out", bucket, "--backbone", "tiny", **s3.reader)
+    assert result.exit_code == 2
+    assert "nst: --out: the output cannot be written" in result.stderr
+    assert "access is denied" in result.stderr
 
 
 def test_http_missing_is_permanent_and_silence_transient(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StorageError, match="does not exist") as raised:
+    with pytest.raises(StorageError, match="does not exist") as error_info:
         files.read("s3://nst-in/nowhere.png")
-    assert not isinstance(raised.value, StorageUnavailable)
+    assert not isinstance(error_info.value, StorageUnavailable)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()

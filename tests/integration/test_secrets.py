@@ -29,7 +29,7 @@ SECRET = "hunter2-of-no-other-test"
 class Site(http.server.BaseHTTPRequestHandler):
     """Pictures on the web, some of which fail in their own way, as their names say."""
 
-    asked: Counter[str]
+    requests: Counter[str]
 
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].strip("/").removesuffix(".png")
@@ -71,12 +71,12 @@ def site() -> Iterator[str]:
 
 def read_records(api: str, kind: str, flow_run: dict[str, Any], expected: str) -> str:
     """Return all records of a kind that the server has of the flow run, as text, once they contain the `expected` text."""
-    chosen = {kind: {"id" if kind == "flow_runs" else "flow_run_id": {"any_": [flow_run["id"]]}}}
+    level = {kind: {"id" if kind == "flow_runs" else "flow_run_id": {"any_": [flow_run["id"]]}}}
 
     def look() -> str | None:
         pages: list[list[dict[str, Any]]] = []
         while not pages or pages[-1]:
-            pages.append(find(api, kind, offset=sum(map(len, pages)), **chosen))
+            pages.append(find(api, kind, offset=sum(map(len, pages)), **level))
         return text if expected in (text := json.dumps(pages)) else None
 
     return wait_until(look, lambda: f"{expected} is not among the {kind}")
@@ -92,21 +92,21 @@ def test_signed_uris_leave_no_trace(prefect_api: str, site: str, tmp_path: Path)
     options = ("--out", str(out), "--backbone", "tiny", "--size", "64", "--steps", "1")
     debugging = {"PREFECT_LOGGING_LEVEL": "DEBUG", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG"}
     quick = {"NST_RETRIES": "1", "NST_RETRY_SECONDS": "0"}
-    done = nst_process("run", manifest, *options, PREFECT_API_URL=prefect_api, NST_ALLOW_HTTP="1", **debugging, **quick)
-    assert "2 succeeded, 6 failed, 2 rejected, 0 skipped of 10 rows" in done.stdout, done.stderr
-    assert f"http://{site}/gone.png: does not exist" in done.stderr
-    assert SECRET not in done.stdout + done.stderr
+    result = nst_process("run", manifest, *options, PREFECT_API_URL=prefect_api, NST_ALLOW_HTTP="1", **debugging, **quick)
+    assert "2 succeeded, 6 failed, 2 rejected, 0 skipped of 10 rows" in result.stdout, result.stderr
+    assert f"http://{site}/gone.png: does not exist" in result.stderr
+    assert SECRET not in result.stdout + result.stderr
     run, _ = read_last_run(prefect_api, "signed", tasks=0)
-    for kind, seen in (
+    for kind, output in (
         ("logs", "gone.png"),
         ("task_runs", "cat x oil"),
         ("flow_runs", "signed.csv"),
         ("artifacts", "gone.png"),
     ):
-        assert SECRET not in read_records(prefect_api, kind, run, seen)
-    holding = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+        assert SECRET not in read_records(prefect_api, kind, run, output)
+    leaks = [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     # the one exception: these rows are corrected and submitted again
-    assert [path.rpartition("/")[2] for path in holding] == ["rejected.csv"]
+    assert [path.rpartition("/")[2] for path in leaks] == ["rejected.csv"]
     for command in (["report", str(out)], ["validate", manifest, "--probe"], ["run", manifest, *options, "--dry-run"]):
         ran = nst(*command, NST_ALLOW_HTTP="1")
         assert ran.exit_code == (0 if command[0] == "report" else 1)
@@ -137,9 +137,9 @@ def test_unexpected_error_is_logged_without_secrets(
     fsspec.register_implementation("leaky", Leaky, clobber=True)
     monkeypatch.setenv("NST_ALLOWED_ROOTS", f"leaky://{pictures}|{tmp_path}")
     write_manifest(pictures, "dog.png,oil.png", header="content,style", name="leaky.csv")
-    ended = run_flow(f"leaky://{pictures}/leaky.csv", str(tmp_path / "out"), RunOptions(backbone="tiny", size=64, steps=1))
-    assert ended.report is not None
-    assert "unexpected RuntimeError: GET https://host/dog.png" in ended.report.failures[0]
+    result = run_flow(f"leaky://{pictures}/leaky.csv", str(tmp_path / "out"), RunOptions(backbone="tiny", size=64, steps=1))
+    assert result.report is not None
+    assert "unexpected RuntimeError: GET https://host/dog.png" in result.report.failures[0]
     APILogWorker.drain_all(timeout=10)
     run, _ = read_last_run(flow_api, "leaky", tasks=0)
     for kind in ("logs", "task_runs"):

@@ -83,7 +83,7 @@ def objects(store: s3fs.S3FileSystem, folder: str) -> dict[str, tuple[str, str]]
     }
 
 
-def children(url: str, run: str) -> dict[str, dict[str, Any]]:
+def list_child_runs(url: str, run: str) -> dict[str, dict[str, Any]]:
     found = find(url, "flow_runs", flow_runs={"parent_flow_run_id": {"any_": [run]}})
     return {child["name"]: child for child in found}
 
@@ -103,7 +103,7 @@ def alerts(url: str, folder: Path, to: str) -> list[str]:
     return [found["id"] for found in find(url, "automations") if found["name"].startswith("nst: ")]
 
 
-def wait_for_alerts(url: str, received: list[str]) -> None:
+def wait_for_alerts(url: str, alert_texts: list[str]) -> None:
     """Wait until the server has loaded the automations, some time after it has stored them, by events that one of them sees."""
     sent: list[str] = []
 
@@ -113,7 +113,7 @@ def wait_for_alerts(url: str, received: list[str]) -> None:
         event = {"id": str(uuid4()), "event": "nst.manifest.completed", "resource": resource, "payload": {"message": "sent"}}
         call(f"{url}/events", "POST", [{**event, "occurred": datetime.now(UTC).isoformat()}])
         time.sleep(0.5)  # for the alert to come, or another event is sent
-        return any("nst.manifest.sent-" in text for text in received)
+        return any("nst.manifest.sent-" in text for text in alert_texts)
 
     wait_until(send)
 
@@ -145,12 +145,12 @@ def test_a_served_night(
     store.pipe_file(f"{BUCKET}/inbox/good.csv", b"id,content,style\na,pictures/cat.png,pictures/oil.png\n")
     store.pipe_file(f"{BUCKET}/inbox/broken.csv", b"content,stile\npictures/cat.png,pictures/oil.png\n")
     inbox = objects(store, "inbox")
-    asked = 0
+    picture_requests = 0
 
     def decide(method: str, path: str) -> Fault | None:
-        nonlocal asked
-        asked += method == "GET" and path.partition("?")[0].endswith("/cat.png")
-        return Fault.INTERNAL_ERROR if method == "GET" and "/cat.png" in path and 2 <= asked <= 4 else None
+        nonlocal picture_requests
+        picture_requests += method == "GET" and path.partition("?")[0].endswith("/cat.png")
+        return Fault.INTERNAL_ERROR if method == "GET" and "/cat.png" in path and 2 <= picture_requests <= 4 else None
 
     made: list[str] = []
     with proxy(s3.endpoint, decide) as way:
@@ -170,16 +170,16 @@ def test_a_served_night(
         command = [NST, "serve", "--precision", "mixed", "--plateau", "0.5"]
         log = tmp_path / "log"
         with log.open("wb") as to:
-            serving = subprocess.Popen(command, env=environment, stdout=to, stderr=to, cwd=tmp_path)
+            serve_process = subprocess.Popen(command, env=environment, stdout=to, stderr=to, cwd=tmp_path)
         try:
             made += alerts(prefect_api, tmp_path, f"http://127.0.0.1:{receiver.server_address[1]}/")
             assert len(made) == 3
             wait_for_alerts(prefect_api, receiver.received)  # type: ignore[attr-defined]
-            _a_night_and_the_next(prefect_api, store, receiver, inbox, serving, log)
+            _a_night_and_the_next(prefect_api, store, receiver, inbox, serve_process, log)
         finally:
-            if serving.poll() is None:
-                serving.kill()
-            serving.wait()
+            if serve_process.poll() is None:
+                serve_process.kill()
+            serve_process.wait()
             for automation in made:
                 call(f"{prefect_api}/automations/{automation}", "DELETE")
 
@@ -189,11 +189,11 @@ def _a_night_and_the_next(
     store: s3fs.S3FileSystem,
     receiver: http.server.ThreadingHTTPServer,
     inbox: dict[str, tuple[str, str]],
-    serving: subprocess.Popen[bytes],
+    serve_process: subprocess.Popen[bytes],
     log: Path,
 ) -> None:
     def deployment() -> dict[str, Any] | None:
-        assert serving.poll() is None, log.read_text()
+        assert serve_process.poll() is None, log.read_text()
         found = find(url, "deployments", deployments={"name": {"any_": ["nightly"]}})
         return found[0] if found else None
 
@@ -215,7 +215,7 @@ def _a_night_and_the_next(
     state = wait_for_end(url, night)["state"]
     assert (state["type"], state["name"]) == ("COMPLETED", "Completed with failures")
     assert state["message"] == "2 manifests: 1 good, 0 with failures, 1 refused, 0 failed, 0 unchanged"
-    runs = children(url, night)
+    runs = list_child_runs(url, night)
     assert {name: run["state_name"] for name, run in runs.items()} == {"good": "Completed", "broken": "Refused"}
     pair = wait_until(
         lambda: [
@@ -234,9 +234,11 @@ def _a_night_and_the_next(
         for name, run in runs.items()
     }
     assert kinds == {"good": ["image", "markdown", "progress"], "broken": ["table"]}
-    received: list[str] = receiver.received  # type: ignore[attr-defined]
-    wait_until(lambda: [text for text in received if f"nst: s3://{BUCKET}/inbox/broken.csv: refused, manifest s3://" in text])
-    assert not [text for text in received if f"nst: s3://{BUCKET}/inbox/good.csv" in text]
+    alert_texts: list[str] = receiver.received  # type: ignore[attr-defined]
+    wait_until(
+        lambda: [text for text in alert_texts if f"nst: s3://{BUCKET}/inbox/broken.csv: refused, manifest s3://" in text]
+    )
+    assert not [text for text in alert_texts if f"nst: s3://{BUCKET}/inbox/good.csv" in text]
 
     # --- what it left ---
     assert objects(store, "inbox") == inbox
@@ -253,12 +255,12 @@ def _a_night_and_the_next(
     assert not [name for name in out if name.startswith("broken/")]
 
     # --- the next one has nothing to do ---
-    again = trigger()
-    state = wait_for_end(url, again)["state"]
+    second_night = trigger()
+    state = wait_for_end(url, second_night)["state"]
     assert (state["name"], state["message"]) == (
         "Completed", "2 manifests: 0 good, 0 with failures, 0 refused, 0 failed, 2 unchanged",
     )  # fmt: skip
-    assert children(url, again) == {}
+    assert list_child_runs(url, second_night) == {}
     assert objects(store, "out") == out
 
     # --- a third is asked to stop ---
@@ -267,18 +269,18 @@ def _a_night_and_the_next(
     )
     third = trigger()
     wait_until(lambda: [name for name in objects(store, "out") if name.startswith("long/claims/")])
-    mine = [int(pid) for pid in subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(serving.pid)], capture_output=True, text=True, check=True
+    child_pids = [int(pid) for pid in subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(serve_process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()]  # fmt: skip
-    assert mine
-    serving.send_signal(signal.SIGTERM)
-    assert serving.wait(TIMEOUT) == 0, log.read_text()
-    for pid in mine:
+    assert child_pids
+    serve_process.send_signal(signal.SIGTERM)
+    assert serve_process.wait(TIMEOUT) == 0, log.read_text()
+    for pid in child_pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    stopped = wait_for_end(url, third)
-    assert stopped["state_name"] == "Cancelled"
-    wait_until(lambda: [text for text in received if f"nst: {stopped['name']}: " in text])
+    cancelled_run = wait_for_end(url, third)
+    assert cancelled_run["state_name"] == "Cancelled"
+    wait_until(lambda: [text for text in alert_texts if f"nst: {cancelled_run['name']}: " in text])
     entry = json.loads(store.cat_file(store.find(f"{BUCKET}/out/_ledger/long.csv")[0]))
     assert (entry["result"], entry["settled"]) == ("interrupted", False)
     assert not [name for name in objects(store, "out") if "/claims/" in name]

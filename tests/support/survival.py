@@ -73,44 +73,44 @@ def build_command(manifest: str, out: str, steps: int = STEPS, *options: str) ->
 
 def read_results(out: str) -> dict[str, tuple[bytes, pd.DataFrame, dict[str, float]]]:
     """Read what is the same however a run went: picture, losses, and the marker's losses, by id."""
-    found = {}
+    by_id = {}
     for id in IDS:
-        done = outcome.from_json(files.read(join_uri(out, marker_path(id))))
-        told = pd.read_parquet(io.BytesIO(files.read(join_uri(out, done.history))))
-        found[id] = (files.read(join_uri(out, done.image)), told.drop(columns=["run_id", "seconds"]), done.losses)
-    return found
+        marker = outcome.from_json(files.read(join_uri(out, marker_path(id))))
+        history = pd.read_parquet(io.BytesIO(files.read(join_uri(out, marker.history))))
+        by_id[id] = (files.read(join_uri(out, marker.image)), history.drop(columns=["run_id", "seconds"]), marker.losses)
+    return by_id
 
 
 def assert_same_results(out: str, calm: str) -> None:
     """Check that the results are the same byte for byte, but for who made them when."""
-    ours, theirs = read_results(out), read_results(calm)
+    results, calm_results = read_results(out), read_results(calm)
     for id in IDS:
-        assert ours[id][0] == theirs[id][0], f"{id}: another picture"
-        pd.testing.assert_frame_equal(ours[id][1], theirs[id][1], check_exact=True, obj=f"{id}: the losses")
-        assert ours[id][2] == theirs[id][2], f"{id}: other losses in the marker"
+        assert results[id][0] == calm_results[id][0], f"{id}: another picture"
+        pd.testing.assert_frame_equal(results[id][1], calm_results[id][1], check_exact=True, obj=f"{id}: the losses")
+        assert results[id][2] == calm_results[id][2], f"{id}: other losses in the marker"
 
 
 def assert_markers_hold(out: str) -> dict[str, outcome.Outcome]:
     """Check that each marker of a success has its picture, history and thumbnail, whole; return the outcomes by id."""
-    found = {}
+    by_id = {}
     for name in files.list_files(join_uri(out, "outcomes")):
-        done = outcome.from_json(files.read(join_uri(out, "outcomes", name)))
-        assert name == f"{done.id}.json"
-        found[done.id] = done
-        if done.status != Status.SUCCEEDED:
-            assert done.status == Status.FAILED and done.error and not done.image, name
+        marker = outcome.from_json(files.read(join_uri(out, "outcomes", name)))
+        assert name == f"{marker.id}.json"
+        by_id[marker.id] = marker
+        if marker.status != Status.SUCCEEDED:
+            assert marker.status == Status.FAILED and marker.error and not marker.image, name
             continue
-        picture = files.read(join_uri(out, done.image))
-        assert (len(picture), hashlib.sha256(picture).hexdigest()) == (done.image_bytes, done.image_sha256), name
-        assert codec.read_metadata(picture)["nst:key"] == done.key, name
-        assert codec.decode(picture, 10**6).rgb.shape == (done.height, done.width, 3), name
-        told = files.read(join_uri(out, done.history))
-        assert len(told) == done.history_bytes, name
-        losses = pd.read_parquet(io.BytesIO(told))
-        assert set(losses.pair_id) == {done.id} and losses.total.iloc[-1] == done.losses["total"], name
+        picture = files.read(join_uri(out, marker.image))
+        assert (len(picture), hashlib.sha256(picture).hexdigest()) == (marker.image_bytes, marker.image_sha256), name
+        assert codec.read_metadata(picture)["nst:key"] == marker.key, name
+        assert codec.decode(picture, 10**6).rgb.shape == (marker.height, marker.width, 3), name
+        history = files.read(join_uri(out, marker.history))
+        assert len(history) == marker.history_bytes, name
+        losses = pd.read_parquet(io.BytesIO(history))
+        assert set(losses.pair_id) == {marker.id} and losses.total.iloc[-1] == marker.losses["total"], name
         assert losses.groupby("level").step.apply(list).map(lambda steps: steps == list(range(len(steps)))).all(), name
-        assert files.stat(join_uri(out, done.thumbnail)), name
-    return found
+        assert files.stat(join_uri(out, marker.thumbnail)), name
+    return by_id
 
 
 def assert_nothing_lost(out: str, rows: str = ROWS, swept: bool = True) -> Counter[str]:
@@ -119,18 +119,20 @@ def assert_nothing_lost(out: str, rows: str = ROWS, swept: bool = True) -> Count
     Without `swept`, what its pairs needed on the way may lie about until the next run.
     """
     markers = assert_markers_hold(out)
-    finished = [uri for uri in files.expand_glob(join_uri(out, "runs", "*", "run.json"))]
-    newest = get_folder(max(finished))
+    finished_records = [uri for uri in files.expand_glob(join_uri(out, "runs", "*", "run.json"))]
+    newest = get_folder(max(finished_records))
     record = json.loads(files.read(join_uri(newest, "run.json")))
     summary = pd.read_parquet(io.BytesIO(files.read(join_uri(newest, "summary.parquet"))))
-    parsed = manifest.parse(rows.encode(), "/")
-    assert record["rows"] == sum(record["counts"].values()) == parsed.rows == len(summary)
-    assert sorted(summary.row) == sorted([pair.row for pair in parsed.pairs] + [row.row for row in parsed.rejected])
-    counted = Counter(map(str, summary.status))
-    assert {status: counted[status] for status in map(str, Status)} == record["counts"]
-    told = summary[summary.status != "rejected"]
-    assert sorted(told.id) == sorted(pair.id for pair in parsed.pairs)
-    for row in told.itertuples():
+    parsed_manifest = manifest.parse(rows.encode(), "/")
+    assert record["rows"] == sum(record["counts"].values()) == parsed_manifest.rows == len(summary)
+    assert sorted(summary.row) == sorted(
+        [pair.row for pair in parsed_manifest.pairs] + [row.row for row in parsed_manifest.rejected]
+    )
+    counts = Counter(map(str, summary.status))
+    assert {status: counts[status] for status in map(str, Status)} == record["counts"]
+    pairs = summary[summary.status != "rejected"]
+    assert sorted(pairs.id) == sorted(pair.id for pair in parsed_manifest.pairs)
+    for row in pairs.itertuples():
         if row.status == "failed":
             assert row.error and not row.image
         else:
@@ -138,30 +140,30 @@ def assert_nothing_lost(out: str, rows: str = ROWS, swept: bool = True) -> Count
     if swept:
         for left in ("checkpoints", "claims"):
             assert files.list_files(join_uri(out, left)) == {}, f"{left} of finished pairs"
-    return counted
+    return counts
 
 
-def killed_until_done(command: list[str], out: Path, kills: int, seed: int) -> tuple[int, subprocess.CompletedProcess[str]]:
+def kill_until_done(command: list[str], out: Path, kills: int, seed: int) -> tuple[int, subprocess.CompletedProcess[str]]:
     """Run the command again and again, killed with SIGKILL at a random moment after it got somewhere, and then let it end.
 
     Returns:
-        How often it was killed, which is less than asked for if it was done before, and the run that ended by itself.
+        The number of kills, fewer than `kills` if the run finished before, and the run that ended by itself.
     """
-    generator, done = random.Random(seed), 0
+    generator, kill_count = random.Random(seed), 0
     while True:
         before = list_progress(out)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        if done < kills:
+        if kill_count < kills:
             wait_until(lambda: process.poll() is not None or list_progress(out) != before)  # noqa: B023
             time.sleep(generator.uniform(0.0, 2.0))
-        if done < kills and process.poll() is None:
+        if kill_count < kills and process.poll() is None:
             process.kill()
             process.communicate()
-            done += 1
+            kill_count += 1
             assert_markers_hold(str(out))
             continue
-        said, complained = process.communicate(timeout=TIMEOUT)
-        return done, subprocess.CompletedProcess(command, process.returncode, said, complained)
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+        return kill_count, subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def list_progress(out: Path) -> set[str]:
