@@ -168,11 +168,11 @@ def trace_lines(read: Callable[[bytes], None], data: bytes) -> set[Line]:
         if not name.endswith(READERS):
             return None
 
-        def local(frame: FrameType, event: str, argument: object) -> Any:
+        def trace_line(frame: FrameType, event: str, argument: object) -> Any:
             lines.add((name, frame.f_lineno))
-            return local
+            return trace_line
 
-        return local
+        return trace_line
 
     peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     signal.alarm(60)  # against endless loops

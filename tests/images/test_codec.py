@@ -171,7 +171,7 @@ def test_alpha_is_separate_from_color(mode, format):
     np.testing.assert_array_equal(np.rint(picture.rgb * 255), np.broadcast_to(pixels[..., :-1], (4, 5, 3)))
 
 
-def test_an_opaque_alpha_is_none():
+def test_opaque_alpha_is_dropped():
     assert decode(encode_image(make_flat((1, 2, 3, 255), "RGBA"), "PNG"), LIMIT).alpha is None
 
 
@@ -342,7 +342,7 @@ def test_an_srgb_profile_changes_nothing():
     )
 
 
-# Refusing
+# Refusals
 
 
 @pytest.mark.parametrize("read", [read_size, decode])
@@ -515,7 +515,7 @@ def test_faint_mask_is_accepted():
     assert codec.decode_mask(encode_image(make_flat((1, 1, 1)), "PNG"), LIMIT).max() > 0
 
 
-def test_a_masks_bytes_are_checked_as_any_pictures():
+def test_mask_bytes_are_checked():
     with pytest.raises(PictureError, match="^not a picture"):
         codec.decode_mask(b"no picture", LIMIT)
     with pytest.raises(PictureError, match="is above the limit"):
@@ -633,7 +633,7 @@ def test_resize_averages_and_stays_in_range():
     assert len(np.unique(large)) > 5
 
 
-def test_resize_keeps_invisible_colour_out():
+def test_resize_ignores_the_color_of_transparent_pixels():
     # White beside transparent black: without weights the edge would turn gray.
     rgb, alpha = np.zeros((16, 16, 3), np.float32), np.zeros((16, 16), np.float32)
     rgb[:, :7], alpha[:, :7] = 1, 1
@@ -772,7 +772,7 @@ def test_replaced_luminance_by_hand_and_at_the_ends():
         np.testing.assert_array_equal(replace_luminance(rgb, np.full((1, 1), -5.0)), 0)
 
 
-def test_match_luminance_takes_mean_and_deviation():
+def test_match_luminance_matches_mean_and_deviation():
     like = np.array([[0.1, 0.3], [0.1, 0.3]], np.float32)  # mean 0.2, deviation 0.1
     np.testing.assert_allclose(match_luminance(np.array([[0.0, 1.0, 1.0, 0.0]]), like), [[0.1, 0.3, 0.3, 0.1]])
     np.testing.assert_allclose(match_luminance(np.full((2, 2), 0.9, np.float32), like), 0.2, atol=1e-6)
@@ -797,7 +797,7 @@ CONTENT = draw_colors(30, 40, [0.4, 0.5, 0.6], [0.2, 0.1, 0.02], seed=1)
 STYLE = draw_colors(50, 20, [0.7, 0.3, 0.2], [0.25, 0.05, 0.01], seed=2)
 
 
-def test_match_color_takes_mean_and_covariance():
+def test_match_color_matches_mean_and_covariance():
     output = match_color(STYLE, CONTENT)
     assert (output.shape, output.dtype) == (STYLE.shape, np.float32)
     for value, expected in zip(compute_statistics(output), compute_statistics(CONTENT), strict=True):
@@ -813,7 +813,7 @@ def test_match_color_is_one_affine_map_by_the_symmetric_roots():
     np.testing.assert_allclose(match_color(STYLE, CONTENT), expected, atol=1e-5)
 
 
-def test_match_color_treats_the_channels_alike():
+def test_match_color_is_independent_of_channel_order():
     """The result does not depend on the order of the channels, as it would with Cholesky factors."""
     order = [2, 0, 1]
     permuted_result = match_color(STYLE[..., order], CONTENT[..., order])

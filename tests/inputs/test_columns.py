@@ -34,7 +34,7 @@ def test_the_example_has_every_column() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*COLUMNS} - {*REQUIRED_COLUMNS}))
-def test_a_column_is_known_by_its_record_alone(name: str) -> None:
+def test_column_is_defined_only_by_its_record(name: str) -> None:
     rows = "".join(f"cat.jpg,a.jpg|b.jpg,{cell}\n" for cell in dict.fromkeys(CELLS[name]))
     data = f"content,style,{name}\n{rows}".encode()
     other_columns = {other: column for other, column in COLUMNS.items() if other != name}

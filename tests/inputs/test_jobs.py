@@ -213,7 +213,7 @@ def test_memory_bounds_a_batch_but_one_pair_is_always_tried(pairs: float, at_onc
     assert sum(len(batch.jobs) for batch in batches) == 5
 
 
-def test_the_history_of_lbfgs_takes_memory() -> None:
+def test_lbfgs_history_is_counted_as_memory() -> None:
     method = presets.find_preset("gatys-2016").method
     assert isinstance(method.optimizer, LBFGS)
     pixels = 60 * 80

@@ -101,7 +101,7 @@ def test_huge_weights_still_sum_to_one() -> None:
     assert parse_pair(write_row(style="a|b", style_weights="1.5e308|1.5e308")).style_weights == (0.5, 0.5)
 
 
-def test_whole_numbers_as_pandas_writes_them() -> None:
+def test_whole_numbers_written_by_pandas_are_read() -> None:
     overrides = parse_pair(write_row(size="512.0", steps="1e2")).overrides
     assert overrides == Overrides(size=512, steps=100)
     assert isinstance(overrides.size, int)

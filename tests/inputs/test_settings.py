@@ -196,7 +196,7 @@ def test_retries_outlast_a_minute_of_outage() -> None:
     assert Settings(retries=0).retry_delays == []
 
 
-def test_the_example_holds_every_variable_at_its_default() -> None:
+def test_example_has_every_variable_at_its_default() -> None:
     lines = Path(__file__).parents[2].joinpath(".env.example").read_text().splitlines()
     example = dict(line.removeprefix("# ").split("=") for line in lines if line.startswith("# NST_"))
     assert [*example] == [f"NST_{name.upper()}" for name in Settings.model_fields]

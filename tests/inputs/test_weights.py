@@ -252,7 +252,7 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones(call: object, data: 
 
 @pytest.mark.parametrize("name", ["tiny", "vgg16-hed"])
 @pytest.mark.parametrize("call", [weights.compute_sha256, weights.load])
-def test_a_file_for_a_backbone_that_takes_none_is_refused(call: object, name: str) -> None:
+def test_file_for_a_builtin_backbone_is_refused(call: object, name: str) -> None:
     with pytest.raises(SettingsError, match=rf"weights: {name} takes no weights file; leave --weights out"):
         call(name, b"a file")
 
@@ -279,7 +279,7 @@ def test_failed_download_suggests_alternatives(tmp_path: Path) -> None:
     assert "--backbone vgg16-hed" in sentence
 
 
-def test_downloaded_weights_are_found_where_keras_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_weights_are_read_from_the_keras_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = make_random_weights("vgg16")
     data = write_published_file(expected)
     (tmp_path / "models").mkdir()

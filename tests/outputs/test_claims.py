@@ -143,7 +143,7 @@ def test_dead_claims_stay_until_their_successor_ends(run: Run) -> None:
     assert read_generations(run) == {}
 
 
-def test_the_highest_generation_holds(run: Run) -> None:
+def test_highest_generation_is_current(run: Run) -> None:
     write_claim(run, "k", 0, expires=0.0)
     write_claim(run, "k", 2)
     write_claim(run, "k", 10, owner="newest")

@@ -57,7 +57,7 @@ def test_names_of_other_files_are_not_parsed(name: str) -> None:
     assert (layout.parse_marker_name(name) is None) == (not name.endswith(".json"))
 
 
-def test_a_run_folder_leads_back_to_the_output() -> None:
+def test_run_folder_has_the_path_back_to_the_output() -> None:
     assert layout.run_folder("r").count("/") + 1 == layout.RUN_FOLDER_TO_OUT.count("../")
 
 

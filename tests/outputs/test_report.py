@@ -53,7 +53,7 @@ def make_success(id: str = "cat_oil", row: int = 2, **fields: Any) -> Outcome:
 def write_run_report(tmp_path: Path, out: str, outcomes: list[Outcome], rows: str = "cat.png,oil.jpg,\n") -> tuple[Report, str]:
     (tmp_path / "m.csv").write_text("content,style,size\n" + rows)
     manifest, options = str(tmp_path / "m.csv"), RunOptions(backbone="tiny")
-    inputs = prepare(manifest, redact(out), options, SETTINGS)  # which refuses secrets in the first place
+    inputs = prepare(manifest, redact(out), options, SETTINGS)  # refuses secrets, so they are redacted
     run = Run("run-1", out, "tiny", None, inputs.weights_sha256, 1, SETTINGS)
     folder = join_uri(out, "runs", run.id)
     began = datetime.now(UTC) - timedelta(seconds=100)

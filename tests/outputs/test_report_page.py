@@ -73,7 +73,7 @@ class PageParser(HTMLParser):
         return " ".join(self.text.split())
 
 
-def test_failures_come_first_and_every_outcome_is_there() -> None:
+def test_failures_come_first_and_no_outcome_is_missing() -> None:
     parser = PageParser(render("Run 1", {"took": "3 s"}, [SUCCEEDED, SKIPPED, FAILED, REJECTED], {}, "../../"))
     assert not parser.open
     words = parser.join_words()
@@ -327,7 +327,7 @@ def test_outcome_without_losses_is_shown() -> None:
     assert "compute 1.2 s Previous" in words
 
 
-def test_the_page_is_a_whole_document_in_one_encoding() -> None:
+def test_page_is_a_complete_utf8_document() -> None:
     text = render("Run 1", {}, [replace(SUCCEEDED, id="schön")], {}, "")
     assert text.startswith("<!doctype html>")
     assert re.search(r'<meta charset="utf-8">', text)

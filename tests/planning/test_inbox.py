@@ -54,7 +54,7 @@ def test_manifests_lie_directly_in_the_inbox_and_are_sorted(sweep_request: tuple
     assert not any(manifest.is_settled or manifest.problem for manifest in manifests.values())
 
 
-def test_an_inbox_that_is_not_there_is_empty(sweep_request: tuple[str, str, SweepOptions]) -> None:
+def test_missing_inbox_is_empty(sweep_request: tuple[str, str, SweepOptions]) -> None:
     assert list_inbox(sweep_request) == {}
 
 

@@ -112,8 +112,8 @@ def test_estimate_has_the_measured_share() -> None:
     other = change_job(A, id="b", styles=(make_source("oil"), make_source("ink")), style_weights=(0.5, 0.5))
     larger_job = change_job(A, id="c", height=480, width=640)
     assert get_measured_share(A) == 1
-    assert get_measured_share(A, HEAVY) == 1  # its step is the same but for numbers
-    assert get_measured_share(A, other) == 0.5  # its step has no figure
+    assert get_measured_share(A, HEAVY) == 1  # its step differs only in numbers
+    assert get_measured_share(A, other) == 0.5  # its step was not measured
     assert get_measured_share(A, larger_job) == pytest.approx(
         A.pixel_steps / (A.pixel_steps + larger_job.pixel_steps), abs=0.03
     )  # only its coarse levels have
@@ -147,7 +147,7 @@ def test_plan_lists_shapes_with_memory_and_fitting_size() -> None:
 
 def test_plan_without_device_has_no_batches() -> None:
     assert make_plan(A).batches is None
-    assert make_plan(A, settings=Settings(batch=4)).batches is None  # as many only on a GPU
+    assert make_plan(A, settings=Settings(batch=4)).batches is None  # only a GPU runs such batches
     assert make_plan(A, settings=Settings(batch=1)).batches == 1
     assert make_plan().batches == 0
 
@@ -162,7 +162,7 @@ def test_rows_with_the_same_picture_are_reported() -> None:
     assert make_plan(A, other).same_picture == ()
 
 
-# Calibrating
+# Calibration
 
 
 def run_calibration(folder: Path, jobs: list[Job], settings: Settings = SETTINGS, **options: Any) -> Calibration:

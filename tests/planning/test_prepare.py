@@ -74,7 +74,7 @@ def test_a_manifest_at_the_root_of_its_store() -> None:
         fsspec.filesystem("memory").rm("nst-test.csv")
 
 
-def test_an_unreachable_manifest_says_where(tmp_path: Path) -> None:
+def test_error_of_an_unreachable_manifest_has_its_path(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         read_manifest(str(tmp_path / "none.csv"))
     assert str(caught.value) == f"manifest {tmp_path}/none.csv: does not exist; check the name"
@@ -89,7 +89,7 @@ def test_manifest_problems_name_their_place(folder: Path) -> None:
     assert all(line.startswith(f"manifest {folder}/m.csv: column ") for line in lines)
 
 
-# Preparing
+# Preparation
 
 
 def test_valid_request_is_accepted_and_writes_no_file(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_one_bad_option_is_one_line(folder: Path, fields: dict[str, Any], line: 
     "fields",
     [{"size": 64}, {"size": 8192}, {"steps": 0}, {"steps": 100_000}, {"history_every": 100_000}, {"max_failures": "0"}],
 )
-def test_the_bounds_themselves_are_allowed(folder: Path, fields: dict[str, Any]) -> None:
+def test_bounds_are_inclusive(folder: Path, fields: dict[str, Any]) -> None:
     assert prepare(*request_of(folder, **fields), SETTINGS).manifest.rows == 2
 
 
@@ -170,7 +170,7 @@ def test_invalid_checkpoint_interval_is_refused(text: str) -> None:
 
 
 def test_recipe_with_layers_missing_from_backbone_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = replace(TF_TUTORIAL.method.content, layers=(("block5_conv4", 1.0),))  # which VGG19 alone has
+    deep = replace(TF_TUTORIAL.method.content, layers=(("block5_conv4", 1.0),))  # only VGG19 has it
     recipe = replace(TF_TUTORIAL, name="deep", method=replace(TF_TUTORIAL.method, content=deep))
     monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "deep": recipe})
     (line,) = refusals(request_of(folder, recipe="deep"))
@@ -264,11 +264,11 @@ def out(request: pytest.FixtureRequest, tmp_path: Path, memory: str) -> str:
     return f"{memory}/out" if request.param == "memory" else str(tmp_path / "out")
 
 
-def test_nothing_is_done_in_an_output_that_is_not_there(out: str) -> None:
+def test_missing_output_has_no_outcomes(out: str) -> None:
     assert load_earlier_outcomes(out, ["cat_oil"], 4) == ({}, [])
 
 
-def test_markers_of_the_ids_asked_for_count(out: str) -> None:
+def test_markers_of_the_given_ids_are_loaded(out: str) -> None:
     failure = Outcome(id="elk", row=4, status=Status.FAILED, error="x")
     publish(out, make_success(), make_success("dog_oil"), failure, make_success("other"))
     outcomes, warnings = load_earlier_outcomes(out, ["cat_oil", "dog_oil", "elk", "new"], 4)

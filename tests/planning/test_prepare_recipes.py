@@ -124,7 +124,7 @@ def test_a_file_is_found_from_any_working_folder(folder: Path, monkeypatch: pyte
 # The run's recipe
 
 
-def test_a_run_takes_a_file_for_rows_that_name_none(folder: Path) -> None:
+def test_run_recipe_applies_to_rows_without_one(folder: Path) -> None:
     (folder / "run.toml").write_text('base = "tf-tutorial"\nsize = 64\n[optimizer]\nkind = "lbfgs"\n')
     jobs = list_jobs(request_of(folder, recipe=str(folder / "run.toml")))
     assert {id: job.recipe.name for id, job in jobs.items()} == {"a": "my", "b": "run", "c": "tf-tutorial"}
@@ -161,7 +161,7 @@ def test_recipe_file_with_unknown_layers_refuses_the_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("snapshots", [None, 0, 1, 100_000])
-def test_snapshots_are_none_or_every_so_many_steps(folder: Path, snapshots: int | None) -> None:
+def test_snapshot_intervals_are_accepted(folder: Path, snapshots: int | None) -> None:
     assert prepare(*request_of(folder, snapshots=snapshots), SETTINGS).manifest.rows == 3
 
 
@@ -179,7 +179,7 @@ def test_a_row_names_a_file_from_the_manifests_folder(folder: Path, memory: str)
     assert recipes[f"{memory}/recipes/my.toml"].method.steps == 7
 
 
-def test_a_file_is_read_once_however_many_rows_name_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_of_many_rows_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(folder, *(f"r{k},cat.png,oil.png,{'my.toml' if k % 2 else './my.toml'}" for k in range(10)))
     uris = []
     original = files.read
@@ -275,7 +275,7 @@ def test_misspelled_recipe_suggests_a_preset() -> None:
     assert str(problem) == "row 2, column recipe: paintrly is not a recipe; did you mean painterly?"
 
 
-def test_grid_takes_a_file_as_it_is_and_refuses_an_unknown_name() -> None:
+def test_grid_accepts_a_file_and_refuses_an_unknown_name() -> None:
     assert build_grid(["/c.png"], ["/s.png"], "/r/my.toml").decode().endswith(",/c.png,/s.png,/r/my.toml\n")
     with pytest.raises(ManifestError, match=r"paintrly is not a recipe; did you mean painterly\?"):
         build_grid(["/c.png"], ["/s.png"], "paintrly")
@@ -320,7 +320,7 @@ def test_dry_run_and_job_have_the_whole_recipe(folder: Path) -> None:
     assert json.loads(json.dumps(plain))["method"]["steps"] == 7
 
 
-def test_a_job_made_without_a_manifest_knows_the_presets(folder: Path) -> None:
+def test_job_without_a_manifest_has_the_presets(folder: Path) -> None:
     source = inspect_image(str(folder / "cat.png"), SETTINGS.max_pixels)
     pair = Pair(2, "a", source.uri, (source.uri,), (1.0,))
     for name in PRESETS:

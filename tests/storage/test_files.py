@@ -285,7 +285,7 @@ def test_probing_a_good_place_leaves_no_file(base: str) -> None:
 
 
 @pytest.mark.parametrize(("out", "reason"), [("a.bin", "a file is in the way"), ("a.bin/x", "a part of the path is a file")])
-def test_probing_below_a_file_says_so(tmp_path: Path, out: str, reason: str) -> None:
+def test_probing_below_a_file_is_refused(tmp_path: Path, out: str, reason: str) -> None:
     (tmp_path / "a.bin").write_bytes(b"x")
     with pytest.raises(StorageError) as caught:
         files.probe_writable(str(tmp_path / out))
@@ -439,7 +439,7 @@ def test_a_file_system_that_is_not_installed_is_named() -> None:
 def web_server() -> Iterator[str]:
     """Start a web server that answers `/STATUS` with that status."""
 
-    class Answer(http.server.BaseHTTPRequestHandler):
+    class AnswerHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             status = int(self.path[1:4])
             self.send_response(status)
@@ -450,7 +450,7 @@ def web_server() -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), AnswerHandler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -640,7 +640,7 @@ def test_stale_temporary_files_are_deleted(tmp_path: Path) -> None:
 KILLED_WRITE = """
 import os, signal, sys
 from nst_tasks.storage import files
-os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the bytes are written, the name is not given yet
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # after the bytes are written, before the rename
 files._write_local(sys.argv[1], b"half", os.replace)
 """
 
