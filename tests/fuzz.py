@@ -1,8 +1,8 @@
-"""Spoilt manifests and pictures: whatever the bytes, a reader answers or refuses with its own error, soon, in little memory.
+"""Fuzz test of the manifest and picture readers: any bytes are read or refused, within limits of time and memory.
 
 `make fuzz` runs this for FUZZ_SECONDS (60) from FUZZ_SEED (the clock's). An input that reaches new lines of the readers, ours
-or Pillow's, is kept and spoilt further. A finding is written to a file and ends the run; `python -m tests.fuzz FILE` repeats
-it, and what was found is a test in `test_manifest`, `test_codec` or `test_guard`.
+or Pillow's, is kept and mutated further. A finding is written to a file and ends the run; `python -m tests.fuzz FILE` repeats
+it, and each finding becomes a test in `test_manifest`, `test_codec` or `test_guard`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from nst_tasks.inputs import manifest
 from nst_tasks.inputs.columns import COLUMNS
 from nst_tasks.inputs.manifest_export import export_rejected, sanitize_manifest
 
-MOST_PIXELS = 1_000_000
-MOST_SECONDS = 5.0
-MOST_MIB = 400
-"""Growth of the process's peak by one input; a megapixel in float32 with what makes it takes some 50."""
+MAX_PIXELS = 1_000_000
+MAX_SECONDS = 5.0
+MAX_MIB = 400
+"""Limit of the growth of peak memory by one input; decoding a megapixel to float32 takes about 50."""
 
 READERS = (
     *(f"/inputs/{name}.py" for name in ("manifest", "columns", "csv_text", "manifest_export")),
@@ -52,31 +52,31 @@ Line = tuple[str, int]
 
 
 def read_manifest(data: bytes) -> None:
-    """All that is done with a manifest's bytes; what it promises about them holds."""
+    """Parse, sanitize and export a manifest, and check that the results agree."""
     with contextlib.suppress(ManifestError):
-        found = manifest.parse(data, "/data/in")
-        assert found.rows == len(found.pairs) + len(found.rejected)
-        kept = sanitize_manifest(data)
-        assert sanitize_manifest(kept) == kept
-        if found.rejected:
-            again = manifest.parse(export_rejected(found, "/data/in"), "/elsewhere")
-            assert again.rows == len(found.rejected)
+        result = manifest.parse(data, "/data/in")
+        assert result.rows == len(result.pairs) + len(result.rejected)
+        output = sanitize_manifest(data)
+        assert sanitize_manifest(output) == output
+        if result.rejected:
+            copy = manifest.parse(export_rejected(result, "/data/in"), "/elsewhere")
+            assert copy.rows == len(result.rejected)
 
 
 def read_picture(data: bytes) -> None:
-    """All that is done with a picture's bytes; what the header says is what is decoded."""
+    """Decode a picture, a mask and metadata, and check that the picture has the size in its header."""
     with contextlib.suppress(PictureError):
-        size = codec.read_size(data, MOST_PIXELS)
-        picture = codec.decode(data, MOST_PIXELS)
+        size = codec.read_size(data, MAX_PIXELS)
+        picture = codec.decode(data, MAX_PIXELS)
         assert picture.rgb.shape == (*size, 3), f"{size} in the header, {picture.rgb.shape} decoded"
         assert picture.rgb.min() >= 0 and picture.rgb.max() <= 1
     with contextlib.suppress(PictureError):
-        codec.decode_mask(data, MOST_PIXELS)
+        codec.decode_mask(data, MAX_PIXELS)
     with contextlib.suppress(PictureError):
         codec.read_metadata(data)
 
 
-def pictures() -> Iterator[bytes]:
+def encode_pictures() -> Iterator[bytes]:
     """Encode a small picture in every format and variant that the decoder knows."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
@@ -114,52 +114,52 @@ MANIFESTS = (
 )
 
 
-def spoilt(data: bytes, corpus: list[bytes], chance: random.Random) -> bytes:
-    """One to eight changes: bytes, numbers, pieces cut, doubled, moved or taken from another input."""
-    found = bytearray(data)
+def mutate(data: bytes, corpus: list[bytes], chance: random.Random) -> bytes:
+    """Make one to eight changes: other bytes or numbers, or pieces cut, doubled, moved or copied from another input."""
+    output = bytearray(data)
     for _ in range(chance.randint(1, 8)):
-        at, other = chance.randrange(len(found) + 1), chance.randrange(len(found) + 1)
+        at, other = chance.randrange(len(output) + 1), chance.randrange(len(output) + 1)
         first, last = sorted((at, other))
         match chance.randrange(8):
-            case 0 if at < len(found):
-                found[at] ^= 1 << chance.randrange(8)
-            case 1 if at < len(found):
-                found[at] = chance.choice(b"\0\1\x7f\x80\xff,\"|\n\r'=:/@?")
+            case 0 if at < len(output):
+                output[at] ^= 1 << chance.randrange(8)
+            case 1 if at < len(output):
+                output[at] = chance.choice(b"\0\1\x7f\x80\xff,\"|\n\r'=:/@?")
             case 2:
                 number = chance.choice((0, 1, 2, 16, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1))
                 code = chance.choice(("<H", ">H", "<I", ">I"))
-                found[at : at + struct.calcsize(code)] = struct.pack(code, number & 2 ** (8 * struct.calcsize(code)) - 1)
+                output[at : at + struct.calcsize(code)] = struct.pack(code, number & 2 ** (8 * struct.calcsize(code)) - 1)
             case 3:
-                del found[first : min(last, first + chance.randint(1, 64))]
+                del output[first : min(last, first + chance.randint(1, 64))]
             case 4:
-                found[at:at] = found[first : min(last, first + 200)] * chance.choice((1, 1, 2, 50))
+                output[at:at] = output[first : min(last, first + 200)] * chance.choice((1, 1, 2, 50))
             case 5:
-                del found[at:]
+                del output[at:]
             case 6:
                 piece = chance.choice(corpus)
                 start = chance.randrange(len(piece) + 1)
-                found[at:at] = piece[start : start + chance.randint(1, 200)]
+                output[at:at] = piece[start : start + chance.randint(1, 200)]
             case _:
-                found[at:at] = chance.randbytes(chance.randint(1, 8))
-    result = bytes(found[:100_000])
-    return with_checksums(result) if result[:4] == b"\x89PNG" and chance.random() < 0.8 else result
+                output[at:at] = chance.randbytes(chance.randint(1, 8))
+    result = bytes(output[:100_000])
+    return correct_checksums(result) if result[:4] == b"\x89PNG" and chance.random() < 0.8 else result
 
 
-def with_checksums(data: bytes) -> bytes:
+def correct_checksums(data: bytes) -> bytes:
     """Correct the checksums of a PNG's chunks, without which a decoder would stop at once."""
-    found, at = bytearray(data), 8
-    while at + 12 <= len(found):
-        end = at + 8 + int.from_bytes(found[at : at + 4], "big")
-        found[end : end + 4] = struct.pack(">I", zlib.crc32(found[at + 4 : end]))[: max(len(found) - end, 0)]
+    output, at = bytearray(data), 8
+    while at + 12 <= len(output):
+        end = at + 8 + int.from_bytes(output[at : at + 4], "big")
+        output[end : end + 4] = struct.pack(">I", zlib.crc32(output[at + 4 : end]))[: max(len(output) - end, 0)]
         at = end + 4
-    return bytes(found)
+    return bytes(output)
 
 
-def reached(read: Callable[[bytes], None], data: bytes) -> set[Line]:
+def trace_lines(read: Callable[[bytes], None], data: bytes) -> set[Line]:
     """Record the lines of the readers that an input reaches.
 
     Raises:
-        AssertionError: a promise is broken, or it took too much time or memory. Others: what a reader let through.
+        AssertionError: a check fails, or the input takes too much time or memory. Others: errors that a reader lets through.
     """
     lines: set[Line] = set()
 
@@ -168,23 +168,23 @@ def reached(read: Callable[[bytes], None], data: bytes) -> set[Line]:
         if not name.endswith(READERS):
             return None
 
-        def local(frame: FrameType, event: str, argument: object) -> Any:
+        def trace_line(frame: FrameType, event: str, argument: object) -> Any:
             lines.add((name, frame.f_lineno))
-            return local
+            return trace_line
 
-        return local
+        return trace_line
 
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    signal.alarm(60)  # for what never ends
+    peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    signal.alarm(60)  # against endless loops
     sys.settrace(trace)
     try:
         read(data)
     finally:
         sys.settrace(None)
         signal.alarm(0)
-    seconds, grown = time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert seconds < MOST_SECONDS, f"{seconds:.1f} s of computing"
-    assert grown < MOST_MIB, f"{grown:.0f} MiB of memory"
+    seconds, growth = time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+    assert seconds < MAX_SECONDS, f"{seconds:.1f} s of computing"
+    assert growth < MAX_MIB, f"{growth:.0f} MiB of memory"
     return lines
 
 
@@ -197,11 +197,11 @@ def report(data: bytes, error: BaseException) -> None:
 
 
 def fuzz(seconds: float, seed: int) -> int:
-    """Spoil inputs until the time is up; 1 at the first finding, or else 0."""
+    """Mutate inputs until the time is up; return 1 at the first finding, otherwise 0."""
     chance = random.Random(seed)
-    corpora = {read_manifest: list(MANIFESTS), read_picture: list(pictures())}
-    known: set[Line] = set()
-    tried, until = 0, time.monotonic() + seconds
+    corpora = {read_manifest: list(MANIFESTS), read_picture: list(encode_pictures())}
+    known_lines: set[Line] = set()
+    count, until = 0, time.monotonic() + seconds
     queue = [(read, data) for read, corpus in corpora.items() for data in corpus]
     seeds = len(queue)
     while queue or time.monotonic() < until:
@@ -210,22 +210,22 @@ def fuzz(seconds: float, seed: int) -> int:
         else:
             read = chance.choice((read_manifest, read_picture, read_picture))
             corpus = corpora[read]
-            # the newest half of the time: what they reached is new
+            # one of the newest half of the time, as they reached new lines
             parent = chance.choice(corpus[-20:] if chance.random() < 0.5 else corpus)
-            data = spoilt(parent, corpus, chance)
-        tried += 1
+            data = mutate(parent, corpus, chance)
+        count += 1
         try:
-            lines = reached(read, data)
+            lines = trace_lines(read, data)
         except Exception as error:  # any at all is a finding
             report(data, error)
-            print(f"seed {seed}, input {tried}")
+            print(f"seed {seed}, input {count}")
             return 1
-        if not lines <= known:
-            known |= lines
-            if tried > seeds:
+        if not lines <= known_lines:
+            known_lines |= lines
+            if count > seeds:
                 corpora[read].append(data)
-    kept = sum(map(len, corpora.values())) - seeds
-    print(f"seed {seed}: {tried} inputs, {kept} kept, {len(known)} lines reached, nothing found")
+    additions = sum(map(len, corpora.values())) - seeds
+    print(f"seed {seed}: {count} inputs, {additions} kept, {len(known_lines)} lines reached, nothing found")
     return 0
 
 
@@ -233,11 +233,11 @@ def main() -> int:
     warnings.simplefilter("ignore")
     logging.disable()
     with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # libtiff speaks its mind there
+        os.dup2(nowhere.fileno(), 2)  # libtiff prints its warnings there
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     if len(sys.argv) > 1:
         for read in (read_manifest, read_picture):
-            print(read.__name__, len(reached(read, Path(sys.argv[1]).read_bytes())), "lines")
+            print(read.__name__, len(trace_lines(read, Path(sys.argv[1]).read_bytes())), "lines")
         return 0
     return fuzz(float(os.environ.get("FUZZ_SECONDS", "60")), int(os.environ.get("FUZZ_SEED", str(time.time_ns() % 10**6))))
 

@@ -10,54 +10,54 @@ from nst_tasks.core.metrics import FactoredGaussian, Gaussian, StyleMoments
 
 
 def test_least_recently_used_value_is_evicted() -> None:
-    room, made = ByteLRU(100), []
+    lru, misses = ByteLRU(100), []
 
-    def ask(key: str, bytes: int) -> np.ndarray:
-        return room.get_or_compute(key, lambda: made.append(key) or np.zeros(bytes, np.uint8))
+    def get_array(key: str, bytes: int) -> np.ndarray:
+        return lru.get_or_compute(key, lambda: misses.append(key) or np.zeros(bytes, np.uint8))
 
-    first = ask("a", 40)
-    ask("b", 40)
-    assert ask("a", 40) is first
-    ask("c", 60)  # b was used before a
-    assert ask("a", 40) is first
-    assert made == ["a", "b", "c"]
-    ask("b", 61)
-    assert len(room) == 1  # both others had to go
-    ask("c", 1)
-    assert made == ["a", "b", "c", "b", "c"]
-
-
-def test_what_is_larger_than_the_room_takes_nobodys_place() -> None:
-    room = ByteLRU(10)
-    room.get_or_compute("small", lambda: np.zeros(10, np.uint8))
-    assert len(room.get_or_compute("large", lambda: np.zeros(11, np.uint8))) == 11
-    assert len(room) == 1
-    assert room.get_or_compute("small", lambda: pytest.fail("made anew")).nbytes == 10
-    room.clear()
-    assert len(room) == 0
-    assert room.get_or_compute("small", lambda: np.ones(10, np.uint8)).all()
+    first = get_array("a", 40)
+    get_array("b", 40)
+    assert get_array("a", 40) is first
+    get_array("c", 60)  # b was used before a
+    assert get_array("a", 40) is first
+    assert misses == ["a", "b", "c"]
+    get_array("b", 61)
+    assert len(lru) == 1  # both others were evicted
+    get_array("c", 1)
+    assert misses == ["a", "b", "c", "b", "c"]
 
 
-def test_what_is_forgotten_leaves_its_room_to_others() -> None:
-    room = ByteLRU(10)
-    room.add("a", b"five!")
-    room.add("b", b"five?")
-    room.remove_if(lambda key: key == "a")
-    assert room.get_or_compute("a", lambda: b"six...") == b"six..."  # the room of five is not enough: b, used before, has to go
-    assert len(room) == 1
-    room.remove_if(lambda key: key == "b")
-    assert room.get_or_compute("a", bytes) == b"six..."
-    room.add("c", b"four")
-    assert len(room) == 2
+def test_oversized_value_is_not_cached() -> None:
+    lru = ByteLRU(10)
+    lru.get_or_compute("small", lambda: np.zeros(10, np.uint8))
+    assert len(lru.get_or_compute("large", lambda: np.zeros(11, np.uint8))) == 11
+    assert len(lru) == 1
+    assert lru.get_or_compute("small", lambda: pytest.fail("computed again")).nbytes == 10
+    lru.clear()
+    assert len(lru) == 0
+    assert lru.get_or_compute("small", lambda: np.ones(10, np.uint8)).all()
 
 
-def test_what_is_kept_already_stays() -> None:
-    room = ByteLRU(10)
-    room.add("a", b"first")
-    room.add("a", b"second")
-    assert room.get_or_compute("a", bytes) == b"first"
-    room.add("b", b"sixsix")
-    assert len(room) == 1
+def test_removed_values_free_their_space() -> None:
+    lru = ByteLRU(10)
+    lru.add("a", b"five!")
+    lru.add("b", b"five?")
+    lru.remove_if(lambda key: key == "a")
+    assert lru.get_or_compute("a", lambda: b"six...") == b"six..."  # five bytes are too few, so b is evicted
+    assert len(lru) == 1
+    lru.remove_if(lambda key: key == "b")
+    assert lru.get_or_compute("a", bytes) == b"six..."
+    lru.add("c", b"four")
+    assert len(lru) == 2
+
+
+def test_add_keeps_an_existing_value() -> None:
+    lru = ByteLRU(10)
+    lru.add("a", b"first")
+    lru.add("a", b"second")
+    assert lru.get_or_compute("a", bytes) == b"first"
+    lru.add("b", b"sixsix")
+    assert len(lru) == 1
 
 
 def test_nested_arrays_and_tensors_are_counted() -> None:

@@ -1,4 +1,4 @@
-"""What may be printed of a URI, and what is worth a retry."""
+"""Redaction of URIs, classes of errors, and sentences of a reason and a remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nst_tasks.inputs import manifest
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "expected"),
     [
         ("s3://bucket/a/b.png", "s3://bucket/a/b.png"),
         ("https://host:9000/a.png", "https://host:9000/a.png"),
@@ -45,8 +45,8 @@ from nst_tasks.inputs import manifest
         ("https://user:pass@", "https://"),
     ],
 )
-def test_redact_leaves_the_place_only(uri: str, shown: str) -> None:
-    assert redact(uri) == shown
+def test_redact_keeps_only_the_place(uri: str, expected: str) -> None:
+    assert redact(uri) == expected
 
 
 @pytest.mark.parametrize("path", ["", "a.png", "/data/a?b#c@d:e.png", "C:\\a.png", "mailto:a@b", "/data/a::b.png"])
@@ -63,7 +63,7 @@ def test_redact_is_linear_in_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "expected"),
     [
         ("/in/a\nnst: all is well.png", r"/in/a\nnst: all is well.png"),
         ("/in/\x1b]0;title\x07\x9b31m.png", r"/in/\x1b]0;title\x07\x9b31m.png"),
@@ -72,25 +72,25 @@ def test_redact_is_linear_in_any_text(text: str) -> None:
         (
             "/in/caf\u00e9 9.41\u202fAM \u5bff.png",
             "/in/caf\u00e9 9.41\u202fAM \u5bff.png",
-        ),  # as people and their machines name files
+        ),  # ordinary names of people's files
     ],
 )
-def test_redact_shows_what_a_terminal_would_obey(uri: str, shown: str) -> None:
-    assert redact(uri) == redact(shown) == shown
-    shown.encode()
+def test_redact_escapes_control_characters(uri: str, expected: str) -> None:
+    assert redact(uri) == redact(expected) == expected
+    expected.encode()
 
 
 @given(st.text(), st.text())
-def test_redact_never_raises_and_changes_nothing_twice(before: str, after: str) -> None:
-    once = redact(f"{before}://{after}")
-    assert redact(once) == once
+def test_redact_never_raises_and_is_idempotent(prefix: str, suffix: str) -> None:
+    output = redact(f"{prefix}://{suffix}")
+    assert redact(output) == output
 
 
 NAME = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=8)
 
 
 @given(host=NAME, path=NAME, secret=st.text("SECRET", min_size=6))
-def test_redact_never_shows_a_secret_wherever_it_is(host: str, path: str, secret: str) -> None:
+def test_redact_never_shows_a_secret(host: str, path: str, secret: str) -> None:
     place = f"s3://{host.lower()}/{path.lower()}"
     for uri in (
         f"s3://u:{secret}@{host.lower()}/{path.lower()}",
@@ -103,20 +103,20 @@ def test_redact_never_shows_a_secret_wherever_it_is(host: str, path: str, secret
 
 
 def test_sanitized_error_drops_its_causes() -> None:
-    for wanted in (StorageUnavailable("s3://b/a: later"), None):
+    for cause in (StorageUnavailable("s3://b/a: later"), None):
         try:
             try:
                 raise OSError("GET https://h/a?token=hunter2\nhunter2")
             except OSError as error:
-                if wanted is None:
+                if cause is None:
                     raise
-                raise wanted from error
+                raise cause from error
         except Exception as error:
             safe = errors.sanitize_for_log(error)
-        told = "".join(traceback.format_exception(safe))
-        assert "hunter2" not in told.replace('raise OSError("GET https://h/a?token=hunter2\\nhunter2")', "")
-        assert "test_errors.py" in told
-        assert safe is wanted or (type(safe), str(safe)) == (NstError, "unexpected OSError: GET https://h/a")
+        text = "".join(traceback.format_exception(safe))
+        assert "hunter2" not in text.replace('raise OSError("GET https://h/a?token=hunter2\\nhunter2")', "")
+        assert "test_errors.py" in text
+        assert safe is cause or (type(safe), str(safe)) == (NstError, "unexpected OSError: GET https://h/a")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_sanitized_error_drops_its_causes() -> None:
         (KeyboardInterrupt(), False, False),
     ],
 )
-def test_what_is_worth_a_retry_and_what_ends_the_run(error: BaseException, transient: bool, ends: bool) -> None:
+def test_errors_that_are_retried_or_end_the_run(error: BaseException, transient: bool, ends: bool) -> None:
     assert (is_transient(error), is_fatal_to_run(error), is_pair_failure(error)) == (
         transient,
         ends,
@@ -174,8 +174,8 @@ def test_a_sentence_is_a_reason_and_a_remedy(sentence: str, reason: str, remedy:
 
 
 def test_rejected_row_reasons_are_split_again() -> None:
-    parsed = manifest.parse(b"content,style,size,seed\n,a.png,9,-1\n", "/in")
-    reason, remedy = errors.split_reason_and_remedy("; ".join(manifest.group_problems_by_row(parsed)[2]))
+    result = manifest.parse(b"content,style,size,seed\n,a.png,9,-1\n", "/in")
+    reason, remedy = errors.split_reason_and_remedy("; ".join(manifest.group_problems_by_row(result)[2]))
     assert reason.count("row 2, column ") == 3
     assert remedy == (
         "content: give a path or a URI; size: give 64 to 8192 or leave it empty; seed: give 0 to 2147483647 or leave it empty"
@@ -186,9 +186,9 @@ def test_every_error_is_in_the_tree_and_drawn_at_its_top() -> None:
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
     assert len(classes) == 15
     assert all(issubclass(c, NstError) for c in classes)
-    drawing = errors.__doc__ or ""
+    tree = errors.__doc__ or ""
     for c in classes:
-        assert c.__name__ in drawing
+        assert c.__name__ in tree
     # the command line turns these two into exit code 2, and a retry must be a storage error to be caught as one
     assert issubclass(errors.ManifestError, errors.InputError)
     assert issubclass(errors.SettingsError, errors.InputError)
@@ -197,6 +197,6 @@ def test_every_error_is_in_the_tree_and_drawn_at_its_top() -> None:
     assert issubclass(errors.PictureError, errors.PairError)
 
 
-def test_a_secret_is_known_before_a_line_is_cut() -> None:
-    """Half of user and password would not be known as such."""
+def test_secrets_are_redacted_before_a_line_is_cut() -> None:
+    """Half of a user and password would not be recognized."""
     assert "hunter" not in errors.summarize(ValueError(f"{'x' * 180} https://user:hunter2@{'h' * 50}"))

@@ -25,9 +25,9 @@ def build_results(date: str, *rows: Row, machine: dict[str, Any] = MACHINE) -> s
 def test_blocks_show_the_newest_results_of_each_machine(tmp_path: Path) -> None:
     fast = Row("a step", "a loop", 2.0, 3.0, 2.5, 3.5, "x", "3 s against our 1 s")
     slow = Row("a step", "a loop", 4.0, 3.0, 3.0, 3.0, "x", "")
-    failed = Row("gone", "", None, *[math.nan] * 3, "", "not measured: why")
+    failure = Row("gone", "", None, *[math.nan] * 3, "", "not measured: why")
     for name, text in {
-        "speed-2026-01-02-2-cores.json": build_results("2026-01-02", fast, slow, failed),
+        "speed-2026-01-02-2-cores.json": build_results("2026-01-02", fast, slow, failure),
         "speed-2026-01-01-2-cores.json": build_results("2026-01-01", slow),
         "speed-2026-01-01-a-gpu.json": build_results("2026-01-01", fast),
         "growth-2026-01-01-2-cores.csv": (
@@ -57,9 +57,9 @@ def test_mixed_precision_is_measured_where_hardware_has_it(tmp_path: Path) -> No
     machine = describe_machine()
     assert list_precisions() == (("float32", "mixed") if machine["bfloat16"] or machine["gpu"] else ("float32",))
     slow = {**MACHINE, "bfloat16": []}
-    for other, is_left_out in ((slow, True), (MACHINE, False), ({**slow, "gpu": "a GPU"}, False)):
-        (tmp_path / "speed.json").write_text(build_results("2026-01-02", machine=other))
-        assert ("Mixed precision is not measured" in format_speed(tmp_path / "speed.json")) == is_left_out
+    for other_machine, is_omitted in ((slow, True), (MACHINE, False), ({**slow, "gpu": "a GPU"}, False)):
+        (tmp_path / "speed.json").write_text(build_results("2026-01-02", machine=other_machine))
+        assert ("Mixed precision is not measured" in format_speed(tmp_path / "speed.json")) == is_omitted
 
 
 def test_result_files_are_named_by_processor_or_gpu() -> None:

@@ -21,13 +21,13 @@ def test_phases_are_functions_of_nst() -> None:
 
 
 def test_phase_is_that_of_the_innermost_function() -> None:
-    this = f"{__name__}.test_phase_is_that_of_the_innermost_function"
+    outer_name = f"{__name__}.test_phase_is_that_of_the_innermost_function"
 
     def inner(names: dict[str, str]) -> str | None:
         return phases.find_phase(sys._getframe(), names)
 
-    assert inner({this: "outer", f"{__name__}.inner": "inner"}) == "inner"
-    assert inner({this: "outer"}) == "outer"
+    assert inner({outer_name: "outer", f"{__name__}.inner": "inner"}) == "inner"
+    assert inner({outer_name: "outer"}) == "outer"
     assert inner({}) is None
 
 

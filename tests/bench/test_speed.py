@@ -24,11 +24,11 @@ def test_suite_names_commands_with_their_options(command: str, quick: str | None
 
 
 def test_failed_row_is_not_measured_and_names_no_path(tmp_path: Path) -> None:
-    (failed,) = speed.measure_rows(["intake", "nothing", "--size", "8", "--python", str(tmp_path / "none")], tmp_path)
-    assert failed.work == "intake nothing --size 8"
-    assert failed.verdict == "not measured"
-    assert failed.detail == "not measured: exit code 2"
-    assert str(tmp_path) not in json.dumps(failed.as_plain())
+    (failure,) = speed.measure_rows(["intake", "nothing", "--size", "8", "--python", str(tmp_path / "none")], tmp_path)
+    assert failure.work == "intake nothing --size 8"
+    assert failure.verdict == "not measured"
+    assert failure.detail == "not measured: exit code 2"
+    assert str(tmp_path) not in json.dumps(failure.as_plain())
 
 
 def test_rows_measured_again_replace_only_themselves(tmp_path: Path) -> None:

@@ -46,17 +46,17 @@ def test_every_command_is_documented(name: str) -> None:
 def test_every_option_is_documented_with_its_command(name: str, option: str) -> None:
     section = CLI.partition(f"\n## `nst {name}`\n")[2].partition("\n## ")[0]
     assert f"`{option}" in section
-    explained = [row.split(" | ")[0] for row in CLI.splitlines() if row.startswith("| `-")]
-    assert any(f"`{option}" in cell for cell in explained)
+    cells = [row.split(" | ")[0] for row in CLI.splitlines() if row.startswith("| `-")]
+    assert any(f"`{option}" in cell for cell in cells)
 
 
 def test_every_option_that_docs_name_exists() -> None:
     import re
 
-    known = {option for command in COMMANDS.values() for p in command.params for option in (*p.opts, *p.secondary_opts)}
+    all_options = {option for command in COMMANDS.values() for p in command.params for option in (*p.opts, *p.secondary_opts)}
     foreign = {"--constraint", "--env-file", "--from-env-file", "--help", "--version"}  # pip's, docker's, kubectl's and Typer's
     for text in (README, CLI, MANIFEST, OUTPUT, CONFIGURATION):
-        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - foreign <= known
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - foreign <= all_options
 
 
 @pytest.mark.parametrize(
@@ -128,19 +128,19 @@ def test_every_field_of_the_outcome_marker_is_documented(field: str) -> None:
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     import re
 
-    def headings(file: Path) -> set[str]:
-        found = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-        return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+    def list_headings(file: Path) -> set[str]:
+        headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
     links = re.findall(r"\]\(([^)]+)\)", page.read_text())
     for link in (link for link in links if not link.startswith("https://")):
         target, _, heading = link.partition("#")
         file = page.parent / target if target else page
         assert file.exists(), link
-        assert not heading or heading in headings(file), link
+        assert not heading or heading in list_headings(file), link
 
 
-def test_the_version_is_one() -> None:
+def test_version_is_the_same_everywhere() -> None:
     import tomllib
 
     from nst_tasks import __version__
@@ -152,18 +152,18 @@ def test_the_version_is_one() -> None:
 def test_wheel_holds_every_module_and_data_file() -> None:
     import tomllib
 
-    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     data = {
         path
-        for folder, patterns in named["package-data"].items()
+        for folder, patterns in configuration["package-data"].items()
         for p in patterns
         for path in (ROOT / folder.replace(".", "/")).glob(p)
     }
-    top = {folder.partition(".")[0] for folder in named["packages"]}
+    top = {folder.partition(".")[0] for folder in configuration["packages"]}
     files = {path for folder in top for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert {path for path in files if path.suffix != ".py"} == data
     modules = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in files if path.suffix == ".py"}
-    assert modules == {*named["packages"]}
+    assert modules == {*configuration["packages"]}
 
 
 def test_every_mentioned_prefect_setting_exists() -> None:
@@ -173,11 +173,11 @@ def test_every_mentioned_prefect_setting_exists() -> None:
     from prefect.settings.legacy import _get_settings_fields
 
     files = ["README.md", ".env.example", "Dockerfile", "flows/prefect-server.env", *sorted(ROOT.glob("docs/*.md"))]
-    told = {name for file in files for name in re.findall(r"\bPREFECT_\w+", (ROOT / file).read_text())} | {
+    names = {name for file in files for name in re.findall(r"\bPREFECT_\w+", (ROOT / file).read_text())} | {
         *prefect_server.SERVER_ENVIRONMENT
     }
-    assert "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE" in told
-    assert told <= {*_get_settings_fields(Settings)}  # Prefect ignores what it does not know
+    assert "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE" in names
+    assert names <= {*_get_settings_fields(Settings)}  # Prefect ignores what it does not know
 
 
 def test_every_test_that_shows_a_fault_exists() -> None:
@@ -187,16 +187,16 @@ def test_every_test_that_shows_a_fault_exists() -> None:
     rows = [row for row in table.splitlines() if row.startswith("| ")][1:]
     assert rows
     for row in rows:
-        shown_by = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
-        assert shown_by, f"shown by no test: {row}"
-        for file, name in shown_by:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert tests, f"shown by no test: {row}"
+        for file, name in tests:
             assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
 
 
-def test_every_class_of_errors_that_decides_has_a_row() -> None:
+def test_every_direct_subclass_of_errors_has_a_row() -> None:
     from nst_tasks import errors
 
     faults = (ROOT / "docs" / "faults.md").read_text()
-    deciding = {c.__name__ for c in vars(errors).values() if isinstance(c, type) and errors.NstError in c.__bases__}
-    for name in deciding | {"StorageUnavailable", "StorageUnusable"}:
+    class_names = {c.__name__ for c in vars(errors).values() if isinstance(c, type) and errors.NstError in c.__bases__}
+    for name in class_names | {"StorageUnavailable", "StorageUnusable"}:
         assert f"| `{name}` |" in faults

@@ -32,7 +32,7 @@ def find_participles(source: str) -> list[str]:
         name
         for name, node in list_definitions(source)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and not any(isinstance(each, ast.Name) and "property" in each.id for each in node.decorator_list)
+        and not any(isinstance(decorator, ast.Name) and "property" in decorator.id for decorator in node.decorator_list)
         and PARTICIPLE.fullmatch(name)
     ]
 

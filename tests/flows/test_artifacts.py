@@ -15,43 +15,43 @@ from nst_tasks.progress import Progress
 from tests.support.jobs import run_into
 
 
-def test_what_is_left_follows_from_the_pace_so_far(tmp_path: Path) -> None:
-    whole = Progress(pairs=7, pairs_done=7, work=900, work_done=900)  # with another run, before
-    watch = whole.create_part()
-    follower = RunReporter("m", run_into(tmp_path), watch, started_at=time.monotonic() - 60)
-    assert (follower.compute_percent(), follower.estimate_seconds_left()) == (0.0, None)
-    watch.add(pairs=4, work=400)
-    assert follower.describe_progress() == "0 of 4 rows done"
-    watch.add(work_done=100)
-    watch.mark_done(["a"])
-    watch.mark_done(["a"])
-    assert whole.pairs_done == 8
-    assert follower.compute_percent() == 25.0
-    assert follower.estimate_seconds_left() == pytest.approx(180, rel=0.05)
-    assert follower.describe_progress() == "1 of 4 rows done, about 3 min left"
-    watch.add(work_done=500)  # steps gone through twice
-    assert follower.compute_percent() == 100.0
-    assert follower.describe_progress() == "1 of 4 rows done, about 0 s left"
-    failed = RunReporter("m", run_into(tmp_path), Progress(pairs=2, pairs_done=2, work=400, work_done=100))
-    assert failed.compute_percent() == 100.0  # before half of its steps
-    done = RunReporter("m", run_into(tmp_path), Progress())
-    done.progress.add(pairs=2, pairs_done=1)  # nothing to compute
-    assert done.compute_percent() == 50.0
+def test_time_left_follows_from_the_pace(tmp_path: Path) -> None:
+    run_progress = Progress(pairs=7, pairs_done=7, work=900, work_done=900)  # pairs of an earlier run
+    part = run_progress.create_part()
+    reporter = RunReporter("m", run_into(tmp_path), part, started_at=time.monotonic() - 60)
+    assert (reporter.compute_percent(), reporter.estimate_seconds_left()) == (0.0, None)
+    part.add(pairs=4, work=400)
+    assert reporter.describe_progress() == "0 of 4 rows done"
+    part.add(work_done=100)
+    part.mark_done(["a"])
+    part.mark_done(["a"])
+    assert run_progress.pairs_done == 8
+    assert reporter.compute_percent() == 25.0
+    assert reporter.estimate_seconds_left() == pytest.approx(180, rel=0.05)
+    assert reporter.describe_progress() == "1 of 4 rows done, about 3 min left"
+    part.add(work_done=500)  # repeated steps
+    assert reporter.compute_percent() == 100.0
+    assert reporter.describe_progress() == "1 of 4 rows done, about 0 s left"
+    failed_reporter = RunReporter("m", run_into(tmp_path), Progress(pairs=2, pairs_done=2, work=400, work_done=100))
+    assert failed_reporter.compute_percent() == 100.0  # before half of its steps
+    idle_reporter = RunReporter("m", run_into(tmp_path), Progress())
+    idle_reporter.progress.add(pairs=2, pairs_done=1)  # nothing to compute
+    assert idle_reporter.compute_percent() == 50.0
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "about 0 s"), (89, "about 89 s"), (600, "about 10 min"), (9000, "about 2.5 h")]
 )
-def test_durations_are_told_roughly(seconds: float, words: str) -> None:
+def test_durations_are_rounded(seconds: float, words: str) -> None:
     assert format_rough_duration(seconds) == words
 
 
-def test_keys_of_artifacts_are_what_the_api_takes() -> None:
+def test_artifact_keys_are_valid_for_the_api() -> None:
     assert build_artifact_key("Q3 Töpfe_(final)", "report") == "q3-t-pfe-final-report"
     assert build_artifact_key("…", "report") == "report"
 
 
-def test_text_from_outside_is_shown_and_not_obeyed() -> None:
+def test_foreign_text_is_escaped() -> None:
     name = "<img src=x onerror=alert(1)> [a](javascript:b) `c` |d|"
     report = Report(
         run_id="r",
@@ -65,8 +65,8 @@ def test_text_from_outside_is_shown_and_not_obeyed() -> None:
         files={"report": "/o/`a|b`.html"},
         manifest_sha256="",
     )
-    shown = artifacts._render_report(name, report)
-    assert "\\<img src=x" in shown
-    assert "<img" not in shown.replace("\\<", "")
-    assert "](" not in shown
-    assert "| report | `` /o/'a\\|b'.html `` |" in shown
+    text = artifacts._render_report(name, report)
+    assert "\\<img src=x" in text
+    assert "<img" not in text.replace("\\<", "")
+    assert "](" not in text
+    assert "| report | `` /o/'a\\|b'.html `` |" in text

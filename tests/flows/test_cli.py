@@ -1,4 +1,4 @@
-"""The command `nst`, but for running: exit codes, what is printed where, and what is not imported."""
+"""The command `nst` except for runs: exit codes, printed lines, and imports."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.support.pictures import encode_flat
 from tests.support.runs import list_files
 
 
-def refused(*arguments: str, **environment: str) -> list[str]:
-    """Run a command that ends with exit code 2, and return its lines, each of which starts with the program's name."""
+def get_refusals(*arguments: str, **environment: str) -> list[str]:
+    """Run a command that ends with exit code 2, and return its messages, without the program's name before each."""
     result = nst(*arguments, **environment)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -42,19 +42,19 @@ def folder(tmp_path: Path) -> Path:
     """Write a manifest of two good rows and their pictures."""
     for name, color in (("cat.png", "teal"), ("dog.png", "brown"), ("oil.png", "navy")):
         (tmp_path / name).write_bytes(encode_flat(color))
-    manifest(tmp_path, "cat.png,oil.png,", "dog.png,oil.png,")
+    write_manifest(tmp_path, "cat.png,oil.png,", "dog.png,oil.png,")
     return tmp_path
 
 
-def manifest(folder: Path, *rows: str, header: str = "content,style,size") -> str:
+def write_manifest(folder: Path, *rows: str, header: str = "content,style,size") -> str:
     (folder / "m.csv").write_text("\n".join([header, *rows]) + "\n")
     return str(folder / "m.csv")
 
 
-# What answers at once
+# Commands that answer at once
 
 
-WATCHED = """
+PRINT_HEAVY_IMPORTS = """
 import json, sys
 from flows.cli import app
 try:
@@ -72,20 +72,25 @@ print(json.dumps(sorted(heavy & {*sys.modules})), file=sys.stderr)
 )
 def test_commands_that_answer_at_once_import_nothing_heavy(folder: Path, arguments: list[str]) -> None:
     (folder / "my.toml").write_text('base = "painterly"\n')
-    ended = subprocess.run(
-        [sys.executable, "-c", WATCHED, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    process = subprocess.run(
+        [sys.executable, "-c", PRINT_HEAVY_IMPORTS, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout
-    assert json.loads(ended.stderr.splitlines()[-1]) == []
+    assert process.returncode == 0, process.stderr
+    assert process.stdout
+    assert json.loads(process.stderr.splitlines()[-1]) == []
 
 
-def test_what_an_operator_sets_of_prefect_wins() -> None:
+def test_prefect_settings_of_the_operator_are_kept() -> None:
     code = "import json, os; from flows import cli; cli.configure_prefect(); print(json.dumps(dict(os.environ)))"
     own = {"PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true", "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "7"}
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    ended = subprocess.run([sys.executable, "-c", code], env=others | own, capture_output=True, timeout=60, check=True)
-    assert json.loads(ended.stdout).items() >= (prefect_server.SERVER_ENVIRONMENT | own).items()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    process = subprocess.run([sys.executable, "-c", code], env=environment | own, capture_output=True, timeout=60, check=True)
+    assert json.loads(process.stdout).items() >= (prefect_server.SERVER_ENVIRONMENT | own).items()
 
 
 def test_imports_of_a_run_are_frozen_from_gc() -> None:
@@ -96,8 +101,8 @@ with runtime.gc_frozen():
     made = [[]]
 print(gc.isenabled(), made in gc.get_objects())
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert ended.stdout.split() == ["True", "False"]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert process.stdout.split() == ["True", "False"]
 
 
 def test_the_command_is_installed_under_its_name() -> None:
@@ -117,10 +122,10 @@ def test_version_and_help() -> None:
 
 
 def test_validate_a_good_manifest(folder: Path) -> None:
-    before = list_files(folder)
+    paths = list_files(folder)
     result = nst("validate", str(folder / "m.csv"))
     assert (result.exit_code, result.stdout, result.stderr) == (0, "2 rows: 2 good, 0 rejected\n", "")
-    assert list_files(folder) == before
+    assert list_files(folder) == paths
 
 
 def test_validate_finds_the_manifest_from_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +134,7 @@ def test_validate_finds_the_manifest_from_the_working_folder(folder: Path, monke
 
 
 def test_validate_names_every_problem_of_every_row(folder: Path) -> None:
-    result = nst("validate", manifest(folder, "cat.png,oil.png,9", ",oil.png,x", "dog.png,oil.png,"))
+    result = nst("validate", write_manifest(folder, "cat.png,oil.png,9", ",oil.png,x", "dog.png,oil.png,"))
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == [
@@ -141,7 +146,7 @@ def test_validate_names_every_problem_of_every_row(folder: Path) -> None:
 
 
 def test_validate_opens_the_pictures_only_when_asked(folder: Path) -> None:
-    place = manifest(folder, "cat.png,oil.png,", "none.png,oil.png,")
+    place = write_manifest(folder, "cat.png,oil.png,", "none.png,oil.png,")
     assert nst("validate", place).exit_code == 0
     result = nst("validate", place, "--probe")
     assert result.exit_code == 1
@@ -152,34 +157,34 @@ def test_validate_opens_the_pictures_only_when_asked(folder: Path) -> None:
 
 
 def test_validate_as_json(folder: Path) -> None:
-    result = nst("validate", manifest(folder, "cat.png,oil.png,9", "dog.png,oil.png,"), "--json")
+    result = nst("validate", write_manifest(folder, "cat.png,oil.png,9", "dog.png,oil.png,"), "--json")
     assert result.exit_code == 1
-    found = json.loads(result.stdout)
-    assert (found["rows"], found["good"], found["rejected"]) == (2, 1, 1)
-    assert found["problems"][0].startswith("row 2, column size: 9 is below")
+    summary = json.loads(result.stdout)
+    assert (summary["rows"], summary["good"], summary["rejected"]) == (2, 1, 1)
+    assert summary["problems"][0].startswith("row 2, column size: 9 is below")
 
 
 def test_an_unknown_column_is_refused_with_a_suggestion(folder: Path) -> None:
-    place = manifest(folder, "cat.png,oil.png,64", header="content,style,sise")
+    place = write_manifest(folder, "cat.png,oil.png,64", header="content,style,sise")
     for command in (["validate", place], ["run", place, "--out", str(folder / "out"), "--dry-run"]):
-        lines = refused(*command)
+        lines = get_refusals(*command)
         assert lines == [f"manifest {place}: column sise is not known; did you mean size?"]
 
 
 @pytest.mark.parametrize("name", ["none.csv", "m.csv/below", "."])
 def test_an_unreachable_manifest_is_refused(folder: Path, name: str) -> None:
-    (line,) = refused("validate", str(folder / name))
+    (line,) = get_refusals("validate", str(folder / name))
     assert line.startswith(f"manifest {folder}")
 
 
 def test_a_picture_in_place_of_the_manifest_is_refused(folder: Path) -> None:
-    (line,) = refused("validate", str(folder / "cat.png"))
+    (line,) = get_refusals("validate", str(folder / "cat.png"))
     assert line.startswith(f"manifest {folder}/cat.png: the manifest has a NUL byte")
 
 
 def test_validate_reads_the_recipe_files_that_rows_name(folder: Path) -> None:
     (folder / "my.toml").write_text('base = "painterly"\nsteps = -7\n')
-    place = manifest(folder, "cat.png,oil.png,my.toml", "dog.png,oil.png,", header="content,style,recipe")
+    place = write_manifest(folder, "cat.png,oil.png,my.toml", "dog.png,oil.png,", header="content,style,recipe")
     result = nst("validate", place)
     assert (result.exit_code, result.stdout.splitlines()) == (
         1,
@@ -191,16 +196,16 @@ def test_validate_reads_the_recipe_files_that_rows_name(folder: Path) -> None:
 
 
 def test_a_signed_uri_is_refused_without_its_signature() -> None:
-    (line,) = refused("validate", "memory://user:hunter2@nst-none/m.csv?token=hunter2")
+    (line,) = get_refusals("validate", "memory://user:hunter2@nst-none/m.csv?token=hunter2")
     assert line == "manifest memory://nst-none/m.csv: does not exist; check the name"
 
 
 def test_a_bad_environment_variable_is_refused(folder: Path) -> None:
-    lines = refused("validate", str(folder / "m.csv"), NST_READERS="0", NST_BATCH="many")
+    lines = get_refusals("validate", str(folder / "m.csv"), NST_READERS="0", NST_BATCH="many")
     assert [line.split(":")[0] for line in lines] == ["NST_BATCH", "NST_READERS"]
 
 
-# run: what it refuses, and what it would do
+# run: refusals and dry runs
 
 
 def dry_run(folder: Path, *options: str, **environment: str) -> Result:
@@ -208,8 +213,8 @@ def dry_run(folder: Path, *options: str, **environment: str) -> Result:
     return nst("run", str(folder / "m.csv"), "--out", out, "--backbone", "tiny", "--dry-run", *options, **environment)
 
 
-def test_a_dry_run_says_what_would_be_done_and_leaves_no_file(folder: Path) -> None:
-    before = list_files(folder)
+def test_dry_run_lists_the_work_and_writes_nothing(folder: Path) -> None:
+    paths = list_files(folder)
     result = dry_run(folder, "--size", "64", "--steps", "5")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
@@ -217,11 +222,11 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_no_file(folder: Path) -> N
         "row 3, dog_oil: dog x oil, painterly, 64 x 48, 5 steps",
         "2 rows: 0 done, 2 to do",
     ]
-    assert list_files(folder) == before  # the probe of the output is gone
+    assert list_files(folder) == paths  # the probe of the output is gone
 
 
 def test_a_dry_run_of_rows_that_would_fail(folder: Path) -> None:
-    manifest(folder, "cat.png,oil.png,", "none.png,oil.png,", "cat.png,oil.png,9")
+    write_manifest(folder, "cat.png,oil.png,", "none.png,oil.png,", "cat.png,oil.png,9")
     result = dry_run(folder)
     assert result.exit_code == 1
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
@@ -230,18 +235,18 @@ def test_a_dry_run_of_rows_that_would_fail(folder: Path) -> None:
         "row 2, cat_oil",
         "3 rows",
     ]
-    assert refused("run", str(folder / "m.csv"), "--out", str(folder / "out"), "--backbone", "tiny", "--dry-run", "--strict")[
-        0
-    ].startswith("row 4, column size")
+    assert get_refusals(
+        "run", str(folder / "m.csv"), "--out", str(folder / "out"), "--backbone", "tiny", "--dry-run", "--strict"
+    )[0].startswith("row 4, column size")
 
 
 def test_a_dry_run_as_json(folder: Path) -> None:
     files.write(str(folder / "out" / "outcomes" / "cat_oil.json"), b"damaged")
     result = dry_run(folder, "--json")
-    assert result.exit_code == 0  # a damaged marker has its pair made again, nothing fails
-    found = json.loads(result.stdout)
-    assert (found["rows"], found["done"], len(found["to_do"]), found["problems"]) == (2, 0, 2, [])
-    assert found["warnings"][0].startswith("outcomes/cat_oil.json: ignored")
+    assert result.exit_code == 0  # the pair of a damaged marker is made again
+    summary = json.loads(result.stdout)
+    assert (summary["rows"], summary["done"], len(summary["to_do"]), summary["problems"]) == (2, 0, 2, [])
+    assert summary["warnings"][0].startswith("outcomes/cat_oil.json: ignored")
 
 
 @pytest.mark.parametrize(
@@ -269,10 +274,10 @@ def test_a_dry_run_as_json(folder: Path) -> None:
     ],
 )
 def test_a_bad_option_is_refused_before_anything_runs(folder: Path, options: list[str], line: str) -> None:
-    # without --dry-run too: nothing of the flow is needed to refuse
-    for more in ([], ["--dry-run"]):
+    # also without --dry-run, as a refusal needs nothing of the flow
+    for extra in ([], ["--dry-run"]):
         place = str(folder / "out")
-        assert refused("run", str(folder / "m.csv"), "--out", place, "--backbone", "tiny", *options, *more) == [line]
+        assert get_refusals("run", str(folder / "m.csv"), "--out", place, "--backbone", "tiny", *options, *extra) == [line]
     assert not (folder / "out").exists()
 
 
@@ -283,11 +288,11 @@ def test_a_recipe_file_is_taken_from_the_working_folder(folder: Path, monkeypatc
     assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "row 2, cat_oil: cat x oil, my, 64 x 48, 7 steps")
     (folder / "my.toml").write_text('base = "painterly"\nsteps = -7\n')
     options = ["--out", str(folder / "out"), "--backbone", "tiny", "--recipe", "my.toml"]
-    assert refused("run", str(folder / "m.csv"), *options) == [f"--recipe {folder}/my.toml: steps: -7 is not in 0..100000"]
+    assert get_refusals("run", str(folder / "m.csv"), *options) == [f"--recipe {folder}/my.toml: steps: -7 is not in 0..100000"]
 
 
 def test_an_output_that_cannot_be_written_is_refused(folder: Path) -> None:
-    (line,) = refused("run", str(folder / "m.csv"), "--out", str(folder / "cat.png"), "--backbone", "tiny")
+    (line,) = get_refusals("run", str(folder / "m.csv"), "--out", str(folder / "cat.png"), "--backbone", "tiny")
     assert line.startswith("--out: the output cannot be written: ")
 
 
@@ -303,8 +308,8 @@ def test_grid_feeds_validate(folder: Path) -> None:
     result = nst("grid", "--content", f"{folder}/[cd]*.png", "--style", f"{folder}/oil.png", "--recipe", "tf-tutorial")
     assert result.exit_code == 0
     (folder / "m.csv").write_bytes(result.stdout_bytes)
-    checked = nst("validate", str(folder / "m.csv"), "--probe")
-    assert (checked.exit_code, checked.stdout) == (0, "2 rows: 2 good, 0 rejected\n")
+    validation = nst("validate", str(folder / "m.csv"), "--probe")
+    assert (validation.exit_code, validation.stdout) == (0, "2 rows: 2 good, 0 rejected\n")
     assert result.stdout.splitlines()[0] == "id,content,style,recipe"
 
 
@@ -320,18 +325,18 @@ def test_grid_takes_no_dot_files(folder: Path) -> None:
     assert "hidden" not in nst("grid", "--content", f"{folder}/*.png", "--style", f"{folder}/oil.png").stdout
 
 
-def test_grid_refuses_what_it_cannot_pair(folder: Path) -> None:
-    lines = refused("grid", "--content", f"{folder}/*.gif", "--style", f"{folder}/oil.png", "--recipe", "paintrly")
+def test_grid_reports_missing_pictures_and_unknown_recipes(folder: Path) -> None:
+    lines = get_refusals("grid", "--content", f"{folder}/*.gif", "--style", f"{folder}/oil.png", "--recipe", "paintrly")
     assert lines == ["no content picture is given", "paintrly is not a recipe; did you mean painterly?"]
 
 
 def test_grid_takes_a_recipe_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "my.toml").write_text('base = "painterly"\n')
-    made = nst("grid", "--content", "cat.png", "--style", "oil.png", "--recipe", "my.toml", "-o", "new/m.csv")
-    assert (made.exit_code, made.stderr) == (0, "1 pairs written to new/m.csv\n")
+    grid = nst("grid", "--content", "cat.png", "--style", "oil.png", "--recipe", "my.toml", "-o", "new/m.csv")
+    assert (grid.exit_code, grid.stderr) == (0, "1 pairs written to new/m.csv\n")
     assert nst("validate", "new/m.csv").stdout == "1 rows: 1 good, 0 rejected\n"
-    lines = refused("grid", "--content", "cat.png", "--style", "oil.png", "--recipe", "no.toml")
+    lines = get_refusals("grid", "--content", "cat.png", "--style", "oil.png", "--recipe", "no.toml")
     assert lines == [f"recipe {folder}/no.toml: does not exist; check the name"]
 
 
@@ -347,44 +352,44 @@ def test_recipes_lists_them_all() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_recipe_is_shown_as_a_file_that_says_the_same(name: str, tmp_path: Path) -> None:
-    shown = nst("recipes", name)
-    assert shown.exit_code == 0
-    assert shown.stdout == recipe_file.to_toml(PRESETS[name])
-    (tmp_path / "my.toml").write_bytes(shown.stdout_bytes)
-    again = nst("recipes", str(tmp_path / "my.toml"))
-    assert (again.exit_code, again.stdout) == (0, shown.stdout)
-    for of in (name, str(tmp_path / "my.toml")):
-        assert json.loads(nst("recipes", of, "--json").stdout) == PRESETS[name].as_plain()
+def test_shown_recipe_is_an_equivalent_file(name: str, tmp_path: Path) -> None:
+    original = nst("recipes", name)
+    assert original.exit_code == 0
+    assert original.stdout == recipe_file.to_toml(PRESETS[name])
+    (tmp_path / "my.toml").write_bytes(original.stdout_bytes)
+    copy = nst("recipes", str(tmp_path / "my.toml"))
+    assert (copy.exit_code, copy.stdout) == (0, original.stdout)
+    for recipe in (name, str(tmp_path / "my.toml")):
+        assert json.loads(nst("recipes", recipe, "--json").stdout) == PRESETS[name].as_plain()
 
 
 def test_recipe_file_is_shown_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text('base = "painterly"\nsteps = 7\n')
-    shown = tomllib.loads(nst("recipes", "my.toml").stdout)
-    assert shown == recipe_file.to_tables(PRESETS["painterly"]) | {"name": "my", "steps": 7}
+    tables = tomllib.loads(nst("recipes", "my.toml").stdout)
+    assert tables == recipe_file.to_tables(PRESETS["painterly"]) | {"name": "my", "steps": 7}
 
 
 def test_wrong_recipe_file_reports_every_problem(tmp_path: Path) -> None:
     place = tmp_path / "my.toml"
-    assert refused("recipes", str(place)) == [f"recipe {place}: does not exist; check the name"]
+    assert get_refusals("recipes", str(place)) == [f"recipe {place}: does not exist; check the name"]
     place.write_text('base = "painterly"\nsteps = "7"\nsise = 9\n')
-    assert [line.partition(";")[0] for line in refused("recipes", str(place))] == [
+    assert [line.partition(";")[0] for line in get_refusals("recipes", str(place))] == [
         f"recipe {place}: sise: is not known here",
         f"recipe {place}: steps: '7' is not a whole number",
     ]
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    assert refused("recipes", "paintrly") == ["recipe: 'paintrly' is not known; did you mean painterly?"]
+    assert get_refusals("recipes", "paintrly") == ["recipe: 'paintrly' is not known; did you mean painterly?"]
 
 
 # report
 
 
 def test_report_writes_one_page_of_all_pairs(tmp_path: Path) -> None:
-    failed = Outcome(id="elk", row=2, status=Status.FAILED, error="x")
-    files.write(str(tmp_path / marker_path("elk")), outcome.to_json(failed))
+    failure = Outcome(id="elk", row=2, status=Status.FAILED, error="x")
+    files.write(str(tmp_path / marker_path("elk")), outcome.to_json(failure))
     files.write(str(tmp_path / "outcomes/bad.json"), b"damaged")
     result = nst("report", str(tmp_path))
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/report.html: 1 pairs\n")
@@ -392,5 +397,5 @@ def test_report_writes_one_page_of_all_pairs(tmp_path: Path) -> None:
     assert "elk" in (tmp_path / "report.html").read_text()
 
 
-def test_report_of_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
-    assert refused("report", str(tmp_path)) == [f"{tmp_path}: holds no outcomes; give the folder that was given to --out"]
+def test_report_of_another_folder_is_refused(tmp_path: Path) -> None:
+    assert get_refusals("report", str(tmp_path)) == [f"{tmp_path}: holds no outcomes; give the folder that was given to --out"]

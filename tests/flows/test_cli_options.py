@@ -40,15 +40,15 @@ def invoke(*arguments: str) -> Result:
 def test_new_field_is_an_option_without_another_edit() -> None:
     assert invoke("x").stdout == "x 3 None False False\n"
     assert invoke("x", "--stroke-width", "7", "--size", "96", "--upscale", "--twice").stdout == "x 7 96 True True\n"
-    shown = invoke("--help").stdout
-    assert "--stroke-width" in shown
-    assert "Width of a stroke in pixels." in shown
+    text = invoke("--help").stdout
+    assert "--stroke-width" in text
+    assert "Width of a stroke in pixels." in text
 
 
 def test_option_of_another_type_is_refused_with_its_name() -> None:
-    refused = invoke("x", "--stroke-width", "wide")
-    assert refused.exit_code == 2
-    assert "--stroke-width" in refused.stderr
+    result = invoke("x", "--stroke-width", "wide")
+    assert result.exit_code == 2
+    assert "--stroke-width" in result.stderr
 
 
 def test_flag_has_no_negative_form() -> None:

@@ -1,4 +1,4 @@
-"""Deployments: what is registered, what is refused, and the end of serving them."""
+"""Deployments: parameters, refusals, and the end of serving."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_deployments_parameters_make_a_nested_form(k: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "sentence"),
+    ("changes", "sentence"),
     [
         ({"cron": "61 * * * *"}, "--cron: '61 * * * *' is no schedule; give minute, hour,"),
         ({"cron": "nightly"}, "--cron: 'nightly' is no schedule"),
@@ -57,27 +57,27 @@ def test_a_deployments_parameters_make_a_nested_form(k: int) -> None:
         ({"allowed_roots": ("s3://team/inbox",)}, "--out: s3://team/out: is not below NST_ALLOWED_ROOTS"),
     ],
 )
-def test_settings_that_make_no_deployment_are_one_sentence(changed: dict[str, Any], sentence: str) -> None:
+def test_invalid_deployment_settings_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        build_deployments(*NIGHT, Settings(**changed))
+        build_deployments(*NIGHT, Settings(**changes))
     assert str(caught.value).startswith(sentence)
 
 
 def test_a_deployment_takes_no_secret() -> None:
     inbox, out, options = NIGHT
     secret_options = SweepOptions(weights="s3://team/w?hunter2")
-    for given in (
+    for arguments in (
         (inbox, "s3://k:hunter2@team/o", options),
         ("s3://team/i?hunter2", out, options),
         (inbox, out, secret_options),
     ):
         with pytest.raises(SettingsError, match="has a password or a query, which Prefect would store") as caught:
-            build_deployments(*given, Settings())
+            build_deployments(*arguments, Settings())
         assert "hunter2" not in str(caught.value)
 
 
-def test_who_asks_twice_to_stop_serving_stops_it_once() -> None:
-    class Served:
+def test_second_stop_request_does_not_stop_serving_again() -> None:
+    class FakeRunner:
         started = True
         stops = 0
 
@@ -93,12 +93,12 @@ def test_who_asks_twice_to_stop_serving_stops_it_once() -> None:
             await asyncio.sleep(0.1)
             self.stopped.set()
 
-    served, before = Served(), signal.getsignal(signal.SIGTERM)
+    runner, handler = FakeRunner(), signal.getsignal(signal.SIGTERM)
     try:
-        serve(served)  # type: ignore[arg-type]
+        serve(runner)  # type: ignore[arg-type]
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert served.stops == 1
+        signal.signal(signal.SIGTERM, handler)
+    assert runner.stops == 1
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_who_asks_twice_to_stop_serving_stops_it_once() -> None:
         (["deploy", "--pool", "p", "--out", "b"], "--inbox: is missing; give it, or set NST_INBOX"),
     ],
 )
-def test_what_is_missing_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str) -> None:
-    done = nst(*arguments)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"nst: {sentence}")
-    assert len(done.stderr.splitlines()) == 1
+def test_missing_setting_is_one_sentence_and_exit_code_2(arguments: list[str], sentence: str) -> None:
+    result = nst(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"nst: {sentence}")
+    assert len(result.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Batches and pictures on their way to the workers."""
+"""Submission of batches to workers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tests.support.jobs import run_into, two_jobs
 
 
 def test_nothing_is_submitted_after_the_stop_signal() -> None:
-    stopping, submitted = Progress(), []
-    stopping.stop.set()
-    token = progress_variable.set(stopping)
+    progress, items = Progress(), []
+    progress.stop.set()
+    token = progress_variable.set(progress)
     try:
         with pytest.raises(Interrupted):
-            next(submit_in_window(range(3), submitted.append, window=3))
+            next(submit_in_window(range(3), items.append, window=3))
     finally:
         progress_variable.reset(token)
-    assert submitted == []
+    assert items == []
 
 
-def test_shares_keep_the_order_and_are_at_most_as_many_as_asked(tmp_path: Path) -> None:
+def test_shares_keep_the_order_and_are_limited_in_number(tmp_path: Path) -> None:
     batches = [Batch((job,)) for job in two_jobs(tmp_path)] * 5
-    for most in (1, 2, 3, 4, 9, 10, 100):
-        shares = split_into_shares(batches, most)
-        assert len(shares) <= most
+    for limit in (1, 2, 3, 4, 9, 10, 100):
+        shares = split_into_shares(batches, limit)
+        assert len(shares) <= limit
         assert [batch for share in shares for batch in share] == batches
         assert len({len(share) for share in shares[:-1]}) <= 1
     assert split_into_shares([], 3) == []
@@ -39,10 +39,10 @@ def test_shares_keep_the_order_and_are_at_most_as_many_as_asked(tmp_path: Path) 
 
 
 def test_pairs_that_another_run_claimed_are_done_in_row_order(tmp_path: Path) -> None:
-    """Their task runs end in any order: what is logged and how they are grouped does not follow it."""
+    """Neither the log nor the groups depend on the order in which the task runs of the pairs end."""
     first, second = (change_job(job, row=row) for job, row in zip(two_jobs(tmp_path), (2, 3), strict=True))
     with disable_run_logger():
-        free, claimed = wait_for_claimed([second, first], run_into(tmp_path / "out"))
-    assert (free, claimed) == ([first, second], [])
+        free, busy = wait_for_claimed([second, first], run_into(tmp_path / "out"))
+    assert (free, busy) == ([first, second], [])
     (batch,) = group_into_batches([second, first], 2, 2**40)
     assert batch.jobs == (first, second)

@@ -1,4 +1,4 @@
-"""What a cluster's workers may be, and how many batches they take."""
+"""Versions of a cluster's workers, and the number of batches that they take."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def test_workers_of_another_version_are_refused() -> None:
 
 
 def test_worker_import_error_is_shown_without_secrets() -> None:
-    why = ModuleNotFoundError("no module https://user:hunter2@index/nst\nand\nmore")
+    error = ModuleNotFoundError("no module https://user:hunter2@index/nst\nand\nmore")
     with pytest.raises(SettingsError) as caught:
-        task_runners.check_versions({"tcp://b": why})
+        task_runners.check_versions({"tcp://b": error})
     assert str(caught.value) == (
         "tcp://b: that worker cannot import nst (ModuleNotFoundError: no module https://index/nst); "
         f"install nst {nst_tasks.__version__} there"

@@ -1,4 +1,4 @@
-"""The table of columns: everything that knows a column knows it by its record."""
+"""The table of columns: one record there is enough to add a column."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_the_example_has_every_column() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*COLUMNS} - {*REQUIRED_COLUMNS}))
-def test_a_column_is_known_by_its_record_alone(name: str) -> None:
+def test_column_is_defined_only_by_its_record(name: str) -> None:
     rows = "".join(f"cat.jpg,a.jpg|b.jpg,{cell}\n" for cell in dict.fromkeys(CELLS[name]))
     data = f"content,style,{name}\n{rows}".encode()
-    others = {other: column for other, column in COLUMNS.items() if other != name}
+    other_columns = {other: column for other, column in COLUMNS.items() if other != name}
     with pytest.raises(ManifestError, match=f"^column {name} is not known; "):
-        parse(data, FOLDER, columns=others)
-    manifest = parse(data, FOLDER, columns={**others, name: COLUMNS[name]})
-    (plain,) = parse(PLAIN, FOLDER, columns=others).pairs
+        parse(data, FOLDER, columns=other_columns)
+    manifest = parse(data, FOLDER, columns={**other_columns, name: COLUMNS[name]})
+    (plain,) = parse(PLAIN, FOLDER, columns=other_columns).pairs
     assert not manifest.problems
     if COLUMNS[name].kind != "ignored":
         assert plain.id not in {pair.id for pair in manifest.pairs}
@@ -66,10 +66,10 @@ def test_a_new_column_is_suggested_and_counted() -> None:
 
 def test_a_new_image_column_is_checked_and_relocated() -> None:
     data = b"content,style,depth,size\na.jpg,s.jpg,b/d.png,9\na.jpg,s.jpg,Flat ,9\n"
-    seen: list[str] = []
-    manifest = parse(data, FOLDER, find_uri_problem=seen.append, columns=WITH_NEW)
-    assert [uri for uri in seen if "d.png" in uri] == ["/data/in/b/d.png"]
-    assert not [uri for uri in seen if "flat" in uri.lower()]
+    uris: list[str] = []
+    manifest = parse(data, FOLDER, find_uri_problem=uris.append, columns=WITH_NEW)
+    assert [uri for uri in uris if "d.png" in uri] == ["/data/in/b/d.png"]
+    assert not [uri for uri in uris if "flat" in uri.lower()]
     _, *rows = export_rejected(manifest, FOLDER, columns=WITH_NEW).decode().splitlines()
     assert [row.split(",")[-2] for row in rows] == ["/data/in/b/d.png", "Flat "]
 

@@ -1,4 +1,4 @@
-"""Keys that change with the pixels and with nothing else, and groups by hand."""
+"""Job keys, which change exactly with the pixels of the result, and batches computed by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INK = Source("/in/ink.png", "1" * 64, "1", 60, 80)
 SKY = Source("/in/sky.png", "5" * 64, "1", 60, 80)
 
 
-def job(**fields: Any) -> Job:
+def make_job(**fields: Any) -> Job:
     pair = Pair(2, "cat_oil", CAT.uri, (OIL.uri,), (1.0,))
     plain = Job(
         pair, TF_TUTORIAL, CAT, (OIL,), init=None, mask=None, upscale=False, height=60, width=80, weights_sha256="w" * 64
@@ -42,100 +42,102 @@ def job(**fields: Any) -> Job:
     return change_job(plain, **fields)
 
 
-def with_method(**changes: Any) -> Recipe:
+def make_recipe(**changes: Any) -> Recipe:
     return replace(TF_TUTORIAL, method=replace(TF_TUTORIAL.method, **changes))
 
 
 METHOD = TF_TUTORIAL.method
-DECIDE = {
-    "content bytes": job(content=replace(CAT, sha256="d" * 64)),
-    "style bytes": job(styles=(replace(OIL, sha256="2" * 64),)),
-    "another style": job(styles=(OIL, INK), style_weights=(0.5, 0.5)),
-    "style weights": job(styles=(OIL, INK), style_weights=(0.25, 0.75)),
-    "style order": job(styles=(INK, OIL), style_weights=(0.25, 0.75)),
-    "content weight": job(recipe=override(TF_TUTORIAL, Overrides(content_weight=1.0))),
-    "style weight": job(recipe=override(TF_TUTORIAL, Overrides(style_weight=1.0))),
-    "tv weight": job(recipe=override(TF_TUTORIAL, Overrides(tv_weight=1.0))),
-    "steps": job(recipe=override(TF_TUTORIAL, Overrides(steps=7))),
-    "size": job(recipe=override(TF_TUTORIAL, Overrides(size=256))),
-    "another method": job(recipe=PAINTERLY),
-    "learning rate": job(recipe=with_method(optimizer=replace(METHOD.optimizer, learning_rate=0.021))),
-    "epsilon": job(recipe=with_method(optimizer=replace(METHOD.optimizer, epsilon=1e-7))),
-    "content layer": job(recipe=with_method(content=replace(METHOD.content, layers=(("block4_conv2", 1.0),)))),
-    "statistic": job(recipe=with_method(style=replace(METHOD.style, statistic="wasserstein"))),
-    "tv kind": job(recipe=with_method(total_variation=replace(METHOD.total_variation, kind="l2_mean"))),
-    "pyramid": job(recipe=with_method(pyramid=Pyramid(64, 2.0, 10))),
-    "initial image": job(recipe=with_method(init="noise")),
-    "initial noise": job(recipe=with_method(init_noise=0.1)),
-    "pooling": job(recipe=with_method(pooling="average")),
-    "padding": job(recipe=with_method(padding="replicate")),
-    "activation": job(recipe=with_method(activation="linear")),
-    "feature scale": job(recipe=with_method(feature_scale=0.5)),
-    "style shape": job(recipe=with_method(style_shape="content")),
-    "clip": job(recipe=with_method(clip=False)),
-    "output": job(recipe=with_method(output="average")),
-    "plateau": job(recipe=override(TF_TUTORIAL, Overrides(plateau=0.01))),
-    "plateau's tolerance": job(recipe=override(TF_TUTORIAL, Overrides(plateau=0.02))),
-    "precision": job(recipe=override(TF_TUTORIAL, Overrides(precision="mixed"))),
-    "average decay": job(recipe=with_method(output="average", average_decay=0.5)),
-    "optimizer": job(recipe=with_method(optimizer=SGD(learning_rate=0.02))),
-    "seed": job(seed=1),
-    "initial picture": job(init=SKY),
-    "initial picture's bytes": job(init=replace(SKY, sha256="6" * 64)),
-    "luminance": job(keep_color="luminance"),
-    "matched colors": job(keep_color="match"),
-    "mask": job(mask=SKY),
-    "mask's bytes": job(mask=replace(SKY, sha256="6" * 64)),
-    "upscale": job(upscale=True),
-    "format": job(format="jpg"),
-    "weights": job(weights_sha256="x" * 64),
+DECISIVE_CHANGES = {
+    "content bytes": make_job(content=replace(CAT, sha256="d" * 64)),
+    "style bytes": make_job(styles=(replace(OIL, sha256="2" * 64),)),
+    "another style": make_job(styles=(OIL, INK), style_weights=(0.5, 0.5)),
+    "style weights": make_job(styles=(OIL, INK), style_weights=(0.25, 0.75)),
+    "style order": make_job(styles=(INK, OIL), style_weights=(0.25, 0.75)),
+    "content weight": make_job(recipe=override(TF_TUTORIAL, Overrides(content_weight=1.0))),
+    "style weight": make_job(recipe=override(TF_TUTORIAL, Overrides(style_weight=1.0))),
+    "tv weight": make_job(recipe=override(TF_TUTORIAL, Overrides(tv_weight=1.0))),
+    "steps": make_job(recipe=override(TF_TUTORIAL, Overrides(steps=7))),
+    "size": make_job(recipe=override(TF_TUTORIAL, Overrides(size=256))),
+    "another method": make_job(recipe=PAINTERLY),
+    "learning rate": make_job(recipe=make_recipe(optimizer=replace(METHOD.optimizer, learning_rate=0.021))),
+    "epsilon": make_job(recipe=make_recipe(optimizer=replace(METHOD.optimizer, epsilon=1e-7))),
+    "content layer": make_job(recipe=make_recipe(content=replace(METHOD.content, layers=(("block4_conv2", 1.0),)))),
+    "statistic": make_job(recipe=make_recipe(style=replace(METHOD.style, statistic="wasserstein"))),
+    "tv kind": make_job(recipe=make_recipe(total_variation=replace(METHOD.total_variation, kind="l2_mean"))),
+    "pyramid": make_job(recipe=make_recipe(pyramid=Pyramid(64, 2.0, 10))),
+    "initial image": make_job(recipe=make_recipe(init="noise")),
+    "initial noise": make_job(recipe=make_recipe(init_noise=0.1)),
+    "pooling": make_job(recipe=make_recipe(pooling="average")),
+    "padding": make_job(recipe=make_recipe(padding="replicate")),
+    "activation": make_job(recipe=make_recipe(activation="linear")),
+    "feature scale": make_job(recipe=make_recipe(feature_scale=0.5)),
+    "style shape": make_job(recipe=make_recipe(style_shape="content")),
+    "clip": make_job(recipe=make_recipe(clip=False)),
+    "output": make_job(recipe=make_recipe(output="average")),
+    "plateau": make_job(recipe=override(TF_TUTORIAL, Overrides(plateau=0.01))),
+    "plateau's tolerance": make_job(recipe=override(TF_TUTORIAL, Overrides(plateau=0.02))),
+    "precision": make_job(recipe=override(TF_TUTORIAL, Overrides(precision="mixed"))),
+    "average decay": make_job(recipe=make_recipe(output="average", average_decay=0.5)),
+    "optimizer": make_job(recipe=make_recipe(optimizer=SGD(learning_rate=0.02))),
+    "seed": make_job(seed=1),
+    "initial picture": make_job(init=SKY),
+    "initial picture's bytes": make_job(init=replace(SKY, sha256="6" * 64)),
+    "luminance": make_job(keep_color="luminance"),
+    "matched colors": make_job(keep_color="match"),
+    "mask": make_job(mask=SKY),
+    "mask's bytes": make_job(mask=replace(SKY, sha256="6" * 64)),
+    "upscale": make_job(upscale=True),
+    "format": make_job(format="jpg"),
+    "weights": make_job(weights_sha256="x" * 64),
 }
-DO_NOT_DECIDE = {
-    "id": job(id="another"),
-    "row": job(row=99),
-    "content's place": job(content=replace(CAT, uri="s3://b/moved.png", version="2")),
-    "style's place": job(styles=(replace(OIL, uri="s3://b/moved.png", version="2"),)),
-    "recipe's name in the row": replace(job(), pair=replace(job().pair, recipe="tf-tutorial")),
-    "overrides, which are in the recipe": job(overrides=Overrides(size=512)),
-    "recipe's texts": job(recipe=replace(TF_TUTORIAL, name="mine", summary="x", source="y", differs="z")),
+NEUTRAL_CHANGES = {
+    "id": make_job(id="another"),
+    "row": make_job(row=99),
+    "content's place": make_job(content=replace(CAT, uri="s3://b/moved.png", version="2")),
+    "style's place": make_job(styles=(replace(OIL, uri="s3://b/moved.png", version="2"),)),
+    "recipe's name in the row": replace(make_job(), pair=replace(make_job().pair, recipe="tf-tutorial")),
+    "overrides, which are in the recipe": make_job(overrides=Overrides(size=512)),
+    "recipe's texts": make_job(recipe=replace(TF_TUTORIAL, name="mine", summary="x", source="y", differs="z")),
 }
 
 
-@pytest.mark.parametrize("what", DECIDE)
-def test_the_key_changes_with_all_that_decides_the_result(what: str) -> None:
-    others = {name: decided.key for name, decided in DECIDE.items() if name != what}
-    assert DECIDE[what].key not in {job().key, *others.values()}
+@pytest.mark.parametrize("case", DECISIVE_CHANGES)
+def test_the_key_changes_with_all_that_decides_the_result(case: str) -> None:
+    other_keys = {name: job.key for name, job in DECISIVE_CHANGES.items() if name != case}
+    assert DECISIVE_CHANGES[case].key not in {make_job().key, *other_keys.values()}
 
 
-@pytest.mark.parametrize("what", DO_NOT_DECIDE)
-def test_the_key_does_not_change_with_names_and_places(what: str) -> None:
-    assert DO_NOT_DECIDE[what].key == job().key
+@pytest.mark.parametrize("case", NEUTRAL_CHANGES)
+def test_the_key_does_not_change_with_names_and_places(case: str) -> None:
+    assert NEUTRAL_CHANGES[case].key == make_job().key
 
 
-@pytest.mark.parametrize("which", ["init", "mask"])
-def test_nor_with_the_place_of_a_mask_or_an_initial_picture(which: str) -> None:
-    assert job(**{which: replace(SKY, uri="s3://b/moved.png", version="2")}).key == job(**{which: SKY}).key
+@pytest.mark.parametrize("column", ["init", "mask"])
+def test_key_ignores_the_place_of_mask_and_init_image(column: str) -> None:
+    assert make_job(**{column: replace(SKY, uri="s3://b/moved.png", version="2")}).key == make_job(**{column: SKY}).key
 
 
 def test_the_key_changes_with_the_numerics_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = job().key
+    key = make_job().key
     monkeypatch.setattr("nst_tasks.inputs.jobs.NUMERICS_VERSION", method.NUMERICS_VERSION + 1)
-    assert job().key != before
+    assert make_job().key != key
 
 
 def test_the_key_is_the_sha256_of_these_values() -> None:
-    """Pinned: an output of last month must be found under the same key."""
-    made = job(styles=(OIL, INK), style_weights=(0.25, 0.75), seed=7, keep_color="match", mask=SKY, format="jpg", upscale=True)
+    """Fixed values: existing outputs must keep their keys."""
+    job = make_job(
+        styles=(OIL, INK), style_weights=(0.25, 0.75), seed=7, keep_color="match", mask=SKY, format="jpg", upscale=True
+    )
     values = {
         "numerics": method.NUMERICS_VERSION, "content": CAT.sha256, "styles": [[OIL.sha256, 0.25], [INK.sha256, 0.75]],
         "method": METHOD.plain, "size": 512, "upscale": True, "init": None, "keep_color": "match", "mask": SKY.sha256,
         "seed": 7, "format": "jpg", "weights": "w" * 64,
     }  # fmt: skip
-    assert made.key == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    assert job.key == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def test_new_job_or_method_field_needs_a_decision() -> None:
-    """Each field decides the key, and is in DECIDE above, or does not; `height` and `width` follow from others."""
+    """Each field decides the key, and is in DECISIVE_CHANGES above, or does not; `height` and `width` follow from others."""
     assert [field.name for field in fields(Job)] == [
         "pair", "recipe", "content", "styles", "init", "mask", "upscale", "height", "width", "weights_sha256",
     ]  # fmt: skip
@@ -145,73 +147,73 @@ def test_new_job_or_method_field_needs_a_decision() -> None:
     ]  # fmt: skip
 
 
-def test_names_are_those_that_a_person_says() -> None:
-    assert job().name == "cat x oil"
-    two = job(styles=(OIL, INK), style_weights=(0.5, 0.5))
-    assert two.name == "cat x oil + ink"
-    assert Batch((job(),)).name == "cat x oil"
-    assert Batch((job(), two, two)).name == "cat x oil and 2 more"
+def test_names_are_made_of_the_file_names() -> None:
+    assert make_job().name == "cat x oil"
+    two_styles = make_job(styles=(OIL, INK), style_weights=(0.5, 0.5))
+    assert two_styles.name == "cat x oil + ink"
+    assert Batch((make_job(),)).name == "cat x oil"
+    assert Batch((make_job(), two_styles, two_styles)).name == "cat x oil and 2 more"
 
 
 def test_steps_and_work_are_summed_over_levels() -> None:
-    plain = job(recipe=override(TF_TUTORIAL, Overrides(steps=7)))
+    plain = make_job(recipe=override(TF_TUTORIAL, Overrides(steps=7)))
     assert (plain.steps, plain.pixel_steps) == (7, 7 * 60 * 80)
-    two_levels = job(recipe=with_method(steps=7, pyramid=Pyramid(smallest=40, ratio=1.6, coarse_steps=3)))
+    two_levels = make_job(recipe=make_recipe(steps=7, pyramid=Pyramid(smallest=40, ratio=1.6, coarse_steps=3)))
     assert (two_levels.steps, two_levels.pixel_steps) == (3 + 7, 3 * 38 * 50 + 7 * 60 * 80)
 
 
-def rows(found: list[Batch]) -> list[list[int]]:
-    return [[one.row for one in batch.jobs] for batch in found]
+def list_rows(batches: list[Batch]) -> list[list[int]]:
+    return [[job.row for job in batch.jobs] for batch in batches]
 
 
 PLENTY = 1e15
 
 
 def test_batches_group_by_method_shape_and_styles() -> None:
-    two = {"styles": (OIL, INK), "style_weights": (0.5, 0.5)}
+    two_styles = {"styles": (OIL, INK), "style_weights": (0.5, 0.5)}
     jobs = [
-        job(row=2),
-        job(row=3, height=80, width=60),
-        job(row=4, content=replace(CAT, sha256="d" * 64)),
-        job(row=5, **two),
-        job(row=6, recipe=PAINTERLY),
-        job(row=7, styles=(INK,)),
-        job(row=8, height=80, width=60),
-        job(row=9, recipe=override(TF_TUTORIAL, Overrides(tv_weight=0.5))),
-        job(row=10, **two),
-        job(row=11, recipe=replace(TF_TUTORIAL, name="the same method under another name")),
+        make_job(row=2),
+        make_job(row=3, height=80, width=60),
+        make_job(row=4, content=replace(CAT, sha256="d" * 64)),
+        make_job(row=5, **two_styles),
+        make_job(row=6, recipe=PAINTERLY),
+        make_job(row=7, styles=(INK,)),
+        make_job(row=8, height=80, width=60),
+        make_job(row=9, recipe=override(TF_TUTORIAL, Overrides(tv_weight=0.5))),
+        make_job(row=10, **two_styles),
+        make_job(row=11, recipe=replace(TF_TUTORIAL, name="the same method under another name")),
     ]
-    found = group_into_batches(jobs, 8, PLENTY)
-    assert rows(found) == [[2, 4, 7, 11], [3, 8], [5, 10], [6], [9]]
-    assert sorted(one.row for batch in found for one in batch.jobs) == [one.row for one in jobs]
+    batches = group_into_batches(jobs, 8, PLENTY)
+    assert list_rows(batches) == [[2, 4, 7, 11], [3, 8], [5, 10], [6], [9]]
+    assert sorted(job.row for batch in batches for job in batch.jobs) == [job.row for job in jobs]
 
 
-def test_masked_jobs_are_apart_from_whole_ones() -> None:
+def test_masked_jobs_have_their_own_batches() -> None:
     changes: list[dict[str, Any]] = [{}, {"mask": SKY}, {"init": SKY}, {"mask": CAT}, {"keep_color": "match"}, {"mask": SKY}]
-    jobs = [job(row=2 + k, **change) for k, change in enumerate(changes)]
-    assert rows(group_into_batches(jobs, 8, PLENTY)) == [[2, 4, 6], [3, 5, 7]]
+    jobs = [make_job(row=2 + k, **change) for k, change in enumerate(changes)]
+    assert list_rows(group_into_batches(jobs, 8, PLENTY)) == [[2, 4, 6], [3, 5, 7]]
 
 
-def test_a_batch_holds_no_more_than_asked() -> None:
-    jobs = [job(row=row) for row in range(2, 9)]
-    assert rows(group_into_batches(jobs, 3, PLENTY)) == [[2, 3, 4], [5, 6, 7], [8]]
-    assert rows(group_into_batches(jobs, 1, PLENTY)) == [[row] for row in range(2, 9)]
+def test_batch_size_is_limited() -> None:
+    jobs = [make_job(row=row) for row in range(2, 9)]
+    assert list_rows(group_into_batches(jobs, 3, PLENTY)) == [[2, 3, 4], [5, 6, 7], [8]]
+    assert list_rows(group_into_batches(jobs, 1, PLENTY)) == [[row] for row in range(2, 9)]
 
 
 def test_batches_run_in_the_order_of_their_first_rows() -> None:
-    jobs = [job(row=2), job(row=3, seed=1, height=50), job(row=4), job(row=5), job(row=6, height=50)]
-    assert rows(group_into_batches(jobs, 2, PLENTY)) == [[2, 4], [3, 6], [5]]
+    jobs = [make_job(row=2), make_job(row=3, seed=1, height=50), make_job(row=4), make_job(row=5), make_job(row=6, height=50)]
+    assert list_rows(group_into_batches(jobs, 2, PLENTY)) == [[2, 4], [3, 6], [5]]
 
 
 @pytest.mark.parametrize(("pairs", "at_once"), [(0.5, 1), (1.0, 1), (2.0, 2), (2.99, 2), (3.0, 3), (100, 5)])
 def test_memory_bounds_a_batch_but_one_pair_is_always_tried(pairs: float, at_once: int) -> None:
-    room = pairs * peak_bytes(job().recipe.method, 60, 80)
-    found = group_into_batches([job(row=row) for row in range(2, 7)], 8, room)
-    assert len(found[0].jobs) == at_once
-    assert sum(len(batch.jobs) for batch in found) == 5
+    room = pairs * peak_bytes(make_job().recipe.method, 60, 80)
+    batches = group_into_batches([make_job(row=row) for row in range(2, 7)], 8, room)
+    assert len(batches[0].jobs) == at_once
+    assert sum(len(batch.jobs) for batch in batches) == 5
 
 
-def test_the_history_of_lbfgs_takes_memory() -> None:
+def test_lbfgs_history_is_counted_as_memory() -> None:
     method = presets.find_preset("gatys-2016").method
     assert isinstance(method.optimizer, LBFGS)
     pixels = 60 * 80
@@ -230,11 +232,11 @@ def test_features_in_bfloat16_take_less() -> None:
     method = presets.find_preset("tf-tutorial").method
     mixed = replace(method, precision="mixed")
     assert peak_bytes(mixed, 60, 80) == peak_bytes(method, 60, 80) * 2 // 3
-    of_whole, of_half = BAND_BYTES_PER_VALUE * CPU_FLOAT32.max_values, BAND_BYTES_PER_VALUE * CPU_MIXED.max_values
-    assert peak_bytes(mixed, 3072, 4096) - of_half == (peak_bytes(method, 3072, 4096) - of_whole) * 2 // 3
+    float32_bytes, mixed_bytes = BAND_BYTES_PER_VALUE * CPU_FLOAT32.max_values, BAND_BYTES_PER_VALUE * CPU_MIXED.max_values
+    assert peak_bytes(mixed, 3072, 4096) - mixed_bytes == (peak_bytes(method, 3072, 4096) - float32_bytes) * 2 // 3
 
 
-def test_of_a_large_picture_only_a_band_is_in_memory() -> None:
+def test_only_a_band_of_a_large_picture_is_in_memory() -> None:
     method = presets.find_preset("tf-tutorial").method
     side = 4096
     assert peak_bytes(method, side, side) < WHOLE_BYTES_PER_PIXEL * side**2 / 5
@@ -250,17 +252,18 @@ def test_on_a_gpu_pictures_up_to_a_megapixel_are_computed_whole() -> None:
     large = peak_bytes(method, 4096, 4096, on_gpu=True) - peak_bytes(method, 4096, 4096)
     assert large == BAND_BYTES_PER_VALUE * (GPU.max_values - CPU_FLOAT32.max_values)
     room = 2 * peak_bytes(method, 1024, 1024)
-    jobs = [job(row=row, height=1024, width=1024) for row in range(2, 6)]
-    assert rows(group_into_batches(jobs, 8, room)) == [[2, 3], [4, 5]]
-    assert rows(group_into_batches(jobs, 8, room, on_gpus=True)) == [[2], [3], [4], [5]]
+    jobs = [make_job(row=row, height=1024, width=1024) for row in range(2, 6)]
+    assert list_rows(group_into_batches(jobs, 8, room)) == [[2, 3], [4, 5]]
+    assert list_rows(group_into_batches(jobs, 8, room, on_gpus=True)) == [[2], [3], [4], [5]]
     assert fitting_size(method, 4096, 4096, room, on_gpu=True) < fitting_size(method, 4096, 4096, room)
 
 
-def test_the_size_that_fits_is_the_largest_that_does() -> None:
-    for tried in (PAINTERLY.method, TF_TUTORIAL.method):
+def test_fitting_size_is_the_largest_that_fits() -> None:
+    for preset_method in (PAINTERLY.method, TF_TUTORIAL.method):
         for room in (2**28, 2**30, 2**33):
-            side = fitting_size(tried, 6000, 8000, room)
-            assert peak_bytes(tried, side * 3 // 4, side) <= room < peak_bytes(tried, (side + 16) * 3 // 4, side + 16)
+            side = fitting_size(preset_method, 6000, 8000, room)
+            shape, larger_shape = (side * 3 // 4, side), ((side + 16) * 3 // 4, side + 16)
+            assert peak_bytes(preset_method, *shape) <= room < peak_bytes(preset_method, *larger_shape)
     assert fitting_size(TF_TUTORIAL.method, 300, 400, 1) == MIN_SIZE
 
 
@@ -275,10 +278,10 @@ def test_fitting_size_ignores_larger_sizes_with_less_history() -> None:
 
 
 def test_memory_is_counted_by_the_pictures_own_size() -> None:
-    room = 4 * peak_bytes(job().recipe.method, 60, 80)
-    jobs = [job(row=2 + k, height=60 * (1 + k % 2), width=80) for k in range(8)]
-    assert rows(group_into_batches(jobs, 8, room)) == [[2, 4, 6, 8], [3, 5], [7, 9]]
+    room = 4 * peak_bytes(make_job().recipe.method, 60, 80)
+    jobs = [make_job(row=2 + k, height=60 * (1 + k % 2), width=80) for k in range(8)]
+    assert list_rows(group_into_batches(jobs, 8, room)) == [[2, 4, 6, 8], [3, 5], [7, 9]]
 
 
-def test_nothing_to_do_is_no_batch() -> None:
+def test_no_jobs_make_no_batch() -> None:
     assert group_into_batches([], 8, PLENTY) == []

@@ -19,28 +19,28 @@ from nst_tasks.inputs.recipe import Overrides
 FOLDER = "/data/in"
 
 
-def read(text: str, folder: str = FOLDER) -> Manifest:
+def parse_text(text: str, folder: str = FOLDER) -> Manifest:
     return parse(text.encode(), folder)
 
 
-def only_pair(text: str, folder: str = FOLDER) -> Pair:
-    manifest = read(text, folder)
+def parse_pair(text: str, folder: str = FOLDER) -> Pair:
+    manifest = parse_text(text, folder)
     assert not manifest.problems
     (pair,) = manifest.pairs
     return pair
 
 
-def one_row(**cells: str) -> str:
-    """Write a manifest of one row on line 2, cat.jpg in the style of starry.jpg unless told otherwise."""
+def write_row(**cells: str) -> str:
+    """Write a manifest of one row on line 2, by default cat.jpg in the style of starry.jpg."""
     cells = {"content": "cat.jpg", "style": "starry.jpg"} | cells
     return ",".join(cells) + "\n" + ",".join(cells.values()) + "\n"
 
 
-# What a good manifest means
+# Valid manifests
 
 
 def test_a_row_of_every_column() -> None:
-    pair = only_pair(
+    pair = parse_pair(
         "id,content,style,style_weights,recipe,size,steps,seed,init,content_weight,style_weight,tv_weight,precision,plateau,"
         "keep_color,mask,format\n"
         "a-1,x/cat.jpg,one.jpg | two.png,3|1,tf-tutorial,512,100,7,Noise,1e4,0.5,0,Mixed,.25,Match,x/sky.png,JPG\n"
@@ -71,7 +71,7 @@ def test_a_row_of_every_column() -> None:
 
 
 def test_the_defaults_of_a_row() -> None:
-    pair = only_pair("content,style\ncat.jpg,a.jpg|b.jpg\n")
+    pair = parse_pair("content,style\ncat.jpg,a.jpg|b.jpg\n")
     assert pair == Pair(
         row=2,
         id="cat_a-b",
@@ -98,11 +98,11 @@ def test_the_defaults_of_a_row() -> None:
 
 
 def test_huge_weights_still_sum_to_one() -> None:
-    assert only_pair(one_row(style="a|b", style_weights="1.5e308|1.5e308")).style_weights == (0.5, 0.5)
+    assert parse_pair(write_row(style="a|b", style_weights="1.5e308|1.5e308")).style_weights == (0.5, 0.5)
 
 
-def test_whole_numbers_as_pandas_writes_them() -> None:
-    overrides = only_pair(one_row(size="512.0", steps="1e2")).overrides
+def test_whole_numbers_written_by_pandas_are_read() -> None:
+    overrides = parse_pair(write_row(size="512.0", steps="1e2")).overrides
     assert overrides == Overrides(size=512, steps=100)
     assert isinstance(overrides.size, int)
 
@@ -115,8 +115,8 @@ def test_whole_numbers_as_pandas_writes_them() -> None:
         (("false", "No", "0", ""), ""),
     ],
 )
-def test_what_keep_color_may_say(cells: tuple[str, ...], meaning: str) -> None:
-    assert [only_pair(one_row(keep_color=cell)).keep_color for cell in cells] == [meaning] * len(cells)
+def test_keep_color_has_synonyms(cells: tuple[str, ...], meaning: str) -> None:
+    assert [parse_pair(write_row(keep_color=cell)).keep_color for cell in cells] == [meaning] * len(cells)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_what_keep_color_may_say(cells: tuple[str, ...], meaning: str) -> None:
     ],
 )
 def test_init_is_one_of_three_words_or_a_picture(cell: str, init: str | None, picture: str | None) -> None:
-    pair = only_pair(one_row(init=cell))
+    pair = parse_pair(write_row(init=cell))
     assert (pair.overrides.init, pair.init) == (init, picture)
 
 
 def test_the_pictures_of_a_row_with_their_columns() -> None:
-    pair = only_pair(one_row(style="a.jpg|b.jpg", init="i.png", mask="m.png"))
+    pair = parse_pair(write_row(style="a.jpg|b.jpg", init="i.png", mask="m.png"))
     assert pair.image_uris == [
         ("content", "/data/in/cat.jpg"),
         ("style", "/data/in/a.jpg"),
@@ -146,12 +146,12 @@ def test_the_pictures_of_a_row_with_their_columns() -> None:
         ("init", "/data/in/i.png"),
         ("mask", "/data/in/m.png"),
     ]
-    assert [column for column, _ in only_pair(one_row(init="noise")).image_uris] == ["content", "style"]
+    assert [column for column, _ in parse_pair(write_row(init="noise")).image_uris] == ["content", "style"]
 
 
 @pytest.mark.parametrize(("column", "cell"), [("size", "64"), ("size", "8192"), ("steps", "0"), ("steps", "100000")])
 def test_bounds_are_inclusive(column: str, cell: str) -> None:
-    assert getattr(only_pair(one_row(**{column: cell})).overrides, column) == int(cell)
+    assert getattr(parse_pair(write_row(**{column: cell})).overrides, column) == int(cell)
 
 
 @pytest.mark.parametrize(
@@ -177,37 +177,37 @@ def test_bounds_are_inclusive(column: str, cell: str) -> None:
     ],
 )
 def test_relative_uris_resolve_against_the_folder(folder: str, cell: str, uri: str) -> None:
-    pair = only_pair(one_row(content=cell, style=cell, init=cell, mask=cell), folder)
+    pair = parse_pair(write_row(content=cell, style=cell, init=cell, mask=cell), folder)
     assert (pair.content, pair.styles, pair.init, pair.mask) == (uri, (uri,), uri, uri)
 
 
-def test_a_relative_folder_is_a_mistake_of_the_caller() -> None:
+def test_relative_folder_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="'inbox' is relative"):
-        read(one_row(), "inbox")
+        parse_text(write_row(), "inbox")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_line_ends_and_byte_order_mark(end: str, mark: str) -> None:
     lines = ["content,style", "a.jpg,b.jpg", "", ",", 'c.jpg,"d.jpg"']
-    manifest = read(mark + end.join(lines))
+    manifest = parse_text(mark + end.join(lines))
     assert [(pair.row, pair.content) for pair in manifest.pairs] == [(2, "/data/in/a.jpg"), (5, "/data/in/c.jpg")]
     assert manifest.rows == 2
 
 
 def test_line_ends_and_quoted_newlines_keep_row_numbers() -> None:
-    manifest = read('\n CONTENT , "Style"\r\n"two\nlines.jpg", "a, b.jpg"\r\rc.jpg,"d\r\n\r\n.jpg"\nlast.jpg,e.jpg')
+    manifest = parse_text('\n CONTENT , "Style"\r\n"two\nlines.jpg", "a, b.jpg"\r\rc.jpg,"d\r\n\r\n.jpg"\nlast.jpg,e.jpg')
     assert manifest.header == ("content", "style")
     assert [pair.row for pair in manifest.pairs] == [3, 6, 9]
     assert manifest.pairs[0].styles == ("/data/in/a, b.jpg",)
 
 
 def test_missing_trailing_cells_are_empty() -> None:
-    assert only_pair("content,style,size,seed\na.jpg,b.jpg\n").overrides == Overrides()
+    assert parse_pair("content,style,size,seed\na.jpg,b.jpg\n").overrides == Overrides()
 
 
 def test_every_column_is_accepted_and_may_be_empty() -> None:
-    assert only_pair(",".join(COLUMNS) + "\ncat.jpg,starry.jpg\n") == only_pair(one_row())
+    assert parse_pair(",".join(COLUMNS) + "\ncat.jpg,starry.jpg\n") == parse_pair(write_row())
 
 
 # Refusals of the file as a whole
@@ -266,7 +266,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("data", "parts"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_a_file_that_is_no_manifest_is_refused(data: bytes, parts: list[str]) -> None:
+def test_invalid_manifest_is_refused(data: bytes, parts: list[str]) -> None:
     limit = csv.field_size_limit()
     with pytest.raises(ManifestError) as caught:
         parse(data, FOLDER)
@@ -277,7 +277,7 @@ def test_a_file_that_is_no_manifest_is_refused(data: bytes, parts: list[str]) ->
 
 def test_a_refusal_has_one_line_for_each_problem() -> None:
     with pytest.raises(ManifestError) as caught:
-        read("content,stile,sise\na,b,c\n")
+        parse_text("content,stile,sise\na,b,c\n")
     assert str(caught.value).splitlines() == [
         "column stile is not known; did you mean style?",
         "column sise is not known; did you mean size?",
@@ -354,7 +354,7 @@ ROW_PROBLEMS: list[tuple[dict[str, str], str, str]] = [
 
 @pytest.mark.parametrize(("cells", "column", "message"), ROW_PROBLEMS)
 def test_a_bad_cell_is_named_with_its_value_and_remedy(cells: dict[str, str], column: str, message: str) -> None:
-    manifest = read(one_row(**cells))
+    manifest = parse_text(write_row(**cells))
     (problem,) = manifest.problems
     assert str(problem).startswith(f"row 2, column {column}: {message}")
     assert (problem.row, problem.column) == (2, column)
@@ -364,37 +364,37 @@ def test_a_bad_cell_is_named_with_its_value_and_remedy(cells: dict[str, str], co
     assert manifest.rejected[0].row == 2
 
 
-def test_the_line_of_a_problem() -> None:
+def test_problem_as_a_line() -> None:
     problem = Problem(7, "size", "9", "9 is below the smallest size, 64; give 64 to 8192 or leave it empty")
     line = "row 7, column size: 9 is below the smallest size, 64; give 64 to 8192 or leave it empty"
     assert str(problem) == line
-    assert str(read("content,style,size\n\n\n\n\n\na,b,9\n").problems[0]) == line
+    assert str(parse_text("content,style,size\n\n\n\n\n\na,b,9\n").problems[0]) == line
 
 
 def test_the_longest_cell_and_the_most_styles_are_accepted() -> None:
-    assert only_pair(one_row(content="a" * MAX_CELL_CHARS)).content == f"{FOLDER}/{'a' * MAX_CELL_CHARS}"
-    assert len(only_pair(one_row(style="|".join("a" * MAX_STYLES))).styles) == MAX_STYLES
+    assert parse_pair(write_row(content="a" * MAX_CELL_CHARS)).content == f"{FOLDER}/{'a' * MAX_CELL_CHARS}"
+    assert len(parse_pair(write_row(style="|".join("a" * MAX_STYLES))).styles) == MAX_STYLES
 
 
 def test_longest_id_is_accepted() -> None:
-    assert only_pair(one_row(id="a" * 128)).id == "a" * 128
+    assert parse_pair(write_row(id="a" * 128)).id == "a" * 128
 
 
 @pytest.mark.parametrize("extra", ["c.jpg", ""])
 def test_a_spare_cell_is_a_problem(extra: str) -> None:
-    (problem,) = read(f"content,style\na.jpg,b.jpg,{extra},more\n").problems
-    shown = extra or "an empty cell"
+    (problem,) = parse_text(f"content,style\na.jpg,b.jpg,{extra},more\n").problems
+    value = extra or "an empty cell"
     remedy = "quote a cell that holds a comma, or delete the spare one"
-    assert str(problem) == f"row 2, column 3: {shown} is beyond the header's 2 columns; {remedy}"
+    assert str(problem) == f"row 2, column 3: {value} is beyond the header's 2 columns; {remedy}"
 
 
 def test_a_required_cell_left_off_is_a_problem() -> None:
-    (problem,) = read("content,style\na.jpg\n").problems
+    (problem,) = parse_text("content,style\na.jpg\n").problems
     assert str(problem) == f"row 2, column style: {NO_PICTURE}"
 
 
-def test_all_problems_of_all_rows_at_once_and_good_rows_go_on() -> None:
-    manifest = read(
+def test_all_problems_are_reported_and_good_rows_remain() -> None:
+    manifest = parse_text(
         "content,style,size,seed,format\na.jpg,s.jpg,512,1,png\n,s.jpg|,9,x,bmp,spare\nb.jpg,s.jpg,,,\nc.jpg,s.jpg,0,,\n"
     )
     columns = [(problem.row, problem.column) for problem in manifest.problems]
@@ -406,7 +406,7 @@ def test_all_problems_of_all_rows_at_once_and_good_rows_go_on() -> None:
 
 
 def test_duplicate_id_rejects_the_later_row() -> None:
-    manifest = read("id,content,style\nCat,a,b\ncAT,c,d\ncat,e,f\n")
+    manifest = parse_text("id,content,style\nCat,a,b\ncAT,c,d\ncat,e,f\n")
     assert [pair.row for pair in manifest.pairs] == [2]
     assert [str(problem) for problem in manifest.problems] == [
         "row 3, column id: cAT is also the id of row 2 (capitals do not count); give another",
@@ -414,12 +414,12 @@ def test_duplicate_id_rejects_the_later_row() -> None:
     ]
 
 
-def test_a_rejected_row_keeps_its_id_for_when_it_comes_back() -> None:
-    manifest = read("id,content,style,size\ncat,a,b,9\ncat,c,d,\n")
+def test_rejected_row_keeps_its_id() -> None:
+    manifest = parse_text("id,content,style,size\ncat,a,b,9\ncat,c,d,\n")
     assert [(problem.row, problem.column) for problem in manifest.problems] == [(2, "size"), (3, "id")]
 
 
-# Places that may not be named
+# Forbidden places
 
 
 def test_row_naming_a_forbidden_uri_is_rejected() -> None:
@@ -430,25 +430,27 @@ def test_row_naming_a_forbidden_uri_is_rejected() -> None:
         "a.jpg,s.jpg,content,m.png,r.toml\n"
     )
     manifest = parse(text.encode(), FOLDER, find_uri_problem=lambda uri: "is bad; name another" if "bad" in uri else None)
-    named = {"content": "a.jpg", "init": "i.png", "mask": "m.png", "recipe": "r.toml", "style": "t.jpg"}
+    names = {"content": "a.jpg", "init": "i.png", "mask": "m.png", "recipe": "r.toml", "style": "t.jpg"}
     assert [str(problem) for problem in manifest.problems] == [
-        *(f"row 2, column {column}: bad/{name} is bad; name another" for column, name in named.items()),
+        *(f"row 2, column {column}: bad/{name} is bad; name another" for column, name in names.items()),
         "row 3, column content: s3://bad/a.jpg is bad; name another",
     ]
     assert [pair.row for pair in manifest.pairs] == [4]
 
 
 def test_access_is_checked_after_resolving_links() -> None:
-    seen: list[str] = []
-    parse(one_row(style="../t.jpg|s3://b/s.jpg", init="noise", recipe="my.toml").encode(), FOLDER, find_uri_problem=seen.append)
-    assert seen == ["/data/in/cat.jpg", "/data/in/my.toml", "/data/in/../t.jpg", "s3://b/s.jpg"]
+    uris: list[str] = []
+    parse(
+        write_row(style="../t.jpg|s3://b/s.jpg", init="noise", recipe="my.toml").encode(), FOLDER, find_uri_problem=uris.append
+    )
+    assert uris == ["/data/in/cat.jpg", "/data/in/my.toml", "/data/in/../t.jpg", "s3://b/s.jpg"]
 
 
 # Derived ids
 
 
 def test_equal_derived_ids_reject_the_later_row() -> None:
-    manifest = read("content,style\nx/other.jpg,s.jpg\nx/cat.jpg,starry.jpg\ny/Cat.jpg,starry.jpg\n")
+    manifest = parse_text("content,style\nx/other.jpg,s.jpg\nx/cat.jpg,starry.jpg\ny/Cat.jpg,starry.jpg\n")
     assert [pair.row for pair in manifest.pairs] == [2, 3]
     (problem,) = manifest.problems
     line = "row 4, column id: derived id Cat_starry is also row 3's; add an id column and name each"
@@ -456,8 +458,8 @@ def test_equal_derived_ids_reject_the_later_row() -> None:
 
 
 def test_a_derived_and_a_given_id_may_not_be_equal() -> None:
-    assert str(read("id,content,style\n,cat.jpg,s.jpg\ncat_s,a,b\n").problems[0]).startswith("row 3, column id: cat_s is")
-    assert "derived id cat_s is also row 2's" in str(read("id,content,style\ncat_s,a,b\n,cat.jpg,s.jpg\n").problems[0])
+    assert str(parse_text("id,content,style\n,cat.jpg,s.jpg\ncat_s,a,b\n").problems[0]).startswith("row 3, column id: cat_s is")
+    assert "derived id cat_s is also row 2's" in str(parse_text("id,content,style\ncat_s,a,b\n,cat.jpg,s.jpg\n").problems[0])
 
 
 @pytest.mark.parametrize(
@@ -473,13 +475,13 @@ def test_a_derived_and_a_given_id_may_not_be_equal() -> None:
     ],
 )
 def test_derived_ids(content: str, style: str, identity: str) -> None:
-    assert only_pair(one_row(content=content, style=style)).id == identity
+    assert parse_pair(write_row(content=content, style=style)).id == identity
 
 
 def test_settings_of_a_row_give_it_another_id() -> None:
-    """Pinned: an output of last month must be found under the same name."""
-    assert only_pair(one_row(size="512", steps="100")).id == "cat_starry-72e428"
-    assert only_pair(one_row(steps=" 100.0", size="512")).id == "cat_starry-72e428"
+    """Fixed values: existing outputs must keep their names."""
+    assert parse_pair(write_row(size="512", steps="100")).id == "cat_starry-72e428"
+    assert parse_pair(write_row(steps=" 100.0", size="512")).id == "cat_starry-72e428"
     settings = {
         "style_weights": "1",
         "recipe": "painterly",
@@ -496,14 +498,14 @@ def test_settings_of_a_row_give_it_another_id() -> None:
         "mask": "sky.png",
         "format": "png",
     }
-    identities = {only_pair(one_row(**{column: cell})).id for column, cell in settings.items()}
+    identities = {parse_pair(write_row(**{column: cell})).id for column, cell in settings.items()}
     assert len(identities) == len(settings)
     assert "cat_starry" not in identities
 
 
 def test_keep_color_ids_stay_those_of_yes_and_no() -> None:
-    """Pinned."""
-    identities = {cell: only_pair(one_row(keep_color=cell)).id for cell in ("yes", "luminance", "no", "match")}
+    """Fixed values: existing outputs must keep their names."""
+    identities = {cell: parse_pair(write_row(keep_color=cell)).id for cell in ("yes", "luminance", "no", "match")}
     assert identities["yes"] == identities["luminance"] == "cat_starry-540254"
     assert identities["no"] == "cat_starry-0ed986"
     assert len(set(identities.values())) == 3
@@ -513,14 +515,14 @@ def test_keep_color_ids_stay_those_of_yes_and_no() -> None:
 def test_a_picture_counts_in_a_derived_id_by_its_name_alone(column: str) -> None:
     """A row comes back from rejected.csv with its relative URIs made absolute, and a signature changes from day to day."""
     cells = ("a/sky.png", "/data/in/a/sky.png", "https://ann:pw@host/sky.png?sig=1", "https://host/sky.png?sig=2")
-    assert len({only_pair(one_row(**{column: cell})).id for cell in cells}) == 1
-    assert only_pair(one_row(**{column: "sea.png"})).id != only_pair(one_row(**{column: "sky.png"})).id
+    assert len({parse_pair(write_row(**{column: cell})).id for cell in cells}) == 1
+    assert parse_pair(write_row(**{column: "sea.png"})).id != parse_pair(write_row(**{column: "sky.png"})).id
 
 
 def test_derived_id_depends_on_its_row_alone() -> None:
     rows = ["a.jpg,s.jpg,", "b.jpg,s.jpg,256", "c.jpg,s.jpg,"]
-    forward = read("content,style,size\n" + "\n".join(rows))
-    backward = read("content,style,size\n" + "\n".join(reversed(rows)), "s3://bucket")
+    forward = parse_text("content,style,size\n" + "\n".join(rows))
+    backward = parse_text("content,style,size\n" + "\n".join(reversed(rows)), "s3://bucket")
     assert [pair.id for pair in forward.pairs] == [pair.id for pair in reversed(backward.pairs)]
 
 
@@ -538,25 +540,25 @@ def test_rejected_rows_come_back_corrected_from_another_folder(folder: str) -> N
         "old,https://ann:pw@host/d.jpg?sig=1,s.jpg,512,.bad\n"
     )
     corrections = [(",9,", ",99,"), ("s.jpg||t.jpg", "s.jpg|t.jpg"), (",x,spare", ",x"), (",.bad", ",fine")]
-    wanted = text
+    expected_text = text
     for wrong, right in corrections:
-        wanted = wanted.replace(wrong, right)
+        expected_text = expected_text.replace(wrong, right)
     expected = [
         (pair.id, pair.content, pair.styles, pair.overrides.size)
-        for pair in read(wanted, folder).pairs
+        for pair in parse_text(expected_text, folder).pairs
         if "good" not in pair.content
     ]
     assert len(expected) == 4
 
-    first = read(text, folder)
-    written = export_rejected(first, folder)
-    again = parse(written, "/elsewhere")
-    assert [problem.column for problem in again.problems] == [problem.column for problem in first.problems]
-    assert not again.pairs
-    corrected = written.decode().replace(f"s.jpg||{folder}/t", f"s.jpg|{folder}/t")
+    original = parse_text(text, folder)
+    rejected_csv = export_rejected(original, folder)
+    copy = parse(rejected_csv, "/elsewhere")
+    assert [problem.column for problem in copy.problems] == [problem.column for problem in original.problems]
+    assert not copy.pairs
+    edited_text = rejected_csv.decode().replace(f"s.jpg||{folder}/t", f"s.jpg|{folder}/t")
     for wrong, right in corrections:
-        corrected = corrected.replace(wrong, right)
-    manifest = read(corrected, "/elsewhere")
+        edited_text = edited_text.replace(wrong, right)
+    manifest = parse_text(edited_text, "/elsewhere")
     assert not manifest.problems
     assert [(pair.id, pair.content, pair.styles, pair.overrides.size) for pair in manifest.pairs] == expected
 
@@ -564,14 +566,14 @@ def test_rejected_rows_come_back_corrected_from_another_folder(folder: str) -> N
 @pytest.mark.parametrize("init", ["first.png", "noise", "Style "])
 def test_rejected_masks_and_init_images_are_made_absolute(init: str) -> None:
     text = f"content,style,init,mask,size\ncat.jpg,s.jpg,{init},../sky.png,9\n"
-    written = export_rejected(read(text), FOLDER).decode()
-    assert only_pair(written.replace(",9", ",99"), "/elsewhere") == only_pair(text.replace(",9", ",99"))
-    empty = export_rejected(read("content,style,init,mask,size\ncat.jpg,s.jpg,,,9\n"), FOLDER).decode()
-    assert only_pair(empty.replace(",9", ",99"), "/elsewhere").image_uris == only_pair(one_row(style="s.jpg")).image_uris
+    rejected_csv = export_rejected(parse_text(text), FOLDER).decode()
+    assert parse_pair(rejected_csv.replace(",9", ",99"), "/elsewhere") == parse_pair(text.replace(",9", ",99"))
+    empty = export_rejected(parse_text("content,style,init,mask,size\ncat.jpg,s.jpg,,,9\n"), FOLDER).decode()
+    assert parse_pair(empty.replace(",9", ",99"), "/elsewhere").image_uris == parse_pair(write_row(style="s.jpg")).image_uris
 
 
-def test_rejected_csv_says_why_in_the_row_itself() -> None:
-    manifest = read("content,style,size,format\na.jpg,b.jpg,,\n=cmd().jpg,-b.jpg,9,bmp\n")
+def test_rejected_csv_has_the_problems_of_each_row() -> None:
+    manifest = parse_text("content,style,size,format\na.jpg,b.jpg,,\n=cmd().jpg,-b.jpg,9,bmp\n")
     header, row = csv.reader(io.StringIO(export_rejected(manifest, FOLDER).decode()))
     assert header == ["problem", "content", "style", "size", "format"]
     assert row[0] == " | ".join(map(str, manifest.problems))
@@ -585,12 +587,12 @@ PLAIN = ("-1", "+5.5", "-1e-3", "'quoted'", "a=b", "'", "")
 
 @pytest.mark.parametrize("cell", [*FORMULAS, *PLAIN])
 def test_formula_in_rejected_csv_round_trips(cell: str) -> None:
-    escaped = f"'{cell}" if cell in FORMULAS else cell
-    manifest = read(f'content,style,size,seed\na.jpg,s.jpg,9,"{escaped}"\n')
-    written = export_rejected(manifest, FOLDER)
-    _, row = csv.reader(io.StringIO(written.decode(), newline=""))
-    assert row[4] == escaped
-    assert parse(written, "/elsewhere").rejected[0].cells[4] == manifest.rejected[0].cells[3] == cell
+    escaped_cell = f"'{cell}" if cell in FORMULAS else cell
+    manifest = parse_text(f'content,style,size,seed\na.jpg,s.jpg,9,"{escaped_cell}"\n')
+    rejected_csv = export_rejected(manifest, FOLDER)
+    _, row = csv.reader(io.StringIO(rejected_csv.decode(), newline=""))
+    assert row[4] == escaped_cell
+    assert parse(rejected_csv, "/elsewhere").rejected[0].cells[4] == manifest.rejected[0].cells[3] == cell
 
 
 def test_a_grid_of_names_like_formulas_is_escaped_and_read_back() -> None:
@@ -599,21 +601,21 @@ def test_a_grid_of_names_like_formulas_is_escaped_and_read_back() -> None:
     assert [pair.content for pair in parse(data, FOLDER).pairs] == ["/data/in/-b.jpg", "/data/in/=a.jpg"]
 
 
-def test_the_kept_manifest_has_neither_formulas_nor_secrets() -> None:
+def test_sanitized_manifest_has_no_formulas_or_secrets() -> None:
     data = (
         b"\n ID ,Content,STYLE,seed,tv_weight\n"
         b'\'=x,https://ann:se|cret@host/a.jpg?secret,s.jpg|https://h/t.jpg?secret|u.jpg,=1+1,-1,"=2,3"\n'
         b"y,a.jpg\n"
     )
-    kept = sanitize_manifest(data)
-    assert kept == (
+    output = sanitize_manifest(data)
+    assert output == (
         b"\n ID ,Content,STYLE,seed,tv_weight\n'=x,https://host/a.jpg,s.jpg|https://h/t.jpg|u.jpg,'=1+1,-1,\"'=2,3\"\ny,a.jpg\n"
     ).replace(b" ID ", b"ID ")
-    assert sanitize_manifest(kept) == kept
+    assert sanitize_manifest(output) == output
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbfcontent,style\r\n\r\n'=a,-1\r\n", b'content,style\n"a?b#c@d:e","x\ny"'])
-def test_a_manifest_with_nothing_to_hide_is_kept_byte_for_byte(data: bytes) -> None:
+def test_clean_manifest_is_unchanged_by_sanitizing(data: bytes) -> None:
     assert sanitize_manifest(data) == data
 
 
@@ -621,15 +623,15 @@ def test_rejected_csv_keeps_any_cell_whole() -> None:
     cells = ['say "hi", all.jpg', "cr\rlf\nboth\r\n.jpg", "9", "=1+1"]
     out = io.StringIO()
     csv.writer(out).writerows([["content", "style", "size", "id"], cells])
-    manifest = read(out.getvalue())
-    again = parse(export_rejected(manifest, FOLDER), "/elsewhere")
-    assert again.rejected[0].cells[1:] == ("/data/in/" + cells[0], "/data/in/" + cells[1], "9", "=1+1")
+    manifest = parse_text(out.getvalue())
+    copy = parse(export_rejected(manifest, FOLDER), "/elsewhere")
+    assert copy.rejected[0].cells[1:] == ("/data/in/" + cells[0], "/data/in/" + cells[1], "9", "=1+1")
 
 
 def test_styles_below_a_folder_with_a_bar_stay_as_they_are() -> None:
-    written = export_rejected(read(one_row(size="9"), "/a|b"), "/a|b").decode()
-    assert written.endswith("/a|b/cat.jpg,starry.jpg,9\n")
-    assert only_pair(one_row(mask="m|n.png"), "/a|b").mask == "/a|b/m|n.png"  # one picture, whatever its name
+    rejected_csv = export_rejected(parse_text(write_row(size="9"), "/a|b"), "/a|b").decode()
+    assert rejected_csv.endswith("/a|b/cat.jpg,starry.jpg,9\n")
+    assert parse_pair(write_row(mask="m|n.png"), "/a|b").mask == "/a|b/m|n.png"  # one picture, whatever its name
 
 
 # grid
@@ -654,8 +656,8 @@ def test_grid_numbers_equal_names() -> None:
 
 
 def test_grid_with_a_recipe_uses_derived_ids() -> None:
-    pair = only_pair(build_grid(["cat.jpg"], ["starry.jpg"], "painterly").decode())
-    assert pair == only_pair(one_row(recipe="painterly"))
+    pair = parse_pair(build_grid(["cat.jpg"], ["starry.jpg"], "painterly").decode())
+    assert pair == parse_pair(write_row(recipe="painterly"))
     assert pair.recipe == "painterly"
 
 
@@ -676,9 +678,7 @@ def test_grid_writes_odd_names_whole() -> None:
         (["a"], ["s"], "paintrly", "paintrly is not a recipe; did you mean painterly"),
     ],
 )
-def test_grid_refuses_what_no_manifest_can_hold(
-    contents: list[str], styles: list[str], recipe: str | None, message: str
-) -> None:
+def test_grid_refuses_unusable_names(contents: list[str], styles: list[str], recipe: str | None, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         build_grid(contents, styles, recipe)
 
@@ -713,7 +713,7 @@ TABLES = st.tuples(HEADER, st.lists(st.lists(CELL, min_size=1, max_size=8), max_
 
 
 def check(data: bytes) -> None:
-    """Either a refusal, or a manifest that keeps its promises."""
+    """Check that the data are refused or give a manifest with consistent rows, ids and exports."""
     try:
         manifest = parse(data, FOLDER)
     except ManifestError as error:
@@ -731,10 +731,10 @@ def check(data: bytes) -> None:
     for problem in manifest.problems:
         assert str(problem).isprintable() and str(problem).startswith(f"row {problem.row}, column {problem.column}: ")
     if manifest.rejected:
-        written = export_rejected(manifest, FOLDER)
-        again = parse(written, "/elsewhere")
-        assert again.rows == len(manifest.rejected)
-        assert sanitize_manifest(written) == written or b"://" in written
+        rejected_csv = export_rejected(manifest, FOLDER)
+        copy = parse(rejected_csv, "/elsewhere")
+        assert copy.rows == len(manifest.rejected)
+        assert sanitize_manifest(rejected_csv) == rejected_csv or b"://" in rejected_csv
     assert sanitize_manifest(sanitize_manifest(data)) == sanitize_manifest(data)
 
 
@@ -791,7 +791,7 @@ def test_any_grid_is_a_good_manifest(contents: list[str], styles: list[str]) -> 
 
 def test_a_hundred_thousand_rows() -> None:
     lines = (f"c{row}.jpg,s.jpg,{63 if row % 1000 == 0 else 64}\n" for row in range(100_000))
-    manifest = read("content,style,size\n" + "".join(lines))
+    manifest = parse_text("content,style,size\n" + "".join(lines))
     assert (manifest.rows, len(manifest.pairs), len(manifest.problems)) == (100_000, 99_900, 100)
     assert str(manifest.problems[-1]).startswith("row 99002, column size: 63")
 
@@ -799,5 +799,5 @@ def test_a_hundred_thousand_rows() -> None:
 def test_only_light_imports() -> None:
     """`nst validate` answers within a second."""
     code = "import sys, nst_tasks.inputs.manifest; print(*{'tensorflow', 'numpy', 'pandas', 'prefect'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == ""

@@ -1,4 +1,4 @@
-"""The presets' published constants, and a row's numbers in place of a recipe's."""
+"""Published constants of the presets, and overrides of a recipe's numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_tf_tutorial_has_the_published_constants() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_preset_says_what_it_is_and_where_it_comes_from(recipe: Recipe) -> None:
+def test_every_preset_has_a_summary_and_a_source(recipe: Recipe) -> None:
     assert PRESETS[recipe.name] is recipe
     for text in (recipe.summary, recipe.source, recipe.differs):
         assert text.strip()
@@ -76,12 +76,12 @@ def test_the_default_is_a_preset() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_no_number_leaves_a_recipe_as_it_is(recipe: Recipe) -> None:
+def test_no_override_keeps_the_recipe(recipe: Recipe) -> None:
     assert override(recipe, Overrides()) == recipe
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_each_number_takes_its_own_place_and_leaves_the_others(recipe: Recipe) -> None:
+def test_each_override_changes_only_its_own_number(recipe: Recipe) -> None:
     method = recipe.method
     assert override(recipe, Overrides(size=100)) == replace(recipe, size=100)
     assert override(recipe, Overrides(content_weight=7.5)) == replace(
@@ -112,26 +112,26 @@ def test_steps_scale_a_pyramids_coarse_levels(steps: int, coarse: int) -> None:
 def test_steps_scale_a_first_level_that_has_steps_of_its_own() -> None:
     pyramid = PAINTERLY.method.pyramid
     assert pyramid is not None
-    started = replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=replace(pyramid, first_steps=200)))
-    scaled = override(started, Overrides(steps=10)).method.pyramid  # a quarter
-    assert scaled == replace(pyramid, coarse_steps=15, first_steps=50)
-    most = override(started, Overrides(steps=MAX_STEPS)).method.pyramid
-    assert most == replace(pyramid, coarse_steps=MAX_STEPS, first_steps=MAX_STEPS)
+    recipe = replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=replace(pyramid, first_steps=200)))
+    scaled_pyramid = override(recipe, Overrides(steps=10)).method.pyramid  # a quarter
+    assert scaled_pyramid == replace(pyramid, coarse_steps=15, first_steps=50)
+    largest_pyramid = override(recipe, Overrides(steps=MAX_STEPS)).method.pyramid
+    assert largest_pyramid == replace(pyramid, coarse_steps=MAX_STEPS, first_steps=MAX_STEPS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("init", ["content", "style"])
-def test_an_initial_image_takes_its_place_and_keeps_the_noise(recipe: Recipe, init: Any) -> None:
+def test_init_override_keeps_the_noise(recipe: Recipe, init: Any) -> None:
     assert override(recipe, Overrides(init=init)) == replace(recipe, method=replace(recipe.method, init=init))
 
 
-@pytest.mark.parametrize(("before", "after"), [(0.0, 0.1), (0.3, 0.3)])
-def test_noise_to_start_from_is_some_noise(before: float, after: float) -> None:
-    recipe = replace(TF_TUTORIAL, method=replace(TF_TUTORIAL.method, init_noise=before))
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, 0.1), (0.3, 0.3)])
+def test_noise_init_has_a_default_noise_level(noise: float, expected: float) -> None:
+    recipe = replace(TF_TUTORIAL, method=replace(TF_TUTORIAL.method, init_noise=noise))
     assert override(recipe, Overrides(init="noise")) == replace(
-        recipe, method=replace(recipe.method, init="noise", init_noise=after)
+        recipe, method=replace(recipe.method, init="noise", init_noise=expected)
     )
-    assert override(recipe, Overrides(init="style")).method.init_noise == before
+    assert override(recipe, Overrides(init="style")).method.init_noise == noise
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Overrides)])
@@ -184,7 +184,7 @@ def test_a_preset_is_found_by_its_name(recipe: Recipe) -> None:
     assert find_preset(recipe.name) is recipe
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+def test_misspelt_name_suggests_the_nearest() -> None:
     with pytest.raises(SettingsError, match=r"recipe: 'paintrly' is not known; did you mean painterly\?"):
         find_preset("paintrly")
     with pytest.raises(SettingsError, match=r"recipe: 'tf-tutorail' is not known; did you mean tf-tutorial\?"):
@@ -197,6 +197,6 @@ def test_file_like_recipe_name_gets_a_hint() -> None:
             find_preset(name)
 
 
-def test_a_name_like_none_is_answered_with_all() -> None:
+def test_unknown_name_lists_all_presets() -> None:
     with pytest.raises(SettingsError, match=f"recipe: 'zzz' is not known; choose one of {', '.join(PRESETS)}"):
         find_preset("zzz")

@@ -1,4 +1,4 @@
-"""Recipes as TOML files: there and back, from a base, and every problem told at once with its place."""
+"""Recipes as TOML files: round trips, base presets, and reports of every problem with its place."""
 
 from __future__ import annotations
 
@@ -53,64 +53,64 @@ weight = 0.0
 kind = "adam"
 learning_rate = 0.02
 """
-"""All that a file without a base has to say."""
+"""The smallest file without a base."""
 
 
 def parse(text: str, name: str = "my") -> Recipe:
     return recipe_file.parse(text.encode(), name)
 
 
-def problems(text: str | bytes, name: str = "my") -> list[str]:
-    with pytest.raises(SettingsError) as refused:
+def list_problems(text: str | bytes, name: str = "my") -> list[str]:
+    with pytest.raises(SettingsError) as caught:
         recipe_file.parse(text if isinstance(text, bytes) else text.encode(), name)
-    return str(refused.value).split("\n")
+    return str(caught.value).split("\n")
 
 
-# There and back
+# Round trips
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_preset_comes_back_from_its_file(recipe: Recipe) -> None:
+def test_preset_round_trip(recipe: Recipe) -> None:
     assert parse(recipe_file.to_toml(recipe), "another name") == recipe
 
 
-def some(kind: Any) -> st.SearchStrategy[Any]:
-    """Anything of the type of a field, whether in range or not."""
+def make_strategy(kind: Any) -> st.SearchStrategy[Any]:
+    """Return a strategy for values of a field's type, in range or not."""
     if kind == method.LayerWeights:
         weights = st.floats(0, allow_infinity=False)
         return st.dictionaries(st.sampled_from(layer_names("vgg19")), weights, min_size=1).map(lambda d: tuple(d.items()))
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
     if get_args(kind):
-        return st.one_of(*map(some, get_args(kind)))
+        return st.one_of(*map(make_strategy, get_args(kind)))
     if kind is str:
         return st.text(st.characters(categories=["L", "M", "N", "P", "S"], include_characters=" "), min_size=1, max_size=50)
     ranges = {int: st.integers(0, 100_000), float: st.floats(0, 1), bool: st.booleans(), type(None): st.none()}
-    return ranges[kind] if kind in ranges else valid(kind)
+    return ranges[kind] if kind in ranges else draw_dataclass(kind)
 
 
 @st.composite
-def valid(draw: st.DrawFn, kind: type) -> Any:
+def draw_dataclass(draw: st.DrawFn, kind: type) -> Any:
     """Make a dataclass of random values; the default replaces a value that it refuses."""
-    usual = recipe_file._EXAMPLES[kind]
+    example = recipe_file._EXAMPLES[kind]
     for name, hint in get_type_hints(kind).items():
-        value = draw(some(hint))
+        value = draw(make_strategy(hint))
         try:
-            usual = replace(usual, **{name: value})
+            example = replace(example, **{name: value})
         except SettingsError:
             continue
-    return usual
+    return example
 
 
 @settings(max_examples=30)
-@given(valid(Recipe))
-def test_any_recipe_comes_back_from_its_file(recipe: Recipe) -> None:
-    again = parse(recipe_file.to_toml(recipe), "another name")
-    assert again == recipe
-    assert json.dumps(as_plain(again)) == json.dumps(as_plain(recipe))  # the job's key: 1 is 1.0 to ==, but not there
+@given(draw_dataclass(Recipe))
+def test_any_recipe_round_trip(recipe: Recipe) -> None:
+    copy = parse(recipe_file.to_toml(recipe), "another name")
+    assert copy == recipe
+    assert json.dumps(as_plain(copy)) == json.dumps(as_plain(recipe))  # the job's key distinguishes 1 from 1.0, == does not
 
 
-def test_a_file_says_every_field_and_every_optimizer_has_a_kind() -> None:
+def test_file_has_every_field_and_optimizer_kind() -> None:
     assert set(recipe_file.OPTIMIZER_KINDS.values()) == set(get_args(Optimizer))
     full = replace(PAINTERLY.method.pyramid, first_steps=1, levels=2)  # type: ignore[type-var]
     tables = recipe_file.to_tables(replace(PAINTERLY, method=replace(PAINTERLY.method, pyramid=full, plateau=Plateau())))
@@ -125,13 +125,13 @@ def test_a_file_says_every_field_and_every_optimizer_has_a_kind() -> None:
         assert table["kind"] == kind
 
 
-def test_a_plateau_is_a_table_and_may_be_the_usual_one() -> None:
+def test_plateau_is_a_table_with_defaults() -> None:
     base = 'base = "tf-tutorial"\n[plateau]\n'
     assert parse(base).method.plateau == Plateau()
     assert parse(base + "window = 5\ntolerance = 0.001\n").method.plateau == Plateau(5, 0.001)
 
 
-def test_what_has_a_default_may_be_left_out() -> None:
+def test_fields_with_defaults_are_optional() -> None:
     assert parse(PLAIN) == Recipe(
         name="plain",
         summary="what it is",
@@ -163,15 +163,15 @@ def test_an_optimizer_is_chosen_by_its_kind(table: str, optimizer: Optimizer) ->
     assert parse(text).method.optimizer == optimizer
 
 
-def test_a_pyramid_may_leave_out_what_is_optional() -> None:
+def test_pyramid_has_optional_keys() -> None:
     text = PLAIN + "[pyramid]\nsmallest = 64\nratio = 2\ncoarse_steps = 5\n"
     assert parse(text).method.pyramid == Pyramid(64, 2.0, 5)
     assert parse(text + "levels = 3\nfirst_steps = 8\n").method.pyramid == Pyramid(64, 2.0, 5, first_steps=8, levels=3)
 
 
-def test_a_whole_number_will_do_where_a_fraction_may_stand() -> None:
-    whole = parse(PLAIN.replace("= 1.0", "= 1").replace("= 2.0", "= 2").replace("= 0.0\n", "= 0\n"))
-    assert json.dumps(as_plain(whole)) == json.dumps(as_plain(parse(PLAIN)))
+def test_whole_numbers_are_accepted_as_floats() -> None:
+    recipe = parse(PLAIN.replace("= 1.0", "= 1").replace("= 2.0", "= 2").replace("= 0.0\n", "= 0\n"))
+    assert json.dumps(as_plain(recipe)) == json.dumps(as_plain(parse(PLAIN)))
 
 
 @pytest.mark.parametrize("text", ["\ufeff" + PLAIN, PLAIN.replace("\n", "\r\n"), "# é\n" + PLAIN])
@@ -182,16 +182,16 @@ def test_bom_crlf_and_comments_are_accepted(text: str) -> None:
 # From a base
 
 
-def test_a_base_is_changed_only_where_the_file_says_so() -> None:
+def test_file_changes_only_its_own_keys_of_the_base() -> None:
     assert parse('base = "painterly"') == replace(PAINTERLY, name="my")
-    changed = parse(
+    recipe = parse(
         'base = "painterly"\nsteps = 7\nsize = 100\npooling = "average"\n[content]\nweight = 9\n[style]\nrelative = false\n'
         '[total_variation]\nkind = "nine_point"\n[optimizer]\nhistory = 5\n[pyramid]\nlevels = 2\n'
     )
     method = PAINTERLY.method
     assert method.pyramid is not None
     assert isinstance(method.optimizer, LBFGS)
-    assert changed == replace(
+    assert recipe == replace(
         PAINTERLY,
         name="my",
         size=100,
@@ -208,31 +208,31 @@ def test_a_base_is_changed_only_where_the_file_says_so() -> None:
     )
 
 
-def test_layers_take_the_place_of_the_bases() -> None:
-    changed = parse('base = "painterly"\n[style.layers]\nblock5_conv1 = 2\n').method.style
-    assert changed == replace(PAINTERLY.method.style, layers=(("block5_conv1", 2.0),))
+def test_layers_replace_those_of_the_base() -> None:
+    style = parse('base = "painterly"\n[style.layers]\nblock5_conv1 = 2\n').method.style
+    assert style == replace(PAINTERLY.method.style, layers=(("block5_conv1", 2.0),))
 
 
 def test_other_optimizer_kind_replaces_the_base() -> None:
     assert parse('base = "tf-tutorial"\n[optimizer]\nkind = "lbfgs"\n').method.optimizer == LBFGS()
-    same = parse('base = "tf-tutorial"\n[optimizer]\nkind = "adam"\nbeta_2 = 0.5\n').method.optimizer
+    optimizer = parse('base = "tf-tutorial"\n[optimizer]\nkind = "adam"\nbeta_2 = 0.5\n').method.optimizer
     assert isinstance(TF_TUTORIAL.method.optimizer, Adam)
-    assert same == replace(TF_TUTORIAL.method.optimizer, beta_2=0.5)
-    assert problems('base = "painterly"\n[optimizer]\nkind = "sgd"\n') == ["optimizer.learning_rate: is missing; add it"]
+    assert optimizer == replace(TF_TUTORIAL.method.optimizer, beta_2=0.5)
+    assert list_problems('base = "painterly"\n[optimizer]\nkind = "sgd"\n') == ["optimizer.learning_rate: is missing; add it"]
 
 
 def test_a_pyramid_can_be_given_to_a_base_that_has_none() -> None:
     text = 'base = "tf-tutorial"\n[pyramid]\nsmallest = 64\nratio = 2\ncoarse_steps = 5\n'
     assert parse(text).method == replace(TF_TUTORIAL.method, pyramid=Pyramid(64, 2.0, 5))
-    assert problems(text.replace("ratio = 2\n", "")) == ["pyramid.ratio: is missing; add it"]
+    assert list_problems(text.replace("ratio = 2\n", "")) == ["pyramid.ratio: is missing; add it"]
 
 
-def test_a_name_in_the_file_goes_before_the_files_name() -> None:
+def test_name_in_the_file_overrides_the_file_name() -> None:
     assert parse('base = "painterly"\nname = "own"').name == "own"
     assert parse(PLAIN, "other").name == "plain"
 
 
-# What is wrong
+# Problems
 
 
 def test_all_recipe_problems_are_reported_with_their_keys() -> None:
@@ -255,12 +255,12 @@ beta_1 = 0.5
 smallest = 1
 ratio = 1
 """
-    found = problems(text)
-    assert {line.split(":")[0] for line in found} == {
+    lines = list_problems(text)
+    assert {line.split(":")[0] for line in lines} == {
         "base", "steps", "size", "init_noise", "poling", "content.weight", "content.layers.block4_conv22",
         "content.layers.block4_conv2", "optimizer.learning_rate", "optimizer.beta_1", "pyramid.smallest", "pyramid.ratio",
     }  # fmt: skip
-    assert len(found) == 12
+    assert len(lines) == 12
 
 
 def test_problems_are_in_order_with_unknown_keys_first() -> None:
@@ -280,17 +280,17 @@ block1_conv1 = -1
 x = 1
 block2_conv1 = -1
 """
-    assert [line.split(":")[0] for line in problems(text)] == [
+    assert [line.split(":")[0] for line in list_problems(text)] == [
         "base", "x", "style.x", "style.layers.block1_conv1", "style.layers.x", "style.layers.block2_conv1", "style.weight",
         "optimizer.x", "optimizer.learning_rate", "optimizer.beta_1", "steps",
     ]  # fmt: skip
 
 
-def test_an_empty_file_is_told_all_that_it_lacks() -> None:
-    lacking = ["name", "summary", "source", "differs", "size", "content", "style", "total_variation", "optimizer", "steps"]
+def test_empty_file_reports_all_missing_keys() -> None:
+    missing_keys = ["name", "summary", "source", "differs", "size", "content", "style", "total_variation", "optimizer", "steps"]
     remedy = 'add it, or start from a preset by a line such as base = "painterly"'
-    assert problems("") == [f"{key}: is missing; {remedy}" for key in lacking]
-    assert problems("# nothing\n[content]\n")[5] == "content.layers: is missing; add it"
+    assert list_problems("") == [f"{key}: is missing; {remedy}" for key in missing_keys]
+    assert list_problems("# nothing\n[content]\n")[5] == "content.layers: is missing; add it"
 
 
 @pytest.mark.parametrize(
@@ -366,18 +366,18 @@ def test_an_empty_file_is_told_all_that_it_lacks() -> None:
         ('[pyramid]\ncarry = true\n[optimizer]\nkind = "lbfgs"', "pyramid carry: only with the optimizer adam"),
     ],
 )  # fmt: skip
-def test_one_wrong_thing_is_one_line(change: str, line: str) -> None:
-    (found,) = problems(change if change.startswith("base") else f'base = "painterly"\n{change}')
-    assert found.startswith(line)
-    assert len(found) < 400
+def test_one_problem_is_one_line(change: str, line: str) -> None:
+    (message,) = list_problems(change if change.startswith("base") else f'base = "painterly"\n{change}')
+    assert message.startswith(line)
+    assert len(message) < 400
 
 
-def test_an_optimizer_without_a_kind_is_asked_for_one() -> None:
-    assert problems(PLAIN.replace('kind = "adam"', "")) == ["optimizer.kind: is missing; give one of adam, sgd, lbfgs"]
+def test_optimizer_without_a_kind_is_refused() -> None:
+    assert list_problems(PLAIN.replace('kind = "adam"', "")) == ["optimizer.kind: is missing; give one of adam, sgd, lbfgs"]
 
 
 def test_invalid_recipe_file_name_is_reported_under_name() -> None:
-    assert problems('base = "painterly"', "a\x07") == [
+    assert list_problems('base = "painterly"', "a\x07") == [
         "name: 'a\\x07' is not a line of text; write 1 to 500 printable characters in quotes"
     ]
 
@@ -406,26 +406,28 @@ def test_invalid_recipe_file_name_is_reported_under_name() -> None:
         (b"[" + b"a" * 500 + b"]\n[" + b"a" * 500 + b"]", "line 2, column 502: Cannot declare ("),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_recipe_is_refused_in_one_line(data: bytes, line: str) -> None:
-    (found,) = problems(data)
-    assert found.startswith(line)
-    assert len(found) < 250
+def test_invalid_file_is_refused_in_one_line(data: bytes, line: str) -> None:
+    (message,) = list_problems(data)
+    assert message.startswith(line)
+    assert len(message) < 250
 
 
 def test_the_largest_file_is_read() -> None:
-    padded = PLAIN + "#" * (recipe_file.MAX_BYTES - len(PLAIN))
-    assert parse(padded) == parse(PLAIN)
+    text = PLAIN + "#" * (recipe_file.MAX_BYTES - len(PLAIN))
+    assert parse(text) == parse(PLAIN)
 
 
 def test_tables_nested_by_dots_do_no_harm() -> None:
-    assert problems('base = "painterly"\n' + ".".join(["steps"] * 3000) + " = 1")[0].startswith("steps: a table is not a whole")
+    assert list_problems('base = "painterly"\n' + ".".join(["steps"] * 3000) + " = 1")[0].startswith(
+        "steps: a table is not a whole"
+    )
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
-def test_no_bytes_are_answered_with_anything_but_lines(data: bytes) -> None:
-    with pytest.raises(SettingsError) as refused:
+def test_any_bytes_give_printable_lines(data: bytes) -> None:
+    with pytest.raises(SettingsError) as caught:
         recipe_file.parse(data, "my")
-    assert all(line.strip() and line.isprintable() for line in str(refused.value).split("\n"))
+    assert all(line.strip() and line.isprintable() for line in str(caught.value).split("\n"))
 
 
 ANYTHING = st.recursive(
@@ -438,11 +440,11 @@ ANYTHING = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["base", *recipe_file._TOP_LEVEL_KEYS, "x"]), ANYTHING), st.booleans())
-def test_any_values_give_a_recipe_or_problem_lines(tables: dict[str, Any], based: bool) -> None:
+def test_any_values_give_a_recipe_or_problem_lines(tables: dict[str, Any], has_base: bool) -> None:
     import tomli_w
 
     try:
-        text = tomli_w.dumps(({"base": "painterly"} if based else {}) | tables)
+        text = tomli_w.dumps(({"base": "painterly"} if has_base else {}) | tables)
         tomllib.loads(text)
     except (UnicodeEncodeError, ValueError):  # not a text that TOML can hold
         return
@@ -452,7 +454,7 @@ def test_any_values_give_a_recipe_or_problem_lines(tables: dict[str, Any], based
         assert all(line.strip() and line.isprintable() for line in str(error).split("\n"))
 
 
-# Telling a file from a name
+# Files and names
 
 
 @pytest.mark.parametrize(
@@ -469,11 +471,11 @@ def test_any_values_give_a_recipe_or_problem_lines(tables: dict[str, Any], based
         ("", False),
     ],
 )
-def test_a_recipe_file_is_told_by_its_ending(name: str, is_file: bool) -> None:
+def test_recipe_file_is_recognized_by_its_suffix(name: str, is_file: bool) -> None:
     assert recipe_file.is_recipe_file(name) is is_file
 
 
-def test_a_valid_value_of_every_kind_is_at_hand() -> None:
+def test_every_kind_has_an_example() -> None:
     assert {*recipe_file._EXAMPLES} == {
         Recipe,
         Method,

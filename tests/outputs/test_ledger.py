@@ -1,4 +1,4 @@
-"""The ledger: entries are added and never changed, and the newest tells what was run last."""
+"""The ledger: entries are added and never changed, and the newest one counts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ENTRY = Entry(
 )
 
 
-def entries(out: str, file: str = "a.csv") -> list[str]:
+def list_entries(out: str, file: str = "a.csv") -> list[str]:
     return list(files.list_files(join_uri(out, "_ledger", file)))
 
 
-def test_an_entry_comes_back_as_it_was_and_the_newest_counts(memory: str) -> None:
+def test_entry_round_trip_and_the_newest_counts(memory: str) -> None:
     assert ledger.read_newest(memory, "a.csv") is None
     ledger.write(memory, "a.csv", ENTRY)
     assert ledger.read_newest(memory, "a.csv") == ENTRY
@@ -43,11 +43,11 @@ def test_an_entry_comes_back_as_it_was_and_the_newest_counts(memory: str) -> Non
 
 
 def test_entries_of_the_same_moment_do_not_replace_each_other(memory: str) -> None:
-    """Two hosts may write at once; what is never read and written back cannot be lost."""
+    """Two hosts may write at the same time without losing an entry."""
     for _ in range(5):
         ledger.write(memory, "a.csv", ENTRY)
-    assert len(entries(memory)) == 5
-    assert all(name.startswith("20261122T020000.000001Z-") for name in entries(memory))
+    assert len(list_entries(memory)) == 5
+    assert all(name.startswith("20261122T020000.000001Z-") for name in list_entries(memory))
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_entry_of_version_0_5_is_read_and_written_unchanged(memory: str) -> None
     assert ledger.read_newest(memory, "a.csv") == replace(ENTRY, nst="0.5.0")
 
 
-def test_a_version_is_of_place_bytes_and_options() -> None:
-    first = ledger.compute_version("s3://b/a.csv", "5a", {"size": 512, "recipe": {"tv": 1.0}})
-    assert first == ledger.compute_version("s3://b/a.csv", "5a", {"recipe": {"tv": 1.0}, "size": 512})
-    others = [
+def test_version_depends_on_place_bytes_and_options() -> None:
+    version = ledger.compute_version("s3://b/a.csv", "5a", {"size": 512, "recipe": {"tv": 1.0}})
+    assert version == ledger.compute_version("s3://b/a.csv", "5a", {"recipe": {"tv": 1.0}, "size": 512})
+    other_versions = [
         ledger.compute_version("s3://c/a.csv", "5a", {"size": 512, "recipe": {"tv": 1.0}}),
         ledger.compute_version("s3://b/a.csv", "5b", {"size": 512, "recipe": {"tv": 1.0}}),
         ledger.compute_version("s3://b/a.csv", "5a", {"size": 512, "recipe": {"tv": 2.0}}),
     ]
-    assert len({first, *others}) == 4
+    assert len({version, *other_versions}) == 4

@@ -1,4 +1,4 @@
-"""The loss history's rows, by hand."""
+"""Rows of the loss history, computed by hand."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 from nst_tasks.outputs.loss_history import COLUMNS, LevelHistory, build_table, extract_curves, to_parquet
 
 
-def level(number: int, steps: int, height: int = 20, width: int = 30) -> LevelHistory:
-    """At step k, content is 100 + k, style 10, tv 0.5; the learning rate falls, seconds rise."""
+def make_level(number: int, steps: int, height: int = 20, width: int = 30) -> LevelHistory:
+    """Make a level with content 100 + k, style 10 and tv 0.5 at step k; its learning rate falls and its seconds rise."""
     k = np.arange(steps + 1, dtype=np.float32)
     terms = np.stack([100 + k, np.full_like(k, 10), np.full_like(k, 0.5)], axis=1)
     return LevelHistory(number, height, width, terms, 0.1 / (1 + k), 2.0 * k)
 
 
 def test_every_step_of_every_level_is_a_row() -> None:
-    frame = build_table("cat_oil", "run-1", [level(0, 2, 10, 15), level(1, 3)], interval=1).to_pandas()
+    frame = build_table("cat_oil", "run-1", [make_level(0, 2, 10, 15), make_level(1, 3)], interval=1).to_pandas()
     assert tuple(frame.columns) == COLUMNS
     assert list(frame.index) == list(range(7))
     assert list(frame["level"]) == [0, 0, 0, 1, 1, 1, 1]
@@ -40,7 +40,7 @@ def test_every_step_of_every_level_is_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "every", "kept"),
+    ("steps", "every", "expected"),
     [
         (10, 1, list(range(11))),
         (10, 5, [0, 5, 10]),
@@ -52,10 +52,10 @@ def test_every_step_of_every_level_is_a_row() -> None:
         (0, 7, [0]),
     ],
 )
-def test_thinning_keeps_each_levels_first_and_last(steps: int, every: int, kept: list[int]) -> None:
-    frame = build_table("a", "r", [level(0, steps), level(1, steps)], every).to_pandas()
-    assert list(frame["step"]) == kept * 2
-    assert list(frame["content"]) == [100 + k for k in kept] * 2  # rows keep their own values
+def test_thinning_keeps_each_levels_first_and_last(steps: int, every: int, expected: list[int]) -> None:
+    frame = build_table("a", "r", [make_level(0, steps), make_level(1, steps)], every).to_pandas()
+    assert list(frame["step"]) == expected * 2
+    assert list(frame["content"]) == [100 + k for k in expected] * 2  # rows keep their own values
 
 
 def test_the_terms_add_up_to_total_in_double_precision() -> None:
@@ -67,7 +67,7 @@ def test_the_terms_add_up_to_total_in_double_precision() -> None:
 
 
 def test_parquet_types_do_not_depend_on_values(tmp_path: Path) -> None:
-    data = to_parquet(build_table("cat_oil", "run-1", [level(0, 3)], 1))
+    data = to_parquet(build_table("cat_oil", "run-1", [make_level(0, 3)], 1))
     back = pd.read_parquet(io.BytesIO(data))
     assert back.to_parquet(index=False) == data  # as pandas itself writes it
     assert tuple(pyarrow.parquet.read_schema(io.BytesIO(data)).names) == COLUMNS  # and no index
@@ -81,18 +81,20 @@ def test_parquet_types_do_not_depend_on_values(tmp_path: Path) -> None:
 
 def test_a_folder_of_histories_is_one_table(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        (tmp_path / f"{name}.parquet").write_bytes(to_parquet(build_table(name, "r", [level(0, 2)], 1)))
-    whole = pd.read_parquet(tmp_path)
-    assert tuple(whole.columns) == COLUMNS
-    assert list(whole["pair_id"]) == ["a"] * 3 + ["b"] * 3
+        (tmp_path / f"{name}.parquet").write_bytes(to_parquet(build_table(name, "r", [make_level(0, 2)], 1)))
+    table = pd.read_parquet(tmp_path)
+    assert tuple(table.columns) == COLUMNS
+    assert list(table["pair_id"]) == ["a"] * 3 + ["b"] * 3
 
 
 def test_the_same_table_gives_the_same_bytes() -> None:
-    assert to_parquet(build_table("a", "r", [level(0, 3)], 1)) == to_parquet(build_table("a", "r", [level(0, 3)], 1))
+    assert to_parquet(build_table("a", "r", [make_level(0, 3)], 1)) == to_parquet(build_table("a", "r", [make_level(0, 3)], 1))
 
 
 def test_curves_are_each_level_thinned_evenly_with_its_ends() -> None:
-    short, long = extract_curves(to_parquet(build_table("a", "r", [level(0, 2, 10, 15), level(1, 90)], 1)), max_points=10)
+    short, long = extract_curves(
+        to_parquet(build_table("a", "r", [make_level(0, 2, 10, 15), make_level(1, 90)], 1)), max_points=10
+    )
     assert short == {
         "height": 10, "width": 15, "step": [0, 1, 2], "content": [100, 101, 102], "style": [10] * 3, "tv": [0.5] * 3,
     }  # fmt: skip
@@ -103,15 +105,15 @@ def test_curves_are_each_level_thinned_evenly_with_its_ends() -> None:
 
 def test_curves_have_four_digits_and_none_for_non_finite() -> None:
     terms = np.array([[1234567, 0.000123456, 0], [np.nan, np.inf, 1]], np.float32)
-    (found,) = extract_curves(
+    (curves,) = extract_curves(
         to_parquet(build_table("a", "r", [LevelHistory(3, 1, 1, terms, np.ones(2), np.ones(2))], 1)), max_points=60
     )
-    assert (found["content"], found["style"], found["tv"]) == ([1235000, None], [0.0001235, None], [0, 1])
+    assert (curves["content"], curves["style"], curves["tv"]) == ([1235000, None], [0.0001235, None], [0, 1])
 
 
-def test_what_is_no_history_has_no_curves() -> None:
-    whole = to_parquet(build_table("a", "r", [level(0, 2)], 1))
+def test_invalid_history_is_refused() -> None:
+    history = to_parquet(build_table("a", "r", [make_level(0, 2)], 1))
     other = to_parquet(pa.table({"level": [1], "step": ["secret"]}))
-    for data in (b"", b"secret", whole[: len(whole) // 2], whole[:-9], other):
+    for data in (b"", b"secret", history[: len(history) // 2], history[:-9], other):
         with pytest.raises(ValueError, match="^not a loss history$"):
             extract_curves(data, max_points=60)

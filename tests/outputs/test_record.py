@@ -33,7 +33,7 @@ def test_no_value_is_converted(age: bytes) -> None:
 
 
 def test_import_makes_no_adapter() -> None:
-    """It takes tens of milliseconds, which `nst validate` must not spend."""
+    """Making one takes tens of milliseconds, which `nst validate` must not spend."""
     program = "from nst_tasks.outputs import claims, ledger, outcome, record; print(record._make_adapter.cache_info().currsize)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "0\n"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert process.stdout == "0\n"

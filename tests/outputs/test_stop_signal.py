@@ -1,4 +1,4 @@
-"""The wish to stop, told to workers elsewhere through a store that stumbles."""
+"""Stop signals for remote workers, through a store with temporary failures."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from tests.support.jobs import run_into
 from tests.support.stores import MemoryStore
 
 
-class Stumbling(MemoryStore):
-    """Memory whose next writes fail for the moment."""
+class FlakyStore(MemoryStore):
+    """Store in memory whose next writes fail temporarily."""
 
     protocol = "stumbling"
-    failing = 0
+    failures_left = 0
 
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
-        if Stumbling.failing > 0:
-            Stumbling.failing -= 1
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        if FlakyStore.failures_left > 0:
+            FlakyStore.failures_left -= 1
             raise OSError(errno.EIO, "503 Slow Down")
-        super().pipe_file(path, value, mode, **more)
+        super().pipe_file(path, value, mode, **options)
 
 
 @pytest.fixture
-def stumbling() -> Iterator[type[Stumbling]]:
-    Stumbling.store.clear()
-    yield Stumbling
-    Stumbling.failing = 0
+def flaky_store() -> Iterator[type[FlakyStore]]:
+    FlakyStore.store.clear()
+    yield FlakyStore
+    FlakyStore.failures_left = 0
 
 
 RUN = run_into("stumbling://out", settings=Settings(retries=3, retry_seconds=0.01))
 STOP = "stumbling://out/runs/run/stop"
 
 
-def test_workers_are_told_to_stop_although_the_store_stumbles(stumbling: type[Stumbling]) -> None:
-    stumbling.failing, observer = 2, Progress()
+def test_stop_signal_survives_temporary_store_failures(flaky_store: type[FlakyStore]) -> None:
+    flaky_store.failures_left, observer = 2, Progress()
     with forward_stop(RUN, observer):
         observer.stop.set()
         until = time.monotonic() + 30
@@ -51,21 +51,21 @@ def test_workers_are_told_to_stop_although_the_store_stumbles(stumbling: type[St
     assert files.stat(STOP) is not None
 
 
-def test_workers_are_told_when_an_exception_ends_the_run(stumbling: type[Stumbling]) -> None:
-    stumbling.failing, observer = 2, Progress()
+def test_exception_that_ends_the_run_stops_workers(flaky_store: type[FlakyStore]) -> None:
+    flaky_store.failures_left, observer = 2, Progress()
     with pytest.raises(RuntimeError), forward_stop(RUN, observer):
         raise RuntimeError
     assert files.stat(STOP) is not None
-    assert not observer.stop.is_set()  # it may be that of other runs as well
+    assert not observer.stop.is_set()  # other runs may share it
 
 
-def test_finished_run_writes_no_stop_signal(stumbling: type[Stumbling]) -> None:
+def test_finished_run_writes_no_stop_signal(flaky_store: type[FlakyStore]) -> None:
     with forward_stop(RUN, Progress()):
         pass
     assert files.stat(STOP) is None
-    stumbling.failing, observer = 1, Progress()
+    flaky_store.failures_left, observer = 1, Progress()
     with forward_stop(run_into("stumbling://out", settings=Settings(retry_seconds=600)), observer):
         observer.stop.set()
-        while stumbling.failing:
+        while flaky_store.failures_left:
             time.sleep(0.01)
     assert files.stat(STOP) is None  # its next attempt would come in ten minutes

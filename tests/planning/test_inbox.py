@@ -1,4 +1,4 @@
-"""What of an inbox is to be run, and when another run of the same could come to something else."""
+"""Manifests of an inbox: which are due, and which are settled until they are edited."""
 
 from __future__ import annotations
 
@@ -24,79 +24,79 @@ OPTIONS = {"size": 64}
 
 
 @pytest.fixture
-def request_(memory: str) -> tuple[str, str, SweepOptions]:
+def sweep_request(memory: str) -> tuple[str, str, SweepOptions]:
     return join_uri(memory, "in"), join_uri(memory, "out"), SweepOptions(backbone="tiny")
 
 
-def put(request: tuple[str, str, SweepOptions], file: str, data: bytes = ROWS) -> None:
+def write_file(request: tuple[str, str, SweepOptions], file: str, data: bytes = ROWS) -> None:
     files.write(join_uri(request[0], file), data)
 
 
-def look(request: tuple[str, str, SweepOptions], **options: Any) -> dict[str, InboxManifest]:
-    return {found.file: found for found in list_manifests(*request[:2], options or OPTIONS, Settings())}
+def list_inbox(request: tuple[str, str, SweepOptions], **options: Any) -> dict[str, InboxManifest]:
+    return {manifest.file: manifest for manifest in list_manifests(*request[:2], options or OPTIONS, Settings())}
 
 
-def enter(request: tuple[str, str, SweepOptions], found: InboxManifest, **fields: Any) -> None:
+def add_entry(request: tuple[str, str, SweepOptions], manifest: InboxManifest, **fields: Any) -> None:
     usual: dict[str, Any] = dict(
-        manifest=found.uri, sha256=found.sha256, version=found.version, settled=True, result=RunResult.GOOD, counts={},
+        manifest=manifest.uri, sha256=manifest.sha256, version=manifest.version, settled=True, result=RunResult.GOOD, counts={},
         message="", run_id="", flow_run_id="", began="2026-11-22T02:00:00+00:00", ended="2026-11-22T02:01:00+00:00",
     )  # fmt: skip
-    ledger.write(request[1], found.file, Entry(**{**usual, **fields}))
+    ledger.write(request[1], manifest.file, Entry(**{**usual, **fields}))
 
 
-def test_manifests_lie_directly_in_the_inbox_and_are_sorted(request_: tuple[str, str, SweepOptions]) -> None:
+def test_manifests_lie_directly_in_the_inbox_and_are_sorted(sweep_request: tuple[str, str, SweepOptions]) -> None:
     for file in ("b.csv", "a.CSV", "notes.txt", ".hidden.csv", "pictures/c.csv", "two words.csv"):
-        put(request_, file)
-    found = look(request_)
-    assert list(found) == ["a.CSV", "b.csv", "two words.csv"]
-    assert found["a.CSV"].out == join_uri(request_[1], "a")
-    assert found["b.csv"].sha256 == hashlib.sha256(ROWS).hexdigest()
-    assert not any(manifest.is_settled or manifest.problem for manifest in found.values())
+        write_file(sweep_request, file)
+    manifests = list_inbox(sweep_request)
+    assert list(manifests) == ["a.CSV", "b.csv", "two words.csv"]
+    assert manifests["a.CSV"].out == join_uri(sweep_request[1], "a")
+    assert manifests["b.csv"].sha256 == hashlib.sha256(ROWS).hexdigest()
+    assert not any(manifest.is_settled or manifest.problem for manifest in manifests.values())
 
 
-def test_an_inbox_that_is_not_there_is_empty(request_: tuple[str, str, SweepOptions]) -> None:
-    assert look(request_) == {}
+def test_missing_inbox_is_empty(sweep_request: tuple[str, str, SweepOptions]) -> None:
+    assert list_inbox(sweep_request) == {}
 
 
-def test_what_is_settled_is_run_again_only_when_it_has_changed(request_: tuple[str, str, SweepOptions]) -> None:
-    put(request_, "a.csv")
-    enter(request_, look(request_)["a.csv"])
-    assert look(request_)["a.csv"].is_settled
-    assert not look(request_, size=128)["a.csv"].is_settled
-    put(request_, "a.csv", ROWS + b"dog.png,oil.png\n")
-    assert not look(request_)["a.csv"].is_settled
-    enter(request_, look(request_)["a.csv"], began="2026-11-23T02:00:00+00:00")
-    assert look(request_)["a.csv"].is_settled
-    put(request_, "a.csv")  # what it was before: its outputs may be the newer version's by now
-    assert not look(request_)["a.csv"].is_settled
+def test_settled_manifest_runs_again_only_when_changed(sweep_request: tuple[str, str, SweepOptions]) -> None:
+    write_file(sweep_request, "a.csv")
+    add_entry(sweep_request, list_inbox(sweep_request)["a.csv"])
+    assert list_inbox(sweep_request)["a.csv"].is_settled
+    assert not list_inbox(sweep_request, size=128)["a.csv"].is_settled
+    write_file(sweep_request, "a.csv", ROWS + b"dog.png,oil.png\n")
+    assert not list_inbox(sweep_request)["a.csv"].is_settled
+    add_entry(sweep_request, list_inbox(sweep_request)["a.csv"], began="2026-11-23T02:00:00+00:00")
+    assert list_inbox(sweep_request)["a.csv"].is_settled
+    write_file(sweep_request, "a.csv")  # the earlier version again: the newer one may have replaced its outputs
+    assert not list_inbox(sweep_request)["a.csv"].is_settled
 
 
-def test_what_is_not_settled_is_run_again(request_: tuple[str, str, SweepOptions]) -> None:
-    put(request_, "a.csv")
-    enter(request_, look(request_)["a.csv"], settled=False, result=RunResult.FAILURES)
-    assert not look(request_)["a.csv"].is_settled
+def test_unsettled_manifest_runs_again(sweep_request: tuple[str, str, SweepOptions]) -> None:
+    write_file(sweep_request, "a.csv")
+    add_entry(sweep_request, list_inbox(sweep_request)["a.csv"], settled=False, result=RunResult.FAILURES)
+    assert not list_inbox(sweep_request)["a.csv"].is_settled
 
 
-def test_a_damaged_entry_is_told_and_its_manifest_run_again(request_: tuple[str, str, SweepOptions]) -> None:
-    put(request_, "a.csv")
-    enter(request_, look(request_)["a.csv"])
-    files.write(join_uri(request_[1], "_ledger", "a.csv", "2099.json"), b"torn")
-    found = look(request_)["a.csv"]
-    assert (found.is_settled, found.problem) == (False, "")
-    assert found.warning.startswith("_ledger/a.csv/2099.json: ignored, ")
+def test_damaged_ledger_entry_warns_and_reruns_the_manifest(sweep_request: tuple[str, str, SweepOptions]) -> None:
+    write_file(sweep_request, "a.csv")
+    add_entry(sweep_request, list_inbox(sweep_request)["a.csv"])
+    files.write(join_uri(sweep_request[1], "_ledger", "a.csv", "2099.json"), b"torn")
+    manifest = list_inbox(sweep_request)["a.csv"]
+    assert (manifest.is_settled, manifest.problem) == (False, "")
+    assert manifest.warning.startswith("_ledger/a.csv/2099.json: ignored, ")
 
 
-def test_names_that_cannot_be_folders_of_ours_are_problems(request_: tuple[str, str, SweepOptions]) -> None:
+def test_names_that_clash_with_output_folders_are_problems(sweep_request: tuple[str, str, SweepOptions]) -> None:
     for file in ("_ledger.csv", "a.csv", "a.CSV", "b.csv"):
-        put(request_, file)
-    found = look(request_)
-    assert found["_ledger.csv"].problem == "its name begins with _, as the folders of nst do; rename it"
-    assert found["a.csv"].problem == "its output would be that of a.CSV; rename one of them"
-    assert found["a.CSV"].problem == "its output would be that of a.csv; rename one of them"
-    assert not found["b.csv"].problem
-    # one stays as it is until it is renamed; of two that clash, either may go away
-    assert is_settled(found["_ledger.csv"], None, False, Settings())
-    assert not is_settled(found["a.csv"], None, False, Settings())
+        write_file(sweep_request, file)
+    manifests = list_inbox(sweep_request)
+    assert manifests["_ledger.csv"].problem == "its name begins with _, as the folders of nst do; rename it"
+    assert manifests["a.csv"].problem == "its output would be that of a.CSV; rename one of them"
+    assert manifests["a.CSV"].problem == "its output would be that of a.csv; rename one of them"
+    assert not manifests["b.csv"].problem
+    # the first stays a problem until it is renamed; of two that clash, either may be removed
+    assert is_settled(manifests["_ledger.csv"], None, False, Settings())
+    assert not is_settled(manifests["a.csv"], None, False, Settings())
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ def test_names_that_cannot_be_folders_of_ours_are_problems(request_: tuple[str, 
 def test_no_manifest_has_its_output_in_the_inbox(memory: str, place: str, out: str, problems: dict[str, bool]) -> None:
     request = join_uri(memory, place), join_uri(memory, out), SweepOptions(backbone="tiny")
     for file in problems:
-        put(request, file)
+        write_file(request, file)
     check_sweep(*request, Settings())
     sentence = "the inbox lies in what would be its output, and nothing is written there; rename it, or change --out"
-    assert {file: found.problem for file, found in look(request).items()} == {
+    assert {file: manifest.problem for file, manifest in list_inbox(request).items()} == {
         file: sentence if problem else "" for file, problem in problems.items()
     }
 
@@ -126,42 +126,44 @@ def test_no_output_lies_in_the_inbox(out: str) -> None:
 
 
 def test_unreadable_ledger_warns_and_runs_the_manifest(
-    request_: tuple[str, str, SweepOptions], monkeypatch: pytest.MonkeyPatch
+    sweep_request: tuple[str, str, SweepOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listing = files.list_files
+    list_files = files.list_files
 
     def refuse(uri: str) -> dict[str, files.Entry]:
         if uri.endswith("_ledger/a.csv"):
             raise failure
-        return listing(uri)
+        return list_files(uri)
 
     for file in ("a.csv", "b.csv"):
-        put(request_, file)
-    enter(request_, look(request_)["b.csv"])
+        write_file(sweep_request, file)
+    add_entry(sweep_request, list_inbox(sweep_request)["b.csv"])
     monkeypatch.setattr(files, "list_files", refuse)
     failure: StorageError = StorageError("it: the name is too long")
-    found = look(request_)
-    assert not found["a.csv"].is_settled and not found["a.csv"].problem and found["b.csv"].is_settled
-    assert found["a.csv"].warning.endswith("a.csv: run, for the ledger does not tell whether it was: it: the name is too long")
+    manifests = list_inbox(sweep_request)
+    assert not manifests["a.csv"].is_settled and not manifests["a.csv"].problem and manifests["b.csv"].is_settled
+    assert manifests["a.csv"].warning.endswith(
+        "a.csv: run, for the ledger does not tell whether it was: it: the name is too long"
+    )
     failure = StorageUnusable("it: the credentials have expired")
     with pytest.raises(StorageUnusable):
-        look(request_)
+        list_inbox(sweep_request)
 
 
-def test_what_cannot_be_a_manifest_is_a_problem_of_its_own(pictures: Path, tmp_path: Path) -> None:
-    """It is not read: it may be anything. A link is none of the inbox's files."""
+def test_oversized_manifest_is_a_problem_and_links_are_skipped(pictures: Path, tmp_path: Path) -> None:
+    """An oversized file is not read. Links are not manifests of the inbox."""
     (pictures / "a.csv").write_bytes(b"")
     os.truncate(pictures / "a.csv", 2**40)
     (pictures / "b.csv").write_bytes(ROWS)
     (pictures / "c.csv").symlink_to("/etc/passwd")
-    found = list_manifests(str(pictures), str(tmp_path / "out"), OPTIONS, Settings())
-    assert [manifest.file for manifest in found] == ["a.csv", "b.csv"]
-    assert "a.csv: " in found[0].problem
-    assert not is_settled(found[0], None, False, Settings())
-    assert not found[1].problem
+    manifests = list_manifests(str(pictures), str(tmp_path / "out"), OPTIONS, Settings())
+    assert [manifest.file for manifest in manifests] == ["a.csv", "b.csv"]
+    assert "a.csv: " in manifests[0].problem
+    assert not is_settled(manifests[0], None, False, Settings())
+    assert not manifests[1].problem
 
 
-def report(failed: int = 0, rejected: int = 0, data: bytes = ROWS) -> Report:
+def make_report(failed: int = 0, rejected: int = 0, data: bytes = ROWS) -> Report:
     counts = {"succeeded": 1, "failed": failed, "rejected": rejected, "skipped": 0}
     sha256 = hashlib.sha256(data).hexdigest()
     return Report("run", "out", 1 + failed + rejected, counts, (), (), (), 1.0, {"report": "r"}, manifest_sha256=sha256)
@@ -171,53 +173,51 @@ BAD_ROW = ROWS + b",oil.png\n"
 
 
 @pytest.mark.parametrize(
-    ("data", "ended", "strict", "settled"),
+    ("data", "report", "strict", "expected"),
     [
-        (ROWS, report(), False, True),
-        (ROWS, report(failed=1), False, False),
-        (BAD_ROW, report(rejected=1, data=BAD_ROW), False, True),
-        (BAD_ROW, report(failed=1, rejected=1, data=BAD_ROW), False, False),
-        (BAD_ROW, report(rejected=2, data=BAD_ROW), False, False),  # one more for a recipe's file, or a setting
-        (BAD_ROW, report(rejected=1), False, False),  # edited while it was run
-        (ROWS, None, False, False),  # refused for what does not lie in it
+        (ROWS, make_report(), False, True),
+        (ROWS, make_report(failed=1), False, False),
+        (BAD_ROW, make_report(rejected=1, data=BAD_ROW), False, True),
+        (BAD_ROW, make_report(failed=1, rejected=1, data=BAD_ROW), False, False),
+        (BAD_ROW, make_report(rejected=2, data=BAD_ROW), False, False),  # one more for a recipe's file, or a setting
+        (BAD_ROW, make_report(rejected=1), False, False),  # edited while it was run
+        (ROWS, None, False, False),  # refused for a cause outside the manifest
         (BAD_ROW, None, False, False),
         (BAD_ROW, None, True, True),
         (b"content,stile\na,b\n", None, False, True),
         (b"content,style\n,\n", None, False, True),
     ],
 )
-def test_settled_is_what_only_an_edit_can_mend(
-    request_: tuple[str, str, SweepOptions], data: bytes, ended: Report | None, strict: bool, settled: bool
+def test_manifest_is_settled_if_only_an_edit_can_change_it(
+    sweep_request: tuple[str, str, SweepOptions], data: bytes, report: Report | None, strict: bool, expected: bool
 ) -> None:
-    put(request_, "a.csv", data)
-    assert is_settled(look(request_)["a.csv"], ended, strict, Settings()) is settled
+    write_file(sweep_request, "a.csv", data)
+    assert is_settled(list_inbox(sweep_request)["a.csv"], report, strict, Settings()) is expected
 
 
-def test_what_has_gone_is_not_settled(request_: tuple[str, str, SweepOptions]) -> None:
-    put(request_, "a.csv")
-    found = look(request_)["a.csv"]
-    files.delete(found.uri)
-    assert not is_settled(found, None, False, Settings())
+def test_deleted_manifest_is_not_settled(sweep_request: tuple[str, str, SweepOptions]) -> None:
+    write_file(sweep_request, "a.csv")
+    manifest = list_inbox(sweep_request)["a.csv"]
+    files.delete(manifest.uri)
+    assert not is_settled(manifest, None, False, Settings())
 
 
-def test_a_store_that_is_away_is_no_manifests_fault(
-    request_: tuple[str, str, SweepOptions], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(request_, "a.csv")
-    found = look(request_)["a.csv"]
+def test_unavailable_store_raises(sweep_request: tuple[str, str, SweepOptions], monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(sweep_request, "a.csv")
+    manifest = list_inbox(sweep_request)["a.csv"]
 
-    def away(uri: str) -> bytes:
+    def fail(uri: str) -> bytes:
         raise StorageUnavailable(f"{uri}: the store failed for the moment")
 
-    monkeypatch.setattr(files, "read", away)
+    monkeypatch.setattr(files, "read", fail)
     with pytest.raises(StorageUnavailable):
-        look(request_)
+        list_inbox(sweep_request)
     with pytest.raises(StorageUnavailable):
-        is_settled(found, None, False, Settings())
+        is_settled(manifest, None, False, Settings())
 
 
-def test_every_invalid_option_is_reported_at_once(request_: tuple[str, str, SweepOptions]) -> None:
-    inbox, out, options = request_
+def test_every_invalid_option_is_reported_at_once(sweep_request: tuple[str, str, SweepOptions]) -> None:
+    inbox, out, options = sweep_request
     wrong = SweepOptions(recipe="painterli", size=9, max_failures="many", backbone="tiny")
     with pytest.raises(SettingsError) as caught:
         collect_result_options("s3://u:hunter2@b/in", "http://h/out", wrong, Settings())
@@ -239,11 +239,11 @@ def test_path_that_is_not_utf8_is_refused() -> None:
         check_sweep(odd, "/out", SweepOptions(), Settings())
 
 
-def test_ledger_version_follows_the_options_that_decide(request_: tuple[str, str, SweepOptions]) -> None:
-    inbox, out, options = request_
+def test_ledger_has_the_options_that_decide_results(sweep_request: tuple[str, str, SweepOptions]) -> None:
+    inbox, out, options = sweep_request
 
-    def collect(**changed: object) -> dict[str, Any]:
-        return collect_result_options(inbox, out, options.model_copy(update=changed), Settings())
+    def collect(**changes: object) -> dict[str, Any]:
+        return collect_result_options(inbox, out, options.model_copy(update=changes), Settings())
 
     plain = collect()
     # these keys, as version 0.5.0 had them: an inbox is not run again for an upgrade
@@ -255,5 +255,5 @@ def test_ledger_version_follows_the_options_that_decide(request_: tuple[str, str
         {"size": 128}, {"steps": 3}, {"precision": "mixed"}, {"plateau": 0.1}, {"strict": True}, {"upscale": True},
         {"recipe": "wasserstein"},
     )  # fmt: skip
-    for other in decisive:
-        assert plain != collect(**other)
+    for change in decisive:
+        assert plain != collect(**change)

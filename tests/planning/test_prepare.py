@@ -1,4 +1,4 @@
-"""What is refused before anything runs, what counts as done, and how a row becomes a job."""
+"""Refusals before a run, detection of finished jobs, and jobs made from rows."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_relative_uris_resolve_against_the_manifest_folder(folder: Path, memory: str) -> None:
-    data, parsed = read_manifest(str(folder / "m.csv"))
+    data, manifest = read_manifest(str(folder / "m.csv"))
     assert data == (folder / "m.csv").read_bytes()
-    assert parsed.pairs[0].content == str(folder / "cat.png")
+    assert manifest.pairs[0].content == str(folder / "cat.png")
     files.write(f"{memory}/m.csv", data)
     assert read_manifest(f"{memory}/m.csv")[1].pairs[0].content == f"{memory}/cat.png"
 
@@ -74,7 +74,7 @@ def test_a_manifest_at_the_root_of_its_store() -> None:
         fsspec.filesystem("memory").rm("nst-test.csv")
 
 
-def test_an_unreachable_manifest_says_where(tmp_path: Path) -> None:
+def test_error_of_an_unreachable_manifest_has_its_path(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         read_manifest(str(tmp_path / "none.csv"))
     assert str(caught.value) == f"manifest {tmp_path}/none.csv: does not exist; check the name"
@@ -89,19 +89,19 @@ def test_manifest_problems_name_their_place(folder: Path) -> None:
     assert all(line.startswith(f"manifest {folder}/m.csv: column ") for line in lines)
 
 
-# Preparing
+# Preparation
 
 
-def test_a_good_request_is_taken_and_leaves_no_file(folder: Path) -> None:
-    before = list_files(folder)
-    taken = prepare(*request_of(folder), SETTINGS)
-    assert [pair.row for pair in taken.manifest.pairs] == [2, 3]
-    assert taken.manifest_sha256 == hashlib.sha256((folder / "m.csv").read_bytes()).hexdigest()
-    assert taken.weights_sha256 == weights.compute_sha256("tiny", None)
-    assert list_files(folder) == before
+def test_valid_request_is_accepted_and_writes_no_file(folder: Path) -> None:
+    paths = list_files(folder)
+    inputs = prepare(*request_of(folder), SETTINGS)
+    assert [pair.row for pair in inputs.manifest.pairs] == [2, 3]
+    assert inputs.manifest_sha256 == hashlib.sha256((folder / "m.csv").read_bytes()).hexdigest()
+    assert inputs.weights_sha256 == weights.compute_sha256("tiny", None)
+    assert list_files(folder) == paths
 
 
-def test_every_refusal_is_told_at_once_each_on_its_own_line(folder: Path) -> None:
+def test_every_refusal_is_reported_on_its_own_line(folder: Path) -> None:
     (folder / "m.csv").write_text("content,stile,size\ncat.png,oil.jpg,64\n")
     lines = refusals(
         request_of(folder, recipe="paintrly", backbone="vgg17", size=9, steps=-1, max_failures="many", history_every=0)
@@ -143,7 +143,7 @@ def test_one_bad_option_is_one_line(folder: Path, fields: dict[str, Any], line: 
     "fields",
     [{"size": 64}, {"size": 8192}, {"steps": 0}, {"steps": 100_000}, {"history_every": 100_000}, {"max_failures": "0"}],
 )
-def test_the_bounds_themselves_are_allowed(folder: Path, fields: dict[str, Any]) -> None:
+def test_bounds_are_inclusive(folder: Path, fields: dict[str, Any]) -> None:
     assert prepare(*request_of(folder, **fields), SETTINGS).manifest.rows == 2
 
 
@@ -163,14 +163,14 @@ def test_checkpoints_are_due_by_steps_or_seconds(text: str, interval: tuple[int,
 
 
 @pytest.mark.parametrize("text", ["", "s", "5 min", "-1", "-1s", "nans", "infs", "1e400s", "1.5", "100001", "30S"])
-def test_what_is_neither_steps_nor_seconds_is_refused(text: str) -> None:
+def test_invalid_checkpoint_interval_is_refused(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_checkpoint_interval(text)
     assert str(caught.value) == (f"--checkpoint-every: {text!r} is not a number of steps such as 50, or of seconds such as 30s")
 
 
 def test_recipe_with_layers_missing_from_backbone_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = replace(TF_TUTORIAL.method.content, layers=(("block5_conv4", 1.0),))  # which VGG19 alone has
+    deep = replace(TF_TUTORIAL.method.content, layers=(("block5_conv4", 1.0),))  # only VGG19 has it
     recipe = replace(TF_TUTORIAL, name="deep", method=replace(TF_TUTORIAL.method, content=deep))
     monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "deep": recipe})
     (line,) = refusals(request_of(folder, recipe="deep"))
@@ -185,11 +185,11 @@ def test_weights_for_a_backbone_without_them_are_refused(folder: Path) -> None:
 
 def test_bad_rows_are_data_unless_the_request_is_strict(folder: Path) -> None:
     (folder / "m.csv").write_text("content,style,size\ncat.png,oil.jpg,9\ndog.png,oil.jpg,64\ndog.png,,1e9\n")
-    taken = prepare(*request_of(folder), SETTINGS)
-    assert ([pair.row for pair in taken.manifest.pairs], len(taken.manifest.problems)) == ([3], 3)
+    inputs = prepare(*request_of(folder), SETTINGS)
+    assert ([pair.row for pair in inputs.manifest.pairs], len(inputs.manifest.problems)) == ([3], 3)
     lines = refusals(request_of(folder, strict=True))
     assert [line.split(":")[0] for line in lines] == ["row 2, column size", "row 4, column style", "row 4, column size"]
-    # and with the other problems, not after they are mended
+    # reported together with the other problems
     assert refusals(request_of(folder, strict=True, size=9)) == ["--size: 9 is not in 64..8192 pixels", *lines]
 
 
@@ -239,24 +239,24 @@ def test_failure_limit(text: str | None, rows: int, limit: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "%", "x", "-1", "-1%", "101%", "2.5", "5%%", "5%x", "nan", "nan%", "inf%", "1e3", "9" * 5000]
 )
-def test_a_failure_limit_that_is_none_is_refused(text: str) -> None:
+def test_invalid_failure_limit_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="^--max-failures: .* is not a whole number such as 10, or a percentage"):
         parse_failure_limit(text, 10)
 
 
-# What is done already
+# Finished jobs
 
 
-def done(id: str = "cat_oil", **fields: Any) -> Outcome:
+def make_success(id: str = "cat_oil", **fields: Any) -> Outcome:
     return make_outcome(id, **{"key": "k", "image_bytes": 5, "history_bytes": 7} | fields)
 
 
 def publish(out: str, *outcomes: Outcome, image: bytes = b"image", history: bytes = b"history") -> None:
-    for one in outcomes:
-        if one.status == Status.SUCCEEDED:
-            files.write(join_uri(out, one.image), image)
-            files.write(join_uri(out, one.history), history)
-        files.write(join_uri(out, marker_path(one.id)), outcome.to_json(one))
+    for record in outcomes:
+        if record.status == Status.SUCCEEDED:
+            files.write(join_uri(out, record.image), image)
+            files.write(join_uri(out, record.history), history)
+        files.write(join_uri(out, marker_path(record.id)), outcome.to_json(record))
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -264,37 +264,37 @@ def out(request: pytest.FixtureRequest, tmp_path: Path, memory: str) -> str:
     return f"{memory}/out" if request.param == "memory" else str(tmp_path / "out")
 
 
-def test_nothing_is_done_in_an_output_that_is_not_there(out: str) -> None:
+def test_missing_output_has_no_outcomes(out: str) -> None:
     assert load_earlier_outcomes(out, ["cat_oil"], 4) == ({}, [])
 
 
-def test_markers_of_the_ids_asked_for_count(out: str) -> None:
-    failed = Outcome(id="elk", row=4, status=Status.FAILED, error="x")
-    publish(out, done(), done("dog_oil"), failed, done("other"))
-    found, warnings = load_earlier_outcomes(out, ["cat_oil", "dog_oil", "elk", "new"], 4)
-    assert found == {"cat_oil": done(), "dog_oil": done("dog_oil"), "elk": failed}
+def test_markers_of_the_given_ids_are_loaded(out: str) -> None:
+    failure = Outcome(id="elk", row=4, status=Status.FAILED, error="x")
+    publish(out, make_success(), make_success("dog_oil"), failure, make_success("other"))
+    outcomes, warnings = load_earlier_outcomes(out, ["cat_oil", "dog_oil", "elk", "new"], 4)
+    assert outcomes == {"cat_oil": make_success(), "dog_oil": make_success("dog_oil"), "elk": failure}
     assert warnings == []
 
 
-@pytest.mark.parametrize("missing", ["images/cat_oil.png", "history/cat_oil.parquet"])
-def test_a_marker_without_its_files_does_not_count(tmp_path: Path, missing: str) -> None:
-    publish(str(tmp_path), done(), done("dog_oil"))
-    (tmp_path / missing).unlink()
-    found, warnings = load_earlier_outcomes(str(tmp_path), ["cat_oil", "dog_oil"], 4)
-    assert list(found) == ["dog_oil"]
+@pytest.mark.parametrize("path", ["images/cat_oil.png", "history/cat_oil.parquet"])
+def test_a_marker_without_its_files_does_not_count(tmp_path: Path, path: str) -> None:
+    publish(str(tmp_path), make_success(), make_success("dog_oil"))
+    (tmp_path / path).unlink()
+    outcomes, warnings = load_earlier_outcomes(str(tmp_path), ["cat_oil", "dog_oil"], 4)
+    assert list(outcomes) == ["dog_oil"]
     assert warnings == ["outcomes/cat_oil.json: ignored, its picture or history is missing or of another size"]
 
 
 @pytest.mark.parametrize("files", [{"image": b"imag"}, {"history": b"histories"}])
 def test_a_marker_beside_files_of_another_size_does_not_count(out: str, files: dict[str, bytes]) -> None:
-    publish(out, done(), **files)
-    found, warnings = load_earlier_outcomes(out, ["cat_oil"], 4)
-    assert (found, len(warnings)) == ({}, 1)
+    publish(out, make_success(), **files)
+    outcomes, warnings = load_earlier_outcomes(out, ["cat_oil"], 4)
+    assert (outcomes, len(warnings)) == ({}, 1)
 
 
 def test_image_of_another_format_does_not_count(out: str) -> None:
-    publish(out, done(), done("dog_oil"))
-    files.write(join_uri(out, "outcomes/cat_oil.json"), outcome.to_json(done(image="images/cat_oil.jpg")))
+    publish(out, make_success(), make_success("dog_oil"))
+    files.write(join_uri(out, "outcomes/cat_oil.json"), outcome.to_json(make_success(image="images/cat_oil.jpg")))
     assert list(load_earlier_outcomes(out, ["cat_oil", "dog_oil"], 4)[0]) == ["dog_oil"]
 
 
@@ -305,25 +305,25 @@ def test_image_of_another_format_does_not_count(out: str) -> None:
         b"{",
         b"[]",
         b"{}",
-        outcome.to_json(done())[:100],
-        outcome.to_json(done()).replace(b'"images/cat_oil.png"', b"5"),
+        outcome.to_json(make_success())[:100],
+        outcome.to_json(make_success()).replace(b'"images/cat_oil.png"', b"5"),
     ],
 )
 def test_a_damaged_marker_is_a_warning(out: str, data: bytes) -> None:
-    publish(out, done(), done("dog_oil"))
+    publish(out, make_success(), make_success("dog_oil"))
     files.write(join_uri(out, "outcomes/cat_oil.json"), data)
-    found, (warning,) = load_earlier_outcomes(out, ["cat_oil", "dog_oil"], 4)
-    assert list(found) == ["dog_oil"]
+    outcomes, (warning,) = load_earlier_outcomes(out, ["cat_oil", "dog_oil"], 4)
+    assert list(outcomes) == ["dog_oil"]
     assert warning.startswith("outcomes/cat_oil.json: ignored, ")
 
 
 def test_a_job_is_done_only_by_a_success_with_its_own_key(folder: Path) -> None:
-    job = resolved(folder)
-    assert is_done(job, {job.id: done(job.id, key=job.key)})
+    job = make_job(folder)
+    assert is_done(job, {job.id: make_success(job.id, key=job.key)})
     assert not is_done(job, {})
-    assert not is_done(job, {job.id: done(job.id, key="another")})
-    assert not is_done(job, {job.id: done(job.id, key=job.key, status=Status.FAILED)})
-    assert not is_done(job, {"another": done("another", key=job.key)})
+    assert not is_done(job, {job.id: make_success(job.id, key="another")})
+    assert not is_done(job, {job.id: make_success(job.id, key=job.key, status=Status.FAILED)})
+    assert not is_done(job, {"another": make_success("another", key=job.key)})
 
 
 # Pictures
@@ -350,19 +350,23 @@ def test_inspect_refuses_with_the_place(folder: Path, memory: str) -> None:
     assert "SECRET" not in str(caught.value)
 
 
-def test_remembered_while_the_store_says_that_nothing_changed(folder: Path) -> None:
+def test_known_sources_are_reused_while_unchanged(folder: Path) -> None:
     cat, dog, oil = (inspect_image(str(folder / name), 10_000) for name in ("cat.png", "dog.png", "oil.jpg"))
-    earlier = [done(content=cat, styles=(oil,)), done("dog_oil", content=dog, styles=(oil,)), done("old")]
+    earlier = [
+        make_success(content=cat, styles=(oil,)),
+        make_success("dog_oil", content=dog, styles=(oil,)),
+        make_success("old"),
+    ]
     uris = [cat.uri, dog.uri, oil.uri, str(folder / "new.png")]
     assert find_known_sources(uris, earlier, 4) == {cat.uri: cat, dog.uri: dog, oil.uri: oil}
     assert find_known_sources([oil.uri], earlier, 4) == {oil.uri: oil}
-    files.write(cat.uri, encode_flat("teal"))  # the very same bytes, yet written again
+    files.write(cat.uri, encode_flat("teal"))  # the same bytes, written again
     (folder / "dog.png").unlink()
     assert find_known_sources(uris, earlier, 4) == {oil.uri: oil}
 
 
-class Versionless(fsspec.AbstractFileSystem):
-    """A store, as some web servers are, that tells an object's size and nothing else."""
+class VersionlessStore(fsspec.AbstractFileSystem):
+    """Store that reports only the size of an object, as some web servers do."""
 
     protocol = "versionless"
 
@@ -373,18 +377,18 @@ class Versionless(fsspec.AbstractFileSystem):
         return encode_flat("teal")
 
 
-fsspec.register_implementation("versionless", Versionless, clobber=True)
+fsspec.register_implementation("versionless", VersionlessStore, clobber=True)
 
 
-def test_masks_and_initial_pictures_are_remembered_too(folder: Path) -> None:
+def test_known_masks_and_initial_pictures_are_reused(folder: Path) -> None:
     cat, dog = (inspect_image(str(folder / name), 10_000) for name in ("cat.png", "dog.png"))
-    assert find_known_sources([cat.uri, dog.uri], [done(init=cat, mask=dog)], 4) == {cat.uri: cat, dog.uri: dog}
+    assert find_known_sources([cat.uri, dog.uri], [make_success(init=cat, mask=dog)], 4) == {cat.uri: cat, dog.uri: dog}
 
 
-def test_a_store_that_tells_no_version_is_never_trusted() -> None:
+def test_source_without_a_version_is_never_reused() -> None:
     cat = inspect_image("versionless://cat.png", 10_000, Access(("versionless://cat.png",)))
     assert (cat.version, cat.height) == ("", 60)
-    assert find_known_sources([cat.uri], [done(content=cat)], 4) == {}
+    assert find_known_sources([cat.uri], [make_success(content=cat)], 4) == {}
 
 
 def test_known_source_is_found_by_redacted_uri(memory: str) -> None:
@@ -392,7 +396,7 @@ def test_known_source_is_found_by_redacted_uri(memory: str) -> None:
     files.write(place, encode_flat("teal"))
     cat = inspect_image(place, 10_000)
     assert cat.redact_uri().uri == f"{memory}/cat.png"
-    assert find_known_sources([place], [done(content=cat.redact_uri())], 4) == {place: cat}
+    assert find_known_sources([place], [make_success(content=cat.redact_uri())], 4) == {place: cat}
 
 
 def test_probe_names_each_bad_picture_once_with_its_first_row(folder: Path) -> None:
@@ -400,8 +404,8 @@ def test_probe_names_each_bad_picture_once_with_its_first_row(folder: Path) -> N
     (folder / "m.csv").write_text(
         "content,style\ncat.png,oil.jpg|bad.jpg\nnone.png,bad.jpg\ndog.png,oil.jpg\nbad.jpg,none.png\n"
     )
-    _, parsed = read_manifest(str(folder / "m.csv"))
-    first, second = probe_images(parsed.pairs, SETTINGS)
+    _, manifest = read_manifest(str(folder / "m.csv"))
+    first, second = probe_images(manifest.pairs, SETTINGS)
     assert first.startswith(f"row 2, column style: {folder}/bad.jpg: not a picture")
     assert second == f"row 3, column content: {folder}/none.png: does not exist; check the name"
 
@@ -409,13 +413,13 @@ def test_probe_names_each_bad_picture_once_with_its_first_row(folder: Path) -> N
 def test_probe_opens_masks_and_initial_pictures_too(folder: Path) -> None:
     (folder / "bad.png").write_bytes(b"no picture")
     (folder / "m.csv").write_text("content,style,init,mask\ncat.png,oil.jpg,noise,none.png\ndog.png,oil.jpg,bad.png,cat.png\n")
-    _, parsed = read_manifest(str(folder / "m.csv"))
-    first, second = probe_images(parsed.pairs, SETTINGS)
+    _, manifest = read_manifest(str(folder / "m.csv"))
+    first, second = probe_images(manifest.pairs, SETTINGS)
     assert first == f"row 2, column mask: {folder}/none.png: does not exist; check the name"
     assert second.startswith(f"row 3, column init: {folder}/bad.png: not a picture")
 
 
-def test_every_picture_of_every_row_is_looked_at_once() -> None:
+def test_every_picture_is_listed_once() -> None:
     pairs = [
         Pair(2, "a", "/c.png", ("/s.png", "/t.png"), (0.5, 0.5), init="/i.png", mask="/m.png"),
         Pair(3, "b", "/i.png", ("/s.png",), (1.0,), overrides=Overrides(init="noise")),
@@ -432,31 +436,31 @@ PAIR = Pair(2, "cat_oil", CAT.uri, (OIL.uri,), (1.0,))
 SOURCES = {CAT.uri: CAT, OIL.uri: OIL}
 
 
-def pair_with(**overrides: Any) -> Pair:
+def make_pair(**overrides: Any) -> Pair:
     return replace(PAIR, overrides=Overrides(**overrides))
 
 
-IN_FLOAT32 = override(PAINTERLY, Overrides(precision="float32"))
-"""What the default comes to where bfloat16 is not fast."""
+FLOAT32_RECIPE = override(PAINTERLY, Overrides(precision="float32"))
+"""The default recipe on machines without fast bfloat16."""
 
 
-def resolved(folder: Path, pair: Pair = PAIR, **fields: Any) -> Job:
+def make_job(folder: Path, pair: Pair = PAIR, **fields: Any) -> Job:
     return build_job(pair, SOURCES, request_of(folder, **fields)[2], "w")
 
 
 def test_a_row_becomes_a_job(folder: Path) -> None:
     pair = replace(PAIR, seed=7, keep_color="match", format="jpg", styles=(OIL.uri, CAT.uri), style_weights=(0.25, 0.75))
-    job = resolved(folder, pair, upscale=True)
+    job = make_job(folder, pair, upscale=True)
     assert (job.id, job.row, job.content, job.styles) == ("cat_oil", 2, CAT, (OIL, CAT))
     assert (job.pair.style_weights, job.pair.seed, job.pair.keep_color, job.pair.format) == ((0.25, 0.75), 7, "match", "jpg")
-    assert (job.recipe, job.upscale, job.weights_sha256) == (IN_FLOAT32, True, "w")
+    assert (job.recipe, job.upscale, job.weights_sha256) == (FLOAT32_RECIPE, True, "w")
     assert (job.width, job.height) == (512, 384)
     assert (job.init, job.mask) == (None, None)
 
 
 def test_result_is_not_upscaled_by_default(folder: Path) -> None:
-    assert (resolved(folder).width, resolved(folder).height) == (80, 60)
-    assert (resolved(folder, size=64).width, resolved(folder, size=64).height) == (64, 48)
+    assert (make_job(folder).width, make_job(folder).height) == (80, 60)
+    assert (make_job(folder, size=64).width, make_job(folder, size=64).height) == (64, 48)
 
 
 @pytest.mark.parametrize(
@@ -469,19 +473,19 @@ def test_result_is_not_upscaled_by_default(folder: Path) -> None:
         (replace(PAIR, recipe="tf-tutorial"), {}, ("tf-tutorial", 512, 1000)),
         (replace(PAIR, recipe="tf-tutorial"), {"recipe": "painterly"}, ("tf-tutorial", 512, 1000)),
         (replace(PAIR, recipe="tf-tutorial"), {"size": 256, "steps": 5}, ("tf-tutorial", 256, 5)),
-        (pair_with(size=128, steps=0), {"size": 256, "steps": 5}, ("painterly", 128, 0)),
-        (pair_with(size=128), {"size": 256, "steps": 5}, ("painterly", 128, 5)),
+        (make_pair(size=128, steps=0), {"size": 256, "steps": 5}, ("painterly", 128, 0)),
+        (make_pair(size=128), {"size": 256, "steps": 5}, ("painterly", 128, 5)),
     ],
 )
 def test_row_precedes_run_and_run_precedes_recipe(
     folder: Path, row: Pair, command_line: dict[str, Any], expected: tuple[str, int, int]
 ) -> None:
-    recipe = resolved(folder, row, **command_line).recipe
+    recipe = make_job(folder, row, **command_line).recipe
     assert (recipe.name, recipe.size, recipe.method.steps) == expected
 
 
 @pytest.mark.parametrize(
-    ("row", "command_line", "recipe", "asked"),
+    ("row", "command_line", "recipe", "expected"),
     [
         (None, None, "painterly", "auto"),
         (None, None, "tf-tutorial", "float32"),
@@ -493,60 +497,60 @@ def test_row_precedes_run_and_run_precedes_recipe(
 )
 @pytest.mark.parametrize("auto", ["float32", "mixed"])
 def test_precision_comes_from_row_run_or_recipe(
-    folder: Path, row: Any, command_line: Any, recipe: str, asked: str, auto: Any
+    folder: Path, row: Any, command_line: Any, recipe: str, expected: str, auto: Any
 ) -> None:
     pair, request = (
-        replace(pair_with(precision=row), recipe=recipe),
+        replace(make_pair(precision=row), recipe=recipe),
         request_of(folder, precision=command_line, backbone="vgg16-hed"),
     )
     job = build_job(pair, SOURCES, request[2], "w", auto_precision=auto)
-    assert job.recipe.method.precision == (auto if asked == "auto" else asked)
+    assert job.recipe.method.precision == (auto if expected == "auto" else expected)
 
 
 def test_plateau_of_row_precedes_run_and_0_is_none(folder: Path) -> None:
-    def of(row: float | None, command_line: float | None) -> Plateau | None:
-        return resolved(folder, pair_with(plateau=row), plateau=command_line).recipe.method.plateau
+    def get_plateau(row: float | None, command_line: float | None) -> Plateau | None:
+        return make_job(folder, make_pair(plateau=row), plateau=command_line).recipe.method.plateau
 
-    assert of(None, None) is None
-    assert of(None, 0.02) == Plateau(tolerance=0.02)
-    assert of(0.1, 0.02) == Plateau(tolerance=0.1)
-    assert of(0.0, 0.02) is None
+    assert get_plateau(None, None) is None
+    assert get_plateau(None, 0.02) == Plateau(tolerance=0.02)
+    assert get_plateau(0.1, 0.02) == Plateau(tolerance=0.1)
+    assert get_plateau(0.0, 0.02) is None
     with pytest.raises(InputError, match="^--plateau: 1.5 is not a share between 0 and 1; take one such as 0.01$"):
         prepare(*request_of(folder, plateau=1.5), SETTINGS)
 
 
-def keys_to_do(folder: Path, precision: str, auto: str | None = None) -> list[str]:
+def list_keys(folder: Path, precision: str, auto: str | None = None) -> list[str]:
     request = request_of(folder, precision=precision, size=64)
-    taken = prepare(*request, SETTINGS)
-    taken = replace(taken, auto_precision=auto) if auto else taken
-    return [job.key for job in inspect_inputs(*request[1:], taken, SETTINGS).rows.to_do]
+    inputs = prepare(*request, SETTINGS)
+    inputs = replace(inputs, auto_precision=auto) if auto else inputs
+    return [job.key for job in inspect_inputs(*request[1:], inputs, SETTINGS).rows.to_do]
 
 
 def test_auto_precision_has_the_key_of_its_resolution(folder: Path) -> None:
-    assert keys_to_do(folder, "auto") == keys_to_do(folder, detect_precision())
-    for came_to in ("float32", "mixed"):
-        assert keys_to_do(folder, "auto", came_to) == keys_to_do(folder, came_to)
-    assert not {*keys_to_do(folder, "float32")} & {*keys_to_do(folder, "mixed")}
+    assert list_keys(folder, "auto") == list_keys(folder, detect_precision())
+    for precision in ("float32", "mixed"):
+        assert list_keys(folder, "auto", precision) == list_keys(folder, precision)
+    assert not {*list_keys(folder, "float32")} & {*list_keys(folder, "mixed")}
 
 
-OTHERS = {
+OVERRIDES = {
     "size": 300, "steps": 7, "init": "noise", "content_weight": 2.0, "style_weight": 3.0, "tv_weight": 4.0,
     "precision": "mixed", "plateau": 0.1,
 }  # fmt: skip
 
 
 def test_equal_rows_share_one_recipe(folder: Path) -> None:
-    """In whatever columns they differ."""
-    asked = [PAIR, replace(PAIR, recipe="gatys-2016"), *(pair_with(**{column: value}) for column, value in OTHERS.items())]
-    rows = [replace(pair, id=f"{k}", row=k) for k, pair in enumerate([*asked, *asked])]
-    taken = LoadedManifest(
+    """Checked with rows that differ in each column of a recipe."""
+    pairs = [PAIR, replace(PAIR, recipe="gatys-2016"), *(make_pair(**{column: value}) for column, value in OVERRIDES.items())]
+    rows = [replace(pair, id=f"{k}", row=k) for k, pair in enumerate([*pairs, *pairs])]
+    inputs = LoadedManifest(
         Manifest((*rows,), (), (), (), len(rows)), b"", "w", presets.PRESETS, exclusive=True, auto_precision="float32"
     )
-    jobs = triage(taken, SOURCES, request_of(folder)[2], {}).to_do
-    assert [job.key for job in jobs] == [resolved(folder, pair).key for pair in rows]
-    assert len({job.key for job in jobs}) == len({id(job.recipe) for job in jobs}) == len(asked)
-    for job, again in zip(jobs[: len(asked)], jobs[len(asked) :], strict=True):
-        assert job.recipe is again.recipe
+    jobs = triage(inputs, SOURCES, request_of(folder)[2], {}).to_do
+    assert [job.key for job in jobs] == [make_job(folder, pair).key for pair in rows]
+    assert len({job.key for job in jobs}) == len({id(job.recipe) for job in jobs}) == len(pairs)
+    for job, copy in zip(jobs[: len(pairs)], jobs[len(pairs) :], strict=True):
+        assert job.recipe is copy.recipe
 
 
 @pytest.mark.parametrize("column", sorted({*COLUMNS} - {"content", "style", "id", "problem"}))
@@ -555,39 +559,39 @@ def test_every_column_of_a_row_decides_its_key(column: str) -> None:
     rows = "".join(f"{k},cat.png,oil.jpg|ink.jpg,{cell}\n" for k, cell in enumerate(cells))
     pairs = parse(f"id,content,style,{column}\n{rows}".encode(), "/in").pairs
     sources = {uri: Source(uri, uri, "1", 60, 80) for uri in list_image_uris(pairs)}
-    plain, *others = (build_job(pair, sources, RunOptions(backbone="tiny"), "w").key for pair in pairs)
-    assert len(pairs) == len(cells) and {*others} != {plain}
+    plain_key, *other_keys = (build_job(pair, sources, RunOptions(backbone="tiny"), "w").key for pair in pairs)
+    assert len(pairs) == len(cells) and {*other_keys} != {plain_key}
 
 
-def test_a_result_in_one_precision_is_none_in_the_other(folder: Path) -> None:
-    plain, mixed = (resolved(folder, pair_with(precision=precision)) for precision in ("float32", "mixed"))
-    done = {plain.id: Outcome(plain.id, plain.row, Status.SUCCEEDED, key=plain.key)}
-    assert (is_done(plain, done), is_done(mixed, done)) == (True, False)
+def test_result_counts_only_in_its_own_precision(folder: Path) -> None:
+    plain, mixed = (make_job(folder, make_pair(precision=precision)) for precision in ("float32", "mixed"))
+    outcomes = {plain.id: Outcome(plain.id, plain.row, Status.SUCCEEDED, key=plain.key)}
+    assert (is_done(plain, outcomes), is_done(mixed, outcomes)) == (True, False)
 
 
-@pytest.mark.parametrize(("asked", "found"), [("auto", "done"), ("float32", "to do"), ("mixed", "done")])
-def test_auto_result_of_another_machine_counts(folder: Path, asked: str, found: str) -> None:
-    request = request_of(folder, precision=asked)
-    taken = LoadedManifest(
+@pytest.mark.parametrize(("precision", "expected"), [("auto", "done"), ("float32", "to do"), ("mixed", "done")])
+def test_auto_result_of_another_machine_counts(folder: Path, precision: str, expected: str) -> None:
+    request = request_of(folder, precision=precision)
+    inputs = LoadedManifest(
         Manifest((PAIR,), (), (), (), 1), b"", "w", presets.PRESETS, exclusive=True, auto_precision="float32"
     )
-    elsewhere = triage(replace(taken, auto_precision="mixed"), SOURCES, request_of(folder, precision="mixed")[2], {}).to_do[0]
-    done = {elsewhere.id: Outcome(elsewhere.id, elsewhere.row, Status.SUCCEEDED, key=elsewhere.key)}
-    rows = triage(taken, SOURCES, request[2], done)
-    assert ([*rows.done], len(rows.to_do)) == (([elsewhere], 0) if found == "done" else ([], 1))
-    (fresh,) = triage(taken, SOURCES, request[2], {}).to_do
-    assert fresh.recipe.method.precision == ("mixed" if asked == "mixed" else "float32")
+    elsewhere = triage(replace(inputs, auto_precision="mixed"), SOURCES, request_of(folder, precision="mixed")[2], {}).to_do[0]
+    outcomes = {elsewhere.id: Outcome(elsewhere.id, elsewhere.row, Status.SUCCEEDED, key=elsewhere.key)}
+    rows = triage(inputs, SOURCES, request[2], outcomes)
+    assert ([*rows.done], len(rows.to_do)) == (([elsewhere], 0) if expected == "done" else ([], 1))
+    (fresh,) = triage(inputs, SOURCES, request[2], {}).to_do
+    assert fresh.recipe.method.precision == ("mixed" if precision == "mixed" else "float32")
 
 
-def test_a_precision_that_there_is_none_of_is_refused(folder: Path) -> None:
+def test_unknown_precision_is_refused(folder: Path) -> None:
     with pytest.raises(ValidationError, match="precision"):
         request_of(folder, precision="half")
 
 
 def test_a_rows_weights_replace_the_recipes(folder: Path) -> None:
-    method = resolved(folder, pair_with(content_weight=0.0, style_weight=2.0, tv_weight=3.0)).recipe.method
+    method = make_job(folder, make_pair(content_weight=0.0, style_weight=2.0, tv_weight=3.0)).recipe.method
     assert (method.content.weight, method.style.weight, method.total_variation.weight) == (0.0, 2.0, 3.0)
-    method = resolved(folder, pair_with(style_weight=2.0)).recipe.method
+    method = make_job(folder, make_pair(style_weight=2.0)).recipe.method
     assert (method.content.weight, method.style.weight, method.total_variation.weight) == (
         PAINTERLY.method.content.weight,
         2.0,
@@ -596,63 +600,64 @@ def test_a_rows_weights_replace_the_recipes(folder: Path) -> None:
 
 
 def test_mask_and_init_image_go_to_the_job(folder: Path) -> None:
-    job = framed(folder, init=(120, 160), mask=(30, 40))
+    job = make_image_job(folder, init=(120, 160), mask=(30, 40))
     assert (job.init, job.mask) == (replace(SKY, uri="/in/init.png"), replace(SKY, uri="/in/mask.png", height=30, width=40))
-    assert job.recipe == IN_FLOAT32
-    plain = resolved(folder)
-    assert len({plain.key, job.key, framed(folder, init=(120, 160)).key, framed(folder, mask=(120, 160)).key}) == 4
-    started = resolved(folder, pair_with(init="style"))
-    assert (started.init, started.recipe.method.init, plain.recipe.method.init) == (None, "style", "content")
+    assert job.recipe == FLOAT32_RECIPE
+    plain = make_job(folder)
+    others = [make_image_job(folder, **{column: (120, 160)}) for column in ("init", "mask")]
+    assert len({plain.key, job.key, *(other.key for other in others)}) == 4
+    style_job = make_job(folder, make_pair(init="style"))
+    assert (style_job.init, style_job.recipe.method.init, plain.recipe.method.init) == (None, "style", "content")
 
 
 SKY = Source("/in/sky.png", "s", "1", 120, 160)
 
 
-def framed(folder: Path, content: Source = CAT, **sizes: tuple[int, int]) -> Job:
-    """Make the job of a row with a picture as `init` or `mask`, of these heights and widths."""
-    given = {column: replace(SKY, uri=f"/in/{column}.png", height=h, width=w) for column, (h, w) in sizes.items()}
-    pair = replace(PAIR, **{column: source.uri for column, source in given.items()})
-    sources = {**SOURCES, CAT.uri: content, **{source.uri: source for source in given.values()}}
+def make_image_job(folder: Path, content: Source = CAT, **sizes: tuple[int, int]) -> Job:
+    """Make the job of a row with pictures of these heights and widths as `init` or `mask`."""
+    images = {column: replace(SKY, uri=f"/in/{column}.png", height=h, width=w) for column, (h, w) in sizes.items()}
+    pair = replace(PAIR, **{column: source.uri for column, source in images.items()})
+    sources = {**SOURCES, CAT.uri: content, **{source.uri: source for source in images.values()}}
     return build_job(pair, sources, request_of(folder)[2], "w")
 
 
 @pytest.mark.parametrize("column", ["init", "mask"])
 def test_mask_and_init_must_match_content_proportions(folder: Path, column: str) -> None:
     for size in ((60, 80), (3000, 4000), (15, 20), (600, 806), (14, 20)):
-        framed(folder, **{column: size})
+        make_image_job(folder, **{column: size})
     with pytest.raises(PictureError) as caught:
-        framed(folder, **{column: (80, 60)})
+        make_image_job(folder, **{column: (80, 60)})
     assert str(caught.value) == (
         f"/in/{column}.png: 60 x 80 pixels have not the proportions of the content's 80 x 60; "
         f"give for {column} a picture framed as the content, of any size"
     )
     with pytest.raises(PictureError, match=f"^/in/{column}.png: 811 x 600 pixels"):
-        framed(folder, replace(CAT, height=600, width=800), **{column: (600, 811)})
+        make_image_job(folder, replace(CAT, height=600, width=800), **{column: (600, 811)})
 
 
-def test_a_mask_may_be_smaller_than_what_the_network_sees(folder: Path) -> None:
-    assert framed(folder, mask=(3, 4), init=(3, 4)).mask is not None
+def test_mask_may_be_below_the_smallest_network_side(folder: Path) -> None:
+    assert make_image_job(folder, mask=(3, 4), init=(3, 4)).mask is not None
 
 
 @pytest.mark.parametrize("column", ["init", "mask"])
 def test_mask_or_init_error_fails_its_row(folder: Path, column: str) -> None:
-    failed = StorageError("/in/sky.png: does not exist; check the name")
+    failure = StorageError("/in/sky.png: does not exist; check the name")
     with pytest.raises(StorageError) as caught:
-        build_job(replace(PAIR, **{column: SKY.uri}), {**SOURCES, SKY.uri: failed}, request_of(folder)[2], "w")
-    assert caught.value is failed
+        build_job(replace(PAIR, **{column: SKY.uri}), {**SOURCES, SKY.uri: failure}, request_of(folder)[2], "w")
+    assert caught.value is failure
 
 
 def test_image_error_fails_the_rows_that_use_it(folder: Path) -> None:
-    failed = PictureError("/in/oil.jpg: not a picture")
+    failure = PictureError("/in/oil.jpg: not a picture")
     with pytest.raises(PictureError) as caught:
-        build_job(PAIR, {CAT.uri: CAT, OIL.uri: failed}, request_of(folder)[2], "w")
-    assert caught.value is failed
+        build_job(PAIR, {CAT.uri: CAT, OIL.uri: failure}, request_of(folder)[2], "w")
+    assert caught.value is failure
 
 
 LEAST = min_side(PAINTERLY.method.layers)
 
 
-def test_a_side_too_small_for_the_network_is_one_sentence(folder: Path) -> None:
+def test_content_too_small_for_the_network_is_refused(folder: Path) -> None:
     narrow = replace(CAT, uri="memory://in/narrow.png?token=SECRET", height=LEAST - 1, width=300)
     pair = replace(PAIR, content=narrow.uri)
     with pytest.raises(PictureError) as caught:
@@ -663,28 +668,28 @@ def test_a_side_too_small_for_the_network_is_one_sentence(folder: Path) -> None:
     )
     enough = replace(narrow, height=LEAST)
     assert build_job(pair, {narrow.uri: enough, OIL.uri: OIL}, request_of(folder)[2], "w").height == LEAST
-    # the size can make it too small, and enlarging large enough
+    # a smaller size makes it too small, and upscaling makes it large enough
     with pytest.raises(PictureError, match="64 x 3 pixels at size 64"):
         build_job(pair, {narrow.uri: enough, OIL.uri: OIL}, request_of(folder, size=64)[2], "w")
     assert build_job(pair, {narrow.uri: narrow, OIL.uri: OIL}, request_of(folder, upscale=True)[2], "w").width == 512
 
 
-def test_a_style_too_small_for_the_network_is_refused_too(folder: Path) -> None:
+def test_style_too_small_for_the_network_is_refused(folder: Path) -> None:
     with pytest.raises(PictureError, match="^/in/oil.jpg: 5 x 5 pixels at size 512 leave a side below"):
         build_job(PAIR, {CAT.uri: CAT, OIL.uri: replace(OIL, height=5, width=5)}, request_of(folder)[2], "w")
 
 
-# Surveys
+# Dry runs
 
 
-def survey(request: tuple[str, str, RunOptions]) -> DryRunSummary:
+def dry_run(request: tuple[str, str, RunOptions]) -> DryRunSummary:
     return summarize_dry_run(*request[1:], prepare(*request, SETTINGS), SETTINGS)
 
 
-def test_a_survey_says_what_a_run_would_do_and_writes_nothing(folder: Path) -> None:
-    before = {name: os.stat(folder / name).st_mtime_ns for name in list_files(folder)}
-    found = survey(request_of(folder, size=64))
-    assert found == DryRunSummary(
+def test_dry_run_lists_the_work_and_writes_nothing(folder: Path) -> None:
+    times = {name: os.stat(folder / name).st_mtime_ns for name in list_files(folder)}
+    summary = dry_run(request_of(folder, size=64))
+    assert summary == DryRunSummary(
         rows=2,
         done=0,
         to_do=(
@@ -694,41 +699,41 @@ def test_a_survey_says_what_a_run_would_do_and_writes_nothing(folder: Path) -> N
         problems=(),
         warnings=(),
     )
-    assert found.format_lines()[-1] == "2 rows: 0 done, 2 to do"
-    assert {name: os.stat(folder / name).st_mtime_ns for name in list_files(folder)} == before
+    assert summary.format_lines()[-1] == "2 rows: 0 done, 2 to do"
+    assert {name: os.stat(folder / name).st_mtime_ns for name in list_files(folder)} == times
 
 
-def test_a_survey_knows_what_is_done(folder: Path) -> None:
+def test_dry_run_counts_finished_jobs(folder: Path) -> None:
     request = request_of(folder, precision="float32")
     cat, oil = (inspect_image(str(folder / name), 10_000) for name in ("cat.png", "oil.jpg"))
     pair = prepare(*request, SETTINGS).manifest.pairs[0]
     job = build_job(pair, {cat.uri: cat, oil.uri: oil}, request[2], weights.compute_sha256("tiny", None))
-    publish(request[1], done(job.id, key=job.key, content=cat, styles=(oil,)))
-    assert (survey(request).done, len(survey(request).to_do)) == (1, 1)
-    # other steps are other work, and so are other bytes under the same name
-    assert survey((*request[:2], request[2].model_copy(update={"steps": 5}))).done == 0
+    publish(request[1], make_success(job.id, key=job.key, content=cat, styles=(oil,)))
+    assert (dry_run(request).done, len(dry_run(request).to_do)) == (1, 1)
+    # other steps, or other bytes under the same name, make another job
+    assert dry_run((*request[:2], request[2].model_copy(update={"steps": 5}))).done == 0
     files.write(oil.uri, encode_flat("red"))
-    assert survey(request).done == 0
+    assert dry_run(request).done == 0
 
 
-def test_a_survey_tells_a_mask_that_does_not_fit(folder: Path) -> None:
+def test_dry_run_reports_a_mask_that_does_not_fit(folder: Path) -> None:
     (folder / "m.csv").write_text("content,style,mask\ncat.png,oil.jpg,dog.png\ncat.png,oil.jpg,cat.png\n")
-    found = survey(request_of(folder))
-    (problem,) = found.problems
+    summary = dry_run(request_of(folder))
+    (problem,) = summary.problems
     assert problem.startswith("row 2, cat_oil-")
     assert f"{folder}/dog.png: 60 x 80 pixels have not the proportions of the content's 80 x 60; give for mask" in problem
-    assert len(found.to_do) == 1
+    assert len(summary.to_do) == 1
 
 
-def test_a_survey_tells_every_problem(folder: Path) -> None:
+def test_dry_run_reports_every_problem(folder: Path) -> None:
     (folder / "m.csv").write_text("content,style,size\ncat.png,oil.jpg,\nnone.png,oil.jpg,\ncat.png,oil.jpg,9\n")
     request = request_of(folder)
     files.write(join_uri(request[1], "outcomes/cat_oil.json"), b"damaged")
-    found = survey(request)
-    assert (found.rows, found.done, len(found.to_do)) == (3, 0, 1)
-    (row_4, row_3) = found.problems
+    summary = dry_run(request)
+    assert (summary.rows, summary.done, len(summary.to_do)) == (3, 0, 1)
+    (row_4, row_3) = summary.problems
     assert row_4.startswith("row 4, column size: 9 is below the smallest size, 64")
     assert row_3 == f"row 3, none_oil: {folder}/none.png: does not exist; check the name"
-    (warning,) = found.warnings
+    (warning,) = summary.warnings
     assert warning.startswith("outcomes/cat_oil.json: ignored, ")
-    assert found.format_lines() == [warning, row_4, row_3, *found.to_do, "3 rows: 0 done, 1 to do"]
+    assert summary.format_lines() == [warning, row_4, row_3, *summary.to_do, "3 rows: 0 done, 1 to do"]

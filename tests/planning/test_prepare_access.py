@@ -1,4 +1,4 @@
-"""What a manifest, a request and a command may name is refused where it is read, not only in theory."""
+"""Paths outside the allowed roots are refused wherever a manifest, a request or a command names them."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def inside(folder: Path) -> Settings:
+def make_settings(folder: Path) -> Settings:
     return Settings(allowed_roots=(str(folder / "in"),))
 
 
-def problems(folder: Path, *rows: str, header: str = "content,style") -> list[str]:
+def list_problems(folder: Path, *rows: str, header: str = "content,style") -> list[str]:
     place = str(folder / "in" / "m.csv")
     Path(place).write_text("\n".join([header, *rows, ""]))
-    return [str(problem) for problem in read_manifest(place, inside(folder).access)[1].problems]
+    return [str(problem) for problem in read_manifest(place, make_settings(folder).access)[1].problems]
 
 
 def test_rows_outside_the_roots_are_rejected(folder: Path) -> None:
     (folder / "in" / "link.png").symlink_to(folder / "other" / "cat.png")
     (folder / "in" / "way").symlink_to(folder / "other")
-    there = "is not below NST_ALLOWED_ROOTS"
-    lines = problems(
+    sentence = "is not below NST_ALLOWED_ROOTS"
+    lines = list_problems(
         folder,
         "cat.png,oil.png,,,",
         "../other/cat.png,oil.png,,,",
@@ -60,58 +60,58 @@ def test_rows_outside_the_roots_are_rejected(folder: Path) -> None:
         header="content,style,init,mask,recipe",
     )
     assert [line.partition(" (")[0] for line in lines] == [
-        f"row 3, column content: ../other/cat.png {there}",
-        f"row 4, column style: /etc/passwd {there}",
-        f"row 5, column init: file:///etc/passwd {there}",
-        f"row 6, column mask: link.png {there}",
-        f"row 7, column recipe: way/my.toml {there}",
+        f"row 3, column content: ../other/cat.png {sentence}",
+        f"row 4, column style: /etc/passwd {sentence}",
+        f"row 5, column init: file:///etc/passwd {sentence}",
+        f"row 6, column mask: link.png {sentence}",
+        f"row 7, column recipe: way/my.toml {sentence}",
         "row 9, column content: https://h/a.png is on the web, "
         "which is not allowed; copy it to a store, or set NST_ALLOW_HTTP=1",
     ]
 
 
-def test_a_recipe_file_that_may_not_be_named_is_never_opened(folder: Path) -> None:
+def test_recipe_file_outside_the_roots_is_not_opened(folder: Path) -> None:
     (folder / "other" / "my.toml").write_text("secret = 1\n")
     (folder / "in" / "m.csv").write_text("content,style,recipe\ncat.png,oil.png,../other/my.toml\ncat.png,oil.png,my.toml\n")
-    place, allowed = str(folder / "in" / "m.csv"), inside(folder).access
-    parsed, known = load_recipes(place, *read_manifest(place, allowed), allowed)
-    assert [pair.row for pair in parsed.pairs] == [3]
-    assert "secret" not in str(parsed.problems)
-    assert not any("other" in name for name in known)
+    place, roots = str(folder / "in" / "m.csv"), make_settings(folder).access
+    manifest, recipes = load_recipes(place, *read_manifest(place, roots), roots)
+    assert [pair.row for pair in manifest.pairs] == [3]
+    assert "secret" not in str(manifest.problems)
+    assert not any("other" in name for name in recipes)
 
 
-def test_a_wrong_recipe_file_does_not_let_the_other_rows_out(folder: Path) -> None:
-    """The manifest is read once more, with what is wrong with its recipe files."""
+def test_wrong_recipe_file_does_not_admit_other_rows(folder: Path) -> None:
+    """The manifest is parsed again after the problems of its recipe files are known."""
     (folder / "in" / "my.toml").write_text("steps = -1\n")
     (folder / "in" / "m.csv").write_text("content,style,recipe\n../other/cat.png,oil.png,\ncat.png,oil.png,my.toml\n")
-    place, allowed = str(folder / "in" / "m.csv"), inside(folder).access
-    assert not load_recipes(place, *read_manifest(place, allowed), allowed)[0].pairs
+    place, roots = str(folder / "in" / "m.csv"), make_settings(folder).access
+    assert not load_recipes(place, *read_manifest(place, roots), roots)[0].pairs
 
 
 def test_manifest_on_a_store_may_not_name_local_files(memory: str, folder: Path) -> None:
     text = f"content,style\n{folder}/in/cat.png,{memory}/oil.png\ncat.png,file:///etc/passwd\ncat.png,pen.png\n".encode()
     files.write(f"{memory}/m.csv", text)
-    found = read_manifest(f"{memory}/m.csv")[1]
-    assert [(problem.row, problem.column) for problem in found.problems] == [(2, "content"), (3, "style")]
-    assert all("is a path on this machine, which a manifest on a store may not name" in str(line) for line in found.problems)
+    manifest = read_manifest(f"{memory}/m.csv")[1]
+    assert [(problem.row, problem.column) for problem in manifest.problems] == [(2, "content"), (3, "style")]
+    assert all("is a path on this machine, which a manifest on a store may not name" in str(line) for line in manifest.problems)
     (folder / "in" / "m.csv").write_bytes(text)
     assert not read_manifest(str(folder / "in" / "m.csv"))[1].problems
 
 
-def prepare_with(given: dict[str, Any], settings: Settings) -> LoadedManifest:
+def prepare_with(fields: dict[str, Any], settings: Settings) -> LoadedManifest:
     """Prepare a run whose manifest, output and options are given by name."""
-    options = {name: value for name, value in given.items() if name not in ("manifest", "out")}
-    return prepare(given["manifest"], given["out"], RunOptions(**{"backbone": "tiny"} | options), settings)
+    options = {name: value for name, value in fields.items() if name not in ("manifest", "out")}
+    return prepare(fields["manifest"], fields["out"], RunOptions(**{"backbone": "tiny"} | options), settings)
 
 
 @pytest.mark.parametrize("field", ["manifest", "out", "weights", "recipe"])
 def test_inputs_outside_the_roots_are_refused(folder: Path, field: str) -> None:
-    given = {"manifest": str(folder / "in" / "m.csv"), "out": str(folder / "in" / "out")}
-    prepare_with(given, inside(folder))
+    fields = {"manifest": str(folder / "in" / "m.csv"), "out": str(folder / "in" / "out")}
+    prepare_with(fields, make_settings(folder))
     (folder / "other" / "w.h5").write_bytes(b"")
     name = {"manifest": "m.csv", "out": "out", "weights": "w.h5", "recipe": "my.toml"}[field]
     with pytest.raises(InputError) as caught:
-        prepare_with({**given, field: str(folder / "other" / name)}, inside(folder))
+        prepare_with({**fields, field: str(folder / "other" / name)}, make_settings(folder))
     place = f"{folder}/other/{name}: is not below NST_ALLOWED_ROOTS ({folder}/in); move it there, or name another place"
     prefix = {
         "out": "--out: the output cannot be written: ",
@@ -123,42 +123,42 @@ def test_inputs_outside_the_roots_are_refused(folder: Path, field: str) -> None:
     assert not (folder / "other" / "out").exists()
 
 
-def test_an_output_whose_folders_lead_elsewhere_is_refused(folder: Path) -> None:
+def test_output_with_links_outside_the_roots_is_refused(folder: Path) -> None:
     out = folder / "in" / "out"
     out.mkdir()
     (out / "images").symlink_to(folder / "other")
     with pytest.raises(StorageError, match="out/images: is not below NST_ALLOWED_ROOTS"):
-        access.check_output(str(out), inside(folder).access)
+        access.check_output(str(out), make_settings(folder).access)
     access.check_output(str(out), Access())
     (out / "images").unlink()
     (out / "images").symlink_to(folder / "in")
-    access.check_output(str(out), inside(folder).access)
+    access.check_output(str(out), make_settings(folder).access)
 
 
 def test_link_swapped_after_reading_is_not_followed(folder: Path) -> None:
     place = folder / "in" / "cat.png"
-    assert problems(folder, "cat.png,oil.png") == []
+    assert list_problems(folder, "cat.png,oil.png") == []
     place.unlink()
     place.symlink_to(folder / "other" / "cat.png")
     with pytest.raises(StorageError, match="in/cat.png: is not below NST_ALLOWED_ROOTS"):
-        inspect_image(str(place), 10_000, inside(folder).access)
+        inspect_image(str(place), 10_000, make_settings(folder).access)
     assert inspect_image(str(place), 10_000).height == 60
 
 
 @pytest.mark.parametrize("field", ["manifest", "out", "weights", "recipe"])
 def test_input_with_a_secret_is_refused(memory: str, field: str) -> None:
     files.write(f"{memory}/m.csv", b"content,style\ncat.png,oil.png\n")
-    given = {"manifest": f"{memory}/m.csv", "out": f"{memory}/out"}
+    fields = {"manifest": f"{memory}/m.csv", "out": f"{memory}/out"}
     for uri in (f"{memory}/x.toml?token=hunter2", memory.replace("://", "://ann:hunter2@") + "/x.toml"):
         with pytest.raises(InputError) as caught:
-            prepare_with({**given, field: uri}, Settings())
+            prepare_with({**fields, field: uri}, Settings())
         name = field if field == "manifest" else f"--{field}"
         line = f"{name}: {memory}/x.toml has a password or a query, which Prefect would store; "
-        assert any(found.startswith(line) for found in str(caught.value).splitlines())
+        assert any(text.startswith(line) for text in str(caught.value).splitlines())
         assert "hunter2" not in str(caught.value)
 
 
-def test_sizes_are_looked_at_before_anything_is_read(folder: Path) -> None:
+def test_sizes_are_checked_before_reading(folder: Path) -> None:
     for name in ("big.csv", "big.png"):
         with (folder / "in" / name).open("wb") as file:
             file.truncate(2**33)  # a hole on the disk; read, it would fill the memory
@@ -172,18 +172,18 @@ def test_sizes_are_looked_at_before_anything_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pipe", "zero"])
-def test_what_never_ends_is_not_read(folder: Path, name: str) -> None:
+def test_endless_file_is_not_read(folder: Path, name: str) -> None:
     os.mkfifo(folder / "in" / "pipe")
     (folder / "in" / "zero").symlink_to("/dev/zero")
     with pytest.raises(StorageError, match=f"in/{name}: is a device or a pipe, which may have no end; name a file$"):
         inspect_image(str(folder / "in" / name), 10_000)
 
 
-def test_recipes_named_by_a_person_stay_below_the_roots_too(folder: Path) -> None:
-    allowed = inside(folder).access
-    assert find_recipe(str(folder / "in" / "my.toml"), allowed).name == "my"
+def test_recipe_outside_the_roots_is_refused(folder: Path) -> None:
+    roots = make_settings(folder).access
+    assert find_recipe(str(folder / "in" / "my.toml"), roots).name == "my"
     with pytest.raises(SettingsError, match="^recipe .*/other/my.toml: is not below NST_ALLOWED_ROOTS"):
-        find_recipe(str(folder / "other" / "my.toml"), allowed)
+        find_recipe(str(folder / "other" / "my.toml"), roots)
 
 
 @pytest.mark.parametrize(
@@ -202,15 +202,15 @@ def test_recipes_named_by_a_person_stay_below_the_roots_too(folder: Path) -> Non
     ],
 )
 def test_every_command_stays_below_the_roots(folder: Path, command: str) -> None:
-    before = sorted(folder.rglob("*"))
+    paths = sorted(folder.rglob("*"))
     environment = {"NST_ALLOWED_ROOTS": str(folder / "in")}
     result = CliRunner().invoke(app, command.format(folder).split(), env=environment)
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"is not below NST_ALLOWED_ROOTS ({folder}/in); move it there" in result.stderr
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(folder.rglob("*")) == paths
 
 
-def test_commands_below_the_roots_go_on_as_before(folder: Path) -> None:
+def test_commands_below_the_roots_succeed(folder: Path) -> None:
     environment = {"NST_ALLOWED_ROOTS": f"/nowhere|{folder}/in"}
     for command in (
         "validate {0}/in/m.csv --probe",

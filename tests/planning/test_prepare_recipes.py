@@ -1,4 +1,4 @@
-"""Recipes on the way in: preset or file, of a run or of its rows; read once, and told all that is wrong with them."""
+"""Recipes of a run and of its rows, from presets or files: each is read once, and every problem is reported."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ MINE = 'base = "painterly"\nsteps = 7\n'
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures, a recipe file, and a manifest of which one row names it."""
+    """Write two pictures, a recipe file, and a manifest in which one row names that file."""
     for name, color in (("cat.png", "teal"), ("oil.png", "navy")):
         Image.new("RGB", (80, 60), color).save(tmp_path / name)
     (tmp_path / "my.toml").write_text(MINE)
-    rows(tmp_path, "a,cat.png,oil.png,my.toml", "b,cat.png,oil.png,", "c,cat.png,oil.png,tf-tutorial")
+    write_rows(tmp_path, "a,cat.png,oil.png,my.toml", "b,cat.png,oil.png,", "c,cat.png,oil.png,tf-tutorial")
     return tmp_path
 
 
-def rows(folder: Path, *lines: str, header: str = "id,content,style,recipe") -> None:
+def write_rows(folder: Path, *lines: str, header: str = "id,content,style,recipe") -> None:
     (folder / "m.csv").write_text("\n".join([header, *lines]) + "\n")
 
 
-def read(folder: Path) -> Manifest:
+def load_manifest(folder: Path) -> Manifest:
     place = str(folder / "m.csv")
     return load_recipes(place, *read_manifest(place))[0]
 
 
-def triaged(request: tuple[str, str, RunOptions]) -> tuple[LoadedManifest, Triage]:
-    taken = prepare(*request, SETTINGS)
-    sources = {uri: inspect_image(uri, SETTINGS.max_pixels) for uri in list_image_uris(taken.manifest.pairs)}
-    return taken, triage(taken, sources, request[2], {})
+def prepare_and_triage(request: tuple[str, str, RunOptions]) -> tuple[LoadedManifest, Triage]:
+    inputs = prepare(*request, SETTINGS)
+    sources = {uri: inspect_image(uri, SETTINGS.max_pixels) for uri in list_image_uris(inputs.manifest.pairs)}
+    return inputs, triage(inputs, sources, request[2], {})
 
 
-def jobs(request: tuple[str, str, RunOptions]) -> dict[str, Job]:
-    _, found = triaged(request)
-    assert not found.refused
-    return {job.id: job for job in found.to_do}
+def list_jobs(request: tuple[str, str, RunOptions]) -> dict[str, Job]:
+    _, result = prepare_and_triage(request)
+    assert not result.refused
+    return {job.id: job for job in result.to_do}
 
 
 # A preset or a file
@@ -75,9 +75,9 @@ def test_a_recipe_is_found_by_a_presets_name_or_a_files_uri(folder: Path, memory
 
 def test_every_problem_of_a_file_names_it(folder: Path) -> None:
     (folder / "my.toml").write_text('base = "paintrly"\nsteps = -1\n')
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(SettingsError) as caught:
         find_recipe(str(folder / "my.toml"))
-    assert str(refused.value).split("\n") == [
+    assert str(caught.value).split("\n") == [
         f"recipe {folder}/my.toml: base: 'paintrly' is not a preset; did you mean painterly?",
         f"recipe {folder}/my.toml: steps: -1 is not in 0..100000",
     ]
@@ -91,26 +91,26 @@ def test_every_problem_of_a_file_names_it(folder: Path) -> None:
         ("folder.toml", "it is a folder, not a file; choose another path"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line(folder: Path, place: str, fault: str) -> None:
+def test_unreadable_file_is_refused_in_one_line(folder: Path, place: str, fault: str) -> None:
     (folder / "folder.toml").mkdir()
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(SettingsError) as caught:
         find_recipe(str(folder / place))
-    assert str(refused.value) == f"recipe {folder}/{place}: {fault}"
+    assert str(caught.value) == f"recipe {folder}/{place}: {fault}"
 
 
-def test_a_file_that_is_too_large_is_not_even_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_file_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "huge.toml").write_bytes(b"#" * (recipe_file.MAX_BYTES + 1))
     monkeypatch.setattr(files, "read", lambda uri: pytest.fail("it was read"))
     with pytest.raises(SettingsError, match=r"huge\.toml: 1000001 bytes are too many for a recipe, which has 1000000 at most"):
         find_recipe(str(folder / "huge.toml"))
 
 
-def test_a_files_uri_is_told_without_its_secrets(memory: str) -> None:
+def test_errors_omit_the_secrets_of_a_files_uri(memory: str) -> None:
     uri = memory.replace("memory://", "memory://user:hunter2@") + "/my.toml?token=hunter2"
     for fault in ("does not exist; check the name", "steps: -1 is not in 0..100000"):
-        with pytest.raises(SettingsError) as refused:
+        with pytest.raises(SettingsError) as caught:
             find_recipe(uri)
-        assert str(refused.value) == f"recipe {memory}/my.toml: {fault}"
+        assert str(caught.value) == f"recipe {memory}/my.toml: {fault}"
         files.write(uri, MINE.replace("7", "-1").encode())
 
 
@@ -124,16 +124,16 @@ def test_a_file_is_found_from_any_working_folder(folder: Path, monkeypatch: pyte
 # The run's recipe
 
 
-def test_a_run_takes_a_file_for_rows_that_name_none(folder: Path) -> None:
+def test_run_recipe_applies_to_rows_without_one(folder: Path) -> None:
     (folder / "run.toml").write_text('base = "tf-tutorial"\nsize = 64\n[optimizer]\nkind = "lbfgs"\n')
-    found = jobs(request_of(folder, recipe=str(folder / "run.toml")))
-    assert {id: job.recipe.name for id, job in found.items()} == {"a": "my", "b": "run", "c": "tf-tutorial"}
-    assert found["b"].recipe.method.optimizer == LBFGS()
-    assert (found["b"].width, found["a"].recipe.method.steps, found["c"].recipe) == (64, 7, TF_TUTORIAL)
+    jobs = list_jobs(request_of(folder, recipe=str(folder / "run.toml")))
+    assert {id: job.recipe.name for id, job in jobs.items()} == {"a": "my", "b": "run", "c": "tf-tutorial"}
+    assert jobs["b"].recipe.method.optimizer == LBFGS()
+    assert (jobs["b"].width, jobs["a"].recipe.method.steps, jobs["c"].recipe) == (64, 7, TF_TUTORIAL)
 
 
-def test_the_runs_own_numbers_go_before_a_files(folder: Path) -> None:
-    job = jobs(request_of(folder, size=64, steps=14))["a"]
+def test_run_options_override_the_recipe_file(folder: Path) -> None:
+    job = list_jobs(request_of(folder, size=64, steps=14))["a"]
     assert (job.recipe.size, job.recipe.method.steps) == (64, 14)
 
 
@@ -161,7 +161,7 @@ def test_recipe_file_with_unknown_layers_refuses_the_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("snapshots", [None, 0, 1, 100_000])
-def test_snapshots_are_none_or_every_so_many_steps(folder: Path, snapshots: int | None) -> None:
+def test_snapshot_intervals_are_accepted(folder: Path, snapshots: int | None) -> None:
     assert prepare(*request_of(folder, snapshots=snapshots), SETTINGS).manifest.rows == 3
 
 
@@ -169,75 +169,75 @@ def test_snapshots_are_none_or_every_so_many_steps(folder: Path, snapshots: int 
 
 
 def test_a_row_names_a_file_from_the_manifests_folder(folder: Path, memory: str) -> None:
-    pair = read(folder).pairs[0]
+    pair = load_manifest(folder).pairs[0]
     assert pair.recipe == str(folder / "my.toml")
     files.write(f"{memory}/in/m.csv", b"content,style,recipe\ncat.png,oil.png,../recipes/my.toml\n")
     files.write(f"{memory}/recipes/my.toml", MINE.encode())
     place = f"{memory}/in/m.csv"
-    parsed, known = load_recipes(place, *read_manifest(place))
-    assert parsed.pairs[0].recipe == f"{memory}/recipes/my.toml"
-    assert known[f"{memory}/recipes/my.toml"].method.steps == 7
+    result, recipes = load_recipes(place, *read_manifest(place))
+    assert result.pairs[0].recipe == f"{memory}/recipes/my.toml"
+    assert recipes[f"{memory}/recipes/my.toml"].method.steps == 7
 
 
-def test_a_file_is_read_once_however_many_rows_name_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows(folder, *(f"r{k},cat.png,oil.png,{'my.toml' if k % 2 else './my.toml'}" for k in range(10)))
-    opened = []
-    read = files.read
-    monkeypatch.setattr(files, "read", lambda uri: opened.append(uri) or read(uri))
+def test_file_of_many_rows_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(folder, *(f"r{k},cat.png,oil.png,{'my.toml' if k % 2 else './my.toml'}" for k in range(10)))
+    uris = []
+    original = files.read
+    monkeypatch.setattr(files, "read", lambda uri: uris.append(uri) or original(uri))
     place = str(folder / "my.toml")
-    assert len(jobs(request_of(folder, recipe=place))) == 10
-    assert opened.count(place) == 1
-    assert opened.count(f"{folder}/./my.toml") == 1
+    assert len(list_jobs(request_of(folder, recipe=place))) == 10
+    assert uris.count(place) == 1
+    assert uris.count(f"{folder}/./my.toml") == 1
 
 
 def test_rows_with_a_wrong_recipe_file_are_rejected(folder: Path) -> None:
     (folder / "wrong.toml").write_text('base = "painterly"\nsteps = -1\nsise = 9\n')
-    rows(folder, "a,cat.png,oil.png,wrong.toml", "b,cat.png,oil.png,", "c,cat.png,oil.png,none.toml")
-    taken, found = triaged(request_of(folder))
-    assert [job.id for job in found.to_do] == ["b"]
-    told = [
+    write_rows(folder, "a,cat.png,oil.png,wrong.toml", "b,cat.png,oil.png,", "c,cat.png,oil.png,none.toml")
+    inputs, result = prepare_and_triage(request_of(folder))
+    assert [job.id for job in result.to_do] == ["b"]
+    messages = [
         f"row 2, column recipe: {folder}/wrong.toml: sise: is not known here; did you mean size?",
         f"row 2, column recipe: {folder}/wrong.toml: steps: -1 is not in 0..100000",
         f"row 4, column recipe: {folder}/none.toml: does not exist; check the name",
     ]
-    assert [str(problem) for problem in taken.manifest.problems] == told
-    assert [(problem.column, problem.value) for problem in taken.manifest.problems][1:] == [
+    assert [str(problem) for problem in inputs.manifest.problems] == messages
+    assert [(problem.column, problem.value) for problem in inputs.manifest.problems][1:] == [
         ("recipe", "wrong.toml"),
         ("recipe", "none.toml"),
     ]
-    assert refusals(request_of(folder, strict=True)) == told
-    rows(folder, "c,cat.png,oil.png,none.toml")
+    assert refusals(request_of(folder, strict=True)) == messages
+    write_rows(folder, "c,cat.png,oil.png,none.toml")
     assert refusals(request_of(folder)) == [
-        told[2].replace("row 4", "row 2"),
+        messages[2].replace("row 4", "row 2"),
         "manifest: no row is usable; correct the rows above",
     ]
 
 
-def test_a_file_whose_layers_the_backbone_has_not_fails_its_row(folder: Path) -> None:
+def test_file_with_unknown_layers_fails_its_row(folder: Path) -> None:
     (folder / "my.toml").write_text('base = "painterly"\n[content.layers]\nblock5_conv4 = 1\n')
-    _, found = triaged(request_of(folder))
-    assert [job.id for job in found.to_do] == ["b", "c"]
-    ((pair, error),) = found.refused
+    _, result = prepare_and_triage(request_of(folder))
+    assert [job.id for job in result.to_do] == ["b", "c"]
+    ((pair, error),) = result.refused
     assert pair.id == "a"
     assert str(error).startswith("layer block5_conv4: vgg16 has none of that name")
 
 
-def test_a_store_that_fails_for_the_moment_refuses_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = files.read
+def test_temporary_store_failure_refuses_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = files.read
 
-    def flaky(uri: str) -> bytes:
+    def fail_for_recipes(uri: str) -> bytes:
         if uri.endswith(".toml"):
             raise StorageUnavailable(f"{uri}: the store failed for the moment (OSError)")
-        return read(uri)
+        return original(uri)
 
-    monkeypatch.setattr(files, "read", flaky)
+    monkeypatch.setattr(files, "read", fail_for_recipes)
     assert refusals(request_of(folder)) == [f"recipe {folder}/my.toml: the store failed for the moment (OSError)"]
 
 
 def test_rejected_rows_name_their_recipe_file_from_any_folder(folder: Path) -> None:
     (folder / "my.toml").write_text("")
-    rows(folder, "a,cat.png,oil.png, my.toml ", "b,cat.png,oil.png,paintrly", "c,cat.png,oil.png,/r/your.toml")
-    text = export_rejected(read(folder), str(folder)).decode()
+    write_rows(folder, "a,cat.png,oil.png, my.toml ", "b,cat.png,oil.png,paintrly", "c,cat.png,oil.png,/r/your.toml")
+    text = export_rejected(load_manifest(folder), str(folder)).decode()
     assert [line.rpartition(",")[2] for line in text.splitlines()] == [
         "recipe",
         f"{folder}/my.toml",
@@ -247,66 +247,80 @@ def test_rejected_rows_name_their_recipe_file_from_any_folder(folder: Path) -> N
 
 
 def test_derived_id_distinguishes_file_from_preset(tmp_path: Path) -> None:
-    def id_of(recipe: str, folder: str) -> str:
+    def derive_id(recipe: str, folder: str) -> str:
         data = f"content,style,recipe\ncat.png,oil.png,{recipe}\n".encode()
         (pair,) = manifest.parse(data, folder).pairs
         return pair.id
 
-    assert id_of("painterly.toml", "/a") == id_of("x/painterly.toml", "/b") == id_of("s3://b/painterly.toml?sig=1", "/a")
-    assert len({id_of("painterly.toml", "/a"), id_of("painterly", "/a"), id_of("other.toml", "/a"), id_of("", "/a")}) == 4
+    assert (
+        derive_id("painterly.toml", "/a")
+        == derive_id("x/painterly.toml", "/b")
+        == derive_id("s3://b/painterly.toml?sig=1", "/a")
+    )
+    assert (
+        len(
+            {
+                derive_id("painterly.toml", "/a"),
+                derive_id("painterly", "/a"),
+                derive_id("other.toml", "/a"),
+                derive_id("", "/a"),
+            }
+        )
+        == 4
+    )
 
 
-def test_a_manifest_with_a_recipe_like_none_suggests_one() -> None:
+def test_misspelled_recipe_suggests_a_preset() -> None:
     (problem,) = manifest.parse(b"content,style,recipe\ncat.png,oil.png,paintrly\n", "/a").problems
     assert str(problem) == "row 2, column recipe: paintrly is not a recipe; did you mean painterly?"
 
 
-def test_grid_takes_a_file_as_it_is_and_refuses_an_unknown_name() -> None:
+def test_grid_accepts_a_file_and_refuses_an_unknown_name() -> None:
     assert build_grid(["/c.png"], ["/s.png"], "/r/my.toml").decode().endswith(",/c.png,/s.png,/r/my.toml\n")
     with pytest.raises(ManifestError, match=r"paintrly is not a recipe; did you mean painterly\?"):
         build_grid(["/c.png"], ["/s.png"], "paintrly")
 
 
-# What a recipe decides
+# Effects of a recipe
 
 
 def test_the_files_content_decides_the_key_and_not_its_name(folder: Path) -> None:
-    (folder / "same.toml").write_text("# the same in other words\n" + MINE.replace("7", "0x7"))
+    (folder / "same.toml").write_text("# the same, spelled differently\n" + MINE.replace("7", "0x7"))
     (folder / "other.toml").write_text(MINE.replace("7", "8"))
     (folder / "whole.toml").write_bytes(recipe_file.to_toml(TF_TUTORIAL).replace('name = "tf-tutorial"', 'name = "x"').encode())
     names = ("my.toml", "same.toml", "other.toml", "whole.toml", "tf-tutorial", "")
-    rows(folder, *(f"r{k},cat.png,oil.png,{name}" for k, name in enumerate(names)))
-    keys = {name: job.key for name, job in zip(names, jobs(request_of(folder)).values(), strict=True)}
+    write_rows(folder, *(f"r{k},cat.png,oil.png,{name}" for k, name in enumerate(names)))
+    keys = {name: job.key for name, job in zip(names, list_jobs(request_of(folder)).values(), strict=True)}
     assert keys["my.toml"] == keys["same.toml"]
     assert keys["whole.toml"] == keys["tf-tutorial"]
     assert len({keys[name] for name in ("my.toml", "other.toml", "tf-tutorial", "")}) == 4
-    before = keys["my.toml"]
+    key = keys["my.toml"]
     (folder / "my.toml").write_text(MINE + "pooling = 'average'\n")
-    assert jobs(request_of(folder))["r0"].key != before
+    assert list_jobs(request_of(folder))["r0"].key != key
 
 
-def test_a_rows_settings_go_before_its_files(folder: Path) -> None:
-    rows(folder, "a,cat.png,oil.png,my.toml,64,3,noise,9", header="id,content,style,recipe,size,steps,init,style_weight")
-    recipe = jobs(request_of(folder, size=128, steps=99))["a"].recipe
+def test_row_settings_override_its_recipe_file(folder: Path) -> None:
+    write_rows(folder, "a,cat.png,oil.png,my.toml,64,3,noise,9", header="id,content,style,recipe,size,steps,init,style_weight")
+    recipe = list_jobs(request_of(folder, size=128, steps=99))["a"].recipe
     assert (recipe.name, recipe.size, recipe.method.steps) == ("my", 64, 3)
     assert (recipe.method.init, recipe.method.init_noise, recipe.method.style.weight) == ("noise", 0.15, 9.0)
 
 
-def test_a_row_that_starts_from_noise_gets_some(folder: Path) -> None:
-    rows(folder, "a,cat.png,oil.png,tf-tutorial,noise", header="id,content,style,recipe,init")
-    method = jobs(request_of(folder))["a"].recipe.method
+def test_noise_init_has_a_default_noise_level(folder: Path) -> None:
+    write_rows(folder, "a,cat.png,oil.png,tf-tutorial,noise", header="id,content,style,recipe,init")
+    method = list_jobs(request_of(folder))["a"].recipe.method
     assert (method.init, method.init_noise) == ("noise", 0.1)
 
 
-def test_a_survey_and_a_record_hold_the_whole_recipe(folder: Path) -> None:
+def test_dry_run_and_job_have_the_whole_recipe(folder: Path) -> None:
     request = request_of(folder, size=64)
     survey = summarize_dry_run(*request[1:], prepare(*request, SETTINGS), SETTINGS)
     assert survey.to_do[0] == "row 2, a: cat x oil, my, 64 x 48, 7 steps"
-    plain = jobs(request)["a"].recipe.as_plain()
+    plain = list_jobs(request)["a"].recipe.as_plain()
     assert json.loads(json.dumps(plain))["method"]["steps"] == 7
 
 
-def test_a_job_made_without_a_manifest_knows_the_presets(folder: Path) -> None:
+def test_job_without_a_manifest_has_the_presets(folder: Path) -> None:
     source = inspect_image(str(folder / "cat.png"), SETTINGS.max_pixels)
     pair = Pair(2, "a", source.uri, (source.uri,), (1.0,))
     for name in PRESETS:

@@ -1,4 +1,4 @@
-"""What may be named: every way around a folder that we know of, and everyday names that must go on working."""
+"""Access to places: every known way around the allowed roots, and common names that must stay allowed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STORE = restrict_for_manifest(DEFAULT_ACCESS, "s3://team/m.csv")
         "memory://c.jpg", "s3://bucket/c.jpg?versionId=3", "s3://bucket/100%.jpg",
     ],
 )  # fmt: skip
-def test_everyday_names_are_allowed_anywhere(uri: str) -> None:
+def test_common_names_are_allowed_anywhere(uri: str) -> None:
     assert explain_refusal(uri, DEFAULT_ACCESS) is None
 
 
@@ -72,7 +72,7 @@ def test_ways_around_are_refused(uri: str, reason: str) -> None:
     assert explain_refusal(uri, DEFAULT_ACCESS) == reason
 
 
-def test_a_manifest_on_a_store_names_nothing_on_this_machine() -> None:
+def test_manifest_on_a_store_names_no_local_file() -> None:
     for uri in ("/etc/passwd", "//etc/passwd", "file:///etc/passwd", "local:///etc/passwd"):
         assert (explain_refusal(uri, STORE) or "").startswith(
             "is a path on this machine, which a manifest on a store may not name"
@@ -94,7 +94,7 @@ def test_a_manifest_on_a_store_names_nothing_on_this_machine() -> None:
         "https://cdn.example.com/p/cat.jpg?sig=../x", "https://ann:pw@CDN.example.com/p",
     ],
 )  # fmt: skip
-def test_below_a_root(uri: str) -> None:
+def test_places_below_a_root_are_allowed(uri: str) -> None:
     assert explain_refusal(uri, ROOTS) is None
 
 
@@ -110,7 +110,7 @@ def test_below_a_root(uri: str) -> None:
         "https://evil.com/?@cdn.example.com/p/cat.jpg", "https://cdn.example.com:8443/p/cat.jpg",
     ],
 )  # fmt: skip
-def test_beside_every_root(uri: str) -> None:
+def test_places_outside_every_root_are_refused(uri: str) -> None:
     assert "NST_ALLOWED_ROOTS (/data/in s3://team/inbox memory://m hdfs://node/d https://cdn.example.com/p)" in (
         explain_refusal(uri, ROOTS) or ""
     )
@@ -160,7 +160,7 @@ def test_metadata_addresses_are_always_refused(host: str) -> None:
     assert is_metadata_address(bare)
 
 
-def test_other_addresses_and_names_are_none_of_metadata() -> None:
+def test_other_addresses_are_not_metadata_addresses() -> None:
     for host in ("127.0.0.1", "10.0.0.1", "::1", "example.com", "", "169.254"):
         assert not is_metadata_address(host)
     assert explain_refusal("http://127.0.0.1:8000/a.png", Access(web=True)) is None
@@ -172,7 +172,7 @@ def test_other_addresses_and_names_are_none_of_metadata() -> None:
     st.text("/.\\a~%2eE:?#@", max_size=20),
     st.sampled_from(["/data/in/", "file:///data/in/", "s3://team/inbox/", "memory://m/"]),
 )
-def test_whatever_follows_a_root_stays_below_it_or_is_refused(tail: str, root: str) -> None:
+def test_no_path_climbs_out_of_its_root(tail: str, root: str) -> None:
     if explain_refusal(root + tail, ROOTS) is None:
         path = (root + tail).removeprefix("file://")
         place = os.path.normpath(path) if path.startswith("/") else path
@@ -181,7 +181,7 @@ def test_whatever_follows_a_root_stays_below_it_or_is_refused(tail: str, root: s
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_judged_without_an_error(text: str) -> None:
+def test_any_text_is_checked_without_an_error(text: str) -> None:
     for access in (DEFAULT_ACCESS, STORE, ROOTS, Access(web=True)):
         for uri in (text, f"/{text}", f"https://{text}", f"{text}://x"):
             reason = explain_refusal(uri, access)

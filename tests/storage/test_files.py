@@ -1,4 +1,4 @@
-"""Storage against a local folder, memory, a web server of our own, and a small store that fails on demand."""
+"""Storage in a local folder, in memory, on a local web server, and on a store that fails on demand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 # Reading and writing
 
 
-def test_what_is_written_is_read_folders_included(base: str) -> None:
+def test_write_creates_folders_and_read_returns_the_bytes(base: str) -> None:
     place = join_uri(base, "new", "deep", "a.bin")
     files.write(place, b"one")
     assert files.read(place) == b"one"
@@ -55,14 +55,14 @@ def test_what_is_written_is_read_folders_included(base: str) -> None:
     assert list(files.list_files(join_uri(base, "new", "deep"))) == ["a.bin"]
 
 
-def test_what_a_function_writes_into_a_file_is_read(base: str) -> None:
+def test_write_accepts_a_function_of_a_file(base: str) -> None:
     uri = join_uri(base, "written", "by.parts")
 
-    def parts(file: IO[bytes]) -> None:
+    def write_parts(file: IO[bytes]) -> None:
         for part in (b"one ", b"after ", b"another"):
             file.write(part)
 
-    files.write(uri, parts)
+    files.write(uri, write_parts)
     assert files.read(uri) == b"one after another"
 
 
@@ -77,19 +77,19 @@ def test_write_all_raises_the_first_failure(base: str) -> None:
         files.write_all({join_uri(base, "a", "0.bin", "x"): b"", join_uri(base, "a", "9.bin"): b""})
 
 
-def test_a_function_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
-    def broken(file: IO[bytes]) -> None:
+def test_failed_write_function_leaves_the_old_bytes(tmp_path: Path) -> None:
+    def write_and_fail(file: IO[bytes]) -> None:
         file.write(b"new")
         raise ZeroDivisionError
 
     files.write(str(tmp_path / "a"), b"old")
     with pytest.raises(ZeroDivisionError):
-        files.write(str(tmp_path / "a"), broken)
+        files.write(str(tmp_path / "a"), write_and_fail)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
-def test_nothing_can_be_read_where_nothing_is(base: str) -> None:
+def test_reading_a_missing_file_is_an_error(base: str) -> None:
     place = join_uri(base, "none.bin")
     with pytest.raises(StorageError) as caught:
         files.read(place)
@@ -98,8 +98,8 @@ def test_nothing_can_be_read_where_nothing_is(base: str) -> None:
 
 
 @contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Limit the size of this process's files: what is written first fits, the rest does not."""
+def limit_file_size(size: int) -> Iterator[None]:
+    """Limit the size of the files that this process writes; a write fails where it reaches the limit."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -113,13 +113,13 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_failed_write_leaves_the_old_bytes(tmp_path: Path) -> None:
     place = tmp_path / "a.bin"
     files.write(str(place), b"old")
-    with pytest.raises(StorageError, match=r"a\.bin: the file is larger than"), files_of_at_most(1000):
+    with pytest.raises(StorageError, match=r"a\.bin: the file is larger than"), limit_file_size(1000):
         files.write(str(place), b"new" * 100_000)
     assert place.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_a_write_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> None:
+def test_write_over_a_folder_leaves_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "a.bin").mkdir()
     with pytest.raises(StorageError, match=r"a\.bin: it is a folder, not a file; choose another path"):
         files.write(str(tmp_path / "a.bin"), b"new")
@@ -130,22 +130,22 @@ def test_reader_sees_old_or_new_bytes_only(tmp_path: Path) -> None:
     place = str(tmp_path / "a.bin")
     versions = [bytes([k]) * 200_000 for k in range(2)]
     files.write(place, versions[0])
-    done = threading.Event()
+    end = threading.Event()
 
     def rewrite() -> None:
         for k in range(40):
             files.write(place, versions[k % 2])
-        done.set()
+        end.set()
 
     writer = threading.Thread(target=rewrite)
     writer.start()
-    while not done.is_set():
+    while not end.is_set():
         assert files.read(place) in versions
     writer.join()
 
 
 @pytest.mark.parametrize("name", ["n" * 251 + ".png", "画" * 83 + ".png"])
-def test_a_name_of_the_longest_length_can_be_written(tmp_path: Path, name: str) -> None:
+def test_longest_possible_name_can_be_written(tmp_path: Path, name: str) -> None:
     files.write(str(tmp_path / name), b"x")
     assert os.listdir(tmp_path) == [name]
 
@@ -164,39 +164,39 @@ def test_a_file_at_the_root_can_be_written() -> None:
 # Stat, listing, expand
 
 
-def test_stat_tells_size_and_a_version_that_a_rewrite_changes(base: str) -> None:
+def test_stat_has_size_and_a_version_of_each_write(base: str) -> None:
     place = join_uri(base, "a.bin")
     assert files.stat(place) is None
-    seen = set()
+    versions = set()
     for data in (b"one", b"two", b"two"):
         files.write(place, data)
         entry = files.stat(place)
         assert entry is not None
         assert entry.size == 3
         assert entry == files.stat(place)
-        seen.add(entry.version)
+        versions.add(entry.version)
         time.sleep(0.002)
-    assert len(seen) == 3
-    assert "" not in seen
+    assert len(versions) == 3
+    assert "" not in versions
 
 
 def test_store_version_changes_despite_same_time_and_size(tmp_path: Path) -> None:
     place = tmp_path / "a.bin"
     files.write(str(place), b"one")
     os.utime(place, (1, 1))
-    before = files.stat(str(place))
+    entry = files.stat(str(place))
     files.write(str(place), b"two")
     os.utime(place, (1, 1))
-    assert files.stat(str(place)) != before
+    assert files.stat(str(place)) != entry
 
 
 def test_listing_is_sorted_without_folders_and_dot_files(base: str) -> None:
     for name in ("b.bin", "a.bin", ".hidden", "c/d.bin", "B.bin"):
         files.write(join_uri(base, "x", name), name.encode())
-    found = files.list_files(join_uri(base, "x"))
-    assert list(found) == ["B.bin", "a.bin", "b.bin"]
-    assert [entry.size for entry in found.values()] == [5, 5, 5]
-    assert list(files.list_files(join_uri(base, "x", ""))) == list(found)
+    entries = files.list_files(join_uri(base, "x"))
+    assert list(entries) == ["B.bin", "a.bin", "b.bin"]
+    assert [entry.size for entry in entries.values()] == [5, 5, 5]
+    assert list(files.list_files(join_uri(base, "x", ""))) == list(entries)
 
 
 def test_listing_a_prefix_leaves_out_the_other_names(base: str) -> None:
@@ -206,7 +206,7 @@ def test_listing_a_prefix_leaves_out_the_other_names(base: str) -> None:
     assert files.list_files(join_uri(base, "x"), "c") == files.list_files(join_uri(base, "none"), "a") == {}
 
 
-def test_listing_what_is_not_there_is_empty(base: str) -> None:
+def test_listing_a_missing_folder_is_empty(base: str) -> None:
     assert files.list_files(join_uri(base, "none")) == {}
 
 
@@ -220,11 +220,11 @@ def test_listing_is_never_stale(base: str) -> None:
 def test_glob_gives_sorted_readable_files(base: str) -> None:
     for name in ("b.png", "a.png", "c.txt", ".hidden.png", "folder.png/x.bin"):
         files.write(join_uri(base, "x", name), name.encode())
-    found = files.expand_glob(join_uri(base, "x", "*.png"))
-    assert [files.read(uri) for uri in found] == [b"a.png", b"b.png"]
-    assert all(("://" in uri) == ("://" in base) for uri in found)
+    uris = files.expand_glob(join_uri(base, "x", "*.png"))
+    assert [files.read(uri) for uri in uris] == [b"a.png", b"b.png"]
+    assert all(("://" in uri) == ("://" in base) for uri in uris)
     assert len(files.expand_glob(join_uri(base, "x", "*"))) == 3
-    assert files.expand_glob(join_uri(base, "x", "a.png")) == found[:1]
+    assert files.expand_glob(join_uri(base, "x", "a.png")) == uris[:1]
     assert files.expand_glob(join_uri(base, "x", "*.gif")) == []
 
 
@@ -246,7 +246,7 @@ def test_glob_gives_sorted_readable_files(base: str) -> None:
         ("m.csv", "."),
     ],
 )
-def test_folder(uri: str, folder: str) -> None:
+def test_get_folder(uri: str, folder: str) -> None:
     assert get_folder(uri) == folder
 
 
@@ -262,11 +262,11 @@ def test_folder(uri: str, folder: str) -> None:
         ("memory://", ["a.png"], "memory:///a.png"),
     ],
 )
-def test_join(base: str, names: list[str], uri: str) -> None:
+def test_join_uri(base: str, names: list[str], uri: str) -> None:
     assert join_uri(base, *names) == uri
 
 
-def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert make_absolute("in/../m.csv") == str(tmp_path / "m.csv")
     assert make_absolute("/m.csv") == "/m.csv"
@@ -285,7 +285,7 @@ def test_probing_a_good_place_leaves_no_file(base: str) -> None:
 
 
 @pytest.mark.parametrize(("out", "reason"), [("a.bin", "a file is in the way"), ("a.bin/x", "a part of the path is a file")])
-def test_probing_below_a_file_says_so(tmp_path: Path, out: str, reason: str) -> None:
+def test_probing_below_a_file_is_refused(tmp_path: Path, out: str, reason: str) -> None:
     (tmp_path / "a.bin").write_bytes(b"x")
     with pytest.raises(StorageError) as caught:
         files.probe_writable(str(tmp_path / out))
@@ -294,37 +294,33 @@ def test_probing_below_a_file_says_so(tmp_path: Path, out: str, reason: str) -> 
     assert type(caught.value) is StorageError
 
 
-# Errors of others become ours
+# Translation of foreign errors
 
 
-class Faulty(fsspec.AbstractFileSystem):
-    """A store whose every call raises `error`."""
+class FaultyStore(fsspec.AbstractFileSystem):
+    """Store of which every call raises `error`."""
 
     protocol = "faulty"
     cachable = False
     error: BaseException = OSError()
-    opened_with: ClassVar[dict[str, object]] = {}
+    last_options: ClassVar[dict[str, object]] = {}
 
     def _raise(self, *args: object, **options: object) -> None:
-        Faulty.opened_with = self.storage_options
+        FaultyStore.last_options = self.storage_options
         raise self.error
 
     cat_file = pipe_file = info = ls = glob = rm_file = _raise  # type: ignore[assignment]
 
 
-fsspec.register_implementation("faulty", Faulty, clobber=True)
+fsspec.register_implementation("faulty", FaultyStore, clobber=True)
 
 PLACE = "faulty://user:hunter2@bucket/a.png?token=hunter2#hunter2"
-SHOWN = "faulty://bucket/a.png: "
+REDACTED_PLACE = "faulty://bucket/a.png: "
 LATER = "the store failed for the moment"
 NO_PLACE = "not a place that can be read or written; check protocol and name"
 
 
-class Unheard(aiohttp.ClientError):
-    pass
-
-
-TRANSLATED = [
+TRANSLATIONS = [
     (FileNotFoundError("hunter2"), StorageError, "does not exist; check the name"),
     (PermissionError("hunter2"), StorageError, "access is denied; check the permissions or credentials"),
     (OSError(errno.EPERM, "hunter2"), StorageError, "access is denied"),
@@ -362,47 +358,47 @@ TRANSLATED = [
 ]
 
 
-@pytest.mark.parametrize(("error", "kind", "sentence"), TRANSLATED, ids=[type(e).__name__ for e, _, _ in TRANSLATED])
+@pytest.mark.parametrize(("error", "kind", "sentence"), TRANSLATIONS, ids=[type(e).__name__ for e, _, _ in TRANSLATIONS])
 def test_foreign_errors_are_translated_without_their_texts(
     error: Exception, kind: type[StorageError], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Faulty, "error", error)
+    monkeypatch.setattr(FaultyStore, "error", error)
     calls = [lambda: files.read(PLACE), lambda: files.expand_glob(PLACE)]
-    if not isinstance(error, FileNotFoundError):  # which stat and listing answer with nothing
+    if not isinstance(error, FileNotFoundError):  # stat and listing return nothing for it
         calls += [lambda: files.stat(PLACE), lambda: files.list_files(PLACE)]
     for call in calls:
         with pytest.raises(StorageError) as caught:
             call()
         assert type(caught.value) is kind
-        assert str(caught.value).startswith(SHOWN)
+        assert str(caught.value).startswith(REDACTED_PLACE)
         assert sentence in str(caught.value)
         assert "hunter2" not in str(caught.value)
         assert caught.value.__cause__ is error
-    with pytest.raises(StorageError, match="^" + SHOWN) as caught:
+    with pytest.raises(StorageError, match="^" + REDACTED_PLACE) as caught:
         files.write(PLACE, b"x")
-    # one picture that may not be read is one pair's failure; an output that may not be written is everybody's
+    # an unreadable picture fails one pair, an unwritable output fails every pair
     assert type(caught.value) is (StorageUnusable if sentence.startswith("access is denied") else kind)
     assert sentence in str(caught.value)
 
 
-def test_a_store_without_the_object_answers_stat_and_listing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Faulty, "error", FileNotFoundError())
+def test_stat_and_listing_of_a_missing_object_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FaultyStore, "error", FileNotFoundError())
     assert files.stat(PLACE) is None
     assert files.list_files(PLACE) == {}
-    # a store that keeps listings would not see what others wrote since
-    assert Faulty.opened_with == {"use_listings_cache": False}
+    # a store with cached listings would not see later writes of others
+    assert FaultyStore.last_options == {"use_listings_cache": False}
 
 
 def test_the_probe_names_the_place_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Faulty, "error", PermissionError("hunter2"))
+    monkeypatch.setattr(FaultyStore, "error", PermissionError("hunter2"))
     with pytest.raises(StorageError, match=r"^faulty://bucket/out/\.nst-probe-\w+: access is denied") as caught:
         files.probe_writable("faulty://user:hunter2@bucket/out")
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), AssertionError("x"), KeyboardInterrupt()])
-def test_a_programmers_error_stays_what_it_is(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Faulty, "error", error)
+def test_programming_errors_are_not_translated(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FaultyStore, "error", error)
     with pytest.raises(type(error)):
         files.read(PLACE)
 
@@ -418,11 +414,11 @@ def test_a_programmers_error_stays_what_it_is(error: BaseException, monkeypatch:
             "http://[bad/a.png?hunter2",
             f"http://[bad/a.png: {NO_PLACE}",
         ),
-        # its file system wants an organization and a repository besides
+        # its file system needs an organization and a repository as well
         ("github://a/b", f"github://a/b: {NO_PLACE}"),
     ],
 )
-def test_an_unknown_place_is_one_sentence(uri: str, sentence: str) -> None:
+def test_unknown_place_is_refused_in_one_sentence(uri: str, sentence: str) -> None:
     with pytest.raises(StorageError) as caught:
         files.read(uri)
     assert str(caught.value) == sentence
@@ -440,10 +436,10 @@ def test_a_file_system_that_is_not_installed_is_named() -> None:
 
 
 @pytest.fixture
-def web() -> Iterator[str]:
+def web_server() -> Iterator[str]:
     """Start a web server that answers `/STATUS` with that status."""
 
-    class Answer(http.server.BaseHTTPRequestHandler):
+    class AnswerHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             status = int(self.path[1:4])
             self.send_response(status)
@@ -454,7 +450,7 @@ def web() -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), AnswerHandler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -474,73 +470,73 @@ def web() -> Iterator[str]:
         (503, StorageUnavailable, LATER),
     ],
 )
-def test_a_web_servers_answers(web: str, status: int, kind: type[StorageError], sentence: str) -> None:
-    assert files.read(f"{web}/200") == b"pong"
+def test_answers_of_a_web_server_are_translated(web_server: str, status: int, kind: type[StorageError], sentence: str) -> None:
+    assert files.read(f"{web_server}/200") == b"pong"
     with pytest.raises(StorageError) as caught:
-        files.read(f"{web}/{status}?token=hunter2")
+        files.read(f"{web_server}/{status}?token=hunter2")
     assert type(caught.value) is kind
-    assert str(caught.value).startswith(f"{web}/{status}: {sentence}")
+    assert str(caught.value).startswith(f"{web_server}/{status}: {sentence}")
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_web_server_that_is_not_there_may_come_back() -> None:
+def test_unreachable_web_server_is_a_transient_failure() -> None:
     with pytest.raises(StorageUnavailable, match=f"^http://127.0.0.1:1/a.png: {LATER}"):
         files.read("http://127.0.0.1:1/a.png")
 
 
-# Each
+# Parallel map
 
 
-def test_each_keeps_the_order_and_turns_our_errors_into_values() -> None:
-    failed = PictureError("3 is no picture")
+def test_parallel_map_keeps_order_and_returns_errors() -> None:
+    failure = PictureError("3 is no picture")
 
-    def slow_first(item: int) -> int:
+    def square_slowly(item: int) -> int:
         time.sleep(0.05 * (item == 0))
         if item == 3:
-            raise failed
+            raise failure
         return item * item
 
-    assert map_parallel(slow_first, range(6), threads=4) == [0, 1, 4, failed, 16, 25]
-    assert map_parallel(slow_first, [], threads=4) == []
+    assert map_parallel(square_slowly, range(6), threads=4) == [0, 1, 4, failure, 16, 25]
+    assert map_parallel(square_slowly, [], threads=4) == []
 
 
-def test_each_works_on_as_many_at_once_as_it_is_told() -> None:
-    meeting = threading.Barrier(3, timeout=10)  # broken, unless three calls are under way together
-    map_parallel(lambda _: meeting.wait(), range(3), threads=3)
-    running, most, lock = 0, 0, threading.Lock()
+def test_parallel_map_runs_as_many_calls_as_threads() -> None:
+    barrier = threading.Barrier(3, timeout=10)  # fails unless three calls run at the same time
+    map_parallel(lambda _: barrier.wait(), range(3), threads=3)
+    active, peak, lock = 0, 0, threading.Lock()
 
-    def count(_: int) -> None:
-        nonlocal running, most
+    def count_active(_: int) -> None:
+        nonlocal active, peak
         with lock:
-            running += 1
-            most = max(most, running)
+            active += 1
+            peak = max(peak, active)
         time.sleep(0.005)
         with lock:
-            running -= 1
+            active -= 1
 
-    map_parallel(count, range(12), threads=2)
-    assert most == 2
+    map_parallel(count_active, range(12), threads=2)
+    assert peak == 2
 
 
 def test_fast_local_items_are_read_in_the_calling_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def where(item: int) -> tuple[int, bool]:
+    def check_thread(item: int) -> tuple[int, bool]:
         return item, threading.current_thread() is threading.main_thread()
 
     monkeypatch.setattr(parallel, "FAST_READ_SECONDS", 60.0)
-    assert map_parallel(where, range(100), threads=4, local=True) == [(item, True) for item in range(100)]
-    assert map_parallel(where, range(100), threads=4) == [(item, False) for item in range(100)]
+    assert map_parallel(check_thread, range(100), threads=4, local=True) == [(item, True) for item in range(100)]
+    assert map_parallel(check_thread, range(100), threads=4) == [(item, False) for item in range(100)]
     monkeypatch.setattr(parallel, "FAST_READ_SECONDS", 0.0)
 
-    def slow(item: int) -> tuple[int, bool]:
+    def check_thread_slowly(item: int) -> tuple[int, bool]:
         time.sleep(2 * SEQUENTIAL_GRACE_SECONDS)
-        return where(item)
+        return check_thread(item)
 
-    assert map_parallel(slow, range(6), threads=4, local=True) == [(item, item == 0) for item in range(6)]
+    assert map_parallel(check_thread_slowly, range(6), threads=4, local=True) == [(item, item == 0) for item in range(6)]
 
 
-def test_each_does_not_hide_a_programmers_error() -> None:
+def test_parallel_map_raises_programming_errors() -> None:
     def broken(item: int) -> NstError:
         raise KeyError(item)
 
@@ -549,48 +545,54 @@ def test_each_does_not_hide_a_programmers_error() -> None:
     assert "broken" in "".join(traceback.format_tb(caught.value.__traceback__))
 
 
-# Patience
+# Retries
 
 
-def failing(*errors: Exception) -> Callable[[], str]:
+def make_failing_call(*errors: Exception) -> Callable[[], str]:
     """Make a function that raises these errors, one per call, and then returns."""
-    waiting = iter(errors)
+    remainder = iter(errors)
 
     def call() -> str:
-        for error in waiting:
+        for error in remainder:
             raise error
         return "done"
 
     return call
 
 
-def test_what_fails_for_the_moment_is_tried_again_and_told() -> None:
-    told: list[str] = []
+def test_transient_failures_are_retried_and_reported() -> None:
+    messages: list[str] = []
     settings = Settings(retries=2, retry_seconds=0.01)
-    away = StorageUnavailable("s3://b/a: the store failed for the moment")
-    assert call_with_retries(failing(away, away), settings.retry_delays, threading.Event(), told.append) == "done"
-    assert told == [f"{away}; trying again in 0.01 s", f"{away}; trying again in 0.02 s"]
+    outage = StorageUnavailable("s3://b/a: the store failed for the moment")
+    assert (
+        call_with_retries(make_failing_call(outage, outage), settings.retry_delays, threading.Event(), messages.append)
+        == "done"
+    )
+    assert messages == [f"{outage}; trying again in 0.01 s", f"{outage}; trying again in 0.02 s"]
     with pytest.raises(StorageUnavailable):
-        call_with_retries(failing(away, away, away), settings.retry_delays, threading.Event(), told.append)
+        call_with_retries(make_failing_call(outage, outage, outage), settings.retry_delays, threading.Event(), messages.append)
 
 
 @pytest.mark.parametrize("error", [StorageError("x"), StorageUnusable("x"), PictureError("x"), KeyError("x")])
-def test_what_fails_for_good_is_not_tried_again(error: Exception) -> None:
+def test_permanent_failures_are_not_retried(error: Exception) -> None:
     with pytest.raises(type(error)):
         call_with_retries(
-            failing(error), Settings(retries=2, retry_seconds=0).retry_delays, threading.Event(), lambda line: None
+            make_failing_call(error), Settings(retries=2, retry_seconds=0).retry_delays, threading.Event(), lambda line: None
         )
 
 
-def test_waiting_ends_at_once_when_the_run_is_asked_to_stop() -> None:
+def test_retry_delay_ends_at_the_stop_signal() -> None:
     stop = threading.Event()
-    with pytest.raises(Interrupted):  # the first look at the store is on time all the same
+    with pytest.raises(Interrupted):  # the first attempt is not delayed
         call_with_retries(
-            failing(StorageUnavailable("x")), Settings(retries=1, retry_seconds=600).retry_delays, stop, lambda line: stop.set()
+            make_failing_call(StorageUnavailable("x")),
+            Settings(retries=1, retry_seconds=600).retry_delays,
+            stop,
+            lambda line: stop.set(),
         )
 
 
-# Only if there is none
+# Conditional create
 
 
 def test_an_object_is_created_once(base: str) -> None:
@@ -601,7 +603,7 @@ def test_an_object_is_created_once(base: str) -> None:
     assert list(files.list_files(join_uri(base, "new"))) == ["claim"]
 
 
-def test_what_is_not_there_can_be_deleted(base: str) -> None:
+def test_deleting_a_missing_file_succeeds(base: str) -> None:
     place = join_uri(base, "new", "claim")
     files.write(place, b"first")
     for _ in range(2):
@@ -609,43 +611,43 @@ def test_what_is_not_there_can_be_deleted(base: str) -> None:
         assert files.stat(place) is None
 
 
-def test_whether_the_condition_is_honoured_is_found_out(base: str) -> None:
+def test_support_for_conditional_create_is_detected(base: str) -> None:
     assert files.can_create_if_absent(join_uri(base, "new"))
     assert not files.list_files(join_uri(base, "new"))
 
 
 def test_many_creators_have_one_winner(tmp_path: Path) -> None:
     place = str(tmp_path / "claim")
-    won = map_parallel(lambda k: files.create_if_absent(place, str(k).encode()), range(32), threads=8)
-    assert [k for k, one in enumerate(won) if one] == [int(files.read(place))]
+    results = map_parallel(lambda k: files.create_if_absent(place, str(k).encode()), range(32), threads=8)
+    assert [k for k, is_winner in enumerate(results) if is_winner] == [int(files.read(place))]
     assert os.listdir(tmp_path) == ["claim"]
 
 
-# What a kill leaves
+# Temporary files
 
 
 def test_stale_temporary_files_are_deleted(tmp_path: Path) -> None:
-    before = time.time() - 100
+    old_time = time.time() - 100
     for name, age in ((".a.png.12345678.nst.tmp", 100), (".b.png.12345678.nst.tmp", 0), (".mine.tmp", 100), ("c.nst.tmp", 100)):
         (tmp_path / name).write_bytes(b"half")
-        os.utime(tmp_path / name, (before, before) if age else None)
+        os.utime(tmp_path / name, (old_time, old_time) if age else None)
     files.delete_stale_temporaries(str(tmp_path), 50)
     assert sorted(os.listdir(tmp_path)) == [".b.png.12345678.nst.tmp", ".mine.tmp", "c.nst.tmp"]
     files.delete_stale_temporaries(str(tmp_path / "nothing here"), 50)
     files.delete_stale_temporaries("memory://nothing", 50)
 
 
-KILLED = """
+KILLED_WRITE = """
 import os, signal, sys
 from nst_tasks.storage import files
-os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the bytes are written, the name is not given yet
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # after the bytes are written, before the rename
 files._write_local(sys.argv[1], b"half", os.replace)
 """
 
 
-def test_what_a_killed_write_leaves_is_what_is_swept(tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.png")], timeout=60, check=False)
-    assert killed.returncode == -signal.SIGKILL
+def test_temporary_file_of_a_killed_write_is_deleted(tmp_path: Path) -> None:
+    process = subprocess.run([sys.executable, "-c", KILLED_WRITE, str(tmp_path / "a.png")], timeout=60, check=False)
+    assert process.returncode == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 1
     assert files.list_files(str(tmp_path)) == {}
     files.delete_stale_temporaries(str(tmp_path), -1)

@@ -1,4 +1,4 @@
-"""HTTP against a real server: what is followed, what is refused, and that no metadata service is ever connected to."""
+"""HTTP with a real server: redirects are refused, and no metadata service is ever connected to."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from nst_tasks.storage import files
 from nst_tasks.storage.http import open_session, open_socket
 
 
-class Site(http.server.BaseHTTPRequestHandler):
-    """Answers /to/PLACE with a redirect to PLACE, all else with pong; remembers what it was asked."""
+class RedirectHandler(http.server.BaseHTTPRequestHandler):
+    """Handler that redirects /to/PLACE to PLACE, answers anything else with pong, and records the paths."""
 
-    asked: list[str]
+    paths: list[str]
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.paths.append(self.path)
         place = self.path.removeprefix("/to/")
         self.send_response(200 if place == self.path else 302)
         self.send_header(*("Content-Length", "4") if place == self.path else ("Location", place))
@@ -39,12 +39,12 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site() -> Iterator[tuple[str, list[str]]]:
-    """Start a server; return its address and the paths that it was asked for."""
-    handler = type("Handler", (Site,), {"asked": []})
+    """Start a server; return its address and the list of requested paths."""
+    handler = type("Handler", (RedirectHandler,), {"paths": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.05], daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", handler.asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", handler.paths
         server.shutdown()
         thread.join()
 
@@ -58,12 +58,12 @@ def test_pictures_on_the_web_are_read_and_their_size_is_known(site: tuple[str, l
 
 @pytest.mark.parametrize("target", ["http://169.254.99.99/latest", "{}/b.png", "/b.png"])
 def test_redirects_are_not_followed(site: tuple[str, list[str]], target: str) -> None:
-    address, asked = site
+    address, paths = site
     with pytest.raises(StorageError) as caught:
         files.read(f"{address}/to/{target.format(address)}?hunter2")
     assert "the server sends on to another address, which is not followed; name that one" in str(caught.value)
     assert "hunter2" not in str(caught.value)
-    assert not any(path.startswith("/b.png") for path in asked)
+    assert not any(path.startswith("/b.png") for path in paths)
 
 
 @pytest.mark.parametrize("host", ["169.254.99.99", "[fe80::1]"])
@@ -80,10 +80,10 @@ def test_address_is_checked_at_connect_time() -> None:
     assert type(caught.value) is StorageError
 
 
-def test_a_silent_server_is_given_up_and_a_slow_one_is_not() -> None:
-    async def limits() -> aiohttp.ClientTimeout:
+def test_timeout_limits_silence_and_not_the_total_time() -> None:
+    async def get_timeout() -> aiohttp.ClientTimeout:
         async with await open_session() as session:
             return session.timeout
 
-    found = asyncio.run(limits())
-    assert (found.total, found.sock_connect, found.sock_read) == (None, 5, 10)
+    timeout = asyncio.run(get_timeout())
+    assert (timeout.total, timeout.sock_connect, timeout.sock_read) == (None, 5, 10)
