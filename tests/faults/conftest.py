@@ -29,10 +29,14 @@ def calm(prefect_api: str, session_folder: Path) -> str:
 
 
 @contextmanager
-def open_way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def open_way(s3: S3) -> Iterator[Proxy]:
+    """Put a proxy without faults before the S3 server, point the environment to it, and create the bucket nst-faults.
+
+    Clients of another server are forgotten before and after; to create one takes half a second.
+    """
     import s3fs
 
-    with proxy(s3.endpoint, lambda method, path: None) as proxy_server:
+    with proxy(s3.endpoint, lambda method, path: None) as proxy_server, pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in {**s3.environment, "AWS_ENDPOINT_URL": proxy_server.endpoint}.items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
@@ -43,16 +47,24 @@ def open_way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.fixture
-def way(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Put a proxy without faults before the S3 server, and point the environment to it and its bucket nst-faults."""
-    with open_way(s3, monkeypatch) as proxy_server:
+@pytest.fixture(scope="module")
+def module_way(s3: S3) -> Iterator[Proxy]:
+    """Put one proxy for all tests of a file, so that they share its clients."""
+    with open_way(s3) as proxy_server:
         yield proxy_server
 
 
 @pytest.fixture
-def mortal_way(weed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Proxy, Server]]:
+def way(module_way: Proxy) -> Iterator[Proxy]:
+    """Return the proxy before the S3 server, without faults; the environment points to it and its bucket nst-faults."""
+    module_way.harmed.clear()
+    yield module_way
+    module_way.decide = lambda method, path: None
+
+
+@pytest.fixture
+def mortal_way(weed: str, tmp_path: Path) -> Iterator[tuple[Proxy, Server]]:
     """Put the proxy before an S3 server that no other test uses, and return both."""
     (tmp_path / "s3").mkdir()
-    with run_s3_server(weed, tmp_path / "s3") as (s3, server), open_way(s3, monkeypatch) as proxy_server:
+    with run_s3_server(weed, tmp_path / "s3") as (s3, server), open_way(s3) as proxy_server:
         yield proxy_server, server

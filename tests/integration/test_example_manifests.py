@@ -64,11 +64,11 @@ def test_demo_halves_every_style_loss(tmp_path: Path) -> None:
     assert max(marker.height, marker.width) == 128
 
 
-def test_every_recipe_runs_from_a_manifests_row(tmp_path: Path) -> None:
+def test_every_recipe_is_found_from_a_manifests_row(tmp_path: Path) -> None:
     manifest_path = Path(write_samples(str(tmp_path))).with_name("recipes.csv")
     rows = [line.split(",") for line in manifest_path.read_text().splitlines()]
     assert {row[3] for row in rows[1:]} == set(presets.PRESETS)
-    small = [rows[0]] + [[*row[:4], "64", "3"] for row in rows[1:]]  # smaller and fewer steps, to be quick
+    small = [rows[0]] + [[*row[:4], "64", "0"] for row in rows[1:]]  # without steps, which tests/core takes by every recipe
     manifest_path.write_text("\n".join(",".join(row) for row in small))
     result = run_flow(str(manifest_path), str(tmp_path), RunOptions(backbone="tiny"))
     assert result.message == "10 succeeded, 0 failed, 0 rejected, 0 skipped of 10 rows"
