@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from nst_tasks.errors import SettingsError, redact
@@ -38,6 +38,13 @@ def _check_root(root: str) -> str:
     return root
 
 
+def _refuse_fraction(value: object) -> object:
+    if isinstance(value, str) and "." in value:  # pydantic reads 4.0 as 4
+        raise PydanticCustomError("whole_number", "a whole number has no point")
+    return value
+
+
+_WholeNumber = Annotated[int, BeforeValidator(_refuse_fraction)]
 _Root = Annotated[str, AfterValidator(_check_root)]
 _Roots = Annotated[tuple[_Root, ...], BeforeValidator(_split_roots)]
 
@@ -52,11 +59,11 @@ class Settings(BaseSettings):
         env_prefix=ENVIRONMENT_PREFIX, enable_decoding=False, frozen=True, hide_input_in_errors=True
     )
 
-    max_megapixels: int = Field(100, ge=1, le=10000, description="the largest picture that is decoded, in megapixels")
+    max_megapixels: _WholeNumber = Field(100, ge=1, le=10000, description="the largest picture that is decoded, in megapixels")
     device_memory_gib: float = Field(8.0, ge=0.5, le=1000, description="memory that one batch may take on a device, in GiB")
-    batch: int = Field(0, ge=0, le=256, description="the most pairs in a GPU's batch, 0 chooses 8; a CPU's holds one")
-    readers: int = Field(8, ge=1, le=64, description="pictures read at once when a manifest's pictures are inspected")
-    retries: int = Field(
+    batch: _WholeNumber = Field(0, ge=0, le=256, description="the most pairs in a GPU's batch, 0 chooses 8; a CPU's holds one")
+    readers: _WholeNumber = Field(8, ge=1, le=64, description="pictures read at once when a manifest's pictures are inspected")
+    retries: _WholeNumber = Field(
         10, ge=0, le=20, description="how often something is tried again after the store failed for the moment"
     )
     retry_seconds: float = Field(
@@ -65,19 +72,21 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         120.0, ge=2, le=3600, description="how long the claim of a run that went away silently keeps its pairs from other runs"
     )
-    task_runs: int = Field(
+    task_runs: _WholeNumber = Field(
         300,
         ge=1,
         le=100000,
         description="task runs of one manifest's batches; with more batches than that, each covers several",
     )
-    image_artifacts: int = Field(
+    image_artifacts: _WholeNumber = Field(
         100, ge=0, le=10000, description="finished pairs of one manifest that are shown in the Prefect UI as a picture"
     )
-    local_workers: int = Field(
+    local_workers: _WholeNumber = Field(
         0, ge=0, le=256, description="workers that a cluster of this machine's own has; 0: one a GPU, or for each four cores"
     )
-    allow_http: int = Field(0, ge=0, le=1, description="1 allows pictures, recipes and manifests on the web, by http and https")
+    allow_http: _WholeNumber = Field(
+        0, ge=0, le=1, description="1 allows pictures, recipes and manifests on the web, by http and https"
+    )
     inbox: str = Field("", description="folder or prefix whose manifests `nightly` runs")
     out: str = Field("", description="folder or prefix below which each of these manifests has its output")
     cron: str = Field("0 2 * * *", description="schedule of `nightly`: minute, hour, day of the month, month, day of the week")

@@ -146,6 +146,7 @@ def test_setting_bounds_are_inclusive(field: str) -> None:
         ("NST_READERS", "0"),
         ("NST_READERS", "65"),
         ("NST_READERS", "2.5"),
+        ("NST_READERS", "4.0"),
         ("NST_READERS", "eight"),
         ("NST_RETRIES", "-1"),
         ("NST_DEVICE_MEMORY_GIB", "0.4"),
