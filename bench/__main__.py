@@ -45,7 +45,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"There is no benchmark {name!r}; python -m bench lists them.", file=sys.stderr)
         return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
-    importlib.import_module(f"bench.{name}").main(rest)
+    try:
+        module = importlib.import_module(f"bench.{name}")
+    except ModuleNotFoundError as error:
+        print(f"{name} needs {error.name}; add it with: pip install 'nst[bench]'", file=sys.stderr)
+        return 2
+    module.main(rest)
     return 0
 
 

@@ -15,12 +15,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib as mpl
+
 from bench.page import update_page
 from bench.processes import BENCH, NST, build_environment, create_parser, measure_peak_gib
 from bench.results import describe_machine, get_date, get_plot_path, get_results_path, read_rows
 from bench.row import list_precisions
 from bench.rows.pairs import write_tutorial_recipe
 from bench.samples import write_samples
+
+mpl.use("Agg")  # draws into files
 
 COLUMNS = ("over", "value", "precision", "seconds", "gib")
 
@@ -67,9 +71,6 @@ def _measure_process(command: Sequence[str], environment: Mapping[str, str]) -> 
 
 def plot(path: Path, out: Path) -> None:
     """Plot seconds and memory over each of `MEASUREMENT_POINTS`, a panel for each."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
     from matplotlib import pyplot
 
     rows = read_rows(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 
 import pytest
 
@@ -25,6 +26,15 @@ def test_unknown_name_gets_one_sentence_and_exit_code_2(capsys: pytest.CaptureFi
     for name in ("sped", "page", "rows", "__main__"):
         assert main([name]) == 2
         assert capsys.readouterr().err == f"There is no benchmark {name!r}; python -m bench lists them.\n"
+
+
+def test_missing_extra_is_named_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "bench.growth", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["growth", "--quick"]) == 2
+    assert capsys.readouterr().err == "growth needs matplotlib; add it with: pip install 'nst[bench]'\n"
 
 
 def test_arguments_after_the_name_reach_the_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
