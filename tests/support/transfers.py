@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from nst_tasks.core import losses, objective, transfer, vgg
 from nst_tasks.core.features import BandTables
-from nst_tasks.core.method import Method
+from nst_tasks.core.method import Adam, Method
 from nst_tasks.core.objective import Targets
 from nst_tasks.core.transfer import TransferState
 from nst_tasks.core.vgg import Backbone
@@ -26,7 +27,11 @@ def targets(
     style_weights: Sequence[Sequence[float]] | None = None,
     mask: Array | None = None,
 ) -> Targets:
-    """Build the targets of contents and, for each, its styles, all of the same weight by default."""
+    """Build the targets of contents and, for each, its styles, all of the same weight by default.
+
+    Targets do not depend on how a method steps: those that differ in that alone share the graphs for their targets here.
+    """
+    method = replace(method, optimizer=Adam(1.0), clip=True, output="last", average_decay=0.5)
     statistics = [[transfer.style_statistics(backbone, method, style) for style in pair] for pair in styles]
     shares = style_weights or [[1.0 / len(pair)] * len(pair) for pair in styles]
     return transfer.build_targets(backbone, method, np.stack(contents), statistics, shares, mask)
