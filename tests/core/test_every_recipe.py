@@ -15,7 +15,6 @@ from nst_tasks.core.objective import Targets
 from nst_tasks.core.pyramid import Level
 from nst_tasks.core.transfer import TransferState
 from nst_tasks.core.vgg import Backbone
-from nst_tasks.inputs import weights
 from nst_tasks.inputs.presets import PRESETS
 from tests.support.pictures import Array, picture
 from tests.support.transfers import assert_same, one_pair, targets
@@ -27,11 +26,9 @@ LOUD = {"keras-io", "tf-eager-2018"}
 
 
 @pytest.fixture(scope="module")
-def loud() -> Backbone:
+def loud(tiny: Backbone) -> Backbone:
     """Return the tiny network with every activation 200 times as large."""
-    arrays = {layer: (kernel, 200 * bias) for layer, (kernel, bias) in weights.load("tiny", None).items()}
-    kernel, bias = arrays["block1_conv1"]
-    return vgg.build("loud", arrays | {"block1_conv1": (200 * kernel, bias)})
+    return vgg.with_scaled_features(tiny, 200.0)
 
 
 Case = tuple[Backbone, Method]
