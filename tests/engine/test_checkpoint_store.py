@@ -33,11 +33,6 @@ from tests.support.stores import MemoryStore
 STEPS = 4 + 5  # of the light recipe, over its two levels
 
 
-@pytest.fixture(scope="module")
-def device() -> Device:
-    return Device("/CPU:0")
-
-
 @pytest.fixture
 def two(tmp_path: Path) -> list[Job]:
     """Return two pairs of different contents and styles."""
