@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import tensorflow as tf
 
@@ -9,15 +11,26 @@ from nst_tasks.core import vgg
 from nst_tasks.core.vgg import Backbone
 from nst_tasks.inputs import weights
 
+# before SciPy is imported: on the small matrices of these tests, most of its threads' time is spent waiting for each other
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def tiny() -> Backbone:
+    """Return a small network of two convolutions in each block, which are traced faster than the four of VGG19."""
+    arrays = weights.load("tiny", None)
+    return vgg.build("tiny", {layer: arrays[layer] for layer in arrays if layer.endswith(("conv1", "conv2"))})
+
+
+@pytest.fixture(scope="session")
+def tiny19() -> Backbone:
+    """Return a small network with all layers of VGG19."""
     return vgg.build("tiny", weights.load("tiny", None))
 
 
 @pytest.fixture(scope="session")
 def tiny64() -> Backbone:
-    """Return the same network in float64, for finite differences."""
+    """Return the network with all layers in float64, for finite differences."""
     return vgg.build("tiny64", weights.load("tiny", None), tf.float64)
 
 

@@ -227,42 +227,42 @@ def test_a_picture_smaller_than_the_window_has_a_similarity() -> None:
 
 
 def measured(
-    tiny: Backbone, out: Array, content: Array, *styles: Array, mask: Array | None = None, losses: Sequence[Array] = ()
+    tiny19: Backbone, out: Array, content: Array, *styles: Array, mask: Array | None = None, losses: Sequence[Array] = ()
 ) -> Quality:
-    found = [metrics.style_moments(tiny, style, USED) for style in styles]
+    found = [metrics.style_moments(tiny19, style, USED) for style in styles]
     return metrics.measure(
-        tiny, USED, out, metrics.content_moments(tiny, content, USED, mask), found, [1.0] * len(found), losses
+        tiny19, USED, out, metrics.content_moments(tiny19, content, USED, mask), found, [1.0] * len(found), losses
     )
 
 
-def test_the_content_closes_no_gap_and_keeps_all(tiny: Backbone) -> None:
-    found = measured(tiny, smooth(0), smooth(0), textured(1))
+def test_the_content_closes_no_gap_and_keeps_all(tiny19: Backbone) -> None:
+    found = measured(tiny19, smooth(0), smooth(0), textured(1))
     assert list(found.style_gap) == [*USED, *HELD_OUT_LAYERS]
     assert list(found.style_gap.values()) == pytest.approx([0.0] * 5, abs=1e-5)
     assert (found.content_cosine, found.luminance_ssim) == pytest.approx((1.0, 1.0), abs=1e-5)
     assert found.flags == ()
 
 
-def test_the_style_closes_the_gap_and_keeps_little(tiny: Backbone) -> None:
-    found = measured(tiny, textured(1), smooth(0), textured(1))
+def test_the_style_closes_the_gap_and_keeps_little(tiny19: Backbone) -> None:
+    found = measured(tiny19, textured(1), smooth(0), textured(1))
     assert list(found.style_gap.values()) == pytest.approx([1.0] * 5, abs=5e-3)
     assert found.content_cosine is not None and found.content_cosine < 0.99
     assert found.luminance_ssim < 0.3
 
 
-def test_a_result_halfway_lies_between(tiny: Backbone) -> None:
-    found = measured(tiny, (smooth(0) + textured(1)) / 2, smooth(0), textured(1))
+def test_a_result_halfway_lies_between(tiny19: Backbone) -> None:
+    found = measured(tiny19, (smooth(0) + textured(1)) / 2, smooth(0), textured(1))
     assert 0.1 < found.style_gap["block1_conv1"] < 0.99
     assert 0.1 < found.luminance_ssim < 0.99
 
 
-def test_metrics_use_max_pooling_and_zero_padding(tiny: Backbone) -> None:
+def test_metrics_use_max_pooling_and_zero_padding(tiny19: Backbone) -> None:
     out, content, style = smooth(5), smooth(0), textured(1)
-    found = measured(tiny, out, content, style)
+    found = measured(tiny19, out, content, style)
     layers = (*USED, *HELD_OUT_LAYERS, CONTENT_LAYER)
     of_out, of_content, of_style = (
         {layer: x.numpy()[0].astype(float) for layer, x in features.items()}
-        for features in (vgg.extract_activations(tiny, p[None], layers, "max", "zero") for p in (out, content, style))
+        for features in (vgg.extract_activations(tiny19, p[None], layers, "max", "zero") for p in (out, content, style))
     )
     for layer in (*USED, *HELD_OUT_LAYERS):
         a, b, c = (gaussian(x[layer]) for x in (of_out, of_content, of_style))
@@ -273,113 +273,113 @@ def test_metrics_use_max_pooling_and_zero_padding(tiny: Backbone) -> None:
     assert found.content_cosine == pytest.approx(x @ y / math.sqrt((x @ x) * (y @ y)), abs=1e-6)
 
 
-def test_means_are_over_the_layers_of_each_group(tiny: Backbone) -> None:
+def test_means_are_over_the_layers_of_each_group(tiny19: Backbone) -> None:
     layers = ("block1_conv1", "block2_conv2")  # the second is held out from most recipes, not from this one
-    style = metrics.style_moments(tiny, textured(1), layers)
-    found = metrics.measure(tiny, layers, smooth(5), metrics.content_moments(tiny, smooth(0), layers), [style], [1.0])
+    style = metrics.style_moments(tiny19, textured(1), layers)
+    found = metrics.measure(tiny19, layers, smooth(5), metrics.content_moments(tiny19, smooth(0), layers), [style], [1.0])
     gap = found.style_gap
     assert list(gap) == ["block1_conv1", "block2_conv2", "block3_conv2", "block4_conv3"]
     assert found.used == pytest.approx((gap["block1_conv1"] + gap["block2_conv2"]) / 2)
     assert found.held_out == pytest.approx(sum(gap[layer] for layer in HELD_OUT_LAYERS) / 3)
 
 
-def test_several_styles_count_by_their_weights(tiny: Backbone) -> None:
-    styles = [metrics.style_moments(tiny, textured(seed), USED) for seed in (1, 2)]
-    content = metrics.content_moments(tiny, smooth(0), USED)
-    alone = [metrics.measure(tiny, USED, smooth(5), content, [style], [2.0]) for style in styles]
+def test_several_styles_count_by_their_weights(tiny19: Backbone) -> None:
+    styles = [metrics.style_moments(tiny19, textured(seed), USED) for seed in (1, 2)]
+    content = metrics.content_moments(tiny19, smooth(0), USED)
+    alone = [metrics.measure(tiny19, USED, smooth(5), content, [style], [2.0]) for style in styles]
     for weights, same in (([3.0, 0.0], alone[0]), ([0.0, 0.5], alone[1])):
-        found = metrics.measure(tiny, USED, smooth(5), content, styles, weights)
+        found = metrics.measure(tiny19, USED, smooth(5), content, styles, weights)
         assert found.style_gap == pytest.approx(same.style_gap)
 
 
-def test_what_is_masked_out_counts_for_nothing(tiny: Backbone) -> None:
+def test_what_is_masked_out_counts_for_nothing(tiny19: Backbone) -> None:
     """With a mask, a change far outside it changes no number; without it, every number changes."""
     content, out, style = smooth(0, 64, 128), smooth(5, 64, 128), textured(1)
     mask = np.zeros((64, 128), np.float32)
     mask[:, :32] = 1.0
     changed = out.copy()
     changed[:, 104:] = 1.0
-    masked, masked_changed = (measured(tiny, one, content, style, mask=mask) for one in (out, changed))
-    whole, whole_changed = (measured(tiny, one, content, style) for one in (out, changed))
+    masked, masked_changed = (measured(tiny19, one, content, style, mask=mask) for one in (out, changed))
+    whole, whole_changed = (measured(tiny19, one, content, style) for one in (out, changed))
     for name in ("used", "held_out", "content_cosine", "luminance_ssim"):
         assert getattr(masked_changed, name) == pytest.approx(getattr(masked, name), abs=1e-6), name
         assert getattr(whole_changed, name) != pytest.approx(getattr(whole, name), abs=1e-3), name
     assert masked.used != pytest.approx(whole.used, abs=1e-3)
 
 
-def test_a_mask_counts_for_the_flags(tiny: Backbone) -> None:
+def test_a_mask_counts_for_the_flags(tiny19: Backbone) -> None:
     out = smooth(5)
     out[:, :16] = 1.0
     mask = np.zeros(out.shape[:2], np.float32)
     mask[:, :16] = 1.0
-    assert measured(tiny, out, smooth(0), textured(1), mask=mask).flags == ("blank", "saturated")
-    assert measured(tiny, out, smooth(0), textured(1), mask=1 - mask).flags == ()
+    assert measured(tiny19, out, smooth(0), textured(1), mask=mask).flags == ("blank", "saturated")
+    assert measured(tiny19, out, smooth(0), textured(1), mask=1 - mask).flags == ()
 
 
-def test_a_mask_of_any_size_is_averaged_over_areas(tiny: Backbone) -> None:
+def test_a_mask_of_any_size_is_averaged_over_areas(tiny19: Backbone) -> None:
     """A single pixel of a mask is not lost at the deep layers, and a mask of ones is none at all."""
     fine = np.zeros((64, 96), np.float32)
     fine[17, 31] = 1.0
-    found = measured(tiny, smooth(5), smooth(0), textured(1), mask=fine)
+    found = measured(tiny19, smooth(5), smooth(0), textured(1), mask=fine)
     assert found.used is not None and math.isfinite(found.used)
-    ones = measured(tiny, smooth(5), smooth(0), textured(1), mask=np.ones((7, 5), np.float32))
-    without = measured(tiny, smooth(5), smooth(0), textured(1))
+    ones = measured(tiny19, smooth(5), smooth(0), textured(1), mask=np.ones((7, 5), np.float32))
+    without = measured(tiny19, smooth(5), smooth(0), textured(1))
     assert ones.style_gap == pytest.approx(without.style_gap)
     assert (ones.content_cosine, ones.luminance_ssim) == pytest.approx((without.content_cosine, without.luminance_ssim))
 
 
-def test_a_style_has_moments_by_mask_too(tiny: Backbone) -> None:
+def test_a_style_has_moments_by_mask_too(tiny19: Backbone) -> None:
     half = textured(1)
     half[:, 24:] = 0.0
     mask = np.zeros((32, 48), np.float32)
     mask[:, :24] = 1.0
-    found = metrics.style_moments(tiny, half, USED, mask)
-    assert metrics.style_moments(tiny, half, USED).clipped_share > 0.5 > found.clipped_share
-    of_left = metrics.style_moments(tiny, textured(1)[:, :24], USED)
+    found = metrics.style_moments(tiny19, half, USED, mask)
+    assert metrics.style_moments(tiny19, half, USED).clipped_share > 0.5 > found.clipped_share
+    of_left = metrics.style_moments(tiny19, textured(1)[:, :24], USED)
     np.testing.assert_allclose(found.layers["block1_conv1"].mean, of_left.layers["block1_conv1"].mean, rtol=0.1)
 
 
-def test_a_mask_of_nothing_is_refused(tiny: Backbone) -> None:
+def test_a_mask_of_nothing_is_refused(tiny19: Backbone) -> None:
     with pytest.raises(ValueError, match="mask: it is 0 everywhere"):
-        measured(tiny, smooth(5), smooth(0), textured(1), mask=np.zeros((4, 4)))
+        measured(tiny19, smooth(5), smooth(0), textured(1), mask=np.zeros((4, 4)))
 
 
-def test_pictures_of_two_sizes_are_refused(tiny: Backbone) -> None:
+def test_pictures_of_two_sizes_are_refused(tiny19: Backbone) -> None:
     with pytest.raises(ValueError, match="shape"):
-        measured(tiny, smooth(5, 32, 40), smooth(0), textured(1))
+        measured(tiny19, smooth(5, 32, 40), smooth(0), textured(1))
 
 
-def test_layers_that_a_picture_is_too_narrow_for_are_left_out(tiny: Backbone) -> None:
-    narrow = measured(tiny, smooth(5, 12, 64), smooth(0, 12, 64), textured(1))
+def test_layers_that_a_picture_is_too_narrow_for_are_left_out(tiny19: Backbone) -> None:
+    narrow = measured(tiny19, smooth(5, 12, 64), smooth(0, 12, 64), textured(1))
     assert list(narrow.style_gap) == [*USED, "block2_conv2", "block3_conv2"]
     assert narrow.held_out == pytest.approx((narrow.style_gap["block2_conv2"] + narrow.style_gap["block3_conv2"]) / 2)
     assert narrow.content_cosine is None
-    of_narrow_style = measured(tiny, smooth(5), smooth(0), textured(1), textured(2, 64, 8))
+    of_narrow_style = measured(tiny19, smooth(5), smooth(0), textured(1), textured(2, 64, 8))
     assert list(of_narrow_style.style_gap) == [*USED, "block2_conv2", "block3_conv2"]
     assert of_narrow_style.content_cosine is not None
 
 
-def test_a_picture_one_pixel_high_is_measured_by_its_pixels(tiny: Backbone) -> None:
-    found = measured(tiny, smooth(5, 4, 64)[:1], smooth(0, 4, 64)[:1], textured(1))
+def test_a_picture_one_pixel_high_is_measured_by_its_pixels(tiny19: Backbone) -> None:
+    found = measured(tiny19, smooth(5, 4, 64)[:1], smooth(0, 4, 64)[:1], textured(1))
     assert (found.style_gap, found.used, found.held_out, found.content_cosine) == ({}, None, None, None)
     assert found.as_plain() == {"style_gap": {}, "luminance_ssim": round(found.luminance_ssim, 6)}
 
 
-def test_a_content_that_is_the_style_has_no_gap_to_close(tiny: Backbone) -> None:
-    found = measured(tiny, smooth(5), textured(1), textured(1))
+def test_a_content_that_is_the_style_has_no_gap_to_close(tiny19: Backbone) -> None:
+    found = measured(tiny19, smooth(5), textured(1), textured(1))
     assert (found.style_gap, found.used, found.held_out) == ({}, None, None)
     assert found.content_cosine is not None
 
 
-def test_flags_are_found_from_pictures_styles_and_losses(tiny: Backbone) -> None:
+def test_flags_are_found_from_pictures_styles_and_losses(tiny19: Backbone) -> None:
     white = np.ones((32, 48, 3), np.float32)
     stuck = [np.array([5.0, 5.0])]
-    assert measured(tiny, white, smooth(0), textured(1), losses=stuck).flags == ("blank", "saturated", "no_progress")
-    assert measured(tiny, white, smooth(0), white).flags == ("blank",)  # a style as white as that
+    assert measured(tiny19, white, smooth(0), textured(1), losses=stuck).flags == ("blank", "saturated", "no_progress")
+    assert measured(tiny19, white, smooth(0), white).flags == ("blank",)  # a style as white as that
 
 
-def test_plain_quality_is_rounded_finite_json(tiny: Backbone) -> None:
-    plain = measured(tiny, smooth(5), smooth(0), textured(1)).as_plain()
+def test_plain_quality_is_rounded_finite_json(tiny19: Backbone) -> None:
+    plain = measured(tiny19, smooth(5), smooth(0), textured(1)).as_plain()
     assert list(plain) == ["style_gap", "style_gap_used", "style_gap_held_out", "content_cosine", "luminance_ssim"]
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert all(type(number) is float for number in [*plain.pop("style_gap").values(), *plain.values()])
@@ -388,17 +388,17 @@ def test_plain_quality_is_rounded_finite_json(tiny: Backbone) -> None:
     assert found.as_plain() == {"style_gap": {"block1_conv1": 0.333333}, "style_gap_used": 0.333333, "luminance_ssim": 0.333333}
 
 
-def test_moments_can_be_kept(tiny: Backbone) -> None:
+def test_moments_can_be_kept(tiny19: Backbone) -> None:
     """They hold the recipe's layers and those held out, of no more rows than channels."""
-    found = metrics.style_moments(tiny, textured(1), USED)
+    found = metrics.style_moments(tiny19, textured(1), USED)
     assert set(found.layers) == {*USED, *HELD_OUT_LAYERS}
     for of_layer in found.layers.values():
         assert isinstance(of_layer, FactoredGaussian)
         assert of_layer.root.shape[0] <= of_layer.root.shape[1] == len(of_layer.mean)
 
 
-def test_pictures_of_all_sizes_share_a_graph(tiny: Backbone) -> None:
-    own = Backbone("own", tiny.convolutions)
+def test_pictures_of_all_sizes_share_a_graph(tiny19: Backbone) -> None:
+    own = Backbone("own", tiny19.convolutions)
     for height, width in ((32, 48), (48, 32), (40, 40), (64, 36)):
         measured(own, smooth(5, height, width), smooth(0, height, width), textured(1, width, height))
     graph = metrics._build_feature_graph(own, (*USED, *HELD_OUT_LAYERS), (CONTENT_LAYER,), False)

@@ -22,7 +22,7 @@ from nst_tasks.core.vgg import Backbone
 from nst_tasks.inputs import weights
 from nst_tasks.inputs.presets import PRESETS
 from tests.support.pictures import picture
-from tests.support.transfers import loss_terms, targets, targets64
+from tests.support.transfers import loss_terms, run_eagerly, targets, targets64
 
 Array = np.ndarray
 FIRSTS = ("block1_conv1", "block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1")
@@ -36,14 +36,14 @@ TORCH_SPREAD = 255 * 0.225
 
 @dataclass(frozen=True)
 class Activations:
-    """What a network gives for one picture: layer -> (h, w, C), before and after the ReLU."""
+    """Activations of one picture: layer -> (h, w, C), before and after the ReLU."""
 
     before: dict[str, Array]
     after: dict[str, Array]
 
 
-def plain_vgg16(arrays: weights.Weights, image: Array, spread: float = 1.0, border: str = "constant") -> Activations:
-    """VGG16 of a picture (H, W, 3) RGB in [0, 1] whose 0-255 pixels are divided by `spread`, and biases with them.
+def run_plain_vgg16(arrays: weights.Weights, image: Array, spread: float = 1.0, border: str = "constant") -> Activations:
+    """Run VGG16 on a picture (H, W, 3) RGB in [0, 1] whose 0-255 pixels are divided by `spread`, and biases with them.
 
     `border` is how the first convolution sees beyond it: `constant` is 0, `edge` repeats it.
     """
@@ -71,7 +71,7 @@ def test_the_plain_convolution_is_scipys() -> None:
             sum(scipy.signal.correlate2d(x[..., i], kernel[..., i, o], "same", boundary) for i in range(3)) + bias[o] / 3
             for o in range(kernel.shape[-1])
         ]
-        found = plain_vgg16({"block1_conv1": arrays["block1_conv1"]}, image, 3.0, border).before["block1_conv1"]
+        found = run_plain_vgg16({"block1_conv1": arrays["block1_conv1"]}, image, 3.0, border).before["block1_conv1"]
         np.testing.assert_allclose(found, np.stack(expected, axis=-1), rtol=1e-6, atol=1e-6)
 
 
@@ -239,15 +239,15 @@ PUBLISHED: dict[str, Callable[[See, Array, Array, Array], Terms]] = {
 @pytest.fixture(scope="module")
 def see() -> See:
     """Run the plain network on the default backbone's weights."""
-    arrays, seen = weights.load("vgg16-hed", None), {}
+    arrays, results = weights.load("vgg16-hed", None), {}
 
-    def look(image: Array, spread: float = 1.0, border: str = "constant") -> Activations:
+    def compute(image: Array, spread: float = 1.0, border: str = "constant") -> Activations:
         key = (image.tobytes(), image.shape, spread, border)
-        if key not in seen:
-            seen[key] = plain_vgg16(arrays, image, spread, border)
-        return seen[key]
+        if key not in results:
+            results[key] = run_plain_vgg16(arrays, image, spread, border)
+        return results[key]
 
-    return look
+    return compute
 
 
 @pytest.fixture(scope="module")
@@ -262,22 +262,26 @@ OPTIMAL_TRANSPORT = {"painterly", "wasserstein"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_first_losses_are_the_published_formula(hed: Backbone, hed64: Backbone, see: See, name: str) -> None:
+def test_first_losses_are_the_published_formula(hed: Backbone, hed64: Backbone, see: See, name: str) -> None:
     """Of the initial image, and of a perturbed content, at which no term is 0 that has a weight.
 
     Distances of Gaussians are held to it in float64. In float32, rounding adds to each of the many eigenvalues that are
     nearly 0 where a layer has fewer positions than channels, as these small pictures have: up to 1 % at the deepest layers.
+
+    Eagerly: test_every_recipe.py runs each recipe in its graphs.
     """
     method = PRESETS[name].method
     content, style = picture(4), picture(5) if name in STRETCHED else picture(5, 36, 33)
-    aims = targets(hed, method, [content], [[style]])
+    with run_eagerly():
+        aims = targets(hed, method, [content], [[style]])
     gray = np.broadcast_to(MEAN_BGR[::-1] / 255, content.shape)
     initial = transfer.start(method, (gray if name == "neural-style" else content)[None], [7]).image.numpy()[0]
     moved = np.clip(content + 0.1 * np.random.default_rng(6).standard_normal(content.shape, np.float32), 0.0, 1.0)
     for image in (initial, moved):
         expected = np.array(PUBLISHED[name](see, image.astype(np.float64), content, style))
         rtol, atol = (5e-3 if name in OPTIMAL_TRANSPORT else 1e-4), np.where(expected == 0, 1e-6 * expected[1], 0)
-        found = transfer.compute_terms(hed, method, aims, tf.constant(image[None]))[0]
+        with run_eagerly():
+            found = transfer.compute_terms(hed, method, aims, tf.constant(image[None]))[0]
         assert np.all(np.abs(found - expected) <= rtol * expected + atol), f"{found} is not {expected}"
         if name in OPTIMAL_TRANSPORT and image is moved:
             aims64 = targets64(hed64, method, content, style)

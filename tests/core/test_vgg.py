@@ -42,24 +42,24 @@ def test_vgg16_features_are_those_of_keras() -> None:
         np.testing.assert_allclose(found[layer], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_nothing_is_computed_below_the_deepest_layer_asked_for(tiny: Backbone) -> None:
+def test_nothing_is_computed_below_the_deepest_layer_asked_for(tiny19: Backbone) -> None:
     image = noise(2, 16, 16)
-    expected = vgg.extract_activations(tiny, image, layer_names("vgg16"))["block2_conv1"]
-    cut = next(k for k, one in enumerate(tiny.convolutions) if one.layer == "block2_conv1") + 1
+    expected = vgg.extract_activations(tiny19, image, layer_names("vgg16"))["block2_conv1"]
+    cut = next(k for k, one in enumerate(tiny19.convolutions) if one.layer == "block2_conv1") + 1
     misfit = tf.zeros((1, 1, 1, 1)), tf.zeros((1,))  # no convolution of these features can use it
-    poisoned = tuple(Convolution(one.layer, *misfit) for one in tiny.convolutions[cut:])
+    poisoned = tuple(Convolution(one.layer, *misfit) for one in tiny19.convolutions[cut:])
     for rest in (poisoned, ()):
-        backbone = replace(tiny, convolutions=tiny.convolutions[:cut] + rest)
+        backbone = replace(tiny19, convolutions=tiny19.convolutions[:cut] + rest)
         found = vgg.extract_activations(backbone, image, ["block2_conv1", "block1_conv2"])
         assert sorted(found) == ["block1_conv2", "block2_conv1"]
         np.testing.assert_array_equal(found["block2_conv1"], expected)
 
 
-def test_a_member_of_a_batch_is_seen_alone(tiny: Backbone) -> None:
+def test_a_member_of_a_batch_is_seen_alone(tiny19: Backbone) -> None:
     first, second = noise(3, 16, 24), noise(4, 16, 24)
-    both = vgg.extract_activations(tiny, tf.concat([first, second], axis=0), ["block3_conv1"])["block3_conv1"]
+    both = vgg.extract_activations(tiny19, tf.concat([first, second], axis=0), ["block3_conv1"])["block3_conv1"]
     for k, one in enumerate((first, second)):
-        alone = vgg.extract_activations(tiny, one, ["block3_conv1"])["block3_conv1"]
+        alone = vgg.extract_activations(tiny19, one, ["block3_conv1"])["block3_conv1"]
         np.testing.assert_allclose(both[k], alone[0], rtol=1e-5, atol=1e-5)
 
 
@@ -84,20 +84,20 @@ def test_pooling_by_hand(pooling: str, pool: object) -> None:
     np.testing.assert_allclose(found["block2_conv1"], expected, rtol=1e-5, atol=1e-3)
 
 
-def test_features_before_the_relu_are_what_the_relu_cuts(tiny: Backbone) -> None:
+def test_features_before_the_relu_are_what_the_relu_cuts(tiny19: Backbone) -> None:
     image, layers = noise(8, 16, 16), ["block1_conv2", "block3_conv2", "block2_conv1"]
-    linear = vgg.extract_activations(tiny, image, layers, activation="linear")
-    relu = vgg.extract_activations(tiny, image, layers, activation="relu")
+    linear = vgg.extract_activations(tiny19, image, layers, activation="linear")
+    relu = vgg.extract_activations(tiny19, image, layers, activation="relu")
     for layer in layers:
         assert float(tf.reduce_min(linear[layer])) < 0
         np.testing.assert_array_equal(np.maximum(linear[layer], 0.0), relu[layer])  # deeper layers see the same all the same
 
 
-def test_replicate_padding_continues_a_plain_color(tiny: Backbone) -> None:
+def test_replicate_padding_continues_a_plain_color(tiny19: Backbone) -> None:
     plain = tf.fill((1, 8, 10, 3), 0.9)
 
     def spread(padding: str) -> float:
-        found = vgg.extract_activations(tiny, plain, ["block1_conv1"], padding=padding)["block1_conv1"].numpy()
+        found = vgg.extract_activations(tiny19, plain, ["block1_conv1"], padding=padding)["block1_conv1"].numpy()
         assert found.shape[1:3] == (8, 10)
         assert found.max() > 0
         return float(np.ptp(found, axis=(1, 2)).max() / found.max())
@@ -106,10 +106,10 @@ def test_replicate_padding_continues_a_plain_color(tiny: Backbone) -> None:
     assert spread("zero") > 0.1
 
 
-def test_padding_changes_nothing_but_the_border(tiny: Backbone) -> None:
+def test_padding_changes_nothing_but_the_border(tiny19: Backbone) -> None:
     image = noise(6, 8, 8)
-    zero = vgg.extract_activations(tiny, image, ["block1_conv1"])["block1_conv1"].numpy()
-    replicate = vgg.extract_activations(tiny, image, ["block1_conv1"], padding="replicate")["block1_conv1"].numpy()
+    zero = vgg.extract_activations(tiny19, image, ["block1_conv1"])["block1_conv1"].numpy()
+    replicate = vgg.extract_activations(tiny19, image, ["block1_conv1"], padding="replicate")["block1_conv1"].numpy()
     np.testing.assert_allclose(zero[:, 1:-1, 1:-1], replicate[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-5)
 
 
@@ -131,8 +131,8 @@ def test_an_unknown_layer_is_refused_by_name() -> None:
     ("layers", "side"),
     [(["block1_conv2"], 2), (["block2_conv1"], 4), (["block5_conv1", "block1_conv1"], 32), (["block4_conv2"], 16)],
 )
-def test_min_side_leaves_two_positions(tiny: Backbone, layers: list[str], side: int) -> None:
+def test_min_side_leaves_two_positions(tiny19: Backbone, layers: list[str], side: int) -> None:
     assert min_side(layers) == side == 2 ** max(map(block_number, layers))
     deepest = max(layers)
-    assert vgg.extract_activations(tiny, noise(7, side, side), layers)[deepest].shape[1:3] == (2, 2)
-    assert vgg.extract_activations(tiny, noise(7, side - 1, side), layers)[deepest].shape[1] == 1
+    assert vgg.extract_activations(tiny19, noise(7, side, side), layers)[deepest].shape[1:3] == (2, 2)
+    assert vgg.extract_activations(tiny19, noise(7, side - 1, side), layers)[deepest].shape[1] == 1

@@ -15,14 +15,14 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nst_tasks.core import transfer, vgg
+from nst_tasks.core import transfer
 from nst_tasks.core.method import LBFGS, SGD, Method
 from nst_tasks.core.objective import Nothing
 from nst_tasks.core.pyramid import Level
 from nst_tasks.core.transfer import TransferState
+from nst_tasks.core.vgg import Backbone
 from nst_tasks.engine import checkpoint
 from nst_tasks.engine.checkpoint import Checkpoint, PairHistory
-from nst_tasks.inputs import weights
 from tests.support.jobs import LIGHT
 from tests.support.pictures import picture
 
@@ -30,16 +30,15 @@ KEY = "ab" * 32
 METHODS: dict[str, Method] = {
     "adam": replace(LIGHT.method, output="last"),
     "adam, averaged": replace(LIGHT.method, output="average"),
-    "adam, best": replace(LIGHT.method, output="best"),
-    "sgd": replace(LIGHT.method, optimizer=SGD(0.1)),
+    "adam, best": replace(LIGHT.method, output="best", clip=False),
+    "sgd": replace(LIGHT.method, optimizer=SGD(0.1, decay=0.97, decay_steps=3), clip=False),
     "lbfgs": replace(LIGHT.method, optimizer=LBFGS(3)),
 }
 
 
 @pytest.fixture(scope="module")
-def standing() -> Callable[[Method, int], Checkpoint]:
-    """Two steps of a batch of this method."""
-    tiny = vgg.build("tiny", weights.load("tiny", None))
+def standing(tiny: Backbone) -> Callable[[Method, int], Checkpoint]:
+    """Return a function that takes two steps of a batch by a method."""
 
     def make(method: Method, pairs: int) -> Checkpoint:
         contents = np.stack([picture(k) for k in range(pairs)])

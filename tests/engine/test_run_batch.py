@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from nst_tasks.core import metrics, objective, vgg
-from nst_tasks.core.method import SGD, Adam
+from nst_tasks.core.method import SGD
 from nst_tasks.engine import devices, run_batch
 from nst_tasks.engine.devices import Device
 from nst_tasks.engine.publish import make_failed_outcome
@@ -40,6 +40,8 @@ from tests.support.duplicates import check_two_rows_of_one_pair
 from tests.support.jobs import LIGHT, job, run_into
 from tests.support.pictures import picture, write_source
 from tests.support.stores import FlakyFileSystem, MemoryStore
+
+pytestmark = pytest.mark.usefixtures("leased_backbone")
 
 
 def test_scatters_stay_on_the_device() -> None:
@@ -138,8 +140,8 @@ def test_a_batch_leaves_pictures_histories_and_markers(trio: list[Job], tmp_path
         assert done.flags == ()
 
 
-def test_flags_are_told_in_the_marker(trio: list[Job], tmp_path: Path) -> None:
-    timid = replace(LIGHT, method=replace(LIGHT.method, optimizer=Adam(1e-7)))
+def test_flags_are_recorded_in_the_marker(trio: list[Job], tmp_path: Path) -> None:
+    timid = replace(LIGHT, method=replace(LIGHT.method, optimizer=replace(LIGHT.method.optimizer, learning_rate=1e-7)))
     done = run_batch.stylize(Batch((replace(trio[0], recipe=timid),)), run_into(tmp_path / "out"))[0]
     assert (done.status, done.flags) == (Status.SUCCEEDED, ("no_progress",))
     assert outcome.from_json((tmp_path / "out" / marker_path("p0")).read_bytes()).flags == ("no_progress",)
@@ -358,7 +360,8 @@ def test_only_a_timed_out_pair_keeps_its_checkpoint(trio: list[Job], tmp_path: P
 
 
 def test_a_step_back_is_flagged(trio: list[Job], tmp_path: Path) -> None:
-    wild = replace(LIGHT.method, optimizer=SGD(0.1), clip=False, init="noise", init_noise=0.2, pyramid=None, steps=12)
+    descent = SGD(0.1, decay=0.97, decay_steps=3)
+    wild = replace(LIGHT.method, optimizer=descent, clip=False, init="noise", init_noise=0.2, pyramid=None, steps=12)
     done = run_batch.stylize(Batch((replace(trio[0], recipe=replace(LIGHT, method=wild)),)), run_into(tmp_path / "out"))[0]
     assert done.status is Status.SUCCEEDED
     assert "stepped_back" in done.flags

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import tensorflow as tf
 
 from nst_tasks.core import losses, objective, transfer, vgg
 from nst_tasks.core.features import BandTables
-from nst_tasks.core.method import Method
+from nst_tasks.core.method import Adam, Method
 from nst_tasks.core.objective import Targets
 from nst_tasks.core.transfer import TransferState
 from nst_tasks.core.vgg import Backbone
@@ -25,14 +27,18 @@ def targets(
     style_weights: Sequence[Sequence[float]] | None = None,
     mask: Array | None = None,
 ) -> Targets:
-    """Targets of contents and, for each, its styles, all of the same weight unless said."""
-    measured = [[transfer.style_statistics(backbone, method, style) for style in pair] for pair in styles]
+    """Build the targets of contents and, for each, its styles, all of the same weight by default.
+
+    Targets do not depend on how a method steps: those that differ in that alone share the graphs for their targets here.
+    """
+    method = replace(method, optimizer=Adam(1.0), clip=True, output="last", average_decay=0.5)
+    statistics = [[transfer.style_statistics(backbone, method, style) for style in pair] for pair in styles]
     shares = style_weights or [[1.0 / len(pair)] * len(pair) for pair in styles]
-    return transfer.build_targets(backbone, method, np.stack(contents), measured, shares, mask)
+    return transfer.build_targets(backbone, method, np.stack(contents), statistics, shares, mask)
 
 
 def targets64(backbone: Backbone, method: Method, content: Array, style: Array) -> Targets:
-    """Targets of one pair in float64, from a backbone in float64: for differences too small for float32."""
+    """Build the targets of one pair in float64, from a backbone in float64: for differences too small for float32."""
 
     def features(picture: Array, layers: Sequence[str]) -> dict[str, tf.Tensor]:
         look = method.pooling, method.padding, method.activation
@@ -42,10 +48,10 @@ def targets64(backbone: Backbone, method: Method, content: Array, style: Array) 
     of_content = features(content, [layer for layer, _ in method.content.layers])
     of_style = features(style, [layer for layer, _ in method.style.layers])
     pixels = tf.constant(style.shape[0] * style.shape[1])
-    measured = {layer: losses.style_statistics(method.style, losses.sums(x), pixels) for layer, x in of_style.items()}
+    statistics = {layer: losses.style_statistics(method.style, losses.sums(x), pixels) for layer, x in of_style.items()}
     return Targets(
         {layer: losses.content_statistics(method.content, x) for layer, x in of_content.items()},
-        {layer: {name: value[:, None] for name, value in one.items()} for layer, one in measured.items()},
+        {layer: {name: value[:, None] for name, value in one.items()} for layer, one in statistics.items()},
         tf.ones((1, 1), tf.float64),
     )
 
@@ -55,15 +61,28 @@ def loss_terms(backbone: Backbone, method: Method, image: tf.Tensor, aims: Targe
     return objective.weighted_terms(backbone, method, image, aims, objective.build_hyperparameters(method, image.dtype), tables)
 
 
+@contextmanager
+def run_eagerly() -> Iterator[None]:
+    """Run the core's functions operation by operation, where tracing takes longer than a few evaluations do.
+
+    Only for comparisons of values whose code other tests run in a graph, as users do.
+    """
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
 def one_pair(backbone: Backbone, method: Method) -> tuple[Targets, TransferState]:
-    """Targets and first state of a content with one style of another shape."""
+    """Build the targets and first state of a content with one style of another shape."""
     content = picture(1)
     aims = targets(backbone, method, [content], [[picture(2, 36, 33)]])
     return aims, transfer.start(method, content[None], [0])
 
 
 def leaves(nested: Any) -> Iterator[Any]:
-    """Tensors, arrays and numbers of nested tuples, in order."""
+    """Yield the tensors, arrays and numbers of nested tuples, in order."""
     for item in nested:
         if isinstance(item, tuple):
             yield from leaves(item)
@@ -72,7 +91,7 @@ def leaves(nested: Any) -> Iterator[Any]:
 
 
 def assert_same(state: TransferState, other: TransferState) -> None:
-    """Bit for bit."""
+    """Check that two states are equal bit for bit."""
     ours, theirs = list(leaves(state)), list(leaves(other))
     assert len(ours) == len(theirs)
     for one, another in zip(ours, theirs, strict=True):
