@@ -16,6 +16,8 @@ TORCH ?= $(BIN)/python
 
 # some containers set it: each process of the tests would compile the project again
 unexport PYTHONDONTWRITEBYTECODE
+# the matrices of the tests are small: threads would spend most of their time waiting for each other
+test test-fast: export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: demo test test-fast check fuzz soak bench docs lock clean
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import tensorflow as tf
 
 from nst_tasks.core import vgg
 from nst_tasks.core.vgg import Backbone
 from nst_tasks.inputs import weights
-
-# before SciPy is imported: on the small matrices of these tests, most of its threads' time is spent waiting for each other
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
