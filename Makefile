@@ -24,9 +24,9 @@ test test-fast: export OPENBLAS_NUM_THREADS = 1
 demo: .venv/demo
 	$(BIN)/nst demo --out demo-output
 
-# one process more than cores, because many tests wait for servers and commands; a file's tests stay together
+# more processes than cores, because many tests wait for servers and commands; a file's tests stay together
 test: .venv/ready
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not server and not browser and not slow"

@@ -101,12 +101,12 @@ def create_prefect_home(session_folder: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def prefect_api(session_folder: Path, create_prefect_home: Callable[[], Path]) -> Iterator[str]:
+def prefect_api(session_folder: Path) -> Iterator[str]:
     """Start a real Prefect server for the test session, and return the URL of its API."""
 
     @contextmanager
     def start(folder: Path) -> Iterator[dict[str, Any]]:
-        with run_prefect_server(create_prefect_home()) as api:
+        with run_prefect_server(folder) as api:
             yield {"api": api}
 
     with share_server(session_folder, "prefect-server", start) as reached:

@@ -23,6 +23,7 @@ from tests.support.survival import (
     assert_nothing_lost,
     assert_same_results,
     build_command,
+    list_progress,
     run_inputs,
     write_inputs,
 )
@@ -192,12 +193,22 @@ def test_read_only_output_ends_the_run_and_resumes(disk: Path, calm: str, tmp_pa
     assert_same_results(str(out), calm)
 
 
-def test_two_concurrent_runs_do_each_pair_once(calm: str, tmp_path: Path) -> None:
+def test_two_concurrent_runs_do_each_pair_once(calm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NST_LEASE_SECONDS", "120")  # longer than the other run is stopped
     manifest, out = write_inputs(str(tmp_path / "in")), tmp_path / "out"
     with subprocess.Popen(build_command(manifest, str(out)), stdout=-1, stderr=-1, text=True) as other:
+
+        def resume_other(before: set[str]) -> None:
+            wait_until(lambda: list_progress(out) != before)
+            other.send_signal(signal.SIGCONT)
+
         try:
             wait_until(lambda: any(out.glob("claims/*.json")) or other.poll() is not None)
+            other.send_signal(signal.SIGSTOP)  # until this run has done something, too
+            resumer = threading.Thread(target=resume_other, args=[list_progress(out)])
+            resumer.start()
             result = run_inputs(manifest, str(out))
+            resumer.join()
             _, stderr = other.communicate(timeout=TIMEOUT)
         finally:
             other.kill()
