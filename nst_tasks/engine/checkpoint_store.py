@@ -72,9 +72,11 @@ def load_latest(
     is_compatible: Callable[[Checkpoint], bool],
     warn: Callable[[str], None],
 ) -> list[Checkpoint | None]:
-    """Read the furthest checkpoints that all pairs have in common, or else the furthest one of each pair, if any.
+    """Read each pair's furthest checkpoint, if any; of pairs that were saved together, the furthest that they have in common.
 
-    A checkpoint that is damaged, belongs to another pair or does not fit is reported to `warn` and ignored.
+    A kill between two pairs' writes leaves some of a group with a checkpoint that the others lack: the group goes on from the
+    one before, together, as a GPU's last bits depend on the batch. A checkpoint that is damaged, belongs to another pair or
+    does not fit is reported to `warn` and ignored.
 
     Args:
         positions: Existing checkpoints, as from `list_checkpoints`.
@@ -100,11 +102,27 @@ def load_latest(
             return None
         return found
 
-    for place in sorted(set.intersection(*(set(positions.get(key, ())) for key in keys)), reverse=True):
-        common = [load(key, place) for key in keys]
-        if all(common):
-            return common
-    return [next(filter(None, (load(key, place) for place in positions.get(key, ()))), None) for key in keys]
+    def load_group(group: Sequence[str]) -> list[Checkpoint | None]:
+        for place in sorted(set.intersection(*(set(positions[key]) for key in group)), reverse=True):
+            common = [load(key, place) for key in group]
+            if all(common):
+                return common
+        return [next(filter(None, (load(key, place) for place in positions[key])), None) for key in group]
+
+    found: dict[str, Checkpoint | None] = {}
+    for group in _group_by_common_positions({key: positions[key] for key in keys if positions.get(key)}):
+        found.update(zip(group, load_group(group), strict=True))
+    return [found.get(key) for key in keys]
+
+
+def _group_by_common_positions(positions: Mapping[str, Sequence[Position]]) -> list[list[str]]:
+    """Group the keys so that those with a position in common, directly or through others, are together."""
+    groups: list[tuple[list[str], set[Position]]] = []
+    for key, own in positions.items():
+        touched = [group for group in groups if not group[1].isdisjoint(own)]
+        groups = [group for group in groups if group[1].isdisjoint(own)]
+        groups.append(([*(other for keys, _ in touched for other in keys), key], set(own).union(*(at for _, at in touched))))
+    return [keys for keys, _ in groups]
 
 
 def delete_checkpoints(out: str, keys: Collection[str]) -> None:

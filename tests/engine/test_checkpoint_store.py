@@ -423,15 +423,15 @@ def test_killed_at_any_moment_a_batch_gives_the_same_bytes(
 ) -> None:
     """Any content of the store after a write or a removal leads to the bytes of an undisturbed batch.
 
-    The second level, of four steps, has no checkpoint here: of one that was being replaced for some pairs of a batch that has
-    parted, these would go on without the others, and differ in their last bits.
+    Every eighth step is one of the second level, too: its checkpoints are replaced by the final ones while a pair waits for its
+    restart at the first.
     """
     jobs = unequal_jobs(tmp_path, method, weights)
     calm = run_jobs(jobs, run_into(tmp_path / "calm"), device)
     assert first_levels(calm) == expected
     RecordingMemory.store.clear()
     RecordingMemory.states.clear()
-    run_jobs(jobs, run_into("recorded://out", checkpoint_steps=7), device)
+    run_jobs(jobs, run_into("recorded://out", checkpoint_steps=8), device)
     states = RecordingMemory.states.copy()
     for state in (each for k, each in enumerate(states) if each not in states[:k]):
         RecordingMemory.store.clear()
