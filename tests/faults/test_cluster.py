@@ -25,7 +25,7 @@ from nst_tasks.inputs.settings import Settings
 from nst_tasks.outputs import claims
 from nst_tasks.progress import Progress, progress_variable
 from tests.support.servers import DaskCluster, find_free_ports, run_dask_cluster
-from tests.support.survival import STEPS, assert_nothing_lost, assert_same_results, build_command, write_inputs
+from tests.support.survival import ROWS, STEPS, assert_nothing_lost, assert_same_results, build_command, write_inputs
 from tests.support.waiting import TIMEOUT, wait_until
 
 
@@ -175,11 +175,13 @@ print(devices.list_names(), max(at_once), state.type.value)
 
 def test_two_devices_give_the_bytes_of_one(flow_api: str, calm: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    two = [sys.executable, "-c", TWO_DEVICES, write_inputs(str(tmp_path / "in")), str(out), str(STEPS)]
+    ids = ("best", "falling")
+    rows = "".join(line for line in ROWS.splitlines(keepends=True) if line.startswith(("id", *ids)))
+    two = [sys.executable, "-c", TWO_DEVICES, write_inputs(str(tmp_path / "in"), rows), str(out), str(STEPS)]
     result = subprocess.run(two, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert result.stdout == "6 ['/CPU:0', '/CPU:1'] 2 COMPLETED\n", result.stderr
-    assert_nothing_lost(str(out))
-    assert_same_results(str(out), calm)
+    assert_nothing_lost(str(out), rows)
+    assert_same_results(str(out), calm, ids)
 
 
 def refusal(runner: RunnerName, settings: Settings) -> str:

@@ -9,6 +9,7 @@ import random
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,13 +50,13 @@ IDS = ["best", "averaged", "coarse", "falling"]
 STEPS = 24
 
 
-def write_inputs(folder: str) -> str:
-    """Write the manifest, its recipe files and its pictures into a folder anywhere; return the manifest's URI."""
+def write_inputs(folder: str, rows: str = ROWS) -> str:
+    """Write a manifest of these rows, the recipe files and the pictures into a folder anywhere; return the manifest's URI."""
     for name in PATTERNS:
         files.write(join_uri(folder, f"{name}.png"), encode_pattern(name))
     for name, text in RECIPES.items():
         files.write(join_uri(folder, f"{name}.toml"), text.encode())
-    files.write(join_uri(folder, "m.csv"), ROWS.encode())
+    files.write(join_uri(folder, "m.csv"), rows.encode())
     return join_uri(folder, "m.csv")
 
 
@@ -71,20 +72,20 @@ def build_command(manifest: str, out: str, steps: int = STEPS, *options: str) ->
     return [NST, "run", manifest, "--out", out, "--backbone", "tiny", "--size", "96", "--steps", str(steps), *options]
 
 
-def read_results(out: str) -> dict[str, tuple[bytes, pd.DataFrame, dict[str, float]]]:
+def read_results(out: str, ids: Sequence[str]) -> dict[str, tuple[bytes, pd.DataFrame, dict[str, float]]]:
     """Read what is the same however a run went: picture, losses, and the marker's losses, by id."""
     by_id = {}
-    for id in IDS:
+    for id in ids:
         marker = outcome.from_json(files.read(join_uri(out, marker_path(id))))
         history = pd.read_parquet(io.BytesIO(files.read(join_uri(out, marker.history))))
         by_id[id] = (files.read(join_uri(out, marker.image)), history.drop(columns=["run_id", "seconds"]), marker.losses)
     return by_id
 
 
-def assert_same_results(out: str, calm: str) -> None:
+def assert_same_results(out: str, calm: str, ids: Sequence[str] = IDS) -> None:
     """Check that the results are the same byte for byte, but for who made them when."""
-    results, calm_results = read_results(out), read_results(calm)
-    for id in IDS:
+    results, calm_results = read_results(out, ids), read_results(calm, ids)
+    for id in ids:
         assert results[id][0] == calm_results[id][0], f"{id}: another picture"
         pd.testing.assert_frame_equal(results[id][1], calm_results[id][1], check_exact=True, obj=f"{id}: the losses")
         assert results[id][2] == calm_results[id][2], f"{id}: other losses in the marker"
