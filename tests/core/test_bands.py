@@ -80,10 +80,10 @@ def test_a_gpu_is_given_larger_bands_whatever_the_precision() -> None:
 def test_band_rows_are_added_equally_on_cpu_and_gpu(dtype: tf.DType) -> None:
     random = np.random.default_rng(4)
     buffer, rows = (tf.cast(random.normal(size=(2, height, 5, 3)), dtype) for height in (9, 4))
-    wanted = tf.concat([buffer[:, :3], buffer[:, 3:7] + rows, buffer[:, 7:]], axis=1)
+    expected_sum = tf.concat([buffer[:, :3], buffer[:, 3:7] + rows, buffer[:, 7:]], axis=1)
     for on_gpu in (False, True):
         added = tf.function(_add_rows)(tf.identity(buffer), tf.constant(3), rows, on_gpu)
-        assert tf.reduce_all(added == wanted)
+        assert tf.reduce_all(added == expected_sum)
 
 
 @given(

@@ -226,7 +226,7 @@ def test_a_picture_smaller_than_the_window_has_a_similarity() -> None:
 # --- a whole result ---
 
 
-def measured(
+def measure_result(
     tiny19: Backbone, out: Array, content: Array, *styles: Array, mask: Array | None = None, losses: Sequence[Array] = ()
 ) -> Quality:
     found = [metrics.style_moments(tiny19, style, USED) for style in styles]
@@ -236,7 +236,7 @@ def measured(
 
 
 def test_the_content_closes_no_gap_and_keeps_all(tiny19: Backbone) -> None:
-    found = measured(tiny19, smooth(0), smooth(0), textured(1))
+    found = measure_result(tiny19, smooth(0), smooth(0), textured(1))
     assert list(found.style_gap) == [*USED, *HELD_OUT_LAYERS]
     assert list(found.style_gap.values()) == pytest.approx([0.0] * 5, abs=1e-5)
     assert (found.content_cosine, found.luminance_ssim) == pytest.approx((1.0, 1.0), abs=1e-5)
@@ -244,21 +244,21 @@ def test_the_content_closes_no_gap_and_keeps_all(tiny19: Backbone) -> None:
 
 
 def test_the_style_closes_the_gap_and_keeps_little(tiny19: Backbone) -> None:
-    found = measured(tiny19, textured(1), smooth(0), textured(1))
+    found = measure_result(tiny19, textured(1), smooth(0), textured(1))
     assert list(found.style_gap.values()) == pytest.approx([1.0] * 5, abs=5e-3)
     assert found.content_cosine is not None and found.content_cosine < 0.99
     assert found.luminance_ssim < 0.3
 
 
 def test_a_result_halfway_lies_between(tiny19: Backbone) -> None:
-    found = measured(tiny19, (smooth(0) + textured(1)) / 2, smooth(0), textured(1))
+    found = measure_result(tiny19, (smooth(0) + textured(1)) / 2, smooth(0), textured(1))
     assert 0.1 < found.style_gap["block1_conv1"] < 0.99
     assert 0.1 < found.luminance_ssim < 0.99
 
 
 def test_metrics_use_max_pooling_and_zero_padding(tiny19: Backbone) -> None:
     out, content, style = smooth(5), smooth(0), textured(1)
-    found = measured(tiny19, out, content, style)
+    found = measure_result(tiny19, out, content, style)
     layers = (*USED, *HELD_OUT_LAYERS, CONTENT_LAYER)
     of_out, of_content, of_style = (
         {layer: x.numpy()[0].astype(float) for layer, x in features.items()}
@@ -299,8 +299,8 @@ def test_what_is_masked_out_counts_for_nothing(tiny19: Backbone) -> None:
     mask[:, :32] = 1.0
     changed = out.copy()
     changed[:, 104:] = 1.0
-    masked, masked_changed = (measured(tiny19, one, content, style, mask=mask) for one in (out, changed))
-    whole, whole_changed = (measured(tiny19, one, content, style) for one in (out, changed))
+    masked, masked_changed = (measure_result(tiny19, one, content, style, mask=mask) for one in (out, changed))
+    whole, whole_changed = (measure_result(tiny19, one, content, style) for one in (out, changed))
     for name in ("used", "held_out", "content_cosine", "luminance_ssim"):
         assert getattr(masked_changed, name) == pytest.approx(getattr(masked, name), abs=1e-6), name
         assert getattr(whole_changed, name) != pytest.approx(getattr(whole, name), abs=1e-3), name
@@ -312,18 +312,18 @@ def test_a_mask_counts_for_the_flags(tiny19: Backbone) -> None:
     out[:, :16] = 1.0
     mask = np.zeros(out.shape[:2], np.float32)
     mask[:, :16] = 1.0
-    assert measured(tiny19, out, smooth(0), textured(1), mask=mask).flags == ("blank", "saturated")
-    assert measured(tiny19, out, smooth(0), textured(1), mask=1 - mask).flags == ()
+    assert measure_result(tiny19, out, smooth(0), textured(1), mask=mask).flags == ("blank", "saturated")
+    assert measure_result(tiny19, out, smooth(0), textured(1), mask=1 - mask).flags == ()
 
 
 def test_a_mask_of_any_size_is_averaged_over_areas(tiny19: Backbone) -> None:
     """A single pixel of a mask is not lost at the deep layers, and a mask of ones is none at all."""
     fine = np.zeros((64, 96), np.float32)
     fine[17, 31] = 1.0
-    found = measured(tiny19, smooth(5), smooth(0), textured(1), mask=fine)
+    found = measure_result(tiny19, smooth(5), smooth(0), textured(1), mask=fine)
     assert found.used is not None and math.isfinite(found.used)
-    ones = measured(tiny19, smooth(5), smooth(0), textured(1), mask=np.ones((7, 5), np.float32))
-    without = measured(tiny19, smooth(5), smooth(0), textured(1))
+    ones = measure_result(tiny19, smooth(5), smooth(0), textured(1), mask=np.ones((7, 5), np.float32))
+    without = measure_result(tiny19, smooth(5), smooth(0), textured(1))
     assert ones.style_gap == pytest.approx(without.style_gap)
     assert (ones.content_cosine, ones.luminance_ssim) == pytest.approx((without.content_cosine, without.luminance_ssim))
 
@@ -341,32 +341,32 @@ def test_a_style_has_moments_by_mask_too(tiny19: Backbone) -> None:
 
 def test_a_mask_of_nothing_is_refused(tiny19: Backbone) -> None:
     with pytest.raises(ValueError, match="mask: it is 0 everywhere"):
-        measured(tiny19, smooth(5), smooth(0), textured(1), mask=np.zeros((4, 4)))
+        measure_result(tiny19, smooth(5), smooth(0), textured(1), mask=np.zeros((4, 4)))
 
 
 def test_pictures_of_two_sizes_are_refused(tiny19: Backbone) -> None:
     with pytest.raises(ValueError, match="shape"):
-        measured(tiny19, smooth(5, 32, 40), smooth(0), textured(1))
+        measure_result(tiny19, smooth(5, 32, 40), smooth(0), textured(1))
 
 
 def test_layers_that_a_picture_is_too_narrow_for_are_left_out(tiny19: Backbone) -> None:
-    narrow = measured(tiny19, smooth(5, 12, 64), smooth(0, 12, 64), textured(1))
+    narrow = measure_result(tiny19, smooth(5, 12, 64), smooth(0, 12, 64), textured(1))
     assert list(narrow.style_gap) == [*USED, "block2_conv2", "block3_conv2"]
     assert narrow.held_out == pytest.approx((narrow.style_gap["block2_conv2"] + narrow.style_gap["block3_conv2"]) / 2)
     assert narrow.content_cosine is None
-    of_narrow_style = measured(tiny19, smooth(5), smooth(0), textured(1), textured(2, 64, 8))
+    of_narrow_style = measure_result(tiny19, smooth(5), smooth(0), textured(1), textured(2, 64, 8))
     assert list(of_narrow_style.style_gap) == [*USED, "block2_conv2", "block3_conv2"]
     assert of_narrow_style.content_cosine is not None
 
 
 def test_a_picture_one_pixel_high_is_measured_by_its_pixels(tiny19: Backbone) -> None:
-    found = measured(tiny19, smooth(5, 4, 64)[:1], smooth(0, 4, 64)[:1], textured(1))
+    found = measure_result(tiny19, smooth(5, 4, 64)[:1], smooth(0, 4, 64)[:1], textured(1))
     assert (found.style_gap, found.used, found.held_out, found.content_cosine) == ({}, None, None, None)
     assert found.as_plain() == {"style_gap": {}, "luminance_ssim": round(found.luminance_ssim, 6)}
 
 
 def test_a_content_that_is_the_style_has_no_gap_to_close(tiny19: Backbone) -> None:
-    found = measured(tiny19, smooth(5), textured(1), textured(1))
+    found = measure_result(tiny19, smooth(5), textured(1), textured(1))
     assert (found.style_gap, found.used, found.held_out) == ({}, None, None)
     assert found.content_cosine is not None
 
@@ -374,12 +374,12 @@ def test_a_content_that_is_the_style_has_no_gap_to_close(tiny19: Backbone) -> No
 def test_flags_are_found_from_pictures_styles_and_losses(tiny19: Backbone) -> None:
     white = np.ones((32, 48, 3), np.float32)
     stuck = [np.array([5.0, 5.0])]
-    assert measured(tiny19, white, smooth(0), textured(1), losses=stuck).flags == ("blank", "saturated", "no_progress")
-    assert measured(tiny19, white, smooth(0), white).flags == ("blank",)  # a style as white as that
+    assert measure_result(tiny19, white, smooth(0), textured(1), losses=stuck).flags == ("blank", "saturated", "no_progress")
+    assert measure_result(tiny19, white, smooth(0), white).flags == ("blank",)  # a style as white as that
 
 
 def test_plain_quality_is_rounded_finite_json(tiny19: Backbone) -> None:
-    plain = measured(tiny19, smooth(5), smooth(0), textured(1)).as_plain()
+    plain = measure_result(tiny19, smooth(5), smooth(0), textured(1)).as_plain()
     assert list(plain) == ["style_gap", "style_gap_used", "style_gap_held_out", "content_cosine", "luminance_ssim"]
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert all(type(number) is float for number in [*plain.pop("style_gap").values(), *plain.values()])
@@ -400,6 +400,6 @@ def test_moments_can_be_kept(tiny19: Backbone) -> None:
 def test_pictures_of_all_sizes_share_a_graph(tiny19: Backbone) -> None:
     own = Backbone("own", tiny19.convolutions)
     for height, width in ((32, 48), (48, 32), (40, 40), (64, 36)):
-        measured(own, smooth(5, height, width), smooth(0, height, width), textured(1, width, height))
+        measure_result(own, smooth(5, height, width), smooth(0, height, width), textured(1, width, height))
     graph = metrics._build_feature_graph(own, (*USED, *HELD_OUT_LAYERS), (CONTENT_LAYER,), False)
     assert graph.experimental_get_tracing_count() == 1

@@ -169,8 +169,8 @@ def tf_eager_2018(see: See, image: Array, content: Array, style: Array) -> Terms
 def tf_scratch(see: See, image: Array, content: Array, style: Array) -> Terms:
     """Averages over layers, as such articles have them; the weights are the recipe's own choice."""
     x, c, s = see(image).after, see(content).after, see(style).after
-    kept = sum(mse(x[layer], c[layer]) for layer in ("block4_conv2", "block5_conv2")) / 2
-    return 1e2 * kept, 1e-2 * mean_gram_mse(x, s), 10 * absolute_variation(image)
+    content_error = sum(mse(x[layer], c[layer]) for layer in ("block4_conv2", "block5_conv2")) / 2
+    return 1e2 * content_error, 1e-2 * mean_gram_mse(x, s), 10 * absolute_variation(image)
 
 
 def pytorch_course(see: See, image: Array, content: Array, style: Array) -> Terms:
@@ -213,13 +213,13 @@ def painterly(see: See, image: Array, content: Array, style: Array) -> Terms:
     contrast = sum(np.mean((of_content - other) ** 2, axis=2) for other in around) / 4
     salience = contrast / energy + 0.05
     error = np.mean((x["block4_conv2"] - of_content) ** 2, axis=2) / (energy + 0.1 * energy.mean())
-    kept = float(np.mean(salience / salience.mean() * error))
+    content_error = float(np.mean(salience / salience.mean() * error))
     drawn = 0.0
     for layer in FIRSTS[:4]:
         scale = np.sqrt(np.mean(s[layer] ** 2))
         drawn += wasserstein(x[layer] / scale, s[layer] / scale)
     variation = np.mean(np.diff(image, axis=0) ** 2) + np.mean(np.diff(image, axis=1) ** 2)
-    return method.content.weight * kept, method.style.weight * drawn, method.total_variation.weight * float(variation)
+    return method.content.weight * content_error, method.style.weight * drawn, method.total_variation.weight * float(variation)
 
 
 PUBLISHED: dict[str, Callable[[See, Array, Array, Array], Terms]] = {
@@ -276,14 +276,14 @@ def test_first_losses_are_the_published_formula(hed: Backbone, hed64: Backbone, 
         aims = targets(hed, method, [content], [[style]])
     gray = np.broadcast_to(MEAN_BGR[::-1] / 255, content.shape)
     initial = transfer.start(method, (gray if name == "neural-style" else content)[None], [7]).image.numpy()[0]
-    moved = np.clip(content + 0.1 * np.random.default_rng(6).standard_normal(content.shape, np.float32), 0.0, 1.0)
-    for image in (initial, moved):
+    perturbed = np.clip(content + 0.1 * np.random.default_rng(6).standard_normal(content.shape, np.float32), 0.0, 1.0)
+    for image in (initial, perturbed):
         expected = np.array(PUBLISHED[name](see, image.astype(np.float64), content, style))
         rtol, atol = (5e-3 if name in OPTIMAL_TRANSPORT else 1e-4), np.where(expected == 0, 1e-6 * expected[1], 0)
         with run_eagerly():
             found = transfer.compute_terms(hed, method, aims, tf.constant(image[None]))[0]
         assert np.all(np.abs(found - expected) <= rtol * expected + atol), f"{found} is not {expected}"
-        if name in OPTIMAL_TRANSPORT and image is moved:
+        if name in OPTIMAL_TRANSPORT and image is perturbed:
             aims64 = targets64(hed64, method, content, style)
             exact = loss_terms(hed64, method, tf.constant(image[None], tf.float64), aims64)[0]
             np.testing.assert_allclose(exact, expected, rtol=1e-6, atol=1e-12)

@@ -435,12 +435,12 @@ def test_held_pair_continues_from_its_state(tiny: Backbone, method: Method) -> N
     contents = [picture(1), picture(3)]
     aims = targets(tiny, method, contents, [[picture(2, 36, 33)], [picture(4)]])
     before, _ = transfer.advance(tiny, method, aims, transfer.start(method, np.stack(contents), [0, 1]), 2, 10)
-    moved, _ = transfer.advance(tiny, method, aims, before, 3, 10)
-    held = transfer.hold_pairs(before, moved, [True, False])
+    advanced, _ = transfer.advance(tiny, method, aims, before, 3, 10)
+    held = transfer.hold_pairs(before, advanced, [True, False])
     assert (held.level, held.step) == (0, 5)
     unheld, _ = transfer.advance(tiny, method, aims, before, 1, 10)
     later, _ = transfer.advance(tiny, method, aims, held._replace(step=2), 1, 10)
-    parts = [list(leaves(tuple(state[:3]))) for state in (before, moved, held, unheld, later)]
+    parts = [list(leaves(tuple(state[:3]))) for state in (before, advanced, held, unheld, later)]
     for old, new, mixed, next_old, next_mixed in zip(*parts, strict=True):
         np.testing.assert_array_equal(mixed[0], new[0])
         np.testing.assert_array_equal(mixed[1], old[1])
@@ -475,12 +475,15 @@ def test_only_what_a_mask_shows_is_compared_with_the_style(tiny: Backbone) -> No
     image = tf.constant(picture(3)[None])
     shown = content[None] + mask[..., None] * (image - content[None])
     found = vgg.extract_activations(tiny, tf.constant(shown), LIGHT.layers)
-    counted = {"block1_conv1": tf.constant(mask), "block2_conv1": tf.constant(mask.reshape(1, 16, 2, 20, 2).mean(axis=(2, 4)))}
+    layer_masks = {
+        "block1_conv1": tf.constant(mask),
+        "block2_conv1": tf.constant(mask.reshape(1, 16, 2, 20, 2).mean(axis=(2, 4))),
+    }
 
     def style_term(weighted: bool) -> float:
         return 1000.0 * sum(
             float(losses.style_distance(LIGHT.style, losses.sums(found[layer], weight), aims.style[layer], PIXELS)[0, 0])
-            for layer, weight in (counted if weighted else dict.fromkeys(counted)).items()
+            for layer, weight in (layer_masks if weighted else dict.fromkeys(layer_masks)).items()
         )
 
     assert transfer.compute_terms(tiny, LIGHT, aims, image)[0, 1] == pytest.approx(style_term(True), rel=1e-4)

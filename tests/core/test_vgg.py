@@ -32,8 +32,8 @@ def test_vgg16_features_are_those_of_keras() -> None:
         network.get_layer(layer).set_weights(arrays[layer])
     image = noise(1, 37, 50)  # odd sides, so that the poolings have a remainder to leave out
     # Keras's preprocessing, by hand: 0-255, blue first, minus ImageNet's mean
-    seen = image.numpy()[..., ::-1] * 255.0 - np.array([103.939, 116.779, 123.68], np.float32)
-    outputs = keras.Model(network.input, [network.get_layer(layer).output for layer in arrays])(seen)
+    bgr = image.numpy()[..., ::-1] * 255.0 - np.array([103.939, 116.779, 123.68], np.float32)
+    outputs = keras.Model(network.input, [network.get_layer(layer).output for layer in arrays])(bgr)
     found = vgg.extract_activations(vgg.build("vgg16", arrays), image, arrays)
     assert list(found) == list(arrays)
     for layer, expected in zip(arrays, outputs, strict=True):

@@ -37,7 +37,7 @@ METHODS: dict[str, Method] = {
 
 
 @pytest.fixture(scope="module")
-def standing(tiny: Backbone) -> Callable[[Method, int], Checkpoint]:
+def make_checkpoint(tiny: Backbone) -> Callable[[Method, int], Checkpoint]:
     """Return a function that takes two steps of a batch by a method."""
 
     def make(method: Method, pairs: int) -> Checkpoint:
@@ -67,9 +67,9 @@ def same(one: Checkpoint, two: Checkpoint) -> bool:
 @pytest.mark.parametrize("calmed_from", [None, 0])
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_everything_that_a_resume_needs_comes_back(
-    standing: Callable[[Method, int], Checkpoint], method: Method, calmed_from: int | None
+    make_checkpoint: Callable[[Method, int], Checkpoint], method: Method, calmed_from: int | None
 ) -> None:
-    at = replace(standing(method, 1), lr_reduced_from_level=calmed_from)
+    at = replace(make_checkpoint(method, 1), lr_reduced_from_level=calmed_from)
     back = checkpoint.decode(checkpoint.encode(checkpoint.to_host(at), KEY), KEY)
     assert same(at, back)
     assert (back.position, back.restarted) == ((0, 2), calmed_from is not None)
@@ -81,8 +81,8 @@ def test_everything_that_a_resume_needs_comes_back(
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_a_batch_is_taken_apart_and_put_together(standing: Callable[[Method, int], Checkpoint], method: Method) -> None:
-    at = standing(method, 3)
+def test_a_batch_is_taken_apart_and_put_together(make_checkpoint: Callable[[Method, int], Checkpoint], method: Method) -> None:
+    at = make_checkpoint(method, 3)
     for whole in (at, checkpoint.to_host(at)):
         parts = [checkpoint.select_pairs(whole, [k]) for k in range(3)]
         assert all(part.state.image.shape == (1, 32, 40, 3) == part.level_start_image.shape for part in parts)
@@ -101,40 +101,40 @@ def test_history_of_a_pair_grows_by_chunks_and_levels() -> None:
     for level, (rows, seconds) in enumerate(((terms[:4], [0.0, 2.0, 4.0, 5.0]), (terms[4:], [5.0, 8.0, 11.0]))):
         np.testing.assert_array_equal(finer.terms[level], rows)
         np.testing.assert_array_equal(finer.seconds[level], seconds)
-    again = finer.restart_level()
-    assert (again.steps_done, again.elapsed_seconds) == (3, 11.0)  # the time was spent, the steps are repeated
-    assert [len(rows) for rows in again.terms] == [4, 0]
+    repeated = finer.restart_level()
+    assert (repeated.steps_done, repeated.elapsed_seconds) == (3, 11.0)  # the time was spent, the steps are repeated
+    assert [len(rows) for rows in repeated.terms] == [4, 0]
 
 
-def test_checkpoint_fits_only_its_own_method_and_levels(standing: Callable[[Method, int], Checkpoint]) -> None:
+def test_checkpoint_fits_only_its_own_method_and_levels(make_checkpoint: Callable[[Method, int], Checkpoint]) -> None:
     method = METHODS["adam"]
-    at = standing(method, 1)
+    at = make_checkpoint(method, 1)
     assert checkpoint.is_compatible(at, method, [Level(32, 40, 2)])
     assert not checkpoint.is_compatible(at, method, [Level(32, 40, 1)])  # it has taken more steps than that
     assert not checkpoint.is_compatible(at, method, [Level(32, 41, 2)])
     assert not checkpoint.is_compatible(at, METHODS["sgd"], [Level(32, 40, 2)])
-    done = replace(at, state=TransferState(at.state.image, Nothing(), Nothing(), 1, 0))
-    assert checkpoint.is_compatible(done, method, [Level(32, 40, 2)])
-    assert not checkpoint.is_compatible(done, method, [Level(40, 32, 2)])
-    assert not checkpoint.is_compatible(done, method, [Level(32, 40, 2), Level(64, 80, 2)])
+    finished = replace(at, state=TransferState(at.state.image, Nothing(), Nothing(), 1, 0))
+    assert checkpoint.is_compatible(finished, method, [Level(32, 40, 2)])
+    assert not checkpoint.is_compatible(finished, method, [Level(40, 32, 2)])
+    assert not checkpoint.is_compatible(finished, method, [Level(32, 40, 2), Level(64, 80, 2)])
 
 
 @pytest.fixture(scope="module")
-def written(standing: Callable[[Method, int], Checkpoint]) -> bytes:
-    return checkpoint.encode(checkpoint.to_host(standing(METHODS["adam"], 1)), KEY)
+def encoded(make_checkpoint: Callable[[Method, int], Checkpoint]) -> bytes:
+    return checkpoint.encode(checkpoint.to_host(make_checkpoint(METHODS["adam"], 1)), KEY)
 
 
 @settings(max_examples=60)
 @given(share=st.integers(0, 2**20 - 1), change=st.integers(1, 255))
-def test_what_was_touched_is_not_read(written: bytes, share: int, change: int) -> None:
-    place = share * len(written) >> 20
-    torn = written[:place]
-    flipped = bytearray(written)
+def test_what_was_touched_is_not_read(encoded: bytes, share: int, change: int) -> None:
+    place = share * len(encoded) >> 20
+    torn = encoded[:place]
+    flipped = bytearray(encoded)
     flipped[place] ^= change
     with pytest.raises(ValueError, match="^it is damaged"):
         checkpoint.decode(torn, KEY)
     try:
-        assert checkpoint.encode(checkpoint.decode(bytes(flipped), KEY), KEY) == written  # a byte that says nothing, as a date
+        assert checkpoint.encode(checkpoint.decode(bytes(flipped), KEY), KEY) == encoded  # a byte that says nothing, as a date
     except ValueError as error:
         assert str(error).startswith("it is damaged")
 
@@ -167,8 +167,8 @@ class Trap:
         return Opened, ("run",)
 
 
-def test_what_somebody_made_up_is_not_read(written: bytes) -> None:
-    parts = members(written)
+def test_what_somebody_made_up_is_not_read(encoded: bytes) -> None:
+    parts = members(encoded)
     trap = np.empty(1, object)
     trap[0] = Trap()
     huge = npy(np.zeros(1, np.float32)).replace(b"(1,)", b"(9999999999,)"[:13])
@@ -187,37 +187,37 @@ def test_what_somebody_made_up_is_not_read(written: bytes) -> None:
             checkpoint.decode(made_up, KEY)
 
 
-def signed(written: bytes, **facts: str) -> bytes:
+def sign(encoded: bytes, **facts: str) -> bytes:
     """Change facts of a checkpoint, and correct its checksum."""
-    with np.load(io.BytesIO(written)) as found:
+    with np.load(io.BytesIO(encoded)) as found:
         arrays = {name: found[name] for name in found.files if name != "sha256"}
-    told = {**json.loads(arrays["facts"].tobytes()), **facts}
-    arrays["facts"] = np.frombuffer(json.dumps(told, sort_keys=True).encode(), np.uint8)
+    all_facts = {**json.loads(arrays["facts"].tobytes()), **facts}
+    arrays["facts"] = np.frombuffer(json.dumps(all_facts, sort_keys=True).encode(), np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, sha256=checkpoint._digest(arrays), **arrays)
     return buffer.getvalue()
 
 
-def test_another_pairs_and_another_versions_are_told_apart(written: bytes) -> None:
-    assert same(checkpoint.decode(signed(written), KEY), checkpoint.decode(written, KEY))
+def test_another_pairs_and_another_versions_are_told_apart(encoded: bytes) -> None:
+    assert same(checkpoint.decode(sign(encoded), KEY), checkpoint.decode(encoded, KEY))
     with pytest.raises(ValueError, match="^it is another pair's$"):
-        checkpoint.decode(written, "cd" * 32)
+        checkpoint.decode(encoded, "cd" * 32)
     for name in ("nst", "tensorflow", "numerics", "checkpoint"):
         with pytest.raises(ValueError, match=rf"^it was made by {name} 9\.9\.9$"):
-            checkpoint.decode(signed(written, **{name: "9.9.9"}), KEY)
+            checkpoint.decode(sign(encoded, **{name: "9.9.9"}), KEY)
 
 
-def test_the_same_state_gives_the_same_content(standing: Callable[[Method, int], Checkpoint], written: bytes) -> None:
-    again = checkpoint.encode(checkpoint.to_host(standing(METHODS["adam"], 1)), KEY)
-    assert members(again) == members(written)
+def test_the_same_state_gives_the_same_content(make_checkpoint: Callable[[Method, int], Checkpoint], encoded: bytes) -> None:
+    repeated = checkpoint.encode(checkpoint.to_host(make_checkpoint(METHODS["adam"], 1)), KEY)
+    assert members(repeated) == members(encoded)
 
 
-def test_a_checkpoint_is_written_from_where_it_lies(standing: Callable[[Method, int], Checkpoint]) -> None:
+def test_a_checkpoint_is_written_from_where_it_lies(make_checkpoint: Callable[[Method, int], Checkpoint]) -> None:
     """Of a large picture it has gigabytes: to bring it to the host, to take a batch's only pair or to merge one copies none."""
-    at = standing(METHODS["lbfgs"], 1)
+    at = make_checkpoint(METHODS["lbfgs"], 1)
     held = checkpoint.to_host(at)
-    taken = checkpoint.select_pairs(held, [0])
+    selection = checkpoint.select_pairs(held, [0])
     assert np.shares_memory(held.state.image, np.asarray(at.state.image))
-    assert all(ours is theirs for ours, theirs in zip(taken.state.optimizer, held.state.optimizer, strict=True))
+    assert all(ours is theirs for ours, theirs in zip(selection.state.optimizer, held.state.optimizer, strict=True))
     assert checkpoint.merge([at]) is at
     assert not np.shares_memory(checkpoint.select_pairs(held, [0, 0]).state.image, held.state.image)

@@ -201,14 +201,14 @@ def test_useless_checkpoint_is_reported_and_ignored(two: list[Job], tmp_path: Pa
             "another method's": checkpoint.encode(held, other.key),
         }[damage]
     )
-    wanted = one
+    pair = one
     if damage == "another method's":
-        wanted, calm = other, run_jobs([other], run_into(tmp_path / "other"), device)
+        pair, calm = other, run_jobs([other], run_into(tmp_path / "other"), device)
         path.rename(path.with_name(name.replace(one.key, other.key)))
     observer = Progress()
-    assert_same(run_jobs([wanted], run, device, observer), calm)
+    assert_same(run_jobs([pair], run, device, observer), calm)
     (warning,) = observer.warnings
-    assert warning.startswith(f"checkpoints/{wanted.key}.0-000003.npz: ignored, it ")
+    assert warning.startswith(f"checkpoints/{pair.key}.0-000003.npz: ignored, it ")
 
 
 def test_an_older_checkpoint_serves_where_the_newest_is_damaged(two: list[Job], tmp_path: Path, device: Device) -> None:
@@ -389,8 +389,8 @@ def test_stopped_at_random_steps_a_batch_gives_the_same_bytes(
         except Interrupted:
             continue
     assert_same(found, calm)
-    taken = sum(len(level.terms) - 1 for one in found if isinstance(one, TransferResult) for level in one.histories)
-    assert progress.steps == progress.steps_done == taken
+    total_steps = sum(len(level.terms) - 1 for one in found if isinstance(one, TransferResult) for level in one.histories)
+    assert progress.steps == progress.steps_done == total_steps
     assert progress.work == progress.work_done
 
 
@@ -481,7 +481,7 @@ def test_checkpoints_are_due_by_steps_by_seconds_or_never() -> None:
         run_into("", checkpoint_seconds=1e-9),
         run_into("", checkpoint_seconds=0.0),
     )
-    assert [done for done in range(1, 10) if saver.is_due(done, by_steps)] == [3, 6, 9]
+    assert [steps for steps in range(1, 10) if saver.is_due(steps, by_steps)] == [3, 6, 9]
     assert saver.is_due(1, always)
     assert not saver.is_due(1, never)
     assert not saver.is_due(1, run_into("", checkpoint_seconds=3600.0))
@@ -527,15 +527,15 @@ def test_the_steps_do_not_wait_for_a_checkpoint_to_be_written(
     two: list[Job], tmp_path: Path, device: Device, slow: type[SlowMemory]
 ) -> None:
     """All steps are done while the first write still waits; then it may end."""
-    done: list[int] = []
+    step_counts: list[int] = []
 
     def record(watch: Progress) -> None:
-        done.append(watch.steps_done)
+        step_counts.append(watch.steps_done)
         if watch.steps_done == STEPS:
             slow.may.set()
 
     run_jobs(two[:1], run_into("slow://out", checkpoint_steps=1), device, Progress(on_change=record))
-    assert done[-1] == STEPS
+    assert step_counts[-1] == STEPS
     assert len(files.list_files("slow://out/checkpoints")) == 1  # one at a time: the others were not due meanwhile
 
 
@@ -560,15 +560,15 @@ def test_large_image_waits_for_its_checkpoint_write(
 ) -> None:
     """Large is the fine level here. Of the coarse one all four steps are taken while the first write still waits."""
     monkeypatch.setattr(lockstep, "LARGE_IMAGE_PIXELS", 48 * 64 - 1)
-    written: dict[int, bool] = {}
+    has_checkpoint: dict[int, bool] = {}
 
     def record(watch: Progress) -> None:
-        if watch.steps_done == 5 and 5 not in written:
+        if watch.steps_done == 5 and 5 not in has_checkpoint:
             threading.Timer(0.3, slow.may.set).start()
-        written.setdefault(watch.steps_done, bool(files.list_files("slow://out/checkpoints")))
+        has_checkpoint.setdefault(watch.steps_done, bool(files.list_files("slow://out/checkpoints")))
 
     run_jobs(two[:1], run_into("slow://out", checkpoint_steps=1), device, Progress(on_change=record))
-    assert [written[steps] for steps in (4, 5, 6, STEPS)] == [False, False, True, True]
+    assert [has_checkpoint[steps] for steps in (4, 5, 6, STEPS)] == [False, False, True, True]
 
 
 def test_stopped_run_waits_briefly_for_its_checkpoint(

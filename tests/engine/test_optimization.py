@@ -42,14 +42,14 @@ def two(tmp_path: Path) -> list[Job]:
     return two_jobs(tmp_path)
 
 
-def optimized(
+def optimize(
     jobs: Sequence[Job], run: Run, device: Device, observer: Progress | None = None
 ) -> list[TransferResult | DivergedError]:
     return optimization.optimize([load_job(one, run) for one in jobs], run, device, observer or Progress())
 
 
 def succeeded(jobs: Sequence[Job], run: Run, device: Device) -> list[TransferResult]:
-    found = optimized(jobs, run, device)
+    found = optimize(jobs, run, device)
     assert all(isinstance(result, TransferResult) for result in found)
     return found  # type: ignore[return-value]
 
@@ -64,7 +64,7 @@ def with_method(**fields: object) -> Recipe:
 def test_each_level_tells_the_losses_of_every_image(two: list[Job], tmp_path: Path, device: Device) -> None:
     run = run_into(tmp_path)
     observer = Progress()
-    found = optimized(two, run, device, observer)
+    found = optimize(two, run, device, observer)
     assert (observer.steps_done, observer.work_done) == (2 * STEPS, sum(one.pixel_steps for one in two))
     backbone = device.backbones[TINY_SHA256]
     for one, result in zip(two, found, strict=True):
@@ -88,8 +88,8 @@ def test_each_level_tells_the_losses_of_every_image(two: list[Job], tmp_path: Pa
                 [one.pair.style_weights],
             )
             shown = content if image is None else image
-            measured = transfer.compute_terms(backbone, LIGHT.method, aims, tf.constant(shown[None]))[0]
-            np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-6)
+            terms = transfer.compute_terms(backbone, LIGHT.method, aims, tf.constant(shown[None]))[0]
+            np.testing.assert_allclose(terms, expected, rtol=1e-4, atol=1e-6)
         assert result.image.shape == (48, 64, 3)
         assert result.seconds == result.histories[-1].seconds[-1] > 0
 
@@ -106,18 +106,18 @@ def test_a_run_that_is_asked_to_stop_stops(two: list[Job], tmp_path: Path, devic
     """After the chunk that is under way, and without a result."""
     observer = Progress(on_change=lambda watch: watch.stop.set() if watch.steps_done else None)
     with pytest.raises(Interrupted, match="between two chunks of steps"):
-        optimized(two, run_into(tmp_path), device, observer)
+        optimize(two, run_into(tmp_path), device, observer)
     assert observer.steps_done == 2  # the first chunk is one step, of two pairs
 
 
 def test_the_states_before_are_let_go(two: list[Job], tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """While steps are taken, only the state that they are taken from is there: of a large picture each has gigabytes."""
-    really, seen, alive = transfer.advance, [], []
+    original_advance, earlier_means, alive = transfer.advance, [], []
 
     def advance(*given: Any) -> Any:
-        alive.append([k for k, before in enumerate(seen) if before() is not None])
-        seen.append(weakref.ref(given[3].optimizer.mean))
-        return really(*given)
+        alive.append([k for k, before in enumerate(earlier_means) if before() is not None])
+        earlier_means.append(weakref.ref(given[3].optimizer.mean))
+        return original_advance(*given)
 
     monkeypatch.setattr(transfer, "advance", advance)
     succeeded(two[:1], run_into(tmp_path, snapshots=1, checkpoint_seconds=0.0), device)  # each chunk is one step
@@ -126,7 +126,7 @@ def test_the_states_before_are_let_go(two: list[Job], tmp_path: Path, device: De
 
 def test_a_weights_file_that_changed_is_refused(two: list[Job], tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="--weights: the file changed while the run was going on"):
-        optimized(two, run_into(tmp_path, weights_sha256="of another file"), Device("/CPU:0"))
+        optimize(two, run_into(tmp_path, weights_sha256="of another file"), Device("/CPU:0"))
 
 
 # --- the initial image ---
@@ -134,9 +134,9 @@ def test_a_weights_file_that_changed_is_refused(two: list[Job], tmp_path: Path) 
 
 def test_noise_is_each_pairs_own_and_spares_a_chosen_picture(two: list[Job], tmp_path: Path, device: Device) -> None:
     noisy = replace(LIGHT, method=replace(LIGHT.method, steps=0, pyramid=None, init_noise=0.1))
-    chosen = write_source(tmp_path, "chosen", picture(9, 48, 64))
+    initial = write_source(tmp_path, "chosen", picture(9, 48, 64))
     alike = [change_job(two[0], recipe=noisy, seed=seed, id=str(seed)) for seed in (5, 6)]
-    first, second, third = succeeded([*alike, replace(two[0], recipe=noisy, init=chosen)], run_into(tmp_path), device)
+    first, second, third = succeeded([*alike, replace(two[0], recipe=noisy, init=initial)], run_into(tmp_path), device)
     content = load_job(two[0], run_into(tmp_path)).content.rgb
     assert 0.05 < np.std(first.image - content) < 0.1
     assert np.abs(first.image - second.image).mean() > 0.05
@@ -152,10 +152,10 @@ def test_optimization_starts_from_the_given_init(two: list[Job], tmp_path: Path,
         light, steps=0, init=init, pyramid=replace(light.pyramid, coarse_steps=1), content=replace(light.content, weight=0.0),
         style=replace(light.style, weight=0.0), total_variation=replace(light.total_variation, weight=1e-20),
     )  # fmt: skip
-    asked = replace(two[0], recipe=replace(LIGHT, method=still))
+    still_job = replace(two[0], recipe=replace(LIGHT, method=still))
     run = run_into(tmp_path)
-    result = succeeded([asked], run, device)[0]
-    first = prepare_initial_image(load_job(asked, run), still, 32, 43)
+    result = succeeded([still_job], run, device)[0]
+    first = prepare_initial_image(load_job(still_job, run), still, 32, 43)
     raised = np.clip(tf.image.resize(first, (48, 64), "bicubic"), 0.0, 1.0)
     np.testing.assert_allclose(result.image, raised, atol=1e-6)
 
@@ -173,16 +173,16 @@ def test_snapshots_come_every_so_many_steps_over_all_levels(
 ) -> None:
     out = tmp_path / "out"
     found = succeeded(two, run_into(out, snapshots=every), device)
-    seen = snapshots(out)
-    assert list(seen) == sorted(snapshot_path(id, step) for id in "ab" for step in steps)
-    assert all(path.startswith(("images/a.snapshots/step-00000", "images/b.snapshots/step-00000")) for path in seen)
+    pictures_by_path = snapshots(out)
+    assert list(pictures_by_path) == sorted(snapshot_path(id, step) for id in "ab" for step in steps)
+    assert all(path.startswith(("images/a.snapshots/step-00000", "images/b.snapshots/step-00000")) for path in pictures_by_path)
     for id, result in zip("ab", found, strict=True):
         for step in steps:
             path = snapshot_path(id, step)
-            assert seen[path].shape[:2] == ((32, 43) if step <= 4 else (48, 64))
+            assert pictures_by_path[path].shape[:2] == ((32, 43) if step <= 4 else (48, 64))
             assert codec.read_metadata((out / path).read_bytes()) == {"nst:pair": id, "nst:step": str(step)}
             if step == STEPS:
-                np.testing.assert_allclose(seen[path], result.image, atol=0.5 / 255 + 1e-6)
+                np.testing.assert_allclose(pictures_by_path[path], result.image, atol=0.5 / 255 + 1e-6)
     # and change nothing else, though they cut the steps into other chunks
     for result, plain in zip(found, succeeded(two, run_into(tmp_path), device), strict=True):
         np.testing.assert_array_equal(result.image, plain.image)
@@ -199,13 +199,13 @@ def test_a_snapshot_shows_what_the_result_would(two: list[Job], tmp_path: Path, 
     """Colours and what a mask keeps put back, and the image that the method gives at that step."""
     mask = np.zeros((48, 64, 3), np.float32)
     mask[:, :32] = 1.0
-    asked = change_job(
+    masked_job = change_job(
         two[0], recipe=with_method(output="best"), keep_color="luminance", mask=write_source(tmp_path, "mask", mask)
     )
     out = tmp_path / "out"
     run = run_into(out, snapshots=STEPS)
-    result = succeeded([asked], run, device)[0]
-    expected = postprocess(load_job(asked, run), result.image)
+    result = succeeded([masked_job], run, device)[0]
+    expected = postprocess(load_job(masked_job, run), result.image)
     np.testing.assert_allclose(snapshots(out)[snapshot_path("a", STEPS)], expected, atol=0.5 / 255 + 1e-6)
 
 
@@ -229,38 +229,38 @@ def own(tiny: Backbone) -> tuple[Device, Backbone]:
 def test_shared_style_is_measured_once_per_size(two: list[Job], tmp_path: Path, own: tuple[Device, Backbone]) -> None:
     device, backbone = own
 
-    def measured(level: tuple[int, int] = (48, 64), **fields: object) -> list[StyleStatistics]:
+    def measure(level: tuple[int, int] = (48, 64), **fields: object) -> list[StyleStatistics]:
         ready = load_job(change_job(two[0], **fields), run_into(tmp_path))
         return measure_styles(ready, level, backbone, device)
 
     other_content, other_style = two[1].content, two[1].styles
-    first = measured()
-    assert measured(content=other_content)[0] is first[0]
+    first = measure()
+    assert measure(content=other_content)[0] is first[0]
     assert len(device.style_cache) == 1
-    measured(level=(32, 43))  # another size
-    measured(styles=other_style)
-    measured(recipe=with_method(pooling="average"))
+    measure(level=(32, 43))  # another size
+    measure(styles=other_style)
+    measure(recipe=with_method(pooling="average"))
     assert len(device.style_cache) == 4
     heavy = with_method(style=replace(LIGHT.method.style, weight=9.0), steps=3)
-    assert measured(recipe=heavy)[0] is first[0]  # other numbers, and the same arithmetic
+    assert measure(recipe=heavy)[0] is first[0]  # other numbers, and the same arithmetic
     # recoloured, a style is another for each way and each content, but one for the same
-    kept = [measured(keep_color=keep_color) for keep_color in ("luminance", "match")]
-    others = [measured(keep_color=keep_color, content=other_content) for keep_color in ("luminance", "match")]
-    assert len({id(one[0]) for one in (first, *kept, *others)}) == 5
-    assert measured(keep_color="match")[0] is kept[1][0]
+    recolored = [measure(keep_color=keep_color) for keep_color in ("luminance", "match")]
+    others = [measure(keep_color=keep_color, content=other_content) for keep_color in ("luminance", "match")]
+    assert len({id(one[0]) for one in (first, *recolored, *others)}) == 5
+    assert measure(keep_color="match")[0] is recolored[1][0]
 
 
 def test_a_style_is_seen_on_white(two: list[Job], tmp_path: Path, own: tuple[Device, Backbone]) -> None:
     device, backbone = own
     ready = load_job(two[0], run_into(tmp_path))
     rgb = ready.styles[0].rgb
-    seen = []
+    statistics_by_style = []
     for style in (Picture(rgb, np.zeros(rgb.shape[:2], np.float32)), Picture(np.ones_like(rgb), None)):
         device.style_cache.clear()
-        seen.append(measure_styles(replace(ready, styles=(style,)), (48, 64), backbone, device)[0])
-    for layer, statistics in seen[1].items():
+        statistics_by_style.append(measure_styles(replace(ready, styles=(style,)), (48, 64), backbone, device)[0])
+    for layer, statistics in statistics_by_style[1].items():
         for name, value in statistics.items():
-            np.testing.assert_allclose(seen[0][layer][name], value, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(statistics_by_style[0][layer][name], value, rtol=1e-5, atol=1e-5)
 
 
 # --- masks, quality, failures ---
@@ -292,9 +292,9 @@ def test_the_quality_is_that_of_what_the_network_was_shown(
     two: list[Job], tmp_path: Path, device: Device, keep_color: str, with_mask: bool
 ) -> None:
     run = run_into(tmp_path)
-    asked = change_job(masked(two, tmp_path)[0] if with_mask else two[0], keep_color=keep_color)
-    result = succeeded([asked], run, device)[0]
-    ready, backbone = load_job(asked, run), device.backbones[TINY_SHA256]
+    recolored_job = change_job(masked(two, tmp_path)[0] if with_mask else two[0], keep_color=keep_color)
+    result = succeeded([recolored_job], run, device)[0]
+    ready, backbone = load_job(recolored_job, run), device.backbones[TINY_SHA256]
     layers = ["block1_conv1", "block2_conv1"]
     expected = metrics.measure(
         backbone,
@@ -353,14 +353,14 @@ def test_a_pair_that_leaves_the_finite_numbers_fails_alone(
     run = run_into(tmp_path)
     alone = succeeded([good], run, device)[0]
     for order in ([good, bad], [bad, good]):
-        found = optimized(order, run, device)
+        found = optimize(order, run, device)
         diverged, result = found[order.index(bad)], found[order.index(good)]
         assert isinstance(diverged, DivergedError)
         assert isinstance(result, TransferResult)
-        told = (
+        pattern = (
             r"the (style|tv|content) loss is not a finite number at step [01] of level 0 \(43 x 32\)"
             r"(, and did before at 10 times the learning rate)?; lower the weights"
         )
-        assert re.match(told, str(diverged))
+        assert re.match(pattern, str(diverged))
         np.testing.assert_allclose(result.image, alone.image, atol=1e-2)
         assert np.abs(result.image - alone.image).mean() < 1e-4

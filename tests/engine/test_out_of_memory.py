@@ -41,34 +41,34 @@ def four(tmp_path: Path) -> list[Job]:
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Make steps fail above a number of pairs, or from the level of a height on; record the sizes of the batches."""
-    really = transfer.advance
+    original = transfer.advance
 
     def make(pairs: int, height: int = 10**9, error: BaseException = EXHAUSTED) -> list[int]:
-        seen: list[int] = []
+        batch_sizes: list[int] = []
 
         def advance(backbone: Any, method: Any, targets: Any, state: transfer.TransferState, n: int, steps: int) -> Any:
-            seen.append(int(state.image.shape[0]))
+            batch_sizes.append(int(state.image.shape[0]))
             if state.image.shape[0] > pairs or state.image.shape[1] >= height:
                 raise error
-            return really(backbone, method, targets, state, n, steps)
+            return original(backbone, method, targets, state, n, steps)
 
         monkeypatch.setattr(transfer, "advance", advance)
-        return seen
+        return batch_sizes
 
     return make
 
 
-def optimized(jobs: list[Job], run: Run, device: Device, observer: Progress | None = None) -> list[TransferResult | PairError]:
+def optimize(jobs: list[Job], run: Run, device: Device, observer: Progress | None = None) -> list[TransferResult | PairError]:
     return optimize_with_halving([load_job(one, run) for one in jobs], run, device, observer or Progress())
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     four: list[Job], tmp_path: Path, device: Device, room: Callable[..., list[int]]
 ) -> None:
-    alone = [optimized([one], run_into(tmp_path / "alone"), device)[0] for one in four]
-    seen, observer = room(1), Progress()
-    found = optimized(four, run_into(tmp_path / "out"), device, observer)
-    assert [size for k, size in enumerate(seen) if not k or size != seen[k - 1]] == [4, 2, 1, 2, 1]
+    alone = [optimize([one], run_into(tmp_path / "alone"), device)[0] for one in four]
+    batch_sizes, observer = room(1), Progress()
+    found = optimize(four, run_into(tmp_path / "out"), device, observer)
+    assert [size for k, size in enumerate(batch_sizes) if not k or size != batch_sizes[k - 1]] == [4, 2, 1, 2, 1]
     for one, other in zip(found, alone, strict=True):
         assert isinstance(one, TransferResult)
         assert isinstance(other, TransferResult)
@@ -81,10 +81,10 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
 
 def test_caches_are_cleared_when_memory_runs_out(four: list[Job], tmp_path: Path, room: Callable[..., list[int]]) -> None:
     device = Device("/CPU:0")
-    for kept in (device.style_cache, device.content_cache):
-        kept.get_or_compute("from before", list)
+    for cache in (device.style_cache, device.content_cache):
+        cache.get_or_compute("from before", list)
     room(0)
-    optimized(four[:1], run_into(tmp_path), device)
+    optimize(four[:1], run_into(tmp_path), device)
     assert (len(device.style_cache), len(device.content_cache)) == (0, 0)
 
 
@@ -92,21 +92,21 @@ def test_the_halves_go_on_from_the_checkpoint(
     four: list[Job], tmp_path: Path, device: Device, room: Callable[..., list[int]]
 ) -> None:
     """The coarse level fits, the fine one does not: its steps are not taken again."""
-    seen = room(4)
+    batch_sizes = room(4)
     run = run_into(tmp_path, checkpoint_steps=4)
-    really = transfer.advance
+    original = transfer.advance
 
     def narrow(backbone: Any, method: Any, targets: Any, state: transfer.TransferState, n: int, steps: int) -> Any:
         if state.level == 1 and state.image.shape[0] > 2:
             raise EXHAUSTED
-        return really(backbone, method, targets, state, n, steps)
+        return original(backbone, method, targets, state, n, steps)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "advance", narrow)
-        assert all(isinstance(one, TransferResult) for one in optimized(four, run, device))
-    first_half = seen.index(2)
-    assert set(seen[:first_half]) == {4}
-    assert len(seen[:first_half]) == 2  # chunks of one and of three steps: the coarse level, once
+        assert all(isinstance(one, TransferResult) for one in optimize(four, run, device))
+    first_half = batch_sizes.index(2)
+    assert set(batch_sizes[:first_half]) == {4}
+    assert len(batch_sizes[:first_half]) == 2  # chunks of one and of three steps: the coarse level, once
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_pair_too_large_fails_with_a_size_that_fits(
     room(0)
     large = replace(four[0], height=96, width=128)
     run = run_into(tmp_path, settings=Settings.model_construct(device_memory_gib=gib))
-    (found,) = optimized([large], run, device)
+    (found,) = optimize([large], run, device)
     assert isinstance(found, MemoryTooSmall)
     assert str(found) == (
         f"out of memory on CPU:0 at 128 x 96; about {side} px on the longest side would fit: set size, or take a device with "
@@ -134,18 +134,18 @@ def test_one_that_is_too_large_does_not_cost_its_neighbours(
     four: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pair whose style is too much for the memory, whatever the batch."""
-    really = transfer.build_targets
+    original = transfer.build_targets
 
     def targets(backbone: Any, method: Any, contents: Any, styles: Any, style_weights: Any, mask: Any, **more: Any) -> Any:
         if any(weights == (7.0,) for weights in style_weights):
             raise EXHAUSTED
-        return really(backbone, method, contents, styles, style_weights, mask, **more)
+        return original(backbone, method, contents, styles, style_weights, mask, **more)
 
     monkeypatch.setattr(transfer, "build_targets", targets)
     jobs = (four[0], change_job(four[1], style_weights=(7.0,)), four[2])
-    done = run_batch.stylize(Batch(jobs), run_into(tmp_path / "out"))
-    assert [one.status for one in done] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
-    assert done[1].error.startswith("out of memory on CPU:0 at 64 x 48; about 64 px")
+    outcomes = run_batch.stylize(Batch(jobs), run_into(tmp_path / "out"))
+    assert [one.status for one in outcomes] == [Status.SUCCEEDED, Status.FAILED, Status.SUCCEEDED]
+    assert outcomes[1].error.startswith("out of memory on CPU:0 at 64 x 48; about 64 px")
     assert not list((tmp_path / "out").glob("checkpoints/*"))
 
 
@@ -167,4 +167,4 @@ def test_any_other_error_is_a_defect_and_not_swallowed(
 ) -> None:
     room(0, error=tf.errors.InvalidArgumentError(None, None, "shapes"))
     with pytest.raises(tf.errors.InvalidArgumentError):
-        optimized(four[:1], run_into(tmp_path), device)
+        optimize(four[:1], run_into(tmp_path), device)

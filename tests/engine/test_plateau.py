@@ -37,7 +37,7 @@ def two(tmp_path: Path) -> list[Job]:
     return [replace(job, recipe=recipe) for job in two_jobs(tmp_path)]
 
 
-def optimized(jobs: Sequence[Job], run: Run, device: Device, observer: Progress | None = None) -> list[TransferResult]:
+def optimize(jobs: Sequence[Job], run: Run, device: Device, observer: Progress | None = None) -> list[TransferResult]:
     found = optimization.optimize([load_job(job, run) for job in jobs], run, device, observer or Progress())
     assert all(isinstance(result, TransferResult) for result in found)
     return found  # type: ignore[return-value]
@@ -77,8 +77,8 @@ def test_each_level_ends_at_its_first_flat_window(two: list[Job], tmp_path: Path
     method = flat(LIGHT.method, optimizer=optimizer)
     job = replace(two[0], recipe=replace(LIGHT, method=method))
     observer.add(steps=job.steps, work=job.pixel_steps)
-    (found,) = optimized([job], run, device, observer)
-    (whole,) = optimized([replace(job, recipe=replace(LIGHT, method=replace(method, plateau=None)))], run, device)
+    (found,) = optimize([job], run, device, observer)
+    (whole,) = optimize([replace(job, recipe=replace(LIGHT, method=replace(method, plateau=None)))], run, device)
     totals = [float(terms.sum(dtype=np.float64)) for terms in whole.histories[0].terms[:COARSE]]
     means = [np.mean(totals[k : k + 3]) for k in range(0, COARSE - 2, 3)]
     expected = next(3 * (k + 2) for k in range(len(means) - 1) if means[k + 1] > (1 - 0.06) * means[k])
@@ -86,10 +86,10 @@ def test_each_level_ends_at_its_first_flat_window(two: list[Job], tmp_path: Path
     assert coarse == expected < COARSE
     assert fine < FINE
     assert fine % 3 == 0
-    for level, asked in zip(found.histories, whole.histories, strict=True):
+    for level, whole_level in zip(found.histories, whole.histories, strict=True):
         rows = len(level.terms)
         assert (len(level.learning_rate), len(level.seconds)) == (rows, rows)
-        np.testing.assert_array_equal(level.learning_rate, asked.learning_rate[:rows])
+        np.testing.assert_array_equal(level.learning_rate, whole_level.learning_rate[:rows])
     np.testing.assert_array_equal(found.histories[0].terms[:-1], whole.histories[0].terms[:coarse])
     # what is not done is not waited for
     assert observer.steps == observer.steps_done == coarse + fine
@@ -106,8 +106,8 @@ def assert_same(found: TransferResult, expected: TransferResult) -> None:
 
 def test_plateau_does_not_depend_on_chunks_or_resume(two: list[Job], tmp_path: Path, device: Device) -> None:
     job = two[0]
-    (calm,) = optimized([job], run_into(tmp_path / "calm"), device)
-    (cut,) = optimized([job], run_into(tmp_path / "cut", snapshots=7, checkpoint_steps=4), device)
+    (calm,) = optimize([job], run_into(tmp_path / "calm"), device)
+    (cut,) = optimize([job], run_into(tmp_path / "cut", snapshots=7, checkpoint_steps=4), device)
     assert_same(cut, calm)
     for stop in (2, steps(calm)[0], sum(steps(calm)) - 1):
         run = run_into(tmp_path / f"stopped{stop}", checkpoint_steps=1)
@@ -117,10 +117,10 @@ def test_plateau_does_not_depend_on_chunks_or_resume(two: list[Job], tmp_path: P
                 watch.stop.set()
 
         with pytest.raises(Interrupted):
-            optimized([job], run, device, Progress(on_change=interrupt))
+            optimize([job], run, device, Progress(on_change=interrupt))
         observer = Progress()
         observer.add(steps=job.steps, work=job.pixel_steps)
-        (resumed,) = optimized([job], run, device, observer)
+        (resumed,) = optimize([job], run, device, observer)
         assert_same(resumed, calm)
         assert observer.steps == observer.steps_done == sum(steps(calm))
         assert observer.work == observer.work_done
@@ -144,7 +144,7 @@ def test_flat_pair_keeps_its_image_while_another_moves(
     def batch(**changes: object) -> list[TransferResult]:
         method = replace(flat(LIGHT.method, **fields), pyramid=None, **changes)
         jobs = [replace(job, recipe=replace(LIGHT, method=method), height=32, width=43) for job in two]
-        return optimized(jobs, run_into(tmp_path), device)
+        return optimize(jobs, run_into(tmp_path), device)
 
     found = batch()
     ends = [steps(result)[0] for result in found]
@@ -155,11 +155,11 @@ def test_flat_pair_keeps_its_image_while_another_moves(
 
 
 def test_each_pair_of_a_batch_ends_by_its_own_losses(two: list[Job], tmp_path: Path, device: Device) -> None:
-    alone = [optimized([job], run_into(tmp_path / "alone"), device)[0] for job in two]
+    alone = [optimize([job], run_into(tmp_path / "alone"), device)[0] for job in two]
     assert steps(alone[0]) != steps(alone[1])
     observer = Progress()
     observer.add(steps=sum(job.steps for job in two), work=sum(job.pixel_steps for job in two))
-    together = optimized(two, run_into(tmp_path, snapshots=7), device, observer)
+    together = optimize(two, run_into(tmp_path, snapshots=7), device, observer)
     assert observer.steps == observer.steps_done == sum(sum(steps(result)) for result in alone)
     assert observer.work == observer.work_done
     for job, one, other in zip(two, together, alone, strict=True):
@@ -176,16 +176,16 @@ def test_moments_carried_up_are_of_the_steps_that_a_pair_took(two: list[Job], tm
     optimizer = Adam(0.05, beta_2=0.9, epsilon=1e-3)
     method = replace(LIGHT.method, pyramid=pyramid, plateau=RULE, optimizer=optimizer, steps=1)
     jobs = [replace(job, recipe=replace(LIGHT, method=method)) for job in two]
-    together = optimized(jobs, run_into(tmp_path / "together"), device)
+    together = optimize(jobs, run_into(tmp_path / "together"), device)
     assert steps(together[0])[0] != steps(together[1])[0]
     for job, one in zip(jobs, together, strict=True):
-        (alone,) = optimized([job], run_into(tmp_path / "alone"), device)
+        (alone,) = optimize([job], run_into(tmp_path / "alone"), device)
         assert steps(one) == steps(alone)
         np.testing.assert_allclose(one.image, alone.image, atol=1e-3)
 
 
 def test_pairs_at_one_step_resume_with_unequal_histories(two: list[Job], tmp_path: Path, device: Device) -> None:
-    calm = [optimized([job], run_into(tmp_path / "calm"), device)[0] for job in two]
+    calm = [optimize([job], run_into(tmp_path / "calm"), device)[0] for job in two]
     coarse = [steps(result)[0] for result in calm]
     assert coarse[0] != coarse[1]
     run = run_into(tmp_path / "cut", checkpoint_steps=1)
@@ -196,8 +196,8 @@ def test_pairs_at_one_step_resume_with_unequal_histories(two: list[Job], tmp_pat
                 watch.stop.set()
 
         with pytest.raises(Interrupted):
-            optimized([job], run, device, Progress(on_change=interrupt))
-    for found, expected in zip(optimized(two, run, device), calm, strict=True):
+            optimize([job], run, device, Progress(on_change=interrupt))
+    for found, expected in zip(optimize(two, run, device), calm, strict=True):
         assert steps(found) == steps(expected)
         np.testing.assert_array_equal(found.histories[0].terms, expected.histories[0].terms)
         for level, other in zip(found.histories, expected.histories, strict=True):
@@ -205,7 +205,7 @@ def test_pairs_at_one_step_resume_with_unequal_histories(two: list[Job], tmp_pat
 
 
 def test_time_of_a_step_is_shared_by_the_pairs_that_move(two: list[Job], tmp_path: Path, device: Device) -> None:
-    early, late = sorted(optimized(two, run_into(tmp_path), device), key=lambda result: steps(result)[0])
+    early, late = sorted(optimize(two, run_into(tmp_path), device), key=lambda result: steps(result)[0])
     end = steps(early)[0]
     coarse = [result.histories[0].seconds for result in (early, late)]
     np.testing.assert_array_equal(coarse[0], coarse[1][: end + 1])
@@ -215,7 +215,7 @@ def test_time_of_a_step_is_shared_by_the_pairs_that_move(two: list[Job], tmp_pat
 
 def test_pair_timeout_holds_for_the_mean_of_a_batch(two: list[Job], tmp_path: Path, device: Device) -> None:
     with pytest.raises(Interrupted):
-        optimized(
+        optimize(
             two, run_into(tmp_path), device, Progress(on_change=lambda watch: watch.stop.set() if watch.steps_done else None)
         )
     for job, seconds in zip(two, (200.0, 1800.0), strict=True):
@@ -223,5 +223,5 @@ def test_pair_timeout_holds_for_the_mean_of_a_batch(two: list[Job], tmp_path: Pa
         at = checkpoint.decode(path.read_bytes(), job.key)
         history = replace(at.histories[0], seconds=(np.array([0.0, seconds]),))
         path.write_bytes(checkpoint.encode(replace(at, histories=(history,)), job.key))
-    for result, seconds in zip(optimized(two, run_into(tmp_path, pair_timeout=1500.0), device), (200.0, 1800.0), strict=True):
+    for result, seconds in zip(optimize(two, run_into(tmp_path, pair_timeout=1500.0), device), (200.0, 1800.0), strict=True):
         assert seconds < result.histories[-1].seconds[-1] == result.seconds < seconds + 300

@@ -91,48 +91,48 @@ def whole(folder: Path) -> Job:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_image_changed_since_inspection_is_refused(tmp_path: Path, name: str) -> None:
-    asked = whole(tmp_path)
+    pair_job = whole(tmp_path)
     (tmp_path / f"{name}.png").write_bytes(codec.encode(picture(9), None, "png", {}))
     with pytest.raises(PictureError, match=rf"{name}\.png: changed while the run was going on; run the same command again"):
-        load_job(asked, run_into(tmp_path))
+        load_job(pair_job, run_into(tmp_path))
 
 
 def test_pairs_that_share_a_picture_decode_it_once(tmp_path: Path) -> None:
-    asked, run = whole(tmp_path), run_into(tmp_path)
-    first = load_job(asked, run)
+    pair_job, run = whole(tmp_path), run_into(tmp_path)
+    first = load_job(pair_job, run)
     for name in ("content", "style"):
         (tmp_path / f"{name}.png").unlink()
-    again = load_job(change_job(asked, id="b", seed=7), run)
-    assert again.content is first.content
-    assert again.styles[0] is first.styles[0]
+    second = load_job(change_job(pair_job, id="b", seed=7), run)
+    assert second.content is first.content
+    assert second.styles[0] is first.styles[0]
     with pytest.raises(ValueError, match="read-only"):
-        again.content.rgb[0] = 0.0
+        second.content.rgb[0] = 0.0
     with pytest.raises(StorageError, match=r"content\.png"):
-        load_job(replace(asked, height=30, width=40), run)  # at another size it is another
+        load_job(replace(pair_job, height=30, width=40), run)  # at another size it is another
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_picture_that_is_gone_is_told_by_its_name(tmp_path: Path, name: str) -> None:
-    asked = whole(tmp_path)
+    pair_job = whole(tmp_path)
     (tmp_path / f"{name}.png").unlink()
     with pytest.raises(StorageError, match=rf"{name}\.png"):
-        load_job(asked, run_into(tmp_path))
+        load_job(pair_job, run_into(tmp_path))
 
 
 def test_what_is_no_picture_is_told_by_its_name(tmp_path: Path) -> None:
     source = write_source(tmp_path, "content", picture(1))
     data = b"no picture"
     (tmp_path / "content.png").write_bytes(data)
-    asked = job(replace(source, sha256=hashlib.sha256(data).hexdigest()), write_source(tmp_path, "style", picture(2)))
+    pair_job = job(replace(source, sha256=hashlib.sha256(data).hexdigest()), write_source(tmp_path, "style", picture(2)))
     with pytest.raises(PictureError, match=r"content\.png: not a picture"):
-        load_job(asked, run_into(tmp_path))
+        load_job(pair_job, run_into(tmp_path))
 
 
 def test_a_black_mask_is_refused_by_its_name(tmp_path: Path) -> None:
-    asked = whole(tmp_path)
-    asked = replace(asked, mask=write_source(tmp_path, "mask", np.zeros((32, 40, 3), np.float32)))
+    pair_job = whole(tmp_path)
+    pair_job = replace(pair_job, mask=write_source(tmp_path, "mask", np.zeros((32, 40, 3), np.float32)))
     with pytest.raises(PictureError, match=r"mask\.png: the mask is black"):
-        load_job(asked, run_into(tmp_path))
+        load_job(pair_job, run_into(tmp_path))
 
 
 # --- what the network is shown ---
@@ -193,7 +193,7 @@ def starting(init: str) -> Method:
 
 
 def test_initial_image_is_content_mean_color_or_file() -> None:
-    content, chosen = picture(1, 48, 64), picture(3, 24, 32)
+    content, initial = picture(1, 48, 64), picture(3, 24, 32)
     shown = ready(content, Picture(picture(2)))
     np.testing.assert_array_equal(prepare_initial_image(shown, starting("content"), 48, 64), content)
     half = prepare_initial_image(shown, starting("content"), 24, 32)
@@ -203,9 +203,9 @@ def test_initial_image_is_content_mean_color_or_file() -> None:
     # ImageNet's mean colour
     np.testing.assert_allclose(gray, np.broadcast_to(np.array([123.68, 116.779, 103.939]) / 255, gray.shape), rtol=1e-6)
     for init in ("content", "style", "noise"):  # a picture comes before any word
-        shown = ready(content, Picture(picture(2)), initial=Picture(chosen))
+        shown = ready(content, Picture(picture(2)), initial=Picture(initial))
         found = prepare_initial_image(shown, starting(init), 48, 64)
-        np.testing.assert_array_equal(found, resize(Picture(chosen), 48, 64).rgb)
+        np.testing.assert_array_equal(found, resize(Picture(initial), 48, 64).rgb)
 
 
 def test_style_as_init_covers_the_frame_centered() -> None:
@@ -242,18 +242,18 @@ def test_a_style_covers_the_frame_to_the_last_row(side: int, style_side: int) ->
 
 def test_luminances_alone_are_matched_and_transferred(tmp_path: Path) -> None:
     content, style = picture(1, 48, 64), picture(2, 36, 33)
-    asked = job(write_source(tmp_path, "a", content), write_source(tmp_path, "b", style), keep_color="luminance")
-    asked = replace(asked, init=write_source(tmp_path, "init", picture(3, 48, 64)))
-    shown = load_job(asked, run_into(tmp_path))
+    gray_job = job(write_source(tmp_path, "a", content), write_source(tmp_path, "b", style), keep_color="luminance")
+    gray_job = replace(gray_job, init=write_source(tmp_path, "init", picture(3, 48, 64)))
+    shown = load_job(gray_job, run_into(tmp_path))
     luma = luminance(shown.content.rgb)
-    for seen in (
+    for image in (
         prepare_content(shown, 48, 64),
         shown.styles[0].rgb,
         prepare_initial_image(shown, LIGHT.method, 48, 64),
         prepare_initial_image(replace(shown, initial=None), starting("content"), 48, 64),
         prepare_initial_image(replace(shown, initial=None), starting("style"), 48, 64),
     ):
-        assert gray_deviation(seen) < 1e-6
+        assert gray_deviation(image) < 1e-6
     np.testing.assert_allclose(prepare_content(shown, 48, 64)[..., 0], luma, atol=1e-6)
     # the style has the content's mean and spread of luminance, but for what left the range
     matched = shown.styles[0].rgb[..., 0]
@@ -263,15 +263,15 @@ def test_luminances_alone_are_matched_and_transferred(tmp_path: Path) -> None:
     assert abs(before.mean() - luma.mean()) > 0.02 or abs(before.std() - luma.std()) > 0.02
     # and back: the image's luminance under the content's colours
     image = picture(5, 48, 64)
-    made = postprocess(shown, image)
-    np.testing.assert_allclose(made, replace_luminance(shown.content.rgb, luminance(image)), atol=1e-6)
-    assert np.abs(luminance(made) - luminance(image)).max() < 0.01
+    result = postprocess(shown, image)
+    np.testing.assert_allclose(result, replace_luminance(shown.content.rgb, luminance(image)), atol=1e-6)
+    assert np.abs(luminance(result) - luminance(image)).max() < 0.01
 
 
 def test_color_matched_style_has_content_statistics(tmp_path: Path) -> None:
     content, style = 0.3 + 0.3 * picture(1, 48, 64), picture(2, 36, 33)
-    asked = job(write_source(tmp_path, "a", content), write_source(tmp_path, "b", style), keep_color="match")
-    shown = load_job(asked, run_into(tmp_path))
+    matched_job = job(write_source(tmp_path, "a", content), write_source(tmp_path, "b", style), keep_color="match")
+    shown = load_job(matched_job, run_into(tmp_path))
 
     def colours(rgb: Array) -> tuple[Array, Array]:
         flat = rgb.reshape(-1, 3).astype(np.float64)
@@ -294,8 +294,8 @@ def test_what_is_invisible_of_a_style_has_no_say_in_its_colours(tmp_path: Path, 
     hidden[:, 16:] = 0.0
     found = []
     for k, rgb in enumerate((style, hidden)):
-        asked = job(content, write_source(tmp_path, f"b{k}", rgb, alpha), keep_color=keep_color)
-        found.append(load_job(asked, run_into(tmp_path)).styles[0])
+        matched_job = job(content, write_source(tmp_path, f"b{k}", rgb, alpha), keep_color=keep_color)
+        found.append(load_job(matched_job, run_into(tmp_path)).styles[0])
     assert found[0].alpha is None
     np.testing.assert_array_equal(found[0].rgb, found[1].rgb)
 
@@ -315,12 +315,12 @@ def test_outside_a_mask_the_content_is_shown_bit_for_bit(keep_color: str, size: 
     mask = np.zeros((48, 64), np.float32)
     mask[:, :32] = 1.0
     shown = ready(content, Picture(picture(2)), mask=mask, keep_color=keep_color)
-    made = postprocess(shown, image)
+    result = postprocess(shown, image)
     unmasked = postprocess(replace(shown, mask=None), image)
     at_size = resize(Picture(content), *size).rgb
     middle = size[1] // 2
-    np.testing.assert_array_equal(made[:, middle + 2 :], at_size[:, middle + 2 :])
-    np.testing.assert_array_equal(made[:, : middle - 2], unmasked[:, : middle - 2])
+    np.testing.assert_array_equal(result[:, middle + 2 :], at_size[:, middle + 2 :])
+    np.testing.assert_array_equal(result[:, : middle - 2], unmasked[:, : middle - 2])
     assert np.abs(unmasked - at_size).mean() > 0.02
 
 

@@ -115,35 +115,35 @@ def test_what_a_run_shows_it_does_not_read_back(trio: list[Job], tmp_path: Path)
 
 def test_a_batch_leaves_pictures_histories_and_markers(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = Progress()
-    token = progress_variable.set(told)
+    progress = Progress()
+    token = progress_variable.set(progress)
     outcomes = run_batch.stylize(Batch(tuple(trio)), run_into(out))
     progress_variable.reset(token)
-    assert told.pairs_done == 3
-    for one, done in zip(trio, outcomes, strict=True):
-        assert (done.id, done.row, done.status, done.error) == (one.id, one.row, Status.SUCCEEDED, "")
-        assert outcome.from_json((out / marker_path(one.id)).read_bytes()) == done
-        data = (out / done.image).read_bytes()
-        assert (done.image_bytes, done.image_sha256) == (len(data), hashlib.sha256(data).hexdigest())
-        assert (done.height, done.width, done.steps, done.steps_done) == (48, 64, 9, 9)
-        assert codec.read_size((out / done.thumbnail).read_bytes(), 10**6)[0] == 48
-        table = pd.read_parquet(out / done.history)
+    assert progress.pairs_done == 3
+    for one, result in zip(trio, outcomes, strict=True):
+        assert (result.id, result.row, result.status, result.error) == (one.id, one.row, Status.SUCCEEDED, "")
+        assert outcome.from_json((out / marker_path(one.id)).read_bytes()) == result
+        data = (out / result.image).read_bytes()
+        assert (result.image_bytes, result.image_sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert (result.height, result.width, result.steps, result.steps_done) == (48, 64, 9, 9)
+        assert codec.read_size((out / result.thumbnail).read_bytes(), 10**6)[0] == 48
+        table = pd.read_parquet(out / result.history)
         assert table.pair_id.unique().tolist() == [one.id]
         last = table.iloc[-1]
         assert [last.total, *last[list(objective.TERMS)]] == pytest.approx(
-            [done.losses[name] for name in done.losses], rel=1e-6
+            [result.losses[name] for name in result.losses], rel=1e-6
         )
-        assert list(done.losses) == ["total", *objective.TERMS]
+        assert list(result.losses) == ["total", *objective.TERMS]
         # the quality of the picture, in a marker's plain numbers
-        assert set(done.quality) == {"style_gap", "style_gap_used", "style_gap_held_out", "content_cosine", "luminance_ssim"}
-        assert set(done.quality["style_gap"]) == {"block1_conv1", "block2_conv1", *metrics.HELD_OUT_LAYERS}
-        assert done.flags == ()
+        assert set(result.quality) == {"style_gap", "style_gap_used", "style_gap_held_out", "content_cosine", "luminance_ssim"}
+        assert set(result.quality["style_gap"]) == {"block1_conv1", "block2_conv1", *metrics.HELD_OUT_LAYERS}
+        assert result.flags == ()
 
 
 def test_flags_are_recorded_in_the_marker(trio: list[Job], tmp_path: Path) -> None:
     timid = replace(LIGHT, method=replace(LIGHT.method, optimizer=replace(LIGHT.method.optimizer, learning_rate=1e-7)))
-    done = run_batch.stylize(Batch((replace(trio[0], recipe=timid),)), run_into(tmp_path / "out"))[0]
-    assert (done.status, done.flags) == (Status.SUCCEEDED, ("no_progress",))
+    result = run_batch.stylize(Batch((replace(trio[0], recipe=timid),)), run_into(tmp_path / "out"))[0]
+    assert (result.status, result.flags) == (Status.SUCCEEDED, ("no_progress",))
     assert outcome.from_json((tmp_path / "out" / marker_path("p0")).read_bytes()).flags == ("no_progress",)
 
 
@@ -179,17 +179,22 @@ def test_a_batch_of_which_nothing_can_be_loaded_needs_no_device(trio: list[Job],
 def test_marker_records_all_inputs_without_secrets(trio: list[Job], tmp_path: Path) -> None:
     mask = np.zeros((48, 64, 3), np.float32)
     mask[:, :32] = 1.0
-    asked = change_job(
+    changed_job = change_job(
         trio[0],
         keep_color="luminance",
         init=write_source(tmp_path, "init", picture(5, 48, 64)),
         mask=write_source(tmp_path, "mask", mask),
     )
-    done = run_batch.stylize(Batch((asked,)), run_into(tmp_path / "out"))[0]
-    assert (done.key, done.keep_color, done.init, done.mask) == (asked.key, "luminance", asked.init, asked.mask)
-    assert done.recipe == LIGHT.as_plain()
-    gone = replace(asked.init, uri="memory://user:word@nowhere/x.png?secret")
-    failed = run_batch.stylize(Batch((replace(asked, init=gone),)), run_into(tmp_path / "other"))[0]
+    result = run_batch.stylize(Batch((changed_job,)), run_into(tmp_path / "out"))[0]
+    assert (result.key, result.keep_color, result.init, result.mask) == (
+        changed_job.key,
+        "luminance",
+        changed_job.init,
+        changed_job.mask,
+    )
+    assert result.recipe == LIGHT.as_plain()
+    gone = replace(changed_job.init, uri="memory://user:word@nowhere/x.png?secret")
+    failed = run_batch.stylize(Batch((replace(changed_job, init=gone),)), run_into(tmp_path / "other"))[0]
     assert failed.status is Status.FAILED
     assert "word" not in outcome.to_json(failed).decode()
     assert "secret" not in outcome.to_json(failed).decode()
@@ -199,14 +204,14 @@ def test_marker_records_all_inputs_without_secrets(trio: list[Job], tmp_path: Pa
 def test_outside_its_mask_the_picture_is_the_content(trio: list[Job], tmp_path: Path, keep_color: str) -> None:
     mask = np.zeros((48, 64, 3), np.float32)
     mask[:, :32] = 1.0
-    asked = change_job(trio[0], keep_color=keep_color, mask=write_source(tmp_path, "mask", mask))
+    masked_job = change_job(trio[0], keep_color=keep_color, mask=write_source(tmp_path, "mask", mask))
     out = tmp_path / "out"
-    done = run_batch.stylize(Batch((asked,)), run_into(out))[0]
-    made, content = stored(out, done.image), stored(tmp_path, "content1.png")
-    np.testing.assert_array_equal(made[:, 32:], content[:, 32:])
-    assert np.abs(made - content)[:, :32].mean() > 0.02
+    result = run_batch.stylize(Batch((masked_job,)), run_into(out))[0]
+    image, content = stored(out, result.image), stored(tmp_path, "content1.png")
+    np.testing.assert_array_equal(image[:, 32:], content[:, 32:])
+    assert np.abs(image - content)[:, :32].mean() > 0.02
     if keep_color == "luminance":  # inside, the content's colours stay under the new light
-        chroma = [one - luminance(one)[..., None] for one in (made, content)]
+        chroma = [one - luminance(one)[..., None] for one in (image, content)]
         assert np.abs(chroma[0] - chroma[1]).mean() < 0.02
 
 
@@ -214,10 +219,10 @@ def test_the_contents_alpha_stays(tmp_path: Path) -> None:
     alpha = np.repeat(np.linspace(0.0, 1.0, 64, dtype=np.float32)[None], 48, axis=0)
     content = write_source(tmp_path, "content", picture(1, 48, 64), alpha)
     out = tmp_path / "out"
-    done = run_batch.stylize(Batch((job(content, write_source(tmp_path, "style", picture(2))),)), run_into(out))[0]
-    made = codec.decode((out / done.image).read_bytes(), 10**6)
-    assert made.alpha is not None
-    np.testing.assert_allclose(made.alpha, alpha, atol=0.5 / 255 + 1e-6)
+    result = run_batch.stylize(Batch((job(content, write_source(tmp_path, "style", picture(2))),)), run_into(out))[0]
+    image = codec.decode((out / result.image).read_bytes(), 10**6)
+    assert image.alpha is not None
+    np.testing.assert_allclose(image.alpha, alpha, atol=0.5 / 255 + 1e-6)
 
 
 def test_a_store_that_refuses_the_results_fails_the_pair(trio: list[Job], tmp_path: Path) -> None:
@@ -234,15 +239,15 @@ def test_a_store_that_refuses_the_results_fails_the_pair(trio: list[Job], tmp_pa
 
 
 def test_progress_counts_from_many_threads() -> None:
-    told: list[int] = []
-    counting = Progress(on_change=lambda now: told.append(now.steps_done))
+    step_counts: list[int] = []
+    counting = Progress(on_change=lambda now: step_counts.append(now.steps_done))
     threads = [threading.Thread(target=lambda: [counting.add(steps_done=1) for _ in range(200)]) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert counting.steps_done == 1600
-    assert len(told) == 1600
+    assert len(step_counts) == 1600
     token = progress_variable.set(counting)
     assert current_progress() is counting
     progress_variable.reset(token)
@@ -291,42 +296,42 @@ def test_a_hundred_thousand_rejected_rows_are_told_in_one_pass() -> None:
 
 def test_what_another_run_did_meanwhile_is_taken_over(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    (made,) = run_batch.stylize(Batch(trio[:1]), run_into(out, id="other", exclusive=True))
-    before = (out / made.image).stat().st_mtime_ns
+    (first,) = run_batch.stylize(Batch(trio[:1]), run_into(out, id="other", exclusive=True))
+    before = (out / first.image).stat().st_mtime_ns
     later = change_job(trio[0], row=9)
     (found,) = run_batch.stylize(Batch((later,)), run_into(out, exclusive=True))
-    assert found == replace(made, status=Status.SKIPPED, row=9)
-    assert (out / made.image).stat().st_mtime_ns == before
+    assert found == replace(first, status=Status.SKIPPED, row=9)
+    assert (out / first.image).stat().st_mtime_ns == before
     # an attempt of the same run that the store cut short did it: it succeeded
-    assert run_batch.stylize(Batch(trio[:1]), run_into(out, id="other")) == [made]
+    assert run_batch.stylize(Batch(trio[:1]), run_into(out, id="other")) == [first]
     # what is no whole result is none
-    (out / made.history).write_bytes(b"torn")
+    (out / first.history).write_bytes(b"torn")
     assert run_batch.stylize(Batch(trio[:1]), run_into(out))[0].status is Status.SUCCEEDED
-    assert (out / made.history).stat().st_size > 4
-    (out / made.image).unlink()
+    assert (out / first.history).stat().st_size > 4
+    (out / first.image).unlink()
     assert run_batch.stylize(Batch(trio[:1]), run_into(out))[0].status is Status.SUCCEEDED
-    assert (out / made.image).exists()
+    assert (out / first.image).exists()
 
 
 def test_retry_does_not_repeat_permanent_failures(trio: list[Job], tmp_path: Path) -> None:
     lost = Batch((change_job(trio[0], style_weights=(1e38,)),))
-    out, counted = tmp_path / "out", Progress()
+    out, progress = tmp_path / "out", Progress()
     (first,) = run_batch.stylize(lost, run_into(out))
     assert first.status is Status.FAILED
-    token = progress_variable.set(counted)
+    token = progress_variable.set(progress)
     assert run_batch.stylize(lost, run_into(out)) == [first]
-    assert counted.steps_done == 0
+    assert progress.steps_done == 0
     run_batch.stylize(lost, run_into(out, id="later"))  # which may have what it takes
     progress_variable.reset(token)
-    assert counted.steps_done > 0
+    assert progress.steps_done > 0
 
 
 def test_a_pair_that_another_run_is_doing_is_left_to_it(trio: list[Job], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = run_into(out, exclusive=True)
     with claims.hold([trio[1].key], replace(run, id="other")):
-        done = run_batch.stylize(Batch(tuple(trio)), run)
-    assert [one.id for one in done] == ["p0", "p2"]
+        results = run_batch.stylize(Batch(tuple(trio)), run)
+    assert [one.id for one in results] == ["p0", "p2"]
     assert not (out / marker_path("p1")).exists()
     assert not list(out.glob("claims/*"))
 
@@ -362,9 +367,9 @@ def test_only_a_timed_out_pair_keeps_its_checkpoint(trio: list[Job], tmp_path: P
 def test_a_step_back_is_flagged(trio: list[Job], tmp_path: Path) -> None:
     descent = SGD(0.1, decay=0.97, decay_steps=3)
     wild = replace(LIGHT.method, optimizer=descent, clip=False, init="noise", init_noise=0.2, pyramid=None, steps=12)
-    done = run_batch.stylize(Batch((replace(trio[0], recipe=replace(LIGHT, method=wild)),)), run_into(tmp_path / "out"))[0]
-    assert done.status is Status.SUCCEEDED
-    assert "stepped_back" in done.flags
+    result = run_batch.stylize(Batch((replace(trio[0], recipe=replace(LIGHT, method=wild)),)), run_into(tmp_path / "out"))[0]
+    assert result.status is Status.SUCCEEDED
+    assert "stepped_back" in result.flags
 
 
 class Full(MemoryStore):
@@ -397,19 +402,19 @@ def test_no_marker_without_its_files_whatever_write_fails(
         run_batch.stylize(Batch(trio[:1]), run_into("full://out"))
     assert not files.list_files("full://out/outcomes")
     full.refused = ""
-    (done,) = run_batch.stylize(Batch(trio[:1]), run_into("full://out"))
-    assert done.status is Status.SUCCEEDED
-    assert files.stat("full://out/" + done.image) is not None
+    (result,) = run_batch.stylize(Batch(trio[:1]), run_into("full://out"))
+    assert result.status is Status.SUCCEEDED
+    assert files.stat("full://out/" + result.image) is not None
 
 
 class Counted(MemoryStore):
-    """Memory that tells what is asked of it."""
+    """Memory that records its requests."""
 
     protocol = "counted"
-    asked: ClassVar[list[str]] = []
+    requests: ClassVar[list[str]] = []
 
     def _ask(self, what: str, path: str) -> None:
-        self.asked.append(f"{what} {path.split('/')[2]}")
+        self.requests.append(f"{what} {path.split('/')[2]}")
 
     def ls(self, path: str, detail: bool = True, **more: Any) -> Any:
         self._ask("list", path)
@@ -430,10 +435,10 @@ class Counted(MemoryStore):
 
 def test_a_pair_costs_nine_requests_beside_its_pictures(trio: list[Job]) -> None:
     run_batch.stylize(Batch((trio[0],)), run_into("counted://out", exclusive=True))
-    asked = Counted.asked
-    assert asked[:4] == ["create claims", "list claims", "read outcomes", "list checkpoints"]
-    assert sorted(asked[4:7]) == ["overwrite history", "overwrite images", "overwrite thumbnails"]  # at once
-    assert asked[7:] == ["overwrite outcomes", "delete claims"]
+    requests = Counted.requests
+    assert requests[:4] == ["create claims", "list claims", "read outcomes", "list checkpoints"]
+    assert sorted(requests[4:7]) == ["overwrite history", "overwrite images", "overwrite thumbnails"]  # at once
+    assert requests[7:] == ["overwrite outcomes", "delete claims"]
 
 
 def test_two_rows_of_one_pair_agree(tmp_path: Path) -> None:
@@ -441,7 +446,7 @@ def test_two_rows_of_one_pair_agree(tmp_path: Path) -> None:
 
 
 class Slow(MemoryStore):
-    """Memory that tells what is asked of it, and takes what belongs to a result once it may."""
+    """Memory that signals its requests, and writes a result's files once it may."""
 
     protocol = "slowresults"
     read, written, may = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
@@ -465,8 +470,8 @@ def test_reading_and_writing_overlap_with_what_is_computed(trio: list[Job]) -> N
         uri = f"slowresults://in/{source.name}.png"
         files.write(uri, files.read(source.uri))
         sources.append(replace(source, uri=uri))
-    batch, done = Batch((replace(trio[0], content=sources[0], styles=tuple(sources[1:])),)), list[outcome.Outcome]()
-    doing = threading.Thread(target=lambda: done.extend(run_batch.stylize(batch, run_into("slowresults://out"))))
+    batch, results = Batch((replace(trio[0], content=sources[0], styles=tuple(sources[1:])),)), list[outcome.Outcome]()
+    doing = threading.Thread(target=lambda: results.extend(run_batch.stylize(batch, run_into("slowresults://out"))))
     with devices.acquire(Progress()):
         doing.start()
         assert Slow.read.acquire(timeout=60) and Slow.read.acquire(timeout=60)
@@ -481,7 +486,7 @@ def test_reading_and_writing_overlap_with_what_is_computed(trio: list[Job]) -> N
         assert not files.list_files("slowresults://out/outcomes")  # the marker waits for them
         Slow.may.set()
         doing.join(60)
-    assert [one.status for one in done] == [Status.SUCCEEDED]
+    assert [one.status for one in results] == [Status.SUCCEEDED]
 
 
 def test_failed_batch_keeps_earlier_outcomes(trio: list[Job], full: type[Full]) -> None:
@@ -499,8 +504,8 @@ def test_failed_batch_keeps_earlier_outcomes(trio: list[Job], full: type[Full]) 
 
 def test_a_marker_that_cannot_be_looked_at_is_not_overwritten(trio: list[Job], flaky: str) -> None:
     batch, run = Batch(tuple(trio[:1])), run_into(f"{flaky}/out")
-    (done,) = run_batch.stylize(batch, run)
+    (result,) = run_batch.stylize(batch, run)
     FlakyFileSystem.failing.update({"p0.json": 1})
     with pytest.raises(StorageUnavailable):
         run_batch.fail_batch(batch, RuntimeError("its worker died"), run)
-    assert run_batch.fail_batch(batch, RuntimeError("its worker died"), run) == [done]
+    assert run_batch.fail_batch(batch, RuntimeError("its worker died"), run) == [result]
