@@ -154,7 +154,7 @@ def test_ray_gives_the_bytes_of_threads(flow_api: str, calm: str, tmp_path: Path
 
 
 TWO_DEVICES = """
-import sys
+import itertools, sys, threading
 import tensorflow as tf
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -163,8 +163,15 @@ from nst_tasks.engine import devices
 from nst_tasks.inputs.options import RunOptions
 from nst_tasks.inputs.settings import Settings
 from nst_tasks.progress import Progress, progress_variable
+from nst_tasks.core import transfer
 with task_runners.open_workers("threads", Settings()) as workers:
     print(workers.window, end=" ")
+calls, both, original_advance = itertools.count(), threading.Barrier(2, timeout=120), transfer.advance
+def advance(*arguments):
+    if next(calls) < 2:  # the first pair waits for the second, which is on the other device
+        both.wait()
+    return original_advance(*arguments)
+transfer.advance = advance
 at_once = []
 progress_variable.set(Progress(on_change=lambda progress: at_once.append(progress.computing)))
 options = RunOptions(backbone="tiny", size=96, steps=int(sys.argv[3]))
