@@ -1,4 +1,4 @@
-"""Import TensorFlow fast, quietly and without Keras, with the C library set to keep freed memory."""
+"""Set up a process: imports without garbage collection, TensorFlow without Keras, freed memory kept by the C library."""
 
 from __future__ import annotations
 

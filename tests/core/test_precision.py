@@ -1,4 +1,4 @@
-"""How far bfloat16 may lead from float32, on real features: in the losses of one picture, and in the results of steps."""
+"""Deviation of bfloat16 from float32 on real features: in the losses of one picture, and in the results of steps."""
 
 from __future__ import annotations
 

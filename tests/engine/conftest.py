@@ -24,7 +24,7 @@ def device(tiny: Backbone) -> Device:
 
 
 @pytest.fixture(scope="session")
-def leased_backbone(tiny: Backbone) -> None:
+def share_backbone(tiny: Backbone) -> None:
     """Let the device that batches acquire have the shared network."""
     with devices.acquire(Progress()) as device:
         device.backbones[TINY_SHA256] = tiny

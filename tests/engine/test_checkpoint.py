@@ -120,21 +120,23 @@ def test_checkpoint_fits_only_its_own_method_and_levels(make_checkpoint: Callabl
 
 
 @pytest.fixture(scope="module")
-def encoded(make_checkpoint: Callable[[Method, int], Checkpoint]) -> bytes:
+def checkpoint_bytes(make_checkpoint: Callable[[Method, int], Checkpoint]) -> bytes:
     return checkpoint.encode(checkpoint.to_host(make_checkpoint(METHODS["adam"], 1)), KEY)
 
 
 @settings(max_examples=60)
 @given(share=st.integers(0, 2**20 - 1), change=st.integers(1, 255))
-def test_what_was_touched_is_not_read(encoded: bytes, share: int, change: int) -> None:
-    place = share * len(encoded) >> 20
-    torn = encoded[:place]
-    flipped = bytearray(encoded)
+def test_what_was_touched_is_not_read(checkpoint_bytes: bytes, share: int, change: int) -> None:
+    place = share * len(checkpoint_bytes) >> 20
+    torn = checkpoint_bytes[:place]
+    flipped = bytearray(checkpoint_bytes)
     flipped[place] ^= change
     with pytest.raises(ValueError, match="^it is damaged"):
         checkpoint.decode(torn, KEY)
     try:
-        assert checkpoint.encode(checkpoint.decode(bytes(flipped), KEY), KEY) == encoded  # a byte that says nothing, as a date
+        assert (
+            checkpoint.encode(checkpoint.decode(bytes(flipped), KEY), KEY) == checkpoint_bytes
+        )  # a byte that says nothing, as a date
     except ValueError as error:
         assert str(error).startswith("it is damaged")
 
@@ -167,8 +169,8 @@ class Trap:
         return Opened, ("run",)
 
 
-def test_what_somebody_made_up_is_not_read(encoded: bytes) -> None:
-    parts = members(encoded)
+def test_what_somebody_made_up_is_not_read(checkpoint_bytes: bytes) -> None:
+    parts = members(checkpoint_bytes)
     trap = np.empty(1, object)
     trap[0] = Trap()
     huge = npy(np.zeros(1, np.float32)).replace(b"(1,)", b"(9999999999,)"[:13])
@@ -187,9 +189,9 @@ def test_what_somebody_made_up_is_not_read(encoded: bytes) -> None:
             checkpoint.decode(made_up, KEY)
 
 
-def sign(encoded: bytes, **facts: str) -> bytes:
+def sign(checkpoint_bytes: bytes, **facts: str) -> bytes:
     """Change facts of a checkpoint, and correct its checksum."""
-    with np.load(io.BytesIO(encoded)) as found:
+    with np.load(io.BytesIO(checkpoint_bytes)) as found:
         arrays = {name: found[name] for name in found.files if name != "sha256"}
     all_facts = {**json.loads(arrays["facts"].tobytes()), **facts}
     arrays["facts"] = np.frombuffer(json.dumps(all_facts, sort_keys=True).encode(), np.uint8)
@@ -198,18 +200,20 @@ def sign(encoded: bytes, **facts: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_another_pairs_and_another_versions_are_told_apart(encoded: bytes) -> None:
-    assert same(checkpoint.decode(sign(encoded), KEY), checkpoint.decode(encoded, KEY))
+def test_another_pairs_and_another_versions_are_told_apart(checkpoint_bytes: bytes) -> None:
+    assert same(checkpoint.decode(sign(checkpoint_bytes), KEY), checkpoint.decode(checkpoint_bytes, KEY))
     with pytest.raises(ValueError, match="^it is another pair's$"):
-        checkpoint.decode(encoded, "cd" * 32)
+        checkpoint.decode(checkpoint_bytes, "cd" * 32)
     for name in ("nst", "tensorflow", "numerics", "checkpoint"):
         with pytest.raises(ValueError, match=rf"^it was made by {name} 9\.9\.9$"):
-            checkpoint.decode(sign(encoded, **{name: "9.9.9"}), KEY)
+            checkpoint.decode(sign(checkpoint_bytes, **{name: "9.9.9"}), KEY)
 
 
-def test_the_same_state_gives_the_same_content(make_checkpoint: Callable[[Method, int], Checkpoint], encoded: bytes) -> None:
+def test_the_same_state_gives_the_same_content(
+    make_checkpoint: Callable[[Method, int], Checkpoint], checkpoint_bytes: bytes
+) -> None:
     repeated = checkpoint.encode(checkpoint.to_host(make_checkpoint(METHODS["adam"], 1)), KEY)
-    assert members(repeated) == members(encoded)
+    assert members(repeated) == members(checkpoint_bytes)
 
 
 def test_a_checkpoint_is_written_from_where_it_lies(make_checkpoint: Callable[[Method, int], Checkpoint]) -> None:

@@ -120,7 +120,7 @@ def test_run_interrupted_repeatedly_gives_the_same_bytes(
             assert len(list_files(tmp_path / "cut")) == pairs
     assert interruptions >= 2
     assert_same(found, calm)
-    # whether there is anything to remove; a batch of several pairs ends with checkpoints of what it has come to
+    # a batch of several pairs ends with checkpoints of their results
     assert [result.has_checkpoints for result in calm if isinstance(result, TransferResult)] == [pairs > 1] * pairs
     assert all(result.has_checkpoints for result in found if isinstance(result, TransferResult))
 

@@ -26,7 +26,7 @@ from tests.support.changes import change_job
 from tests.support.jobs import job, run_into
 from tests.support.pictures import picture, write_source
 
-pytestmark = pytest.mark.usefixtures("leased_backbone")
+pytestmark = pytest.mark.usefixtures("share_backbone")
 
 EXHAUSTED = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8,512,64,64]")
 

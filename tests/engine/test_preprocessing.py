@@ -217,7 +217,7 @@ def test_style_as_init_covers_the_frame_centered() -> None:
     # enlarged by as little as covers: 20 x 40 twice for a frame of 40 x 20
     enlarged = resize(Picture(wide), 40, 80).rgb
     np.testing.assert_array_equal(prepare_initial_image(shown, starting("style"), 40, 20), enlarged[:, 30:50])
-    # and made smaller likewise
+    # and made smaller in the same way
     reduced = resize(Picture(wide), 10, 20).rgb
     np.testing.assert_array_equal(prepare_initial_image(shown, starting("style"), 10, 10), reduced[:, 5:15])
 

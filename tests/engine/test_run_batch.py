@@ -41,7 +41,7 @@ from tests.support.jobs import LIGHT, job, run_into
 from tests.support.pictures import picture, write_source
 from tests.support.stores import FlakyFileSystem, MemoryStore
 
-pytestmark = pytest.mark.usefixtures("leased_backbone")
+pytestmark = pytest.mark.usefixtures("share_backbone")
 
 
 def test_scatters_stay_on_the_device() -> None:

@@ -25,6 +25,14 @@ from nst_tasks.engine import runtime
 runtime.reuse_freed_memory()
 """
 
+FREEZE = """
+import gc
+from nst_tasks.engine import runtime
+with runtime.gc_frozen():
+    made = [[]]
+print(gc.isenabled(), made in gc.get_objects())
+"""
+
 COUNT_FAULTS = """
 import ctypes, resource
 library = ctypes.CDLL(None)
@@ -56,20 +64,20 @@ def run_program(program: str, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def imported() -> subprocess.CompletedProcess[str]:
+def import_process() -> subprocess.CompletedProcess[str]:
     """Import TensorFlow in a process, and on Linux count its page faults then; the import takes seconds."""
     return run_program(IMPORT + (COUNT_FAULTS if sys.platform == "linux" else ""))
 
 
-def test_tensorflow_is_imported_quietly_without_keras(imported: subprocess.CompletedProcess[str]) -> None:
-    assert imported.stdout.split()[:2] == ["Dense", "Dense"]
-    assert len(imported.stdout.split()) <= 3
-    assert imported.stderr == ""
+def test_tensorflow_is_imported_quietly_without_keras(import_process: subprocess.CompletedProcess[str]) -> None:
+    assert import_process.stdout.split()[:2] == ["Dense", "Dense"]
+    assert len(import_process.stdout.split()) <= 3
+    assert import_process.stderr == ""
 
 
 @on_linux
-def test_freed_memory_is_reused(imported: subprocess.CompletedProcess[str]) -> None:
-    assert int(imported.stdout.split()[-1]) < PAGES // 10
+def test_freed_memory_is_reused(import_process: subprocess.CompletedProcess[str]) -> None:
+    assert int(import_process.stdout.split()[-1]) < PAGES // 10
 
 
 @on_linux
@@ -78,3 +86,7 @@ def test_configured_allocator_is_left_alone(name: str) -> None:
     """TensorFlow's import sets the allocator by the same function."""
     values = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}
     assert int(run_program(SET_ALLOCATOR + COUNT_FAULTS, **{name: values[name]}).stdout) > PAGES // 2
+
+
+def test_imports_of_a_run_are_frozen_from_gc() -> None:
+    assert run_program(FREEZE).stdout.split() == ["True", "False"]

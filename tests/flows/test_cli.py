@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tomllib
@@ -25,6 +24,7 @@ from nst_tasks.storage import files
 from tests.support.commands import nst
 from tests.support.pictures import encode_flat
 from tests.support.runs import list_files
+from tests.support.servers import copy_environment_without_prefect
 
 
 def get_refusals(*arguments: str, **environment: str) -> list[str]:
@@ -88,21 +88,9 @@ def test_commands_that_answer_at_once_import_nothing_heavy(folder: Path, argumen
 def test_prefect_settings_of_the_operator_are_kept() -> None:
     code = "import json, os; from flows import cli; cli.configure_prefect(); print(json.dumps(dict(os.environ)))"
     own = {"PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true", "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "7"}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = copy_environment_without_prefect()
     process = subprocess.run([sys.executable, "-c", code], env=environment | own, capture_output=True, timeout=60, check=True)
     assert json.loads(process.stdout).items() >= (prefect_server.SERVER_ENVIRONMENT | own).items()
-
-
-def test_imports_of_a_run_are_frozen_from_gc() -> None:
-    code = """
-import gc
-from nst_tasks.engine import runtime
-with runtime.gc_frozen():
-    made = [[]]
-print(gc.isenabled(), made in gc.get_objects())
-"""
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert process.stdout.split() == ["True", "False"]
 
 
 def test_the_command_is_installed_under_its_name() -> None:

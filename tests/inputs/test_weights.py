@@ -187,7 +187,7 @@ def test_a_file_as_keras_applications_publishes_it(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def saved_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[weights.Weights, bytes]]:
+def keras_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[weights.Weights, bytes]]:
     """Save a network without the classifier for each architecture; return its arrays and the bytes of the file."""
     files = {}
     for name, application in APPLICATIONS.items():
@@ -203,18 +203,18 @@ def saved_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[w
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19"])
-def test_a_file_saved_by_keras_3(name: str, saved_weights: dict[str, tuple[weights.Weights, bytes]]) -> None:
-    expected, data = saved_weights[name]
+def test_a_file_saved_by_keras_3(name: str, keras_files: dict[str, tuple[weights.Weights, bytes]]) -> None:
+    expected, data = keras_files[name]
     assert_equal(weights.load(name, data), expected)
 
 
 @IGNORE_SKIP_WARNINGS
 @pytest.mark.parametrize(("name", "other"), [("vgg16", "vgg19"), ("vgg19", "vgg16")])
 def test_a_saved_file_of_the_other_architecture_is_refused(
-    name: str, other: str, saved_weights: dict[str, tuple[weights.Weights, bytes]]
+    name: str, other: str, keras_files: dict[str, tuple[weights.Weights, bytes]]
 ) -> None:
     with pytest.raises(SettingsError, match=rf"weights: the file does not hold the convolutions of {name} \("):
-        weights.load(name, saved_weights[other][1])
+        weights.load(name, keras_files[other][1])
 
 
 def save_small_network(path: Path) -> bytes:

@@ -102,7 +102,7 @@ def test_refused_manifest_fails_the_flow_with_its_sentences(flow_api: str, flaky
 
 
 def test_no_more_than_the_window_is_in_flight(flow_api: str) -> None:
-    """Ten thousand pairs must not wait in memory and in the queue of the API, nor workers for whoever looks at a result."""
+    """Ten thousand pairs must not wait in memory and in the queue of the API, nor do workers wait while a result is handled."""
     lock, in_flight, most, submitted = threading.Lock(), 0, 0, 0
 
     @task
@@ -151,7 +151,7 @@ def test_without_a_server_the_run_starts_its_own(
     assert runs == {"inspect pictures 1-2 of 2": "Completed", "cat x oil": "Completed"}
     assert Counter(states) == dict.fromkeys(("PENDING", "RUNNING", "COMPLETED"), 2)
     assert sorted(artifacts) == ["markdown", "progress"]  # pictures are for a server with a UI
-    assert events == 0  # which nobody would see: keeping them takes time for each pair
+    assert events == 0  # they would never be viewed: keeping them takes time for each pair
 
 
 def test_silent_api_is_one_sentence_and_exit_code_2(pictures: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import remove_prefect_settings
+from tests.support.servers import build_own_server_environment
 from tests.support.waiting import wait_until
 
 STARTED = """
@@ -98,21 +98,14 @@ def home(create_prefect_home: Callable[[], Path]) -> Path:
     return create_prefect_home()
 
 
-def environment(home: Path, **more: str) -> dict[str, str]:
-    return {
-        **remove_prefect_settings(),
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        **more,
-    }
-
-
 def run_program(program: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """As in a folder of a user who has flows of their own."""
     (home / "flows").mkdir(exist_ok=True)
     (home / "flows" / "__init__.py").touch()
     command = [sys.executable, "-P", "-c", program]
-    return subprocess.run(command, env=environment(home, **more), cwd=home, capture_output=True, text=True, check=True)
+    return subprocess.run(
+        command, env=build_own_server_environment(home, **more), cwd=home, capture_output=True, text=True, check=True
+    )
 
 
 def test_own_server_takes_another_port_and_ends_with_its_run(home: Path) -> None:
@@ -127,7 +120,9 @@ def test_own_server_takes_another_port_and_ends_with_its_run(home: Path) -> None
 
 def test_own_server_ignores_ctrl_c_and_ends_with_its_run(home: Path) -> None:
     command = [sys.executable, "-c", STARTED + WAITING]
-    with subprocess.Popen(command, env=environment(home, NST_IMAGE_ARTIFACTS="7"), stdout=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        command, env=build_own_server_environment(home, NST_IMAGE_ARTIFACTS="7"), stdout=subprocess.PIPE, text=True
+    ) as run:
         assert run.stdout is not None
         pid, pictures_shown = map(int, run.stdout.readline().split())
         assert pictures_shown == 7, "what is set wins"

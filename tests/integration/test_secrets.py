@@ -115,7 +115,7 @@ def test_signed_uris_leave_no_trace(prefect_api: str, site: str, tmp_path: Path)
 
 
 class Leaky(LocalFileSystem):
-    """A client that fails in a way that nobody foresaw, and says with which address."""
+    """A client that fails in an unforeseen way, with its address in the error."""
 
     protocol = "leaky"
 

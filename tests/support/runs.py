@@ -23,9 +23,9 @@ SHALLOW = "[content.layers]\nblock2_conv1 = 1.0\n[style.layers]\nblock1_conv1 = 
 """Tables of a recipe file that has the first layers only: most of the time of a small run is the tracing of its graphs."""
 
 
-def write_shallow_recipe(folder: Path, base: str = "tf-tutorial") -> str:
-    """Write the recipe of this name, with the first layers only, into the folder as shallow.toml and return its path."""
-    (folder / "shallow.toml").write_text(f'base = "{base}"\n{SHALLOW}')
+def write_shallow_recipe(folder: Path) -> str:
+    """Write `tf-tutorial` with the first layers only into the folder as shallow.toml and return its path."""
+    (folder / "shallow.toml").write_text(f'base = "tf-tutorial"\n{SHALLOW}')
     return str(folder / "shallow.toml")
 
 

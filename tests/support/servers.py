@@ -93,9 +93,15 @@ def read_shipped_settings() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def remove_prefect_settings() -> dict[str, str]:
+def copy_environment_without_prefect() -> dict[str, str]:
     """Return this process's environment variables without those of Prefect."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+
+
+def build_own_server_environment(home: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a process that may start a Prefect server of its own, with its home in this folder."""
+    own = {"PREFECT_HOME": str(home), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    return copy_environment_without_prefect() | own | more
 
 
 OWN_SERVER = """
@@ -107,8 +113,8 @@ with prefect_server.start_in_background():
 
 def create_prefect_database(folder: Path) -> None:
     """Create a database with its empty tables, by the server that a run starts for itself; servers on it start sooner."""
-    own = {"PREFECT_HOME": str(folder), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
-    subprocess.run([sys.executable, "-c", OWN_SERVER], env=remove_prefect_settings() | own, capture_output=True, check=True)
+    environment = build_own_server_environment(folder)
+    subprocess.run([sys.executable, "-c", OWN_SERVER], env=environment, capture_output=True, check=True)
 
 
 @contextmanager
