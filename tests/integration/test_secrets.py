@@ -29,7 +29,7 @@ SECRET = "hunter2-of-no-other-test"
 class Site(http.server.BaseHTTPRequestHandler):
     """Pictures on the web, some of which fail in their own way, as their names say."""
 
-    requests: Counter[str]
+    asked: Counter[str]
 
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].strip("/").removesuffix(".png")
